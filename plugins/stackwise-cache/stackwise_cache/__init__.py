@@ -1,0 +1,1 @@
+"""Boundary caches for Stackwise: in memory and on disk."""

@@ -1,0 +1,16 @@
+"""Options of the two backends."""
+
+from attrs import frozen
+
+from stackwise_core.interfaces.cache_backend import CacheOptions
+from stackwise_core.options import at_least, option
+
+
+@frozen
+class MemoryOptions(CacheOptions):
+    """The memory backend has those of every backend."""
+
+
+@frozen
+class DiskOptions(CacheOptions):
+    shard_entries: int = option(256, "Activations a shard file.", check=at_least(1))

@@ -1,0 +1,1 @@
+"""Mask schedules for Stackwise: constant, linear, exponential and cosine."""

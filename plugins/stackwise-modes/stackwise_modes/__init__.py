@@ -1,0 +1,1 @@
+"""Trainer modes for Stackwise: blockwise, layerwise and end-to-end."""

@@ -1,0 +1,1 @@
+"""Number formats for Stackwise: fp32, bf16 and fp16."""

@@ -1,0 +1,217 @@
+"""The tables of the TOML, as attrs classes. Their help texts are the configuration reference."""
+
+from typing import Any, Literal
+
+from attrs import frozen
+
+from stackwise_core.options import above, at_least, between, not_empty, option
+
+
+@frozen
+class Choice:
+    """A table whose ``use`` picks an implementation of a hook; its other keys are that implementation's options."""
+
+    use: str
+    """The name as written: ``"disk"``, or ``"distribution:disk"`` where two distributions have one of that name."""
+    options: Any
+    """An instance of the implementation's own options class."""
+
+
+def _plain_name(instance: Any, attribute: Any, value: str) -> None:
+    if not value or value.startswith(".") or "/" in value or "\\" in value or "\0" in value:
+        raise ValueError('expected a plain name without slashes, such as "first"')
+
+
+@frozen
+class RunConfig:
+    """Who this run is and where it runs."""
+
+    name: str = option("run", "Name of the run's directory.", check=_plain_name)
+    seed: int = option(
+        0, "Seed of the weights, the order of samples, and every mask.", check=between(0, 2**63 - 1)
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", '"auto" takes a CUDA device where there is one, and the CPU otherwise.'
+    )
+    directory: str = option("runs", "Directory that holds the runs.", check=not_empty)
+    plugins: tuple[str, ...] = option(
+        (), "Python files with hooks of your own, relative to the TOML.", path=()
+    )
+    log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))
+
+
+@frozen
+class DataConfig:
+    """The text, how it becomes tokens, and how long a sequence is."""
+
+    corpus: str = option(
+        "python-docs",
+        'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
+        ".txt, .md and .jsonl files, relative to the TOML.",
+        check=not_empty,
+        path=("python-docs",),
+    )
+    tokenizer: str = option(
+        "bytes",
+        '"bytes" (one token a byte), or the path of a tokenizer.json, relative to the TOML.',
+        check=not_empty,
+        path=("bytes",),
+    )
+    seq_len: int = option(256, "Tokens a sequence.", check=at_least(2))
+    validation_fraction: float = option(
+        0.1, "Share of the tokens that is kept from training and measured on.", check=between(0.0, 0.5)
+    )
+    text_field: str = option("text", "Field of a .jsonl line that holds its text.", check=not_empty)
+    mask_token: str | None = option(
+        None,
+        "Token of the tokenizer.json to mask with. Without it [MASK], <mask> or <|mask|> is taken, and where there is "
+        "none the vocabulary grows by one.",
+    )
+    tokens_directory: str = option(
+        "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=not_empty
+    )
+
+
+def _divides_d_model(instance: "RackConfig", attribute: Any, value: int) -> None:
+    at_least(1)(instance, attribute, value)
+    if instance.d_model % value or (instance.d_model // value) % 2:
+        raise ValueError(
+            f"expected a divisor of d_model = {instance.d_model} that leaves heads of an even width"
+        )
+
+
+def _divides_n_heads(instance: "RackConfig", attribute: Any, value: int | None) -> None:
+    at_least(1)(instance, attribute, value)
+    if value is not None and instance.n_heads % value:
+        raise ValueError(f"expected a divisor of n_heads = {instance.n_heads}")
+
+
+@frozen
+class RackConfig:
+    """The model: embedding, stacks of blocks, exit norms, LM head."""
+
+    stacks: int = option(4, "How many stacks.", check=at_least(1))
+    blocks_per_stack: int = option(2, "Transformer blocks a stack.", check=at_least(1))
+    d_model: int = option(256, "Width of the residual stream.", check=at_least(2))
+    n_heads: int = option(8, "Attention heads.", check=_divides_d_model)
+    n_kv_heads: int | None = option(
+        None, "Key and value heads, for grouped-query attention. None: n_heads.", check=_divides_n_heads
+    )
+    d_ff: int | None = option(
+        None, "Width of the SwiGLU layer. None: 8/3 of d_model, up to a multiple of 64.", check=at_least(1)
+    )
+    attention: Literal["bidirectional", "causal"] = option(
+        "bidirectional", "Whether a token sees the tokens after it."
+    )
+    tie_embeddings: bool = option(True, "Whether the LM head is the transposed embedding.")
+    rope_theta: float = option(10_000.0, "Base of the rotary position angles.", check=above(0))
+    norm_eps: float = option(1e-5, "Added to the mean square in RMSNorm.", check=above(0))
+    init_std: float = option(
+        0.02,
+        "Standard deviation of new weights; projections into the residual stream get 1/sqrt(2 x blocks) of it.",
+        check=above(0),
+    )
+
+
+def _betas(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in value):
+        raise ValueError("expected two numbers from 0 to just under 1")
+
+
+@frozen
+class TrainingConfig:
+    """Budget, optimizer, and what the masks mean."""
+
+    epochs_per_stack: int = option(1, "Passes over the training split, a stack.", check=at_least(1))
+    steps_per_stack: int | None = option(
+        None, "Optimizer steps a stack, in place of epochs_per_stack.", check=at_least(1)
+    )
+    batch_size: int = option(16, "Sequences a forward pass.", check=at_least(1))
+    gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=at_least(1))
+    block_lr: float = option(1e-3, "Peak learning rate of the stacks.", check=at_least(0))
+    embedding_lr: float = option(1e-3, "Peak learning rate of the token embedding.", check=at_least(0))
+    head_lr: float = option(1e-3, "Peak learning rate of an untied LM head.", check=at_least(0))
+    lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
+        "wsd",
+        "Course of the learning rate in each phase after its warm-up: wsd holds it and then decays linearly, cosine "
+        "and linear decay at once, constant holds it.",
+    )
+    warmup: float = option(
+        0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1)
+    )
+    decay: float = option(0.3, "Share of a phase's steps in which wsd decays.", check=between(0, 1))
+    final_lr: float = option(0.1, "Learning rate at the end, as a share of its peak.", check=between(0, 1))
+    weight_decay: float = option(0.1, "AdamW's decoupled weight decay, on matrices only.", check=at_least(0))
+    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's decay rates of the two moments.", check=_betas)
+    eps: float = option(1e-8, "AdamW's epsilon.", check=above(0))
+    max_grad_norm: float = option(
+        1.0,
+        "Largest norm of a step's gradient; a larger one is scaled down. 0: no clipping.",
+        check=at_least(0),
+    )
+    head: Literal["frozen", "trains"] = option(
+        "frozen",
+        "Whether an untied LM head goes on training after the first phase, or stays as the anchor that all stacks "
+        "are read out through.",
+    )
+    over: Literal["time", "depth", "both"] = option(
+        "time",
+        "What the mask schedule runs over: time draws its progress anew for each draw; depth takes it from the "
+        "stack's place, one fraction a phase; both gives each stack its own slice and draws within.",
+    )
+    weighting: Literal["nelbo", "mean"] | None = option(
+        None,
+        "nelbo weighs a draw by |f'(s)|/f(s), which makes the loss a bound on the likelihood; mean averages over the "
+        "masked tokens. Left out: nelbo, or mean where a phase has one mask fraction.",
+    )
+    masks: Literal["fixed", "resampled"] = option(
+        "fixed",
+        "fixed cycles through masks_per_sample draws of each sample; resampled takes a new draw each epoch.",
+    )
+    masks_per_sample: int = option(
+        4, "How many fixed draws each sample has. With 1 a stack overfits to its masks.", check=at_least(1)
+    )
+    window: int = option(
+        1024,
+        "Sequences that are shuffled together, and whose boundaries are held at the same time where there is no cache.",
+        check=at_least(1),
+    )
+
+
+@frozen
+class EvaluationConfig:
+    """How the validation NELBO is estimated."""
+
+    draws: int = option(4, "Masks a validation sequence.", check=at_least(1))
+    sequences: int | None = option(None, "Validation sequences to use. None: all of them.", check=at_least(2))
+
+
+@frozen
+class PrecisionConfig:
+    """In which number formats stacks are held and computed."""
+
+    active: Choice = option(lambda: {"use": "fp32"}, "Of the stacks that train.", hook="precision")
+    trunk: Choice | None = option(None, "Of the frozen stacks. Left out: as active.", hook="precision")
+
+
+@frozen
+class Config:
+    """A whole configuration. Five of its tables choose an implementation of a hook."""
+
+    run: RunConfig = option(dict, "")
+    data: DataConfig = option(dict, "")
+    rack: RackConfig = option(dict, "")
+    training: TrainingConfig = option(dict, "")
+    evaluation: EvaluationConfig = option(dict, "")
+    mask_schedule: Choice = option(
+        lambda: {"use": "linear"}, "Mask fraction by progress.", hook="mask_schedule"
+    )
+    precision: PrecisionConfig = option(dict, "")
+    cache_backend: Choice | None = option(
+        None,
+        "Where boundaries are kept. Left out: they are computed anew for each window.",
+        hook="cache_backend",
+    )
+    trainer_mode: Choice = option(
+        lambda: {"use": "blockwise"}, "Which phases the rack is trained in.", hook="trainer_mode"
+    )

@@ -1,0 +1,1 @@
+"""From text to token sequences, and from sequences to draws."""

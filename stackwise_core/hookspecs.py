@@ -1,0 +1,76 @@
+"""The five hooks of Stackwise, and the record that a plugin returns from them.
+
+A plugin's entry point in the group ``stackwise`` names a light module that imports nothing but this one:
+
+.. code-block:: python
+
+    from stackwise_core.hookspecs import Implementation, hookimpl
+
+    @hookimpl
+    def mask_schedule():
+        return [Implementation("sine", "More time at light masks", "my_package.sine:Sine", "my_package.options:SineOptions")]
+"""
+
+import pluggy
+from attrs import field, frozen
+
+ENTRY_POINT_GROUP = "stackwise"
+API_VERSION = 1
+
+hookspec = pluggy.HookspecMarker("stackwise")
+hookimpl = pluggy.HookimplMarker("stackwise")
+
+
+@frozen
+class Implementation:
+    """One implementation of one hook, described without importing it."""
+
+    name: str
+    """What the TOML says after ``use =``."""
+    summary: str
+    """One line for the listing."""
+    factory: str
+    """``"package.module:Class"``, a subclass of the hook's interface; imported when used, not before."""
+    options: str
+    """``"package.module:Options"``, an attrs class in a module that doesn't import torch."""
+    api: int = API_VERSION
+    """The version of the hook API that it was written for."""
+    devices: tuple[str, ...] = field(default=("cpu", "cuda"), converter=tuple)
+    """Device types that it runs on."""
+    packages: tuple[str, ...] = field(default=(), converter=tuple)
+    """Importable modules that it needs at run time."""
+
+
+@hookspec
+def mask_schedule() -> list[Implementation]:  # type: ignore[empty-body]
+    """Mask fraction as a function of progress: :class:`stackwise_core.interfaces.mask_schedule.MaskSchedule`."""
+
+
+@hookspec
+def precision() -> list[Implementation]:  # type: ignore[empty-body]
+    """How a stack's weights are held and computed: :class:`stackwise_core.interfaces.precision.Precision`."""
+
+
+@hookspec
+def adapter() -> list[Implementation]:  # type: ignore[empty-body]
+    """Small trainable weights on a frozen stack: :class:`stackwise_core.interfaces.adapter.Adapter`."""
+
+
+@hookspec
+def cache_backend() -> list[Implementation]:  # type: ignore[empty-body]
+    """Where boundaries are kept: :class:`stackwise_core.interfaces.cache_backend.CacheBackend`."""
+
+
+@hookspec
+def trainer_mode() -> list[Implementation]:  # type: ignore[empty-body]
+    """Which phases a rack is trained in: :class:`stackwise_core.interfaces.trainer_mode.TrainerMode`."""
+
+
+# The hooks by name, in the order of the listing, and the interface that each one's factories implement.
+INTERFACES = {
+    "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
+    "precision": "stackwise_core.interfaces.precision:Precision",
+    "adapter": "stackwise_core.interfaces.adapter:Adapter",
+    "cache_backend": "stackwise_core.interfaces.cache_backend:CacheBackend",
+    "trainer_mode": "stackwise_core.interfaces.trainer_mode:TrainerMode",
+}

@@ -1,0 +1,1 @@
+"""Using a rack: its likelihood."""

@@ -1,0 +1,11 @@
+"""What the five interfaces share: an object made from its own typed options."""
+
+from abc import ABC
+from typing import Any
+
+
+class Component(ABC):
+    """Made once a run from the options that the TOML gave it."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options

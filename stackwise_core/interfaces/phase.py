@@ -1,0 +1,55 @@
+"""A phase: a stretch of training with a fixed path, fixed trainable parameters, entry, band, masks and budget."""
+
+from typing import Literal
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class Phase:
+    """What the engine executes; a trainer mode makes a list of them."""
+
+    name: str
+    path: tuple[int, ...] = field(converter=tuple)
+    """Stacks in the order in which the hidden states pass them."""
+    trains: frozenset[int] = field(converter=frozenset)
+    """Stacks of the path whose full weights train; the rest is frozen."""
+    adapts: frozenset[int] = field(default=frozenset(), converter=frozenset)
+    """Stacks of the path of which only adapters train."""
+    embedding: bool = False
+    """Whether the token embedding trains."""
+    head: bool = False
+    """Whether the LM head trains."""
+    progress: tuple[float, float] = (0.0, 1.0)
+    """The stretch of the mask schedule's progress that draws are taken from; equal ends fix the mask fraction."""
+    masks: Literal["fixed", "resampled"] = "fixed"
+    masks_per_sample: int = 4
+    weighting: Literal["nelbo", "mean"] = "nelbo"
+    epochs: int = 1
+    steps: int | None = None
+    """Optimizer steps; None: as many as the epochs have."""
+
+    @property
+    def frozen_prefix(self) -> tuple[int, ...]:
+        """The stacks below the first one that trains or adapts: the trunk whose output is this phase's boundary."""
+        if self.embedding:
+            return ()
+        for place, stack in enumerate(self.path):
+            if stack in self.trains or stack in self.adapts:
+                return self.path[:place]
+        return self.path
+
+    @property
+    def live_path(self) -> tuple[int, ...]:
+        """The stacks that every training step runs, from the first unfrozen one up."""
+        return self.path[len(self.frozen_prefix) :]
+
+    @property
+    def entry(self) -> str:
+        """Where a training step starts: ``"tokens"``, or the boundary above the frozen prefix."""
+        prefix = self.frozen_prefix
+        return f"boundary above stack {prefix[-1]}" if prefix else "tokens"
+
+    def draw_number(self, epoch: int) -> int:
+        """The draw that every sample uses in an epoch: a new one each time, or in turn through the fixed ones."""
+        return epoch if self.masks == "resampled" else epoch % self.masks_per_sample

@@ -1,0 +1,50 @@
+"""The hook ``precision``: in which number format a stack is held, and in which it computes."""
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from stackwise_core.interfaces.component import Component
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Precision(Component):
+    """Prepares a stack built in fp32 for training (``precision.active``) or for the frozen trunk (``precision.trunk``)."""
+
+    trainable: bool = True
+    """Whether a stack's full weights can train at this precision."""
+
+    @property
+    @abstractmethod
+    def bytes_per_weight(self) -> float:
+        """Resident bytes of one frozen weight, scales included."""
+
+    @abstractmethod
+    def prepare(self, stack: "nn.Module", *, trainable: bool) -> None:
+        """Bring a stack to this precision, in place.
+
+        Args:
+            stack: holds fp32 masters on its device.
+            trainable: True for a stack whose full weights are about to train: an implementation that computes in a
+                lower precision then keeps fp32 masters and leaves the rest to ``autocast``. False for a frozen one.
+        """
+
+    @abstractmethod
+    def autocast(self, device: "torch.device") -> AbstractContextManager[object]:
+        """The context in which a prepared stack's forward pass runs. The residual stream stays in fp32."""
+
+    def loss_scaler(self, device: "torch.device") -> "torch.amp.GradScaler | None":
+        """A gradient scaler, where this precision's gradients would underflow without one."""
+        return None
+
+    def to_tensors(self, stack: "nn.Module") -> "dict[str, Tensor]":
+        """The prepared stack as named tensors for safetensors; ``from_tensors`` reads them back bit for bit."""
+        return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
+
+    def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
+        """Load what ``to_tensors`` gave into a stack that was freshly built in fp32."""
+        self.prepare(stack, trainable=False)
+        stack.load_state_dict(tensors)

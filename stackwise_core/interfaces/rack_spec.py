@@ -1,0 +1,67 @@
+"""The shape of a rack: what a trainer mode partitions and plans, and what the modules are built from."""
+
+from typing import Literal
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class RackSpec:
+    """Sizes of a rack, in the field's names. Stacks are counted from the tokens upwards, from 0."""
+
+    blocks: tuple[int, ...] = field(converter=tuple)
+    """How many blocks each stack has."""
+    vocab_size: int
+    seq_len: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+    attention: Literal["bidirectional", "causal"] = "bidirectional"
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+
+    @property
+    def stacks(self) -> int:
+        """How many stacks there are."""
+        return len(self.blocks)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of one block: four attention projections, three of SwiGLU, two norms."""
+        query_and_output = 2 * self.d_model * self.n_heads * self.head_dim
+        key_and_value = 2 * self.d_model * self.n_kv_heads * self.head_dim
+        return query_and_output + key_and_value + 3 * self.d_model * self.d_ff + 2 * self.d_model
+
+    def stack_parameters(self, stack: int) -> int:
+        """Weights of one stack, its exit norm included."""
+        return self.blocks[stack] * self.block_parameters + self.d_model
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the token embedding."""
+        return self.vocab_size * self.d_model
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the LM head that aren't the embedding's."""
+        return 0 if self.tie_embeddings else self.vocab_size * self.d_model
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole rack."""
+        stacks = sum(self.stack_parameters(stack) for stack in range(self.stacks))
+        return stacks + self.embedding_parameters + self.head_parameters
+
+    def stack_flops(self, stack: int) -> int:
+        """Floating-point operations of one stack's forward pass, a token: matrix products and attention, an add and a multiply each."""
+        matmuls = self.block_parameters - 2 * self.d_model
+        attention = 2 * self.seq_len * self.n_heads * self.head_dim
+        return 2 * self.blocks[stack] * (matmuls + attention)

@@ -1,0 +1,106 @@
+"""Typed options: attrs fields with a help text and a check, for the core's tables and for every plugin's.
+
+.. code-block:: python
+
+    @frozen
+    class Options:
+        min_fraction: float = option(0.15, "Fraction at progress 0.", check=between(0, 1))
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from attrs import NOTHING, Factory, field
+
+Check = Callable[[Any, Any, Any], None]
+
+
+def option(
+    default: Any = NOTHING,
+    help: str = "",
+    *,
+    check: Check | None = None,
+    hook: str | None = None,
+    path: tuple[str, ...] | None = None,
+) -> Any:
+    """An attrs field that the configuration fills.
+
+    Args:
+        default: its value when the TOML leaves it out; without one the key is required. A callable is called for
+            it; where it gives a ``dict``, that stands for what the TOML would have said.
+        help: one or two sentences for ``stackwise plugins show`` and the configuration reference.
+        check: an attrs validator. It raises ``ValueError`` with what was expected, as in
+            ``"expected at least 1"``; it may look at the other fields of the instance, which are structured already.
+        hook: for the core's own tables: the hook that this field's ``use =`` chooses an implementation of.
+        path: given for a text that is a path: relative ones are taken from the folder of the file that sets them
+            (from the working directory, where an environment variable or ``--set`` does). The texts listed here are
+            names and no paths.
+    """
+    if callable(default):
+        default = Factory(default)
+    return field(default=default, validator=check, metadata={"help": help, "hook": hook, "path": path})
+
+
+def at_least(minimum: float) -> Check:
+    """The value must be ``minimum`` or more; None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not value >= minimum:
+            raise ValueError(f"expected at least {minimum}")
+
+    return check
+
+
+def above(bound: float) -> Check:
+    """The value must be more than ``bound``; None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not value > bound:
+            raise ValueError(f"expected more than {bound}")
+
+    return check
+
+
+def between(low: float, high: float) -> Check:
+    """The value must lie in [low, high]; None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"expected a number from {low} to {high}")
+
+    return check
+
+
+def not_empty(instance: Any, attribute: Any, value: Any) -> None:
+    """The text must have something in it."""
+    if not value.strip():
+        raise ValueError("expected a text that is not empty")
+
+
+class ByteSize(int):
+    """A number of bytes, written as ``"20 GB"``, ``"512 MiB"`` or a plain integer."""
+
+    UNITS = {"": 1, "b": 1} | {
+        f"{prefix}{infix}b": base**power
+        for infix, base in (("", 1000), ("i", 1024))
+        for power, prefix in enumerate("kmgt", start=1)
+    }
+
+    @classmethod
+    def parse(cls, value: int | str) -> "ByteSize":
+        """Read a size; ``ValueError`` says what was expected."""
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+            if match and match[2].lower() in cls.UNITS:
+                return cls(float(match[1]) * cls.UNITS[match[2].lower()])
+        elif not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        raise ValueError('expected a size such as "20 GB", "512 MiB" or a number of bytes')
+
+    def __str__(self) -> str:
+        """The size in the largest decimal unit that leaves at least 1."""
+        for unit, power in (("TB", 4), ("GB", 3), ("MB", 2), ("kB", 1)):
+            if self >= 1000**power:
+                return f"{int(self) / 1000**power:.3g} {unit}"
+        return f"{int(self)} B"
