@@ -27,16 +27,12 @@ class RunConfig:
     """Who this run is and where it runs."""
 
     name: str = option("run", "Name of the run's directory.", check=_plain_name)
-    seed: int = option(
-        0, "Seed of the weights, the order of samples, and every mask.", check=between(0, 2**63 - 1)
-    )
+    seed: int = option(0, "Seed of the weights, the order of samples, and every mask.", check=between(0, 2**63 - 1))
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", '"auto" takes a CUDA device where there is one, and the CPU otherwise.'
     )
     directory: str = option("runs", "Directory that holds the runs.", check=not_empty)
-    plugins: tuple[str, ...] = option(
-        (), "Python files with hooks of your own, relative to the TOML.", path=()
-    )
+    plugins: tuple[str, ...] = option((), "Python files with hooks of your own, relative to the TOML.", path=())
     log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))
 
 
@@ -75,9 +71,7 @@ class DataConfig:
 def _divides_d_model(instance: "RackConfig", attribute: Any, value: int) -> None:
     at_least(1)(instance, attribute, value)
     if instance.d_model % value or (instance.d_model // value) % 2:
-        raise ValueError(
-            f"expected a divisor of d_model = {instance.d_model} that leaves heads of an even width"
-        )
+        raise ValueError(f"expected a divisor of d_model = {instance.d_model} that leaves heads of an even width")
 
 
 def _divides_n_heads(instance: "RackConfig", attribute: Any, value: int | None) -> None:
@@ -100,9 +94,7 @@ class RackConfig:
     d_ff: int | None = option(
         None, "Width of the SwiGLU layer. None: 8/3 of d_model, up to a multiple of 64.", check=at_least(1)
     )
-    attention: Literal["bidirectional", "causal"] = option(
-        "bidirectional", "Whether a token sees the tokens after it."
-    )
+    attention: Literal["bidirectional", "causal"] = option("bidirectional", "Whether a token sees the tokens after it.")
     tie_embeddings: bool = option(True, "Whether the LM head is the transposed embedding.")
     rope_theta: float = option(10_000.0, "Base of the rotary position angles.", check=above(0))
     norm_eps: float = option(1e-5, "Added to the mean square in RMSNorm.", check=above(0))
@@ -136,9 +128,7 @@ class TrainingConfig:
         "Course of the learning rate in each phase after its warm-up: wsd holds it and then decays linearly, cosine "
         "and linear decay at once, constant holds it.",
     )
-    warmup: float = option(
-        0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1)
-    )
+    warmup: float = option(0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1))
     decay: float = option(0.3, "Share of a phase's steps in which wsd decays.", check=between(0, 1))
     final_lr: float = option(0.1, "Learning rate at the end, as a share of its peak.", check=between(0, 1))
     weight_decay: float = option(0.1, "AdamW's decoupled weight decay, on matrices only.", check=at_least(0))
@@ -203,9 +193,7 @@ class Config:
     rack: RackConfig = option(dict, "")
     training: TrainingConfig = option(dict, "")
     evaluation: EvaluationConfig = option(dict, "")
-    mask_schedule: Choice = option(
-        lambda: {"use": "linear"}, "Mask fraction by progress.", hook="mask_schedule"
-    )
+    mask_schedule: Choice = option(lambda: {"use": "linear"}, "Mask fraction by progress.", hook="mask_schedule")
     precision: PrecisionConfig = option(dict, "")
     cache_backend: Choice | None = option(
         None,

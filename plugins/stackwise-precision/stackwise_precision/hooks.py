@@ -7,9 +7,7 @@ from stackwise_core.hookspecs import Implementation, hookimpl
 def precision() -> list[Implementation]:
     options = "stackwise_precision.options"
     return [
-        Implementation(
-            "fp32", "32-bit floats throughout", "stackwise_precision.floats:Fp32", f"{options}:Fp32Options"
-        ),
+        Implementation("fp32", "32-bit floats throughout", "stackwise_precision.floats:Fp32", f"{options}:Fp32Options"),
         Implementation(
             "bf16",
             "bfloat16: autocast over fp32 masters; a frozen stack is held in it",

@@ -23,6 +23,4 @@ class Fp16Options:
         "bf16",
         "What a CPU computes in. Its fp16 matrix products are some 15 to 30 times slower than its bf16 ones.",
     )
-    initial_scale: float = option(
-        65536.0, "What the loss scaler starts with, where fp16 computes.", check=above(0)
-    )
+    initial_scale: float = option(65536.0, "What the loss scaler starts with, where fp16 computes.", check=above(0))
