@@ -8,7 +8,8 @@ A plugin's entry point in the group ``stackwise`` names a light module that impo
 
     @hookimpl
     def mask_schedule():
-        return [Implementation("sine", "More time at light masks", "my_package.sine:Sine", "my_package.options:SineOptions")]
+        factory, options = "my_package.sine:Sine", "my_package.options:SineOptions"
+        return [Implementation("sine", "More time at light masks", factory, options)]
 """
 
 import pluggy

@@ -110,5 +110,11 @@ class CacheBackend(Component):
     """Whether entries outlive the process, on disk, and so count as disk in the plan rather than as memory."""
 
     @abstractmethod
-    def open(self, directory: Path, layout: Layout) -> ActivationStore:
-        """Open the store of one namespace, whose name is the directory's; a durable one finds what was flushed there."""
+    def open(self, directory: Path, layout: Layout, capacity: int | None) -> ActivationStore:
+        """Open the store of one namespace; a durable one finds what was flushed there before.
+
+        Args:
+            directory: named by the namespace; made when something is first written.
+            layout: of every entry.
+            capacity: most bytes of this one store, beyond which the least recently used entries go; None: no limit.
+        """

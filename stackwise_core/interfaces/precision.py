@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Precision(Component):
-    """Prepares a stack built in fp32 for training (``precision.active``) or for the frozen trunk (``precision.trunk``)."""
+    """Prepares a stack built in fp32, for training (``precision.active``) or for the trunk (``precision.trunk``)."""
 
     trainable: bool = True
     """Whether a stack's full weights can train at this precision."""

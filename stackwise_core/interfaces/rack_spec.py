@@ -61,7 +61,7 @@ class RackSpec:
         return stacks + self.embedding_parameters + self.head_parameters
 
     def stack_flops(self, stack: int) -> int:
-        """Floating-point operations of one stack's forward pass, a token: matrix products and attention, an add and a multiply each."""
+        """Floating-point operations of one stack's forward pass, a token: matrix products and attention."""
         matmuls = self.block_parameters - 2 * self.d_model
         attention = 2 * self.seq_len * self.n_heads * self.head_dim
         return 2 * self.blocks[stack] * (matmuls + attention)

@@ -1,0 +1,95 @@
+"""Writes docs/config.md from the help texts of the options themselves: ``python docs/make_config_reference.py``."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from stackwise_core.config.choices import hook_fields
+from stackwise_core.config.model import Config
+from stackwise_core.config.reference import OptionRow, describe
+from stackwise_core.hookspecs import INTERFACES
+from stackwise_core.registry import Declared, Registry
+
+TARGET = Path(__file__).with_name("config.md")
+# Those of this repository: whoever makes the page may have others installed.
+OURS = ("stackwise-masking", "stackwise-precision", "stackwise-cache", "stackwise-modes")
+
+INTRODUCTION = """\
+# Configuration reference
+
+<!-- Written by docs/make_config_reference.py from the options' own help texts; don't edit it. -->
+
+A run is one TOML file. Every key has a default unless its row says *required*, so the file only holds what differs.
+`stackwise check FILE` finds every mistake at once, before anything runs.
+
+**Where values come from**, each over the one before it:
+
+1. the defaults on this page;
+2. the file named by `extends = "base.toml"` at the top of the file, relative to it, which may extend another;
+3. the file itself;
+4. environment variables: `STACKWISE_TRAINING__BATCH_SIZE=8` sets `training.batch_size`, a double underscore being the
+   dot;
+5. `--set training.batch_size=8` on the command line.
+
+**Types** are strict: `"8"` is no integer, `1.9` neither, and an integer will do for a number. A *size* is a number of
+bytes or a string such as `"20 GB"` or `"512 MiB"`. A key that is *left out* by default can't be set back to that by a
+higher layer.
+
+**Paths** are relative to the folder of the file that sets them; those from the environment and from `--set` to the
+working directory. `~` is the home directory.
+
+**Hooks.** `mask_schedule`, `precision`, `cache_backend` and `trainer_mode` are filled by plugins. `use` picks one, and
+the other keys of its table are that plugin's own options, listed below it. A name alone is short for a table with
+nothing but `use`: `trunk = "bf16"` is `trunk = { use = "bf16" }`. Where two packages have one name,
+`use = "package:name"` picks one. A layer that changes `use` drops the options that the layers below it gave.
+`stackwise plugins` lists what is installed, also what others have published.
+"""
+
+
+def reference(registry: Registry) -> str:
+    """The whole page, with the options of the plugins from this repository."""
+    return INTRODUCTION + "".join(_sections(registry))
+
+
+def _sections(registry: Registry) -> Iterator[str]:
+    for attribute in attrs.fields(Config):
+        if attribute.metadata["hook"]:
+            yield f"\n## `[{attribute.name}]`\n\n{attribute.metadata['help']}{_default(attribute.name)}\n"
+        else:
+            table = attribute.type
+            yield f"\n## `[{attribute.name}]`\n\n{inspect.getdoc(table)}\n\n{_table(describe(table))}"
+        for hook in {hook for path, hook in hook_fields() if path[0] == attribute.name}:
+            for declared in registry.implementations(hook):
+                if declared.distribution in OURS:
+                    yield _implementation(registry, declared)
+
+
+def _default(name: str) -> str:
+    uses = [row.default for row in describe(Config) if row.key == name]
+    return "" if uses == ["left out"] else f" By default `use = {uses[0]}`."
+
+
+def _implementation(registry: Registry, declared: Declared) -> str:
+    heading = f'\n### `use = "{declared.name}"`\n\n{declared.implementation.summary} ({declared.distribution}).\n'
+    rows = describe(registry.options_class(declared))
+    return f"{heading}\n{_table(rows)}" if rows else heading
+
+
+def _table(rows: list[OptionRow]) -> str:
+    lines = ["| key | type | default | what it does |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        default = {"": "*required*", "left out": "left out"}.get(row.default, f"`{row.default}`")
+        lines.append(f"| `{row.key}` | {_cell(row.type)} | {_cell(default)} | {_cell(row.help)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that a Markdown table leaves as it is."""
+    return re.sub(r"[|<]", r"\\\g<0>", text)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(Registry.discover(environ={})), encoding="utf-8")

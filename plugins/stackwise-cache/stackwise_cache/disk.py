@@ -1,0 +1,178 @@
+"""Boundaries on disk, in checksummed safetensors shards."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import xxhash
+from attrs import define
+from torch import Tensor
+
+from stackwise_cache.shard import DamagedShard, Shard, as_bytes, write_shard
+from stackwise_core.interfaces.cache_backend import (
+    ActivationStore,
+    CacheBackend,
+    CacheStats,
+    Key,
+    Layout,
+    MissingEntries,
+)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@define(eq=False)
+class Place:
+    """Where an entry is: in a shard, or still waiting to be written, in the store's own buffer."""
+
+    shard: Shard | None
+    index: int
+
+
+class DiskStore(ActivationStore):
+    """A directory of shards. An entry waits in memory until its shard is full or ``flush`` is called.
+
+    A shard is written whole, so a kill loses at most the one that was being filled. A file that isn't a whole shard of
+    this layout is deleted and counted as damaged when the store is opened; an activation whose checksum is wrong is
+    forgotten and counted when it is read.
+    """
+
+    def __init__(self, directory: Path, layout: Layout, capacity: int | None, shard_entries: int) -> None:
+        self._directory, self._layout, self._capacity = directory, layout, capacity
+        self._shard_entries = shard_entries
+        self._places: dict[Key, Place] = {}
+        self._shards: OrderedDict[Path, Shard] = OrderedDict()  # the least recently used first
+        self._waiting: list[Key] = []
+        self._buffer: Tensor | None = None
+        self._stats = CacheStats()
+        self._find_shards()
+
+    def _find_shards(self) -> None:
+        if not self._directory.is_dir():
+            return
+        for orphan in self._directory.glob(".*.tmp"):
+            orphan.unlink(missing_ok=True)
+        for path in sorted(self._directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                self._enter(Shard(path, self._layout))
+            except DamagedShard:
+                self._stats.damaged += 1
+                path.unlink(missing_ok=True)
+
+    def _enter(self, shard: Shard) -> None:
+        self._shards[shard.path] = shard
+        for index, key in enumerate(shard.keys):
+            self._places[key] = Place(shard, index)
+
+    def put(self, keys: Sequence[Key], activations: Tensor) -> None:
+        stored = activations.detach().to(device="cpu", dtype=DTYPES[self._layout.dtype])
+        for key, activation in zip(keys, stored, strict=True):
+            if key in self._places:
+                self._stats.duplicates += 1
+                continue
+            if self._buffer is None:
+                shape = (self._shard_entries, self._layout.tokens, self._layout.d_model)
+                self._buffer = torch.empty(shape, dtype=stored.dtype)
+            self._buffer[len(self._waiting)] = activation
+            self._places[key] = Place(None, len(self._waiting))
+            self._waiting.append(key)
+            self._stats.writes += 1
+            if len(self._waiting) == self._shard_entries:
+                self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        assert self._buffer is not None
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Named by its keys: what another writer publishes under this name holds the same entries.
+        path = self._directory / f"{xxhash.xxh3_128_hexdigest(b''.join(self._waiting))}.safetensors"
+        if path in self._shards:  # the same entries again, after damage
+            self._forget(self._shards[path])
+        write_shard(path, self._waiting, self._buffer[: len(self._waiting)])
+        self._waiting = []
+        self._enter(Shard(path, self._layout))
+        self._evict(keep=path)
+
+    def _evict(self, keep: Path) -> None:
+        while self._capacity is not None and self._bytes() > self._capacity:
+            path, shard = next(iter(self._shards.items()))
+            if path == keep:
+                return
+            self._forget(shard)
+            self._stats.evicted += len(shard.keys)
+
+    def _forget(self, shard: Shard) -> None:
+        for key in shard.keys:
+            place = self._places.get(key)
+            if place is not None and place.shard is shard:
+                del self._places[key]
+        del self._shards[shard.path]
+        shard.path.unlink(missing_ok=True)
+
+    def _bytes(self) -> int:
+        return sum(shard.bytes for shard in self._shards.values())
+
+    def get(self, keys: Sequence[Key]) -> Tensor:
+        shape = (len(keys), self._layout.tokens, self._layout.d_model)
+        activations = torch.empty(shape, dtype=DTYPES[self._layout.dtype])
+        rows = as_bytes(activations)
+        missing = []
+        for row, key in enumerate(keys):
+            place = self._places.get(key)
+            if place is None:
+                missing.append(key)
+            elif place.shard is None:
+                assert self._buffer is not None
+                activations[row] = self._buffer[place.index]
+            elif place.shard.read(place.index, rows[row]):
+                self._shards.move_to_end(place.shard.path)
+            else:
+                self._stats.damaged += 1
+                del self._places[key]
+                missing.append(key)
+        if missing:
+            raise MissingEntries(missing)
+        self._stats.reads += len(keys)
+        return activations
+
+    def contains(self, keys: Sequence[Key]) -> list[bool]:
+        places = [self._places.get(key) for key in keys]
+        for place in places:
+            if place is not None and place.shard is not None:
+                self._shards.move_to_end(place.shard.path)
+        return [place is not None for place in places]
+
+    def prefetch(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            place = self._places.get(key)
+            if place is not None and place.shard is not None:
+                place.shard.will_read(place.index)
+
+    def drop(self) -> None:
+        for shard in list(self._shards.values()):
+            self._forget(shard)
+        self._places.clear()
+        self._waiting, self._buffer = [], None
+        if self._directory.is_dir() and not any(self._directory.iterdir()):
+            self._directory.rmdir()
+
+    def close(self) -> None:
+        self.flush()
+        self._shards.clear()
+        self._places.clear()
+
+    def stats(self) -> CacheStats:
+        self._stats.entries = len(self._places)
+        self._stats.bytes = self._bytes()
+        return self._stats
+
+
+class Disk(CacheBackend):
+    """As large as the disk, and there again for the next process."""
+
+    durable = True
+
+    def open(self, directory: Path, layout: Layout, capacity: int | None) -> DiskStore:
+        return DiskStore(directory, layout, capacity, self.options.shard_entries)

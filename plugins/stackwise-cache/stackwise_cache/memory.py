@@ -1,0 +1,76 @@
+"""Boundaries in memory."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stackwise_core.interfaces.cache_backend import (
+    ActivationStore,
+    CacheBackend,
+    CacheStats,
+    Key,
+    Layout,
+    MissingEntries,
+)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class MemoryStore(ActivationStore):
+    """A dict from keys to tensors [tokens, d_model], the least recently used first."""
+
+    def __init__(self, layout: Layout, capacity: int | None) -> None:
+        self._layout, self._capacity = layout, capacity
+        self._entries: OrderedDict[Key, Tensor] = OrderedDict()
+        self._stats = CacheStats()
+
+    def put(self, keys: Sequence[Key], activations: Tensor) -> None:
+        stored = activations.detach().to(device="cpu", dtype=DTYPES[self._layout.dtype])
+        for key, activation in zip(keys, stored, strict=True):
+            if key in self._entries:
+                self._stats.duplicates += 1
+                continue
+            self._entries[key] = activation.clone()  # a view would keep the whole batch alive
+            self._stats.writes += 1
+            self._evict()
+
+    def _evict(self) -> None:
+        while self._capacity is not None and len(self._entries) * self._layout.bytes_per_entry > self._capacity:
+            self._entries.popitem(last=False)
+            self._stats.evicted += 1
+
+    def get(self, keys: Sequence[Key]) -> Tensor:
+        missing = [key for key in keys if key not in self._entries]
+        if missing:
+            raise MissingEntries(missing)
+        self.contains(keys)
+        self._stats.reads += len(keys)
+        return torch.stack([self._entries[key] for key in keys])
+
+    def contains(self, keys: Sequence[Key]) -> list[bool]:
+        found = [key in self._entries for key in keys]
+        for key, there in zip(keys, found, strict=True):
+            if there:
+                self._entries.move_to_end(key)
+        return found
+
+    def flush(self) -> None:
+        """Keep everything where it is: nothing here outlives the process."""
+
+    def drop(self) -> None:
+        self._entries.clear()
+
+    def stats(self) -> CacheStats:
+        self._stats.entries = len(self._entries)
+        self._stats.bytes = len(self._entries) * self._layout.bytes_per_entry
+        return self._stats
+
+
+class Memory(CacheBackend):
+    """Fast, and gone with the process."""
+
+    def open(self, directory: Path, layout: Layout, capacity: int | None) -> MemoryStore:
+        return MemoryStore(layout, capacity)

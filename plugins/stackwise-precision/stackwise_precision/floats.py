@@ -1,0 +1,58 @@
+"""fp32, bf16 and fp16: weights as plain floats, computed under torch's autocast."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from stackwise_core.interfaces.precision import Precision
+
+
+class Fp32(Precision):
+    """fp32 weights and arithmetic."""
+
+    bytes_per_weight = 4.0
+
+    def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
+        """Leave the fp32 masters as they are."""
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+class Bf16(Precision):
+    """bfloat16 matrix products; a stack that trains keeps fp32 masters, a frozen one is held in bf16."""
+
+    bytes_per_weight = 2.0
+
+    def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
+        if not trainable:
+            stack.to(torch.bfloat16)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class Fp16(Precision):
+    """fp16 matrix products under a loss scaler; a frozen stack is held in fp16.
+
+    A CPU computes in bf16 instead, unless ``cpu_compute = "fp16"``: the weights are held in fp16 all the same.
+    """
+
+    bytes_per_weight = 2.0
+
+    def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
+        if not trainable:
+            stack.to(torch.float16)
+
+    def _compute(self, device: torch.device) -> torch.dtype:
+        in_bf16 = device.type == "cpu" and self.options.cpu_compute == "bf16"
+        return torch.bfloat16 if in_bf16 else torch.float16
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, dtype=self._compute(device))
+
+    def loss_scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
+        if self._compute(device) is not torch.float16:
+            return None  # bf16 has fp32's range: nothing underflows
+        return torch.amp.GradScaler(device.type, init_scale=self.options.initial_scale)

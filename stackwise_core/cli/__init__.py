@@ -1,0 +1,72 @@
+"""The command line: the group ``stackwise``, whose commands are imported when they are asked for."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from stackwise_core import __version__
+from stackwise_core.cli.failures import report
+from stackwise_core.registry.nearest import nearest
+
+COMMANDS = ("run", "plan", "check", "plugins")
+"""Each is the command of its own name in the module of its own name."""
+
+
+class CommandLine(click.Group):
+    """Imports its commands lazily, and turns every exception into a message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which a newcomer meets them."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name in COMMANDS:
+            command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names; click guesses only among those that aren't lazy."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = nearest(args[0], self.list_commands(ctx))
+            if close is None:
+                raise
+            raise click.UsageError(f'{error.message} Did you mean "{close}"?', ctx) from None
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line and exit; with ``standalone_mode=False`` exceptions are left to the caller."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        # Taken out here, so that it may stand before and after the command.
+        debug = "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        try:
+            result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+        except Exception as error:
+            if not standalone_mode:
+                raise
+            result = report(error, debug)
+        if not standalone_mode:
+            return result
+        sys.exit(result)
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stackwise", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error, the plugin's own too.")
+def main() -> None:
+    """Train transformers stack by stack with a masked-diffusion objective."""

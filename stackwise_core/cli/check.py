@@ -1,0 +1,49 @@
+"""``stackwise check``: whether a configuration is right, and what it comes to; without torch."""
+
+import json
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stackwise_core.cli.arguments import config_options
+from stackwise_core.config.choices import chosen
+from stackwise_core.config.errors import ProblemsError
+from stackwise_core.config.load import load
+
+
+@click.command()
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, the problems too.")
+def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
+    """Check FILE, and show which implementation each of its hooks comes to. Nothing is run."""
+    try:
+        config, registry = load(file, overrides=overrides, plugins=plugins)
+    except ProblemsError as error:
+        if not as_json:
+            raise
+        click.echo(error.as_json())
+        raise SystemExit(error.exit_code) from error
+    rows = [
+        (key, declared.name, declared.package)
+        for key, hook, choice in chosen(config)
+        for declared in [registry.resolve(hook, choice.use)]
+    ]
+    if as_json:
+        uses = {key: {"use": name, "package": package} for key, name, package in rows}
+        click.echo(json.dumps({"ok": True, "file": file, "uses": uses}, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Text.assemble((file, "bold"), " is ", ("fine", "green"), "."))
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for key, name, package in rows:
+            table.add_row(Text(f"  {key}"), Text(name, style="bold cyan"), Text(package, style="dim"))
+        console.print(table)
+        return
+    click.echo(f"{file} is fine.")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo(("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())

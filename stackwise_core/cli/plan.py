@@ -1,0 +1,34 @@
+"""``stackwise plan``: what a run would do and cost, before it does anything."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stackwise_core.cli.arguments import config_options
+
+
+@click.command()
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
+    """Show the phases of FILE with their parameters, masks, steps, memory, disk and FLOPs. Nothing is trained."""
+    from stackwise_core.config.load import load
+
+    config, registry = load(file, overrides=overrides, plugins=plugins)
+
+    # torch comes in here, after the configuration was found to be right.
+    from stackwise_core.cli.plan_table import print_plan
+    from stackwise_core.cli.progress import tokenising
+    from stackwise_core.training.plan import check_disk, make_plan
+    from stackwise_core.training.setup import set_up
+
+    with tokenising(Console(stderr=True)) as progress:
+        made = make_plan(set_up(config, registry, progress))
+    if as_json:
+        click.echo(json.dumps(made.to_json(), indent=2))
+    else:
+        print_plan(Console(), made)
+    check_disk(made, Path(config.run.directory))

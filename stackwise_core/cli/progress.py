@@ -1,0 +1,218 @@
+"""A run as it goes on: bars on a terminal, lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from stackwise_core.cli.plan_table import print_plan
+from stackwise_core.cli.quantities import count, duration
+from stackwise_core.cli.tables import print_table
+from stackwise_core.options import ByteSize
+from stackwise_core.training.events import (
+    BoundaryProgress,
+    EvaluationProgress,
+    Event,
+    Listener,
+    PhaseDone,
+    PhaseStarted,
+    RunDone,
+    RunResult,
+    RunStarted,
+    StepDone,
+)
+
+SECONDS_BETWEEN_LINES = 5.0
+LOSS_MEMORY = 0.95
+"""Share of the shown loss that each step keeps: single steps are noisy, by their draws of the mask fraction."""
+
+
+@contextmanager
+def tokenising(console: Console) -> Iterator[Callable[[int], None]]:
+    """Show how much text was tokenised; a corpus that was prepared before shows nothing."""
+    done = 0
+    with console.status("") as status:
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            status.update(f"tokenising: {ByteSize(done)}")
+
+        yield advance
+    if done:
+        console.print(f"tokenised {ByteSize(done)} of text", highlight=False)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Listener]:
+    """A listener that shows a run on a console."""
+    watcher = Bars(console) if console.is_terminal else Lines(console)
+    try:
+        yield watcher
+    finally:
+        watcher.stop()
+
+
+class SmoothedLoss:
+    """The loss as it is shown: an exponential mean, unbiased at its beginning."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """Take a step's loss in, and give the mean."""
+        self._sum = LOSS_MEMORY * self._sum + (1 - LOSS_MEMORY) * loss
+        self._weight = LOSS_MEMORY * self._weight + (1 - LOSS_MEMORY)
+        return self._sum / self._weight
+
+
+class Bars:
+    """A bar a phase, with loss, speed, and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", justify="right"),
+            TextColumn("{task.fields[measured]}", justify="right"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            refresh_per_second=8,
+        )
+        self._task = self._boundary = self._evaluation = TaskID(-1)
+        self._loss = SmoothedLoss()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        progress = self._progress
+        if isinstance(event, RunStarted):
+            print_plan(self._console, event.plan)
+            self._console.print(f"\nrun directory: {event.directory}\n", highlight=False)
+            progress.start()
+        elif isinstance(event, PhaseStarted):
+            self._loss = SmoothedLoss()
+            self._task = progress.add_task(event.planned.phase.name, total=event.planned.steps, measured="")
+            self._boundary = TaskID(-1)
+        elif isinstance(event, BoundaryProgress):
+            if self._boundary == TaskID(-1):
+                self._boundary = progress.add_task("  [dim]boundary[/]", total=event.chunks, measured="[dim]chunks[/]")
+            progress.update(self._boundary, completed=event.chunks_done, visible=event.chunks_done < event.chunks)
+        elif isinstance(event, StepDone):
+            loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
+            progress.update(self._task, completed=event.step, measured=f"loss {loss:.3f}  {speed} tokens/s")
+        elif isinstance(event, PhaseDone):
+            peak = ByteSize(event.result.peak_bytes)
+            speed = count(event.result.tokens_per_second)
+            measured = f"loss {event.result.last_loss:.3f}  {speed} tokens/s  peak {peak}"
+            progress.update(self._task, measured=measured)
+        elif isinstance(event, EvaluationProgress):
+            if self._evaluation == TaskID(-1):
+                self._evaluation = progress.add_task("validation", total=event.total, measured="sequences")
+            progress.update(self._evaluation, completed=event.done)
+        elif isinstance(event, RunDone):
+            progress.stop()
+            print_result(self._console, event.result)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+class Lines:
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._spoke = console, 0.0
+        self._loss = SmoothedLoss()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._spoke = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Say an event, if it is time for that."""
+        quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
+        if isinstance(event, RunStarted):
+            print_plan(self._console, event.plan)
+            self._say(f"run directory: {event.directory}")
+        elif isinstance(event, PhaseStarted):
+            self._loss = SmoothedLoss()
+            self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
+        elif isinstance(event, BoundaryProgress) and not quiet:
+            self._say(f"{event.planned.phase.name}: boundary, chunk {event.chunks_done} of {event.chunks}")
+        elif isinstance(event, StepDone):
+            loss = self._loss.add(event.loss)
+            if not quiet:
+                planned = event.planned
+                left = (planned.steps - event.step) * planned.tokens / planned.steps / event.tokens_per_second
+                self._say(
+                    f"{planned.phase.name}: step {event.step} of {planned.steps}  loss {loss:.3f}  "
+                    f"{count(event.tokens_per_second)} tokens/s  {duration(left)} left"
+                )
+        elif isinstance(event, PhaseDone):
+            result = event.result
+            self._say(
+                f"{result.name}: done in {duration(result.seconds)}  loss {result.last_loss:.3f}  "
+                f"{count(result.tokens_per_second)} tokens/s  peak {ByteSize(result.peak_bytes)}"
+            )
+        elif isinstance(event, EvaluationProgress) and not quiet:
+            self._say(f"validation: {event.done} of {event.total} sequences")
+        elif isinstance(event, RunDone):
+            print_result(self._console, event.result)
+
+    def stop(self) -> None:
+        """Nothing is held that would have to be given back."""
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """The tables at the end of a run: what each phase took, and what each stack added."""
+    console.print()
+    print_table(
+        console,
+        ("phase", "steps", "time", "loss", "to", "tokens/s", "peak memory", "boundaries", "read"),
+        [
+            (
+                phase.name,
+                str(phase.steps),
+                duration(phase.seconds),
+                f"{phase.first_loss:.3f}",
+                f"{phase.last_loss:.3f}",
+                count(phase.tokens_per_second),
+                str(ByteSize(phase.peak_bytes)),
+                str(phase.boundaries_computed) if phase.boundaries_computed else "-",
+                str(phase.boundaries_read) if phase.boundaries_read else "-",
+            )
+            for phase in result.phases
+        ],
+    )
+    console.print()
+    if not result.likelihoods:
+        console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
+        return
+    rows, before = [], None
+    for likelihood in result.likelihoods:
+        gain = "" if before is None else f"{likelihood.nats_per_token - before:+.4f}"
+        before = likelihood.nats_per_token
+        rows.append(
+            (
+                f"{likelihood.depth} stack{'s' if likelihood.depth > 1 else ''}",
+                f"{likelihood.nats_per_token:.4f}",
+                f"± {likelihood.standard_error:.4f}",
+                gain,
+                f"{likelihood.bits_per_byte:.4f}",
+            )
+        )
+    print_table(
+        console,
+        ("validation NELBO at", "nats/token", "std. error", "change", "bits/byte"),
+        rows,
+    )
+    console.print(f"\n{result.directory} holds the weights, the plan and the metrics.", highlight=False)

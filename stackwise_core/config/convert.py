@@ -1,0 +1,359 @@
+"""Plain TOML values to attrs classes, strictly: nothing is coerced, nothing unknown passes, every fault is kept."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+from cattrs import Converter, IterableValidationError, IterableValidationNote
+from cattrs.errors import AttributeValidationNote, BaseValidationError, ClassValidationError
+from cattrs.gen import make_mapping_structure_fn
+
+from stackwise_core.config.cross_checks import cross_checks
+from stackwise_core.config.defaults import default_of
+from stackwise_core.config.layers import KeyPath
+from stackwise_core.config.locate import Part
+from stackwise_core.config.model import Choice, Config
+from stackwise_core.config.words import a, either, found, noun, shown
+from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.options import ByteSize
+from stackwise_core.registry import Registry
+from stackwise_core.registry.nearest import nearest
+
+_INT64 = range(-(2**63), 2**63)
+_BOOLEAN_OR_NUMBER = re.compile(r"true|false|[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
+
+
+class Fault(Exception):
+    """One thing that is wrong with a value; its path is in cattrs' notes on the exceptions around it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        part: Part = "value",
+        help: str = "",
+        known: Iterable[str] | None = None,
+        siblings: Iterable[str] = (),
+        others: Iterable[KeyPath] = (),
+        unavailable: UnavailableError | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.part: Part = part
+        self.help = help
+        self.known = None if known is None else tuple(known)
+        """Of an unknown key: those that its table knows."""
+        self.siblings = tuple(siblings)
+        """Keys of the same table that may be to blame as well."""
+        self.others = tuple(others)
+        """Keys of other tables that may be."""
+        self.unavailable = unavailable
+
+    def culprits(self, path: KeyPath) -> list[KeyPath]:
+        """The keys that may be to blame, the fault's own first."""
+        return [path, *((*path[:-1], sibling) for sibling in self.siblings), *self.others]
+
+
+def convert(data: Any, registry: Registry) -> Config:
+    """A plain dict, as tomli gives it, to the configuration.
+
+    Raises:
+        ClassValidationError: holds everything that is wrong; ``faults`` flattens it.
+    """
+    return _Tables(registry).read(data, Config)
+
+
+def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
+    """All faults in what ``convert`` raised, each with its key path."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            path = (*path, note.name)
+        elif isinstance(note, IterableValidationNote):
+            path = (*path, note.index)
+    if isinstance(error, BaseValidationError):
+        for inner in error.exceptions:
+            yield from faults(inner, path)
+    else:
+        yield path, error if isinstance(error, Fault) else Fault(f"can't be read: {type(error).__name__}: {error}")
+
+
+class _Refused(ClassValidationError):
+    """A table with faults."""
+
+    partial: Any
+    """An instance that lacks the attributes which were refused, for the checks that need the others."""
+
+
+class _Tables:
+    """The strict converter, with the registry that it asks for the options of a hook's implementation."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.converter = Converter()
+        for type_, hook in _STRICT.items():
+            self.converter.register_structure_hook(type_, hook)
+        for predicate, factory in (
+            (lambda type_: get_origin(type_) is Literal, _literal),
+            (lambda type_: get_origin(type_) in (Union, UnionType), _union),
+            (lambda type_: get_origin(type_) in (tuple, list), _array),
+            (lambda type_: get_origin(type_) is dict, _mapping),
+        ):
+            self.converter.register_structure_hook_factory(predicate, partial(factory, converter=self.converter))
+        self.converter.register_structure_hook_func(attrs.has, self.read)
+
+    def read(self, value: Any, table: type, kind: str = "key") -> Any:
+        """One table as an instance of its class; ``kind`` is what its keys are called in errors."""
+        if not isinstance(value, Mapping):
+            raise Fault(f"expected a table, found {found(value)}", help=_array_of_tables(value))
+        attrs.resolve_types(table)
+        known = {attribute.name: attribute for attribute in attrs.fields(table) if attribute.init}
+        values: dict[str, Any] = {}
+        partial_tables: dict[str, Any] = {}
+        errors = [
+            _noted(Fault(f"unknown {'table' if table is Config else kind}", part="key", known=known), key, table)
+            for key in value
+            if key not in known
+        ]
+        for name, attribute in known.items():
+            given = value.get(name, attrs.NOTHING)
+            try:
+                values[name] = self._field(attribute, given)
+            except Exception as error:
+                errors.append(_noted(error, name, table))
+                if isinstance(error, _Refused):
+                    partial_tables[name] = error.partial
+        instance: Any = object.__new__(table)
+        for name, content in {**values, **partial_tables}.items():
+            object.__setattr__(instance, name, content)
+        if len(values) == len(known):
+            try:
+                with attrs.validators.disabled():
+                    instance = table(**{known[name].alias: content for name, content in values.items()})
+            except (ValueError, TypeError) as error:
+                errors.append(Fault(str(error)))
+        refused_by_check: dict[str, Fault] = {}
+        for name in values:
+            try:
+                fault = _check(instance, known[name], set(known), is_default=name not in value)
+            except AttributeError as error:
+                # It looked at a field that was refused, and whose fault is listed already.
+                fault = None if len(values) < len(known) else Fault(f"its check failed: {error}")
+            # A field may only be wrong because the one that it is measured by is.
+            if fault and not any(sibling in refused_by_check for sibling in fault.siblings):
+                refused_by_check[name] = fault
+                errors.append(_noted(fault, name, table))
+        if table is Config:
+            errors += [_across(keys, message) for keys, message in cross_checks(instance)]
+        if errors:
+            refused = _Refused(f"{table.__name__} can't be read", errors, table)
+            refused.partial = instance
+            raise refused
+        return instance
+
+    def _field(self, attribute: "attrs.Attribute[Any]", given: Any) -> Any:
+        if given is attrs.NOTHING:
+            default = default_of(attribute)
+            if default is attrs.NOTHING:
+                raise Fault(f"missing: expected {a(attribute.type)}", part="key")
+            if not isinstance(default, dict) or get_origin(attribute.type) is dict or attribute.type is dict:
+                return default
+            given = default
+        if hook := attribute.metadata.get("hook"):
+            return self._choice(given, hook)
+        return self.converter.structure(given, attribute.type)  # type: ignore[arg-type]
+
+    def _choice(self, value: Any, hook: str) -> Choice:
+        if not isinstance(value, Mapping):
+            raise Fault(f"expected a table with `use`, or a name, found {found(value)}", help=_array_of_tables(value))
+        use = value.get("use", attrs.NOTHING)
+        errors: list[Exception] = []
+        if use is attrs.NOTHING:
+            errors.append(Fault(f"missing: expected the name of a {hook} implementation", part="key"))
+        elif not isinstance(use, str):
+            errors.append(Fault(f"expected {a(str)}, found {found(use)}"))
+        else:
+            try:
+                declared = self.registry.resolve(hook, use)
+                options = self.registry.options_class(declared)
+            except UsageError as error:
+                message, _, help = str(error).partition(". ")
+                errors.append(Fault(message, help=help[:1].lower() + help[1:]))
+            except UnavailableError as error:
+                errors.append(Fault(str(error), unavailable=error))
+        if errors:
+            raise ClassValidationError(
+                f"{hook} can't be read", [_noted(error, "use", Choice) for error in errors], Choice
+            )
+        given = {key: content for key, content in value.items() if key != "use"}
+        return Choice(use, self.read(given, options, kind=f'option of {hook} "{use}"'))
+
+
+def _boolean(value: Any, type_: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _mismatch(value, type_)
+    return value
+
+
+def _integer(value: Any, type_: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _mismatch(value, type_)
+    if value not in _INT64:
+        raise Fault(f"expected {a(type_)} of at most 64 bits, found {shown(value)}")
+    return value
+
+
+def _number(value: Any, type_: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _mismatch(value, type_)
+    if isinstance(value, int):
+        return float(_integer(value, type_))
+    if not isfinite(value):
+        raise Fault(f"expected a finite number, found {shown(value)}")
+    return value
+
+
+def _string(value: Any, type_: Any) -> str:
+    if not isinstance(value, str):
+        raise _mismatch(value, type_)
+    return value
+
+
+def _path(value: Any, type_: Any) -> Path:
+    return Path(_string(value, type_))
+
+
+def _size(value: Any, type_: Any) -> ByteSize:
+    try:
+        if isinstance(value, str) or (isinstance(value, int) and value in _INT64):
+            return ByteSize.parse(value)
+        raise ValueError('expected a size such as "20 GB", "512 MiB" or a number of bytes')
+    except (ValueError, OverflowError) as error:
+        raise Fault(f"{error}, found {found(value)}") from None
+
+
+_STRICT: dict[type, Callable[[Any, Any], Any]] = {
+    bool: _boolean,
+    int: _integer,
+    float: _number,
+    str: _string,
+    Path: _path,
+    ByteSize: _size,
+}
+
+
+def _literal(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        for allowed in get_args(type_):
+            if allowed == value and type(allowed) is type(value):
+                return allowed
+        names = [allowed for allowed in get_args(type_) if isinstance(allowed, str)]
+        near = nearest(value, names) if isinstance(value, str) else None
+        raise Fault(
+            f"expected {either([shown(allowed) for allowed in get_args(type_)])}, "
+            f"found {shown(value) if isinstance(value, str) else found(value)}",
+            help=f"did you mean {shown(near)}?" if near else "",
+        )
+
+    return structure
+
+
+def _union(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    kinds = [kind for kind in get_args(type_) if kind is not NoneType]
+    optional = len(kinds) < len(get_args(type_))
+
+    def structure(value: Any, _: Any) -> Any:
+        if value is None and optional:
+            return None
+        if len(kinds) == 1:
+            return converter.structure(value, kinds[0])
+        for kind in kinds:
+            try:
+                return converter.structure(value, kind)
+            except (Fault, BaseValidationError):
+                continue
+        raise _mismatch(value, type_)
+
+    return structure
+
+
+def _array(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    make, kinds = get_origin(type_), get_args(type_)
+    fixed = make is tuple and kinds[-1] is not Ellipsis
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise _mismatch(value, type_)
+        if fixed and len(value) != len(kinds):
+            raise Fault(f"expected {a(type_)}, found {len(value)}")
+        elements, errors = [], []
+        for index, element in enumerate(value):
+            kind = kinds[index] if fixed else kinds[0]
+            try:
+                elements.append(converter.structure(element, kind))
+            except Exception as error:
+                error.__notes__ = [IterableValidationNote("", index, kind)]
+                errors.append(error)
+        if errors:
+            raise IterableValidationError(f"{noun(type_)} can't be read", errors, type_)
+        return make(elements)
+
+    return structure
+
+
+def _mapping(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    inner = make_mapping_structure_fn(type_, converter)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _mismatch(value, type_)
+        return inner(value, type_)
+
+    return structure
+
+
+def _mismatch(value: Any, type_: Any) -> Fault:
+    quoted = isinstance(value, str) and type_ in (bool, int, float) and _BOOLEAN_OR_NUMBER.fullmatch(value)
+    return Fault(f"expected {a(type_)}, found {found(value)}", help="leave out the quotes" if quoted else "")
+
+
+def _array_of_tables(value: Any) -> str:
+    tables = isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value)
+    return "a table has single brackets: [name], not [[name]]" if tables else ""
+
+
+def _noted(error: Exception, name: str, table: type) -> Exception:
+    note = AttributeValidationNote("", name, table)
+    error.__notes__ = [note]
+    return error
+
+
+def _check(instance: Any, attribute: "attrs.Attribute[Any]", known: set[str], *, is_default: bool) -> Fault | None:
+    """Run a field's validator on an instance that lacks the fields which were refused."""
+    if attribute.validator is None:
+        return None
+    value = getattr(instance, attribute.name)
+    try:
+        attribute.validator(instance, attribute, value)
+    except AttributeError:
+        raise
+    except Exception as error:
+        message = str(error.args[0]) if error.args else str(error)
+        if not isinstance(error, ValueError | TypeError):
+            message = f"its check failed with {type(error).__name__}: {message}"
+        elif message.startswith("expected"):
+            message += f", found {shown(value)}{' by default' if is_default else ''}"
+        return Fault(message, siblings=sorted(known.intersection(re.findall(r"\w+", message)) - {attribute.name}))
+    return None
+
+
+def _across(keys: tuple[str, ...], message: str) -> Fault:
+    """A fault of several keys, which stands at the first that was set."""
+    first, *others = [tuple(key.split(".")) for key in keys]
+    fault = Fault(message, others=others)
+    fault.__notes__ = [AttributeValidationNote("", key, Config) for key in first]
+    return fault

@@ -1,0 +1,27 @@
+"""What a key is worth where nothing sets it."""
+
+from typing import Any
+
+import attrs
+
+from stackwise_core.config.choices import hook_fields
+from stackwise_core.config.model import Config
+
+
+def default_of(attribute: "attrs.Attribute[Any]") -> Any:
+    """A field's default, a dict where it stands for what the TOML would have said; NOTHING where it has none."""
+    factory: Any = getattr(attribute.default, "factory", None)
+    return factory() if factory else attribute.default
+
+
+def default_uses() -> dict[str, Any]:
+    """The tables with the ``use`` of each hook that has a default."""
+    data: dict[str, Any] = {}
+    for path, _ in hook_fields():
+        table, owner = data, Config
+        for key in path[:-1]:
+            table, owner = table.setdefault(key, {}), getattr(attrs.fields(owner), key).type
+        default = default_of(getattr(attrs.fields(owner), path[-1]))
+        if default is not None:
+            table[path[-1]] = default
+    return data

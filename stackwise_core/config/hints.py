@@ -1,0 +1,43 @@
+"""What was probably meant by a key that nothing knows."""
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
+from stackwise_core.config.model import Config
+from stackwise_core.config.words import dotted
+from stackwise_core.registry.nearest import nearest
+
+
+def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
+    """A help text for an unknown key.
+
+    Args:
+        path: the key's path.
+        known: the keys that its table has.
+        layer: where it was set; of an environment variable, the help names another.
+    """
+    key = str(path[-1])
+    if isinstance(layer, EnvironmentLayer):
+        siblings = [(*path[:-1], name) for name in known] if len(path) > 1 else []
+        spellings = [dotted(each).replace(".", "__") for each in [*_core_keys(), *siblings]]
+        near = nearest(dotted(path).replace(".", "__"), spellings)
+        return f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?" if near else "a double underscore stands for the dot: STACKWISE_TABLE__KEY"
+    tables = [dotted(each[:-1]) for each in _core_keys() if each[-1] == key and each[:-1] and each != path]
+    if tables:
+        return f"{key} belongs in [{tables[0]}]"
+    if near := nearest(key, known):
+        return f"did you mean {near}?"
+    return f"known here: {', '.join(known)}" if known else "it has no options"
+
+
+def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
+    for attribute in attrs.fields(table):
+        here = (*path, attribute.name)
+        if attribute.metadata.get("hook"):
+            yield (*here, "use")
+        elif attribute.type is not None and attrs.has(attribute.type):
+            yield from _core_keys(attribute.type, here)
+        else:
+            yield here

@@ -1,0 +1,141 @@
+"""The layers of a configuration, each over the one before it: defaults, files, environment, ``--set``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from stackwise_core.config.errors import Place
+from stackwise_core.config.locate import Part, TomlText
+
+KeyPath = tuple[str | int, ...]
+
+ENVIRONMENT_PREFIX = "STACKWISE_"
+
+
+class Layer(ABC):
+    """Values from one source."""
+
+    data: dict[str, Any]
+    folder: Path
+    """What relative paths in it are taken from."""
+
+    @abstractmethod
+    def place(self, path: KeyPath, part: Part) -> Place | None:
+        """Where a key or its value was set in this layer."""
+
+
+@frozen
+class PlainLayer(Layer):
+    """Values from Python: the defaults, or a dict."""
+
+    data: dict[str, Any]
+    folder: Path = field(factory=Path.cwd)
+
+    def place(self, path: KeyPath, part: Part) -> None:
+        return None
+
+
+@frozen
+class FileLayer(Layer):
+    """One TOML file."""
+
+    data: dict[str, Any]
+    folder: Path
+    source: TomlText
+
+    def place(self, path: KeyPath, part: Part) -> Place:
+        return self.source.place(path, part)
+
+
+@define
+class SettingsLayer(Layer):
+    """Single values: of all environment variables, or of all ``--set``."""
+
+    folder: Path = field(factory=Path.cwd)
+    data: dict[str, Any] = field(factory=dict, init=False)
+    labels: dict[KeyPath, str] = field(factory=dict, init=False)
+
+    def put(self, path: tuple[str, ...], value: Any, label: str) -> None:
+        """Set a value; a later one wins."""
+        table = self.data
+        for key in path[:-1]:
+            if not isinstance(table.get(key), dict):
+                table[key] = {}
+            table = table[key]
+        table[path[-1]] = value
+        self.labels.pop(path, None)  # the latest last
+        self.labels[path] = label
+
+    def place(self, path: KeyPath, part: Part) -> Place:
+        for length in range(len(path), -1, -1):
+            for labelled, label in reversed(self.labels.items()):
+                if labelled[:length] == path[:length]:
+                    return Place(label)
+        raise KeyError(path)
+
+
+class EnvironmentLayer(SettingsLayer):
+    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot."""
+
+
+@define
+class Merged:
+    """All layers in one, and which of them set what."""
+
+    data: dict[str, Any] = field(factory=dict)
+    origins: dict[KeyPath, Layer] = field(factory=dict)
+    """The layer of each value; of a table, the highest layer that has it."""
+
+    def overlay(self, layer: Layer) -> None:
+        """Put a layer over those that are there."""
+        self._overlay(self.data, layer.data, (), layer)
+        if not isinstance(layer, SettingsLayer):
+            self.origins[()] = layer
+
+    def _overlay(self, lower: dict[str, Any], higher: dict[str, Any], path: KeyPath, layer: Layer) -> None:
+        if "use" in lower and "use" in higher and lower["use"] != higher["use"]:
+            lower.clear()  # options of another implementation
+            self._forget(path)
+        if path:
+            self.origins[path] = layer
+        for key, value in higher.items():
+            here = (*path, key)
+            if isinstance(value, dict):
+                if not isinstance(lower.get(key), dict):
+                    self._forget(here)
+                    lower[key] = {}
+                self._overlay(lower[key], value, here, layer)
+            else:
+                self._forget(here)
+                lower[key] = value
+                self.origins[here] = layer
+
+    def _forget(self, path: KeyPath) -> None:
+        for known in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[known]
+
+    def origin(self, path: KeyPath) -> Layer | None:
+        """The layer that set what is at a path, or what it is a part of."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        return None
+
+    def sets(self, path: KeyPath) -> bool:
+        """Whether some layer has just this path, the defaults aside; a place in an array is its array's."""
+        layer = self.origins.get(tuple(takewhile(lambda step: isinstance(step, str), path)))
+        return layer is not None and not isinstance(layer, PlainLayer)
+
+    def place(self, paths: Sequence[KeyPath], part: Part) -> Place | None:
+        """Where the first of some paths that was set stands; failing that, the table of the first."""
+        path = next((path for path in paths if self.sets(path)), None)
+        if path is None:
+            path, part = paths[0], "key"
+            while path and not self.sets(path):
+                path = path[:-1]
+        layer = self.origin(path)
+        return layer.place(path, part) if layer else None

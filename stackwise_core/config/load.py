@@ -1,0 +1,132 @@
+"""From a TOML file to a checked configuration, and the registry that its plugins come from."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from cattrs.errors import BaseValidationError
+
+from stackwise_core.config.choices import hook_fields
+from stackwise_core.config.convert import convert, faults
+from stackwise_core.config.defaults import default_uses
+from stackwise_core.config.errors import Problem, error_for
+from stackwise_core.config.hints import meant
+from stackwise_core.config.layers import Layer, Merged, PlainLayer
+from stackwise_core.config.model import Config
+from stackwise_core.config.paths import absolute, with_absolute_paths
+from stackwise_core.config.sources import read_environment, read_files, read_overrides
+from stackwise_core.config.words import dotted
+from stackwise_core.errors import UsageError
+from stackwise_core.registry import Registry
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    plugins: Sequence[str] = (),
+) -> tuple[Config, Registry]:
+    """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
+
+    Args:
+        path: the TOML file.
+        overrides: values of ``--set``, such as ``"training.batch_size=8"``.
+        environ: the environment; by default the process's own.
+        plugins: values of ``-p``: ``"no:NAME"``, ``"NAME"``, or ``"FILE.py"``, which joins ``run.plugins``.
+
+    Raises:
+        ConfigError: with every mistake that was found.
+        ConfigUnavailable: there is no mistake, but plugins or packages that the file names aren't there.
+    """
+    environ = os.environ if environ is None else environ
+    settings, problems = read_overrides(overrides)
+    layers: list[Layer] = [PlainLayer(default_uses()), *read_files(path), read_environment(environ), settings]
+    merged = _merged(layers)
+    registry, plugin_problems = _registry(merged, environ, plugins)
+    if registry is None:
+        raise error_for([*problems, *plugin_problems])
+    config = _checked(merged, registry, [*problems, *plugin_problems])
+    files = [absolute(value, Path.cwd()) for value in plugins if value.endswith(".py")]
+    if files:  # so that the configuration of the run directory finds them
+        own = config.run.plugins
+        config = attrs.evolve(config, run=attrs.evolve(config.run, plugins=tuple(dict.fromkeys([*own, *files]))))
+    return config, registry
+
+
+def structure(data: Mapping[str, Any], registry: Registry) -> Config:
+    """A configuration from a plain dict, with the checks of ``load``; relative paths are the working directory's.
+
+    Raises:
+        ConfigError: as ``load``, without places.
+        ConfigUnavailable: as ``load``.
+    """
+    return _checked(_merged([PlainLayer(default_uses()), PlainLayer(copy.deepcopy(dict(data)))]), registry, [])
+
+
+def _merged(layers: Sequence[Layer]) -> Merged:
+    merged = Merged()
+    for layer in layers:
+        for path, _ in hook_fields():
+            _lengthen(layer.data, path)
+        merged.overlay(layer)
+    return merged
+
+
+def _lengthen(data: dict[str, Any], path: tuple[str, ...]) -> None:
+    """``trunk = "nf4"`` is short for ``trunk = { use = "nf4" }``."""
+    table: Any = data
+    for key in path[:-1]:
+        table = table.get(key) if isinstance(table, dict) else None
+    if isinstance(table, dict) and isinstance(table.get(path[-1]), str):
+        table[path[-1]] = {"use": table[path[-1]]}
+
+
+def _registry(
+    merged: Merged, environ: Mapping[str, str], plugins: Sequence[str]
+) -> tuple[Registry | None, list[Problem]]:
+    """The registry with the local plugins of ``[run] plugins`` and ``-p``; those are needed before the rest is read."""
+    run = merged.data.get("run")
+    listed = run.get("plugins") if isinstance(run, dict) else None
+    layer = merged.origin(("run", "plugins"))
+    files: dict[Path, int] = {}
+    if isinstance(listed, list) and layer:
+        # What isn't a string is refused later, with all other mistakes.
+        files = {Path(absolute(name, layer.folder)): i for i, name in enumerate(listed) if isinstance(name, str)}
+    problems = [
+        Problem(f"no such file: {file}", f"run.plugins[{index}]", merged.place([("run", "plugins", index)], "value"))
+        for file, index in files.items()
+        if not os.path.isfile(file)
+    ]
+    present = [file for file in files if os.path.isfile(file)]
+    try:
+        registry = Registry.discover(
+            select=[value for value in plugins if not value.endswith(".py")],
+            files=[*present, *(Path(absolute(value, Path.cwd())) for value in plugins if value.endswith(".py"))],
+            environ=environ,
+        )
+    except UsageError as error:
+        for file in present:
+            if str(file.resolve()) in str(error):
+                place = merged.place([("run", "plugins", files[file])], "value")
+                return None, [*problems, Problem(str(error), f"run.plugins[{files[file]}]", place)]
+        raise
+    return registry, problems
+
+
+def _checked(merged: Merged, registry: Registry, problems: list[Problem]) -> Config:
+    config = None
+    try:
+        config = convert(merged.data, registry)
+    except BaseValidationError as error:
+        for path, fault in faults(error):
+            layer = merged.origin(path)
+            help = fault.help if fault.known is None else meant(path, fault.known, layer)
+            place = merged.place(fault.culprits(path), fault.part)
+            problems = [*problems, Problem(fault.message, dotted(path), place, help, fault.unavailable)]
+    if problems or config is None:
+        raise error_for(problems)
+    return with_absolute_paths(config, merged)

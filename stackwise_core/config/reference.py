@@ -1,0 +1,44 @@
+"""What there is to configure: an options class as rows of key, type, default and help."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from stackwise_core.config.defaults import default_of
+from stackwise_core.config.words import noun, shown
+
+
+@frozen
+class OptionRow:
+    """One key of a table, in words."""
+
+    key: str
+    type: str
+    """As people write it: ``"integer"``, ``"array of strings"``, ``'"auto", "cpu" or "cuda"'``."""
+    default: str
+    """As the TOML would say it; ``"left out"`` for None; empty where the key is required."""
+    help: str
+
+
+def describe(options_class: type) -> list[OptionRow]:
+    """The keys of an attrs class in their order; those of a table within it as ``table.key``."""
+    attrs.resolve_types(options_class)
+    return [row for attribute in attrs.fields(options_class) if attribute.init for row in _rows(attribute)]
+
+
+def _rows(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
+    default, help = default_of(attribute), attribute.metadata.get("help", "")
+    if attribute.type is not None and attrs.has(attribute.type) and not attribute.metadata.get("hook"):
+        return [attrs.evolve(row, key=f"{attribute.name}.{row.key}") for row in describe(attribute.type)]
+    if hook := attribute.metadata.get("hook"):
+        use = default["use"] if isinstance(default, Mapping) else default
+        return [OptionRow(attribute.name, f"name of a {hook}, or a table with use", _written(use), help)]
+    return [OptionRow(attribute.name, noun(attribute.type), _written(default), help)]
+
+
+def _written(value: Any) -> str:
+    if value is attrs.NOTHING:
+        return ""
+    return "left out" if value is None else shown(value)

@@ -1,0 +1,155 @@
+"""Reads the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from stackwise_core.config.errors import Place, Problem, error_for
+from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
+from stackwise_core.config.locate import TomlText
+from stackwise_core.config.words import a, found
+
+# These two speak to the registry.
+_NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
+_DEEPEST = 40
+
+
+def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
+    """A file and those that it extends, the lowest first.
+
+    Raises:
+        ConfigError: a file can't be read, isn't TOML, or extends itself.
+    """
+    name = os.fspath(path)
+    layers: list[FileLayer] = []
+    extends: Place | None = None
+    while True:
+        layers.insert(0, _read_file(name, extends))
+        if "extends" not in layers[0].data:
+            return layers
+        base = layers[0].data.pop("extends")
+        extends = layers[0].place(("extends",), "value")
+        if not isinstance(base, str) or not base.strip():
+            message = f"expected {a(str)} that names a file, found {found(base)}"
+            raise error_for([Problem(message, "extends", extends)])
+        name = os.path.normpath(os.path.join(os.path.dirname(name), os.path.expanduser(base)))
+        names = [layer.source.name for layer in reversed(layers)]
+        if any(_same_file(name, known) for known in names):
+            message = f"the files extend one another in a circle: {' -> '.join([*names, name])}"
+            raise error_for([Problem(message, "extends", extends)])
+
+
+def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
+    """The values of all ``STACKWISE_*`` variables but the registry's own."""
+    layer = EnvironmentLayer()
+    for variable in sorted(environ):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_CONFIGURATION:
+            path = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            layer.put(path, _value(environ[variable]), f"environment variable {variable}")
+    return layer
+
+
+def read_overrides(overrides: Sequence[str]) -> tuple[SettingsLayer, list[Problem]]:
+    """The values of all ``--set KEY=VALUE``, and what is wrong with those that aren't such."""
+    layer, problems = SettingsLayer(), []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        path = _dotted_key(key)
+        if not equals or not path:
+            example = "KEY=VALUE, such as training.batch_size=8"
+            problems.append(Problem(f"expected {example}", place=Place(f"--set {override}")))
+        else:
+            layer.put(path, _value(value.strip()), f"--set {override}")
+    return layer, problems
+
+
+def _read_file(name: str, extends: Place | None) -> FileLayer:
+    key = "extends" if extends else ""
+    try:
+        content = Path(name).read_bytes()
+    except FileNotFoundError:
+        problem = Problem(
+            f"no such file: {name}" if extends else "no such file", key, extends or Place(name), _near(name)
+        )
+        raise error_for([problem]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        message = f"{name} can't be read: {reason}" if extends else f"can't be read: {reason}"
+        raise error_for([Problem(message, key, extends or Place(name))]) from None
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", "replace").split("\n")
+        line = content.split(b"\n")[len(before) - 1].decode("utf-8", "replace")
+        place = Place(name, len(before), len(before[-1]) + 1, line.rstrip("\r"))
+        message = f"this file isn't UTF-8, as TOML must be: found the byte 0x{content[error.start]:02x}"
+        raise error_for([Problem(message, "", place, "save it as UTF-8")]) from None
+    source = TomlText(name, text)
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        message = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+        raise error_for([Problem(message, "", source.at(min(error.pos, len(text))))]) from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, thousands of brackets
+        message = "nested too deeply" if isinstance(error, RecursionError) else f"not valid TOML: {error}"
+        raise error_for([Problem(message, "", Place(name))]) from None
+    if _deeper_than(data, _DEEPEST):
+        raise error_for([Problem(f"nested more than {_DEEPEST} tables deep", "", Place(name))])
+    return FileLayer(data, Path(name).absolute().parent, source)
+
+
+def _near(name: str) -> str:
+    """A hint at the file that was meant: one in that folder with a like name, or its only TOML."""
+    folder, wanted = os.path.split(name)
+    try:
+        names = sorted(entry for entry in os.listdir(folder or ".") if entry.endswith(".toml"))
+    except (OSError, ValueError):
+        return f"there is no folder {folder}"
+    like = difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {os.path.join(folder, like[0])}?" if like else ""
+
+
+def _same_file(name: str, known: str) -> bool:
+    try:
+        return os.path.samefile(name, known)
+    except (OSError, ValueError):
+        return False
+
+
+def _value(text: str) -> Any:
+    """Read as a TOML value, and as a plain string where it isn't one."""
+    try:
+        data = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return data["value"] if len(data) == 1 and not _deeper_than(data, _DEEPEST) else text
+
+
+def _dotted_key(text: str) -> tuple[str, ...]:
+    """The parts of a dotted key, quoted ones too; none where it isn't one."""
+    try:
+        data: Any = tomli.loads(f"{text.strip()} = 0")
+    except (ValueError, RecursionError):
+        return ()
+    path: list[str] = []
+    while isinstance(data, dict) and len(data) == 1:
+        ((key, data),) = data.items()
+        path.append(key)
+    return tuple(path) if data == 0 and len(path) <= _DEEPEST else ()
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    """Whether tables and arrays are nested more deeply, found without recursion."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(value, dict | list) for value in level)

@@ -1,0 +1,97 @@
+"""How types, values and keys are called in errors and in the configuration reference."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, time
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import attrs
+
+from stackwise_core.config.errors import printable
+from stackwise_core.options import ByteSize
+
+_NOUNS: dict[Any, tuple[str, str]] = {
+    bool: ("boolean", "booleans"),
+    int: ("integer", "integers"),
+    float: ("number", "numbers"),
+    str: ("string", "strings"),
+    Path: ("string", "strings"),
+    ByteSize: ("size", "sizes"),
+}
+_LONGEST_VALUE = 40
+
+
+def noun(type_: Any, *, plural: bool = False) -> str:
+    """What a type is called: ``"integer"``, ``"array of strings"``, ``'"auto" or "cpu"'``; None isn't mentioned."""
+    origin, arguments = get_origin(type_), get_args(type_)
+    if type_ in _NOUNS:
+        return _NOUNS[type_][plural]
+    if origin is Literal:
+        return either([shown(value) for value in arguments])
+    if origin in (Union, UnionType):
+        return either([noun(part, plural=plural) for part in arguments if part is not NoneType])
+    if origin in (tuple, list):
+        array = "arrays" if plural else "array"
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            kinds = list(dict.fromkeys(noun(part, plural=len(arguments) > 1) for part in arguments))
+            return f"{array} of {len(arguments)} {either(kinds)}"
+        return f"{array} of {noun(arguments[0], plural=True)}"
+    if origin is dict:
+        return f"{'tables' if plural else 'table'} of {noun(arguments[1], plural=True)}"
+    if attrs.has(type_) or type_ is dict:
+        return "tables" if plural else "table"
+    return "value"
+
+
+def a(type_: Any) -> str:
+    """The noun with its article, where it takes one: ``"an integer"``, ``'"auto" or "cpu"'``."""
+    word = noun(type_)
+    return word if word.startswith('"') else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def either(words: Sequence[str]) -> str:
+    """``"a, b or c"``."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def shown(value: Any) -> str:
+    """A value as TOML would write it, cut short."""
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, str):
+        text = json.dumps(printable(value), ensure_ascii=False)
+    elif isinstance(value, (list, tuple)):
+        text = f"[{', '.join(shown(part) for part in value)}]"
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+
+
+def found(value: Any) -> str:
+    """A value of the wrong type, with the type that it has where that isn't plain."""
+    if isinstance(value, str):
+        return f"the string {shown(value)}"
+    if isinstance(value, (list, tuple)):
+        return "an array"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, (datetime, date, time)):
+        return f"the date or time {value}"
+    if isinstance(value, (int, float)):
+        return shown(value)
+    return "nothing" if value is None else f"a Python {type(value).__name__}"
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A key path as TOML writes it, with array places in brackets: ``run.plugins[0]``."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            key = step if re.fullmatch(r"[A-Za-z0-9_-]+", step) else shown(step)
+            text += f".{key}" if text else key
+    return text

@@ -1,0 +1,98 @@
+"""A transformer block with the parts, the names and the weight layout of Hugging Face's Llama.
+
+Shapes: B batch, T tokens, D d_model, H heads, K key-value heads, W head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stackwise_core.interfaces.rack_spec import RackSpec
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in the residual stream's fp32.
+
+    The weight is cast to the input's dtype, so that a trunk whose weights are held in half precision keeps an fp32
+    residual stream and torch's fused kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotary_tables(spec: RackSpec, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, W] of rotary positions (Su et al. 2021), in Llama's rotate-half layout."""
+    half = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).to(device=device, dtype=torch.float32)
+    inverse_frequencies = 1.0 / (spec.rope_theta ** (half / spec.head_dim))  # [W/2]
+    angles = torch.outer(torch.arange(tokens, device=device, dtype=torch.float32), inverse_frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + W/2) of a head [B, H, T, W] by its position's angle."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, through ``scaled_dot_product_attention``."""
+
+    def __init__(self, spec: RackSpec) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+        self.causal = spec.attention == "causal"
+        self.q_proj = nn.Linear(spec.d_model, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(spec.d_model, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(spec.d_model, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, spec.d_model, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        """Attend over x [B, T, D]; ``visible`` is bool [B, 1, T, T], or None where every token may be seen."""
+        batch, tokens, _ = x.shape
+        q = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)  # [B, H, T, W]
+        k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, W]
+        v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        y = F.scaled_dot_product_attention(
+            rotate(q, cos, sin),
+            rotate(k, cos, sin),
+            v,
+            attn_mask=visible,
+            # `visible` already holds the causal order where there is one.
+            is_causal=self.causal and visible is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(batch, tokens, self.heads * self.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer, silu(gate x) * (up x) (Shazeer 2020)."""
+
+    def __init__(self, spec: RackSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False)
+        self.up_proj = nn.Linear(spec.d_model, spec.d_ff, bias=False)
+        self.down_proj = nn.Linear(spec.d_ff, spec.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, both added to the residual stream."""
+
+    def __init__(self, spec: RackSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.d_model, eps=spec.norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.d_model, eps=spec.norm_eps)
+        self.mlp = SwiGLU(spec)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible)
+        return x + self.mlp(self.post_attention_layernorm(x))

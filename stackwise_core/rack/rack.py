@@ -1,0 +1,125 @@
+"""Stack, embedding and head: the modules of a rack, and how they begin."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.blocks import Block, RMSNorm, rotary_tables
+
+
+class AttentionContext(NamedTuple):
+    """What attention needs besides the hidden states, the same for every block of a batch."""
+
+    cos: Tensor
+    """[T, W]"""
+    sin: Tensor
+    visible: Tensor | None
+    """bool [B, 1, T, T], or None where nothing is hidden but by causal order."""
+
+
+class Stack(nn.Module):
+    """Consecutive blocks, and the exit norm through which the head reads them."""
+
+    def __init__(self, spec: RackSpec, index: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.blocks[index]))
+        self.norm = RMSNorm(spec.d_model, eps=spec.norm_eps)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Pass hidden states [B, T, D] through the blocks; the exit norm is the head's affair."""
+        for block in self.layers:
+            x = block(x, *context)
+        return x
+
+
+class Ends(nn.Module):
+    """The token embedding below the stacks and the LM head above them, tied or not."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, spec: RackSpec, mask_id: int) -> None:
+        super().__init__()
+        self.spec, self.mask_id = spec, mask_id
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        cos, sin = rotary_tables(spec, spec.seq_len, torch.device("cpu"))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def context(self, segments: Tensor) -> AttentionContext:
+        """Who sees whom, from segments int [B, T] (0: padding and special tokens, else a document of the row).
+
+        A token sees the tokens of its own document. A token of segment 0 is seen by none but itself, which keeps its
+        softmax defined.
+        """
+        tokens = segments.shape[1]
+        cos, sin = self.cos[:tokens], self.sin[:tokens]
+        if bool((segments == segments[:, :1]).all()) and bool((segments[:, 0] > 0).all()):
+            return AttentionContext(cos, sin, None)
+        visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+        if self.spec.attention == "causal":
+            visible = visible.tril()
+        visible = visible | torch.eye(tokens, dtype=torch.bool, device=segments.device)
+        return AttentionContext(cos, sin, visible[:, None])
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Hidden states [B, T, D] of input ids [B, T]."""
+        return self.embed_tokens(inputs)
+
+    def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
+        """Logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return nn.functional.linear(norm(hidden), weight)
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
+        """Cross entropies [N], in nats, of target ids [N] under hidden states [N, D].
+
+        The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
+        MDLM, arXiv 2406.07524).
+        """
+        logits = self.logits(hidden, norm)  # [N, V]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits[:, self.mask_id] = -torch.inf
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _generator(seed: int, *what: object) -> torch.Generator:
+    """A generator for one part of the model: its weights depend on the seed and its own name alone."""
+    digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:
+    """Embedding and head as they begin: normal with standard deviation ``init_std``."""
+    ends = Ends(spec, mask_id)
+    nn.init.normal_(ends.embed_tokens.weight, std=spec.init_std, generator=_generator(seed, "embed_tokens"))
+    if ends.lm_head is not None:
+        nn.init.normal_(ends.lm_head.weight, std=spec.init_std, generator=_generator(seed, "lm_head"))
+    return ends
+
+
+def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
+    """A stack as it begins.
+
+    Matrices are normal with standard deviation ``init_std``, the two of each block that write into the residual
+    stream with 1/sqrt(2 x blocks of the rack) of that (GPT-2, Radford et al. 2019, section 2.3). A block's weights
+    depend on its place in the rack, however the rack is cut into stacks.
+    """
+    stack = Stack(spec, index)
+    first_block = sum(spec.blocks[:index])
+    residual_std = spec.init_std / math.sqrt(2 * sum(spec.blocks))
+    for offset, block in enumerate(stack.layers):
+        generator = _generator(seed, "block", first_block + offset)
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 2:
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = residual_std if into_residual else spec.init_std
+                nn.init.normal_(parameter, std=std, generator=generator)
+    return stack

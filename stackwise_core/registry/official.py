@@ -1,0 +1,19 @@
+"""Which of our packages has which name, so that an error can name the package to install. Nothing here is imported."""
+
+_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "mask_schedule": {"stackwise-masking": ("constant", "linear", "exponential", "cosine")},
+    "precision": {
+        "stackwise-precision": ("fp32", "bf16", "fp16", "fp8", "nvfp4", "nf_fp8"),
+        "stackwise-bitsandbytes": ("nf4", "fp4", "int8"),
+    },
+    "adapter": {"stackwise-peft": ("lora", "dora", "rslora", "pissa", "olora", "ia3")},
+    "cache_backend": {"stackwise-cache": ("memory", "disk"), "stackwise-lmdb": ("lmdb",)},
+    "trainer_mode": {
+        "stackwise-modes": ("blockwise", "layerwise", "end_to_end", "progressive", "fused", "banded"),
+    },
+}
+
+OFFICIAL = {
+    hook: {name: package for package, names in packages.items() for name in names} for hook, packages in _NAMES.items()
+}
+"""hook -> name -> package."""

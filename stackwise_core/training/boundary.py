@@ -1,0 +1,201 @@
+"""Boundaries: the trunk's output for any draw, computed once, kept in a store, and never stale.
+
+A store belongs to a namespace, a hash of all that a boundary depends on but the draw; within it a key is a hash of the
+draw. So what was computed under other weights, masks or settings can't be found, and needn't be invalidated.
+
+Between two stacks a boundary is rounded to the store's number format, also where it is on its way further up: its bits
+are the same whether it came from the store, from the boundary below, or from the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import xxhash
+from attrs import asdict, define
+from torch import Tensor
+
+from stackwise_core.data.draws import Drawer, Draws
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
+from stackwise_core.rack.residency import Residency
+from stackwise_core.training.order import Order, chunk_size
+
+FORMAT = 1
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def draw_keys(draws: Draws) -> list[Key]:
+    """16 bytes a sequence: xxh3-128 of its input ids, mask bits and segments."""
+    batch, tokens = draws.inputs.shape
+    mask = np.zeros(batch * tokens, dtype=bool)
+    mask[draws.masked.numpy()] = True
+    bits = np.packbits(mask.reshape(batch, tokens), axis=1)
+    ids = draws.inputs.numpy().astype("<i4")
+    segments = draws.segments.numpy().astype("<i4")
+    return [
+        xxhash.xxh3_128_digest(ids[row].tobytes() + bits[row].tobytes() + segments[row].tobytes())
+        for row in range(batch)
+    ]
+
+
+def _fold_tensors(digest: hashlib.blake2b, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def namespace(residency: Residency, trunk: Sequence[int], layout: Layout, settings: dict[str, object]) -> str:
+    """The name of a boundary's store: a hash of the settings and of every weight below the boundary.
+
+    Args:
+        settings: what else decides the bits: tokenizer, precisions and their options, device.
+    """
+    spec = residency.spec
+    manifest = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "layout": asdict(layout),
+        "chunk": chunk_size(layout.tokens),
+        "heads": [spec.n_heads, spec.n_kv_heads, spec.attention, spec.rope_theta, spec.norm_eps],
+        **settings,
+    }
+    digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)
+    _fold_tensors(digest, {"embed_tokens.weight": residency.ends.embed_tokens.weight})
+    for index in trunk:
+        digest.update(f"stack of {spec.blocks[index]} at {type(residency.precision(index)).__qualname__};".encode())
+        # The exit norm reads a boundary out; it isn't below it.
+        _fold_tensors(digest, {k: v for k, v in residency.tensors(index).items() if not k.startswith("norm.")})
+    return digest.hexdigest()
+
+
+@define
+class BoundaryCounts:
+    """How many activations a phase read from the store, and how many it had to compute."""
+
+    computed: int = 0
+    read: int = 0
+
+
+class Boundary:
+    """The output of a frozen trunk for a phase's draws.
+
+    Args:
+        store: keeps activations; None: each window's are held in memory, in fp32, until the next window.
+        layout: of the store's entries.
+        below: the boundary of the phase before, where its trunk is the lower part of this one.
+    """
+
+    def __init__(
+        self,
+        trunk: tuple[int, ...],
+        residency: Residency,
+        drawer: Drawer,
+        order: Order,
+        store: ActivationStore | None,
+        layout: Layout,
+        below: Boundary | None = None,
+    ) -> None:
+        self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
+        self._store, self._layout = store, layout
+        self._below = below
+        self._held: dict[Key, Tensor] = {}
+        self.counts = BoundaryCounts()
+
+    def prepare(self, chunks: Iterable[int], number: int) -> None:
+        """Make the boundaries of these chunks' draws available, computing what isn't."""
+        if self._store is None:
+            self._held.clear()
+        for chunk in chunks:
+            draws = self._drawer.draw(self._order.chunk(chunk), number)
+            keys = draw_keys(draws)
+            if self._store is None:
+                self._held.update(zip(keys, self._compute(draws, keys), strict=True))
+            elif not all(self._store.contains(keys)):
+                self._store.put(keys, self._compute(draws, keys))
+
+    def read(self, draws: Draws, number: int) -> Tensor:
+        """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window."""
+        keys = draw_keys(draws)
+        if self._store is None:
+            hidden = torch.stack([self._held[key] for key in keys])
+        else:
+            try:
+                hidden = self._store.get(keys)
+                self.counts.read += len(keys)
+            except MissingEntries as missing:
+                hidden = self._mend(draws, keys, missing.keys, number)
+        return hidden.to(self._residency.device).float()
+
+    def prefetch(self, draws: Draws) -> None:
+        """Say which batch comes next."""
+        if self._store is not None:
+            self._store.prefetch(draw_keys(draws))
+
+    def _mend(self, draws: Draws, keys: list[Key], missing: Sequence[Key], number: int) -> Tensor:
+        """Compute the chunks that evicted or damaged entries belong to again, and read the rest."""
+        assert self._store is not None
+        lost = set(missing)
+        size = chunk_size(self._layout.tokens)
+        found: dict[Key, Tensor] = {}
+        for chunk in sorted({int(s) // size for s, key in zip(draws.samples, keys, strict=True) if key in lost}):
+            again = self._drawer.draw(self._order.chunk(chunk), number)
+            again_keys = draw_keys(again)
+            activations = self._compute(again, again_keys)
+            self._store.put(again_keys, activations)
+            found.update(zip(again_keys, activations.cpu(), strict=True))
+        here = [key for key in keys if key not in found]
+        if here:
+            found.update(zip(here, self._store.get(here), strict=True))
+            self.counts.read += len(here)
+        return torch.stack([found[key] for key in keys])
+
+    @torch.no_grad()
+    def _compute(self, draws: Draws, keys: list[Key]) -> Tensor:
+        """Hidden states [n, T, D] of one whole chunk, in the store's number format."""
+        residency, device = self._residency, self._residency.device
+        self.counts.computed += len(keys)
+        done, hidden = self._from_below(keys)
+        if hidden is None:
+            hidden = residency.ends.embed(draws.inputs.to(device))
+        context = residency.ends.context(draws.segments.to(device))
+        stored = DTYPES[self._layout.dtype]
+        for index in self.trunk[done:]:
+            hidden = residency.through(index, hidden, context).to(stored).float()
+        return hidden.to(stored)
+
+    def _from_below(self, keys: list[Key]) -> tuple[int, Tensor | None]:
+        """How many stacks of the trunk the boundary below has behind it, and its hidden states, if it has them all."""
+        if self._below is None or self._below._store is None:
+            return 0, None
+        try:
+            hidden = self._below._store.get(keys)
+        except MissingEntries:
+            return 0, None
+        return len(self._below.trunk), hidden.to(self._residency.device).float()
+
+    def drop_below(self) -> None:
+        """Delete the boundary below: this one is whole."""
+        if self._below is not None:
+            self._below.drop()
+            self._below = None
+
+    def drop(self) -> None:
+        """Delete this boundary."""
+        self._held.clear()
+        if self._store is not None:
+            self._store.drop()
+            self._store.close()
+            self._store = None
+
+    def flush(self) -> None:
+        """Make what was computed durable."""
+        if self._store is not None:
+            self._store.flush()
+
+    def stats(self) -> CacheStats | None:
+        """The store's own counts."""
+        return None if self._store is None else self._store.stats()

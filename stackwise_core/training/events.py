@@ -1,0 +1,104 @@
+"""What the engine tells whoever watches: the terminal, a log, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from stackwise_core.inference.evaluate import Likelihood
+from stackwise_core.training.plan import PhasePlan, Plan
+
+
+@frozen
+class RunStarted:
+    """The plan stands, and the run's directory was made."""
+
+    plan: Plan
+    directory: Path
+
+
+@frozen
+class PhaseStarted:
+    """A phase begins."""
+
+    planned: PhasePlan
+
+
+@frozen
+class BoundaryProgress:
+    """A window's boundaries are being made available."""
+
+    planned: PhasePlan
+    chunks_done: int
+    chunks: int
+
+
+@frozen
+class StepDone:
+    """An optimizer step was taken."""
+
+    planned: PhasePlan
+    step: int
+    """From 1."""
+    loss: float
+    """Of this step, in nats a token."""
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    """Over the phase so far, boundaries included."""
+
+
+@frozen
+class PhaseResult:
+    """A phase, measured."""
+
+    name: str
+    steps: int
+    seconds: float
+    first_loss: float
+    """Mean over the first tenth of the steps."""
+    last_loss: float
+    """Mean over the last tenth of the steps."""
+    tokens_per_second: float
+    peak_bytes: int
+    boundaries_computed: int
+    boundaries_read: int
+
+
+@frozen
+class PhaseDone:
+    """A phase ended, and its weights are on disk."""
+
+    planned: PhasePlan
+    result: PhaseResult
+
+
+@frozen
+class EvaluationProgress:
+    """Validation sequences were measured."""
+
+    done: int
+    total: int
+
+
+@frozen
+class RunResult:
+    """A finished run."""
+
+    directory: Path
+    phases: tuple[PhaseResult, ...]
+    likelihoods: tuple[Likelihood, ...]
+    """By prefix depth; empty without a validation split."""
+
+
+@frozen
+class RunDone:
+    """All phases ended, and the rack was evaluated."""
+
+    result: RunResult
+
+
+Event = RunStarted | PhaseStarted | BoundaryProgress | StepDone | PhaseDone | EvaluationProgress | RunDone
+Listener = Callable[[Event], None]

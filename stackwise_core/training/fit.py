@@ -1,0 +1,164 @@
+"""One phase, trained: draws, hidden states, loss, backward, step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.data.draws import Drawer, Draws
+from stackwise_core.errors import StackwiseError
+from stackwise_core.rack.residency import Residency
+from stackwise_core.training.boundary import Boundary
+from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResult, StepDone
+from stackwise_core.training.learning_rate import learning_rate_factor
+from stackwise_core.training.memory import peak_bytes, reset_peak
+from stackwise_core.training.objective import Objective
+from stackwise_core.training.order import Order
+from stackwise_core.training.plan import PhasePlan
+
+
+@frozen
+class Fit:
+    """A phase with all that it needs; ``run`` trains it."""
+
+    planned: PhasePlan
+    residency: Residency
+    drawer: Drawer
+    objective: Objective
+    order: Order
+    boundary: Boundary | None
+    """None where the phase starts at the tokens."""
+    training: TrainingConfig
+    listener: Listener
+
+    def run(self) -> PhaseResult:
+        """Train until the phase's steps are done.
+
+        Raises:
+            StackwiseError: the loss or the gradient is not a finite number; no weight was changed by that step.
+        """
+        device, phase = self.residency.device, self.planned.phase
+        named = self.residency.trainable()
+        parameters = [parameter for _, parameter in named]
+        optimizer = make_optimizer(named, self.training)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        scaler = self.residency.precision(max(phase.trains or phase.path)).loss_scaler(device)
+        reset_peak(device)
+        began, tokens_done, losses = time.perf_counter(), 0, []
+        for step, (draws, number) in enumerate(self._steps()):
+            factor = learning_rate_factor(step, self.planned.steps, self.training)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+            loss = self._accumulate(draws, number, scaler)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            grad_norm = self._clip(parameters)
+            if not (math.isfinite(loss) and (math.isfinite(grad_norm) or scaler is not None)):
+                raise StackwiseError(
+                    f'phase "{phase.name}", step {step + 1} of {self.planned.steps}: the loss is {loss:g} and the '
+                    f"gradient's norm {grad_norm:g}. A lower training.block_lr or a longer training.warmup may help."
+                )
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)  # leaves out a step whose scaled gradient overflowed, and lowers the scale
+                scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss)
+            tokens_done += sum(batch.inputs.numel() for batch in draws)
+            speed = tokens_done / (time.perf_counter() - began)
+            self.listener(StepDone(self.planned, step + 1, loss, factor * self.training.block_lr, grad_norm, speed))
+        seconds = time.perf_counter() - began
+        tenth = max(1, len(losses) // 10)
+        return PhaseResult(
+            name=phase.name,
+            steps=len(losses),
+            seconds=seconds,
+            first_loss=float(np.mean(losses[:tenth])),
+            last_loss=float(np.mean(losses[-tenth:])),
+            tokens_per_second=tokens_done / seconds,
+            peak_bytes=peak_bytes(device),
+            boundaries_computed=self.boundary.counts.computed if self.boundary else 0,
+            boundaries_read=self.boundary.counts.read if self.boundary else 0,
+        )
+
+    def _steps(self) -> Iterator[tuple[list[Draws], int]]:
+        """The draws of each optimizer step, and their number; the boundaries of each window are made ready first."""
+        phase, done, epoch = self.planned.phase, 0, 0
+        distinct = phase.masks_per_sample if phase.masks == "fixed" else math.inf
+        while done < self.planned.steps:
+            number = phase.draw_number(epoch)
+            for window in self.order.epoch(epoch):
+                if self.boundary is not None:
+                    self._prepare(window.chunks, number)
+                # One step ahead, so that a store can begin to read what comes next.
+                steps = ([self.drawer.draw(samples, number) for samples in step] for step in window.steps)
+                ahead = next(steps, None)
+                while ahead is not None and done < self.planned.steps:
+                    current, ahead = ahead, next(steps, None)
+                    if self.boundary is not None and ahead is not None:
+                        for draws in ahead:
+                            self.boundary.prefetch(draws)
+                    yield current, number
+                    done += 1
+                if done == self.planned.steps:
+                    break
+            epoch += 1
+            if self.boundary is not None and epoch == distinct:
+                self.boundary.drop_below()
+
+    def _prepare(self, chunks: list[int], number: int) -> None:
+        assert self.boundary is not None
+        for done, chunk in enumerate(chunks):
+            self.boundary.prepare([chunk], number)
+            self.listener(BoundaryProgress(self.planned, done + 1, len(chunks)))
+
+    def _accumulate(self, step: list[Draws], number: int, scaler: torch.amp.GradScaler | None) -> float:
+        """Forward and backward passes of one optimizer step; the loss."""
+        total, normaliser = 0.0, self.objective.normaliser(step)
+        for draws in step:
+            loss = self.objective.weighted_sum(self._cross_entropies(draws, number), draws) / normaliser
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            total += loss.item()
+        return total
+
+    def _cross_entropies(self, draws: Draws, number: int) -> Tensor:
+        """Cross entropies [N] of a batch's masked tokens at the end of the phase's path."""
+        residency, phase, device = self.residency, self.planned.phase, self.residency.device
+        if self.boundary is None:
+            hidden = residency.ends.embed(draws.inputs.to(device))  # [B, T, D]
+        else:
+            hidden = self.boundary.read(draws, number)
+        context = residency.ends.context(draws.segments.to(device))
+        for index in phase.live_path:
+            hidden = residency.through(index, hidden, context)
+        masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(device))  # [N, D]
+        return residency.cross_entropy(phase.path[-1], masked, draws.targets.to(device))
+
+    def _clip(self, parameters: list[nn.Parameter]) -> float:
+        """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where that is set."""
+        limit = self.training.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def make_optimizer(named: list[tuple[str, nn.Parameter]], training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), fused, with a learning rate for each part; only matrices decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        rates = {"embed_tokens": training.embedding_lr, "lm_head": training.head_lr}
+        lr = rates.get(name.split(".")[0], training.block_lr)
+        decay = training.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()],
+        betas=training.betas,
+        eps=training.eps,
+        fused=True,
+    )

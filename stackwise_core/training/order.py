@@ -1,0 +1,73 @@
+"""The order in which an epoch visits its samples: windows of shuffled chunks, batches within a window.
+
+A chunk is a run of consecutive samples. Boundaries are always computed a whole chunk at a time, since the last bit of a
+matrix product can depend on the rows beside it; so a chunk's size depends on nothing but seq_len.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from attrs import frozen
+
+from stackwise_core.data.draws import Stream, generator
+
+CHUNK_TOKENS = 4096
+
+
+def chunk_size(seq_len: int) -> int:
+    """Samples a chunk."""
+    return max(1, CHUNK_TOKENS // seq_len)
+
+
+@frozen
+class Window:
+    """Samples whose boundaries are held at the same time, and the steps that train on them."""
+
+    chunks: list[int]
+    steps: list[list[np.ndarray]]
+    """For each optimizer step the samples of its forward passes."""
+
+
+@frozen
+class Order:
+    """How a split's samples are visited; the same whatever the mode, so that modes compare."""
+
+    samples: int
+    seq_len: int
+    window: int
+    batch_size: int
+    accumulation: int
+    seed: int
+
+    @property
+    def _chunks_per_window(self) -> int:
+        return max(1, self.window // chunk_size(self.seq_len))
+
+    def chunk(self, number: int) -> range:
+        """The samples of a chunk."""
+        size = chunk_size(self.seq_len)
+        return range(number * size, min((number + 1) * size, self.samples))
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the split has."""
+        return math.ceil(self.samples / chunk_size(self.seq_len))
+
+    def epoch(self, number: int) -> list[Window]:
+        """An epoch: chunks are dealt to windows at random, and each window's samples are shuffled."""
+        rng = generator(self.seed, number, Stream.ORDER)
+        chunks = rng.permutation(self.chunks)
+        windows = []
+        for start in range(0, self.chunks, self._chunks_per_window):
+            members = [int(chunk) for chunk in chunks[start : start + self._chunks_per_window]]
+            samples = rng.permutation(np.concatenate([np.asarray(self.chunk(chunk)) for chunk in members]))
+            batches = [samples[at : at + self.batch_size] for at in range(0, len(samples), self.batch_size)]
+            steps = [batches[at : at + self.accumulation] for at in range(0, len(batches), self.accumulation)]
+            windows.append(Window(sorted(members), steps))
+        return windows
+
+    def steps_per_epoch(self, number: int = 0) -> int:
+        """Optimizer steps of an epoch; epochs can differ by a step where the last chunk is short."""
+        return sum(len(window.steps) for window in self.epoch(number))

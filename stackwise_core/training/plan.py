@@ -1,0 +1,328 @@
+"""The plan of a run: its phases, checked, and what each will cost, before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from attrs import asdict, evolve, frozen
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.interfaces.mask_schedule import MaskSchedule
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.options import ByteSize
+from stackwise_core.training.order import Order, chunk_size
+from stackwise_core.training.setup import Setup
+
+
+@frozen
+class Memory:
+    """Estimated peak memory of a phase, in bytes."""
+
+    process: int
+    """What this process holds already: Python, torch, and the libraries behind it."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Of the larger of a training step and a chunk on its way through the trunk."""
+    boundaries: int
+    """Held in memory: a window's without a cache, all of them with one in memory."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+@frozen
+class PhasePlan:
+    """A phase, and what it costs."""
+
+    phase: Phase
+    steps: int
+    tokens: int
+    """Tokens that training steps pass, in all."""
+    trainable_parameters: int
+    frozen_parameters: int
+    band: tuple[float, float]
+    """Mask fractions at the two ends of its progress."""
+    memory: Memory
+    disk: int
+    """Most bytes of boundaries on disk, the one below included."""
+    flops: float
+    """Floating-point operations of training steps and boundaries."""
+
+
+def _json_value(instance: object, attribute: object, value: object) -> object:
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+@frozen
+class Plan:
+    """The phases of a run in order."""
+
+    spec: RackSpec
+    phases: tuple[PhasePlan, ...]
+    notes: tuple[str, ...]
+    """What a user should know before starting."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {
+            "rack": {**asdict(self.spec), "parameters": self.spec.parameters},
+            "notes": list(self.notes),
+            "phases": [
+                {
+                    **asdict(planned.phase, value_serializer=_json_value),
+                    "entry": planned.phase.entry,
+                    "steps": planned.steps,
+                    "tokens": planned.tokens,
+                    "trainable_parameters": planned.trainable_parameters,
+                    "frozen_parameters": planned.frozen_parameters,
+                    "band": list(planned.band),
+                    "memory": {**asdict(planned.memory), "total": planned.memory.total},
+                    "disk": planned.disk,
+                    "flops": planned.flops,
+                }
+                for planned in self.phases
+            ],
+        }
+
+
+def sample_order(setup: Setup) -> Order:
+    """The order in which the training split is visited."""
+    training, data = setup.config.training, setup.config.data
+    return Order(
+        samples=len(setup.corpus.train),
+        seq_len=data.seq_len,
+        window=training.window,
+        batch_size=training.batch_size,
+        accumulation=training.gradient_accumulation,
+        seed=setup.config.run.seed,
+    )
+
+
+def cache_layout(setup: Setup) -> Layout:
+    """The shape of a stored boundary; without a cache, of one held in a window."""
+    cache = setup.implementations.cache
+    dtype = "fp32" if cache is None else cache.options.dtype
+    return Layout(tokens=setup.config.data.seq_len, d_model=setup.spec.d_model, dtype=dtype)
+
+
+def make_plan(setup: Setup) -> Plan:
+    """Plan a run and price each phase.
+
+    Raises:
+        UsageError: the mode can't plan this rack, or a phase contradicts the objective.
+        StackwiseError: the mode is a plugin whose plan makes no sense.
+    """
+    training = setup.config.training
+    phases = setup.implementations.mode.plan(setup.spec, training)
+    check_phases(phases, setup.spec, setup.config.trainer_mode.use)
+    planned = []
+    for place, phase in enumerate(phases):
+        phase = settle_weighting(phase, setup.implementations.schedule, training)
+        below = phases[place - 1] if place else None
+        planned.append(price(phase, below, setup))
+    return Plan(setup.spec, tuple(planned), tuple(notes(planned, setup)))
+
+
+def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
+    """Refuse a plan that the engine can't execute; the fault is the trainer mode's."""
+
+    def wrong(phase: Phase, what: str) -> StackwiseError:
+        return StackwiseError(f'trainer mode "{mode}": phase "{phase.name}" {what}')
+
+    if not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise StackwiseError(f'trainer mode "{mode}": plan() gave no list of phases')
+    for phase in phases:
+        if not phase.path or len(set(phase.path)) < len(phase.path) or not set(phase.path) <= set(range(spec.stacks)):
+            raise wrong(phase, f"has the path {phase.path} in a rack of {spec.stacks} stacks")
+        if not phase.trains | phase.adapts <= set(phase.path):
+            raise wrong(phase, "trains a stack that isn't in its path")
+        if not (phase.trains or phase.adapts or phase.embedding or phase.head):
+            raise wrong(phase, "trains nothing")
+        if phase.head and not phase.embedding and spec.tie_embeddings:
+            raise wrong(phase, "trains the head, which is the embedding's transpose, over a frozen embedding")
+        if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
+            raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
+
+
+def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingConfig) -> Phase:
+    """Fill in the weighting that was left open, and refuse one under which the loss means nothing."""
+    low, high = fractions(phase, schedule)
+    for fraction in (low, high):
+        if not 0 <= fraction <= 1:
+            raise StackwiseError(f"the mask schedule gave the fraction {fraction:g}, outside of [0, 1]")
+    one_fraction = low == high
+    places_its_own = type(schedule).place is not MaskSchedule.place
+    weighting = training.weighting or ("mean" if one_fraction or places_its_own else "nelbo")
+    if weighting == "nelbo" and one_fraction:
+        raise UsageError(
+            f'training.weighting = "nelbo": phase "{phase.name}" has the one mask fraction {low:g}, and so no band to '
+            'bound a likelihood over. Use "mean", or a schedule whose fraction changes.'
+        )
+    if weighting == "nelbo" and places_its_own:
+        raise UsageError(
+            'training.weighting = "nelbo" holds for independently masked tokens only, and this mask schedule places '
+            'them its own way. Use "mean".'
+        )
+    return evolve(phase, weighting=weighting)
+
+
+def fractions(phase: Phase, schedule: MaskSchedule) -> tuple[float, float]:
+    """Mask fractions at the ends of a phase's progress."""
+    low, high = schedule.fraction(torch.tensor(phase.progress, dtype=torch.float64)).tolist()
+    return low, high
+
+
+def phase_steps(phase: Phase, order: Order) -> int:
+    """Optimizer steps of a phase."""
+    return phase.steps or sum(order.steps_per_epoch(epoch) for epoch in range(phase.epochs))
+
+
+def phase_epochs(phase: Phase, order: Order) -> int:
+    """Passes over the training split that a phase begins."""
+    return -(-phase.steps // order.steps_per_epoch()) if phase.steps else phase.epochs
+
+
+def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
+    """Estimate what a phase costs."""
+    spec, training, implementations = setup.spec, setup.config.training, setup.implementations
+    order, layout = sample_order(setup), cache_layout(setup)
+    steps, epochs = phase_steps(phase, order), phase_epochs(phase, order)
+    tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
+    low, high = fractions(phase, implementations.schedule)
+    trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
+    trainable += spec.embedding_parameters if phase.embedding else 0
+    trainable += spec.head_parameters if phase.head else 0
+    resident = sum(spec.stack_parameters(stack) for stack in phase.path)
+    resident += spec.embedding_parameters + spec.head_parameters
+
+    frozen_weights = sum(spec.stack_parameters(stack) for stack in set(phase.path) - phase.trains)
+    weights = 4 * (resident - frozen_weights) + round(implementations.trunk.bytes_per_weight * frozen_weights)
+    draws = min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
+    stored = draws * len(setup.corpus.train) * layout.bytes_per_entry if phase.frozen_prefix else 0
+    if phase.frozen_prefix and below is not None and below.frozen_prefix:
+        stored *= 2
+    capacity = None if implementations.cache is None else implementations.cache.options.capacity
+    stored = stored if capacity is None else min(stored, capacity)
+    durable = implementations.cache is not None and implementations.cache.durable
+    window = min(training.window, len(setup.corpus.train)) * layout.bytes_per_entry if phase.frozen_prefix else 0
+    boundaries = window if implementations.cache is None else (0 if durable else stored)
+    memory = Memory(
+        process=psutil.Process().memory_info().rss if setup.device.type == "cpu" else 0,
+        weights=weights,
+        gradients=4 * trainable,
+        optimizer=8 * trainable,
+        activations=max(
+            step_activations(phase, spec, training.batch_size * spec.seq_len, (low + high) / 2, setup),
+            chunk_activations(phase, spec),
+        ),
+        boundaries=boundaries,
+    )
+    return PhasePlan(
+        phase=phase,
+        steps=steps,
+        tokens=tokens,
+        trainable_parameters=trainable,
+        frozen_parameters=resident - trainable,
+        band=(low, high),
+        memory=memory,
+        disk=stored if durable else 0,
+        flops=phase_flops(phase, spec, tokens, (low + high) / 2, draws, epochs, setup),
+    )
+
+
+def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
+    """Bytes that one forward and backward pass holds at its peak.
+
+    A block keeps for its backward pass the two norms' inputs in fp32 and, in the format that it computes in, the
+    normed input, q, k, v, attention's output, the second normed input, and four tensors of SwiGLU. The head holds
+    logits, their softmax and gradient over the masked tokens.
+    """
+    compute = 4 if setup.implementations.active.bytes_per_weight >= 4 else 2
+    kv = 2 * spec.n_kv_heads * spec.head_dim
+    a_token_and_block = 2 * 4 * spec.d_model + compute * (4 * spec.d_model + kv + 4 * spec.d_ff)
+    live_blocks = sum(spec.blocks[stack] for stack in phase.live_path)
+    logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
+    return live_blocks * a_token_and_block * tokens + max(logits, a_token_and_block * tokens)
+
+
+def chunk_activations(phase: Phase, spec: RackSpec) -> int:
+    """Bytes that a chunk holds at its peak on its way through the trunk."""
+    if not phase.frozen_prefix:
+        return 0
+    return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
+
+
+def phase_flops(
+    phase: Phase, spec: RackSpec, tokens: int, masked_share: float, draws: int, epochs: int, setup: Setup
+) -> float:
+    """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train."""
+    total = 0.0
+    for stack in phase.live_path:
+        total += spec.stack_flops(stack) * tokens * (3 if stack in phase.trains else 2)
+    head_passes = 3 if phase.head or phase.embedding else 2
+    total += 2 * spec.d_model * spec.vocab_size * tokens * masked_share * head_passes
+    split_tokens = len(setup.corpus.train) * spec.seq_len
+    computed = split_tokens * (epochs if setup.implementations.cache is None else draws)
+    # With a cache the boundary of the phase before is there to start from.
+    trunk = phase.frozen_prefix if setup.implementations.cache is None else phase.frozen_prefix[-1:]
+    return total + sum(spec.stack_flops(stack) for stack in trunk) * computed
+
+
+def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
+    """What a user should know before starting."""
+    training, cache = setup.config.training, setup.implementations.cache
+    with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
+    said = []
+    if with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
+        said.append(
+            "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
+        )
+    if with_trunk and cache is not None:
+        reads = max(phase_epochs(plan.phase, sample_order(setup)) for plan in with_trunk)
+        draws = training.masks_per_sample if training.masks == "fixed" else reads
+        if reads <= draws:
+            said.append(
+                f"Each boundary is trained on once ({reads} epochs, {draws} draws a sample), so the cache saves only "
+                "the stacks below the last one; it pays more with more epochs or fewer draws."
+            )
+        if cache.options.capacity is not None:
+            needed = max(plan.disk or plan.memory.boundaries for plan in with_trunk)
+            if needed > cache.options.capacity:
+                said.append(
+                    f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
+                    "boundaries: some are evicted and computed again."
+                )
+    if any(plan.phase.head for plan in planned[1:]):
+        said.append("The head goes on training: what it reads at shallower depths changes with it.")
+    free = psutil.virtual_memory().available
+    peak = max(plan.memory.total for plan in planned)
+    if setup.device.type == "cpu" and peak > free:
+        said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
+    return said
+
+
+def check_disk(plan: Plan, directory: Path) -> None:
+    """Refuse a plan whose boundaries don't fit on the disk.
+
+    Args:
+        directory: where they will be, or the nearest folder above that exists.
+    """
+    while not directory.exists():
+        directory = directory.parent
+    needed, free = max(planned.disk for planned in plan.phases), shutil.disk_usage(directory).free
+    if needed > free:
+        raise UsageError(
+            f"The boundaries need {ByteSize(needed)} on disk, and {directory} has {ByteSize(free)} free. "
+            "Set cache_backend.capacity, fewer training.masks_per_sample, or a shorter data.seq_len."
+        )

@@ -1,0 +1,67 @@
+"""Distributions that a test makes up, found by importlib.metadata as installed ones are."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Make a distribution with entry points in the group ``stackwise`` and put it on sys.path; give its folder."""
+    before = set(sys.modules)
+
+    def install(
+        distribution: str, modules: Mapping[str, str], entry_points: Mapping[str, str], version: str = "1.0"
+    ) -> Path:
+        site = tmp_path / "site" / distribution
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        lines = [f"{name} = {value}\n" for name, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("[stackwise]\n" + "".join(lines))
+        for module, source in modules.items():
+            (site / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    yield install
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def hook_source() -> Callable[..., str]:
+    """The source of a hook module with one mask schedule."""
+
+    def source(name: str = "sine", module: str = "somebody", hook: str = "mask_schedule", **fields: object) -> str:
+        extra = "".join(f", {key}={value!r}" for key, value in fields.items())
+        return (
+            "from stackwise_core.hookspecs import Implementation, hookimpl\n\n"
+            "@hookimpl\n"
+            f"def {hook}():\n"
+            f"    return [Implementation({name!r}, 'Of somebody', '{module}:Sine', '{module}:Options'{extra})]\n"
+        )
+
+    return source
+
+
+@pytest.fixture
+def implementation_source() -> str:
+    """The source of the module that ``hook_source`` points at."""
+    return """
+from attrs import frozen
+from stackwise_core.interfaces.mask_schedule import MaskSchedule
+
+@frozen
+class Options:
+    slope: float = 1.0
+
+class Sine(MaskSchedule):
+    def fraction(self, progress):
+        return progress
+"""

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from attrs import evolve
+
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.rack import Ends, Stack, new_ends, new_stack
+
+SPEC = RackSpec(blocks=(2, 1), vocab_size=40, seq_len=24, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48)
+MASK = 39
+
+
+def forward(ends: Ends, stacks: list[Stack], ids: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of a rack, read out at its last stack."""
+    context = ends.context(torch.ones_like(ids) if segments is None else segments)
+    hidden = ends.embed(ids)
+    for stack in stacks:
+        hidden = stack(hidden, context)
+    return ends.logits(hidden, stacks[-1].norm)
+
+
+def rack_of(spec: RackSpec, seed: int = 0) -> tuple[Ends, list[Stack]]:
+    return new_ends(spec, MASK, seed), [new_stack(spec, index, seed) for index in range(spec.stacks)]
+
+
+def llama_state(ends: Ends, stacks: list[Stack]) -> dict[str, torch.Tensor]:
+    """The rack's weights under Llama's names: a renaming and nothing else."""
+    state = {"model.embed_tokens.weight": ends.embed_tokens.weight, "model.norm.weight": stacks[-1].norm.weight}
+    state["lm_head.weight"] = ends.embed_tokens.weight if ends.lm_head is None else ends.lm_head.weight
+    blocks = [block for stack in stacks for block in stack.layers]
+    for place, block in enumerate(blocks):
+        state |= {f"model.layers.{place}.{name}": tensor for name, tensor in block.state_dict().items()}
+    return state
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_are_those_of_transformers_llama(tied, kv_heads):
+    """With the same weights a causal rack and transformers' Llama give the same logits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    spec = evolve(SPEC, attention="causal", tie_embeddings=tied, n_kv_heads=kv_heads, rope_theta=5000.0)
+    ends, stacks = rack_of(spec)
+    for stack in stacks:  # norms that do something
+        for name, parameter in stack.named_parameters():
+            if "norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.d_model,
+            intermediate_size=spec.d_ff,
+            num_hidden_layers=sum(spec.blocks),
+            num_attention_heads=spec.n_heads,
+            num_key_value_heads=spec.n_kv_heads,
+            rms_norm_eps=spec.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+            tie_word_embeddings=tied,
+            attn_implementation="sdpa",
+        )
+    ).eval()
+    missing, unexpected = llama.load_state_dict(llama_state(ends, stacks), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    ids = torch.randint(0, spec.vocab_size, (3, spec.seq_len))
+    with torch.no_grad():
+        torch.testing.assert_close(forward(ends, stacks, ids), llama(ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_bidirectional_attention_sees_later_tokens_and_causal_does_not():
+    """A change of the last token reaches the first position only without causal attention."""
+    ids = torch.randint(0, 30, (1, 10))
+    other = ids.clone()
+    other[0, -1] += 1
+    for attention, reaches in (("bidirectional", True), ("causal", False)):
+        rack = rack_of(evolve(SPEC, attention=attention))
+        first, second = forward(*rack, ids)[0, 0], forward(*rack, other)[0, 0]
+        assert torch.equal(first, second) is not reaches
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_documents_of_a_row_do_not_see_each_other(attention):
+    """A document packed beside others and padding gives the logits that it gives alone."""
+    ends, stacks = rack_of(evolve(SPEC, attention=attention))
+    ids = torch.randint(0, 30, (1, 20))
+    segments = torch.tensor([[1] * 7 + [2] * 9 + [0] * 4])
+    packed = forward(ends, stacks, ids, segments)
+    torch.testing.assert_close(packed[:, :7], forward(ends, stacks, ids[:, :7]))
+    torch.testing.assert_close(packed[:, 7:16], forward(ends, stacks, ids[:, 7:16]), rtol=1e-4, atol=1e-5)
+    assert packed.isfinite().all()
+
+
+def test_special_token_within_a_document_is_not_attended_to():
+    """Changing a token of segment 0 changes no other position."""
+    ends, stacks = rack_of(SPEC)
+    ids = torch.randint(0, 30, (1, 12))
+    other = ids.clone()
+    other[0, 5] = 31
+    segments = torch.ones_like(ids)
+    segments[0, 5] = 0
+    first, second = forward(ends, stacks, ids, segments), forward(ends, stacks, other, segments)
+    keep = torch.arange(12) != 5
+    assert torch.equal(first[:, keep], second[:, keep])
+    assert not torch.equal(first[:, 5], second[:, 5])
+
+
+def test_mask_token_is_never_predicted():
+    """Probabilities over all other tokens sum to one."""
+    ends, _ = rack_of(SPEC)
+    norm = torch.nn.Identity()
+    hidden = torch.randn(1, SPEC.d_model)
+    losses = ends.cross_entropy(hidden.expand(SPEC.vocab_size, -1), torch.arange(SPEC.vocab_size), norm)
+    assert losses[MASK].isinf()
+    assert float(torch.exp(-losses).sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_blocks_begin_alike_however_they_are_cut_into_stacks():
+    """A block's first weights depend on its place in the rack alone."""
+    cut = evolve(SPEC, blocks=(1, 1, 1))
+    together = [block for stack in rack_of(SPEC)[1] for block in stack.layers]
+    apart = [block for stack in rack_of(cut)[1] for block in stack.layers]
+    for one, other in zip(together, apart, strict=True):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_weights_depend_on_the_seed_and_differ_between_blocks():
+    """No two blocks, and no two seeds, begin alike."""
+
+    def first(seed, index):
+        return new_stack(SPEC, index, seed).layers[0].mlp.up_proj.weight
+
+    assert torch.equal(first(0, 0), first(0, 0))
+    assert not torch.equal(first(0, 0), first(1, 0))
+    assert not torch.equal(first(0, 0), first(0, 1))
+
+
+def test_counts_of_parameters_are_those_of_the_modules():
+    """The plan's arithmetic counts what the modules hold."""
+    for tied in (True, False):
+        spec = evolve(SPEC, tie_embeddings=tied)
+        ends, stacks = rack_of(spec)
+        held = sum(p.numel() for module in (ends, *stacks) for p in module.parameters())
+        assert spec.parameters == held
+        assert spec.stack_parameters(0) == sum(p.numel() for p in stacks[0].parameters())
+
+
+def test_counts_of_flops_are_those_that_torch_counts():
+    """A stack's forward pass takes the operations that torch's own counter sees."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ends, stacks = rack_of(evolve(SPEC, n_kv_heads=4))
+    spec = ends.spec
+    hidden = torch.randn(2, spec.seq_len, spec.d_model)
+    context = ends.context(torch.ones(2, spec.seq_len, dtype=torch.int32))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        stacks[0](hidden, context)
+    assert counter.get_total_flops() == spec.stack_flops(0) * 2 * spec.seq_len

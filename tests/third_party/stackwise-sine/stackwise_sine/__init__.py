@@ -1,0 +1,1 @@
+"""A mask schedule that is in no package of ours."""
