@@ -10,7 +10,6 @@ import attrs
 from stackwise_core.config.choices import hook_fields
 from stackwise_core.config.model import Config
 from stackwise_core.config.reference import OptionRow, describe
-from stackwise_core.hookspecs import INTERFACES
 from stackwise_core.registry import Declared, Registry
 
 TARGET = Path(__file__).with_name("config.md")
@@ -38,8 +37,8 @@ A run is one TOML file. Every key has a default unless its row says *required*, 
 bytes or a string such as `"20 GB"` or `"512 MiB"`. A key that is *left out* by default can't be set back to that by a
 higher layer.
 
-**Paths** are relative to the folder of the file that sets them; those from the environment and from `--set` to the
-working directory. `~` is the home directory.
+**Paths** that the table calls relative to the TOML are taken from the folder of the file that sets them, or from the
+working directory where the environment or `--set` does. The others are relative to the working directory.
 
 **Hooks.** `mask_schedule`, `precision`, `cache_backend` and `trainer_mode` are filled by plugins. `use` picks one, and
 the other keys of its table are that plugin's own options, listed below it. A name alone is short for a table with

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "options", "hookspecs"),
     ("interfaces",),
-    ("registry", "config"),
+    ("registry",),
+    ("config",),
     ("data", "inference", "rack", "runs", "training"),
     ("training.engine",),
-    ("cli",),
+    ("cli", "testing"),
 )
 """From the bottom up, below ``stackwise_core``: a module imports from its own layer and from those before it."""
 

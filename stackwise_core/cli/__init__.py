@@ -39,7 +39,7 @@ class CommandLine(click.Group):
             close = nearest(args[0], self.list_commands(ctx))
             if close is None:
                 raise
-            raise click.UsageError(f'{error.message} Did you mean "{close}"?', ctx) from None
+            raise click.UsageError(f"{error.message} Did you mean '{close}'?", ctx) from None
 
     def main(
         self,

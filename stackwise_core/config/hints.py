@@ -23,7 +23,11 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
         siblings = [(*path[:-1], name) for name in known] if len(path) > 1 else []
         spellings = [dotted(each).replace(".", "__") for each in [*_core_keys(), *siblings]]
         near = nearest(dotted(path).replace(".", "__"), spellings)
-        return f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?" if near else "a double underscore stands for the dot: STACKWISE_TABLE__KEY"
+        return (
+            f"did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
+            if near
+            else "a double underscore stands for the dot: STACKWISE_TABLE__KEY"
+        )
     tables = [dotted(each[:-1]) for each in _core_keys() if each[-1] == key and each[:-1] and each != path]
     if tables:
         return f"{key} belongs in [{tables[0]}]"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import tomlkit
 from attrs import define, field, frozen
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AbstractTable, AoT, Array, InlineTable, Table
+from tomlkit.items import AbstractTable, AoT, Array, Table
 
 from stackwise_core.config.errors import Place
 
@@ -76,7 +76,7 @@ class TomlText:
         marked._original = _SENTINEL
         body[index] = (marked, item)
         try:
-            return self._sentinel(len(key.as_string()))
+            return self._sentinel(key.as_string())
         finally:
             body[index] = (key, item)
 
@@ -85,7 +85,7 @@ class TomlText:
         if table.display_name is not None and not table.is_super_table():
             name, table.display_name = table.display_name, _SENTINEL
             try:
-                return self._sentinel(len(name))
+                return self._sentinel(name)
             finally:
                 table.display_name = name
         if not key.is_dotted():  # [a.b] alone: a has no header of its own
@@ -105,17 +105,18 @@ class TomlText:
         place = marked.find(f'"{_SENTINEL}"')
         return self.at(offset + max(place, 0), len(getattr(element, "as_string", lambda: "-")()))
 
-    def _sentinel(self, width: int) -> Place:
-        dumped = self._parsed.as_string()
+    def _sentinel(self, original: str) -> Place:
+        """Where the sentinel that stands for a piece of the text comes out."""
+        dumped, width = self._parsed.as_string(), len(original.rstrip())
         offset = dumped.find(_SENTINEL)
-        if offset < 0:
-            return Place(self.name)
-        if dumped[:offset] == self.text[:offset]:
+        if offset >= 0 and dumped[:offset] == self.text[:offset]:
             return self.at(offset, width)
-        line = min(
-            dumped.count("\n", 0, offset), self.text.count("\n")
-        )  # tomlkit laid the text out anew: the line has to do
-        return self.at(sum(len(before) + 1 for before in self.text.split("\n")[:line]), 0)
+        # tomlkit puts the pieces of some tables together, so the line is looked for in the text as it was.
+        start = dumped.rfind("\n", 0, offset) + 1
+        line = dumped[start:].replace(_SENTINEL, original, 1).partition("\n")[0]
+        if offset < 0 or f"\n{self.text}\n".count(f"\n{line}\n") != 1:
+            return Place(self.name)
+        return self.at(f"\n{self.text}\n".index(f"\n{line}\n") + offset - start, width)
 
     def _offset(self, place: Place) -> int:
         lines = self.text.split("\n")[: (place.line or 1) - 1]
@@ -132,5 +133,5 @@ def _spots(body: Body, path: tuple[str | int, ...]) -> Iterator[_Spot]:
         rest, inner = path[1:], item
         if isinstance(item, AoT) and rest and isinstance(rest[0], int) and rest[0] < len(item.body):
             inner, rest = item.body[rest[0]], rest[1:]
-        deeper = list(_spots(inner.value.body, rest)) if isinstance(inner, AbstractTable | InlineTable) else []
+        deeper = list(_spots(inner.value.body, rest)) if isinstance(inner, AbstractTable) else []
         yield from deeper or [_Spot(body, index, rest)]

@@ -128,18 +128,14 @@ def test_a_defect_in_a_local_plugin_names_the_file(fail, install, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["plugns"], 'Did you mean "plugins"?'),
-        (["plugins", "shwo", "x"], "Did you mean"),
-        (["plugins", "--jsn"], "Did you mean --json?"),
-    ],
+    ("arguments", "nearest"),
+    [(["plugns"], "plugins"), (["plugins", "shwo", "x"], "show"), (["plugins", "--jsn"], "--json")],
 )
-def test_a_misspelt_command_has_a_nearest_one(arguments, message):
+def test_a_misspelt_command_has_a_nearest_one(arguments, nearest):
     """click's usage errors are exit code 2."""
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert nearest in result.stderr.partition("Did you mean")[2]
 
 
 def test_an_exit_code_of_a_command_is_kept(fail):

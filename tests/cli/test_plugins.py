@@ -75,9 +75,10 @@ def test_the_listing_as_json(install):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_listing_on_a_terminal_fits_and_loses_nothing(install, monkeypatch, width):
+def test_the_listing_on_a_terminal_fits_and_loses_nothing(install, hook_source, monkeypatch, width):
     """No line is wider than the terminal, and no name or state is cut."""
     install("stackwise-bad", {"bad_hooks": "1/0"}, {"bad": "bad_hooks"})
+    install("other", {"other_hooks": hook_source(packages=("nonesuch",))}, {"other": "other_hooks"})
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))

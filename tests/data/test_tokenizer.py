@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from stackwise_core.data.tokenizer import load_tokenizer
+from stackwise_core.data.tokenizer import _byte_offsets, load_tokenizer
 from stackwise_core.errors import UsageError
 
 MIXED = "naïve – 日本語 🙂 the\r\n\tend\0"
@@ -178,6 +178,11 @@ def test_offsets_never_fall(tmp_path):
     assert (np.diff(starts) >= 0).all()
     assert starts[0] >= 0
     assert starts[-1] < len(text.encode())
+
+
+def test_offsets_that_fall_are_held():
+    """A token that claims to start before the one before it starts with it."""
+    assert _byte_offsets("éab", [(0, 1), (2, 3), (1, 2), (2, 3)]).tolist() == [0, 3, 3, 3]
 
 
 def test_json_decode(masked_bpe, plain_bpe):

@@ -16,8 +16,9 @@ def names(registry, hook="mask_schedule"):
     return [declared.name for declared in registry.implementations(hook)]
 
 
-def test_our_own_plugins_are_declared():
-    """The workspace's distributions are found, sorted by distribution."""
+def test_our_own_plugins_are_declared(install, hook_source):
+    """The workspace's distributions are found, and sorted by distribution with all others."""
+    install("zigzag", {"zigzag_hooks": hook_source()}, {"a_first_name": "zigzag_hooks"}, version="0.0.1")
     registry = Registry.discover(environ={})
     ours = [each.distribution for each in registry.plugins]
     assert ours == sorted(ours)
