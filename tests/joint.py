@@ -1,4 +1,4 @@
-"""A small joint distribution over sequences, whose every conditional is known: what likelihood bounds are tested against."""
+"""A small joint distribution whose every conditional is known: what likelihood bounds are tested against."""
 
 import itertools
 import math

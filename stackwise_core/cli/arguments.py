@@ -1,4 +1,4 @@
-"""The arguments of every command that reads a configuration."""
+"""The arguments that commands share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import click
 
 
+def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``-p``, as the argument ``plugins``: a tuple of its values."""
+    return click.option(
+        "-p",
+        "plugins",
+        multiple=True,
+        metavar="PLUGIN",
+        help="no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
+        "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
+    )(command)
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``FILE``, ``--set`` and ``-p``, as ``file``, ``overrides`` and ``plugins`` for ``config.load``."""
-    for decorator in (
-        click.option(
-            "-p",
-            "plugins",
-            multiple=True,
-            metavar="PLUGIN",
-            help="no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
-            "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
-        ),
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set one key, as in --set training.batch_size=8. It wins over the file. May be repeated.",
-        ),
-        click.argument("file", default="stackwise.toml"),
-    ):
-        command = decorator(command)
-    return command
+    override = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set one key, as in --set training.batch_size=8. It wins over the file. May be repeated.",
+    )
+    return click.argument("file", default="stackwise.toml")(override(plugin_option(command)))

@@ -1,8 +1,17 @@
 """A phase: a stretch of training with a fixed path, fixed trainable parameters, entry, band, masks and budget."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from attrs import field, frozen
+
+
+def _ordered(stacks: Iterable[int]) -> tuple[int, ...]:
+    return tuple(stacks)
+
+
+def _members(stacks: Iterable[int]) -> frozenset[int]:
+    return frozenset(stacks)
 
 
 @frozen(kw_only=True)
@@ -10,11 +19,11 @@ class Phase:
     """What the engine executes; a trainer mode makes a list of them."""
 
     name: str
-    path: tuple[int, ...] = field(converter=tuple)
+    path: tuple[int, ...] = field(converter=_ordered)
     """Stacks in the order in which the hidden states pass them."""
-    trains: frozenset[int] = field(converter=frozenset)
+    trains: frozenset[int] = field(converter=_members)
     """Stacks of the path whose full weights train; the rest is frozen."""
-    adapts: frozenset[int] = field(default=frozenset(), converter=frozenset)
+    adapts: frozenset[int] = field(default=frozenset(), converter=_members)
     """Stacks of the path of which only adapters train."""
     embedding: bool = False
     """Whether the token embedding trains."""

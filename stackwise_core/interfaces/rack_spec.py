@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 
 @frozen(kw_only=True)
 class RackSpec:
     """Sizes of a rack, in the field's names. Stacks are counted from the tokens upwards, from 0."""
 
-    blocks: tuple[int, ...] = field(converter=tuple)
+    blocks: tuple[int, ...]
     """How many blocks each stack has."""
     vocab_size: int
     seq_len: int

@@ -15,13 +15,15 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm (Zhang & Sennrich 2019), computed in the residual stream's fp32.
 
-    The weight is cast to the input's dtype, so that a trunk whose weights are held in half precision keeps an fp32
-    residual stream and torch's fused kernel.
+    The weight is cast to the input's dtype, since a frozen stack may hold it in half precision. The result is cast to
+    autocast's dtype at once: otherwise each projection that reads it makes, and keeps, a copy of its own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        y = F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
 
 
 def rotary_tables(spec: RackSpec, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.blocks import Block, RMSNorm, rotary_tables
 
+ROWS_MULTIPLE = 256
+"""The head's matrix products have a multiple of this many rows."""
+
 
 class AttentionContext(NamedTuple):
     """What attention needs besides the hidden states, the same for every block of a batch."""
@@ -84,7 +87,9 @@ class Ends(nn.Module):
         The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
         MDLM, arXiv 2406.07524).
         """
-        logits = self.logits(hidden, norm)  # [N, V]
+        # oneDNN keeps a kernel for every shape it has met, and N differs from step to step: a GB in 200 steps.
+        padded = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROWS_MULTIPLE))
+        logits = self.logits(padded, norm)[: len(hidden)]  # [N, V]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits[:, self.mask_id] = -torch.inf
         return nn.functional.cross_entropy(logits, targets, reduction="none")

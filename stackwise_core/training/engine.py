@@ -25,6 +25,7 @@ from stackwise_core.training.events import (
     Event,
     Listener,
     PhaseDone,
+    PhaseResult,
     PhaseStarted,
     RunDone,
     RunResult,
@@ -77,7 +78,8 @@ class Engine:
                 self._listener(event)
 
             tell(RunStarted(self._plan, self._directory.path))
-            phases, below = [], None
+            phases: list[PhaseResult] = []
+            below: Boundary | None = None
             for planned in self._plan.phases:
                 tell(PhaseStarted(planned))
                 self._residency.place(planned.phase)
@@ -94,13 +96,13 @@ class Engine:
                     training=config.training,
                     listener=tell,
                 )
-                result = fit.run()
+                measured = fit.run()
                 self._write_weights(planned)
                 if below is not None:
                     below.drop()
                 below = boundary
-                phases.append(result)
-                tell(PhaseDone(planned, result))
+                phases.append(measured)
+                tell(PhaseDone(planned, measured))
             if below is not None:
                 below.drop()
             result = RunResult(self._directory.path, tuple(phases), tuple(self._evaluate(tell)))

@@ -20,13 +20,19 @@ from stackwise_core.options import ByteSize
 from stackwise_core.training.order import Order, chunk_size
 from stackwise_core.training.setup import Setup
 
+# Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
+FIRST_STEP = 120_000_000
+"""Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
+ALLOCATOR = 1.6
+"""Peak resident bytes for each byte of activations: the allocator keeps freed tensors whose size doesn't recur."""
+
 
 @frozen
 class Memory:
     """Estimated peak memory of a phase, in bytes."""
 
     process: int
-    """What this process holds already: Python, torch, and the libraries behind it."""
+    """What this process holds already (Python, torch, the libraries behind it) and its first step will load."""
     weights: int
     gradients: int
     optimizer: int
@@ -218,7 +224,7 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
     window = min(training.window, len(setup.corpus.train)) * layout.bytes_per_entry if phase.frozen_prefix else 0
     boundaries = window if implementations.cache is None else (0 if durable else stored)
     memory = Memory(
-        process=psutil.Process().memory_info().rss if setup.device.type == "cpu" else 0,
+        process=psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0,
         weights=weights,
         gradients=4 * trainable,
         optimizer=8 * trainable,
@@ -244,16 +250,16 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
     """Bytes that one forward and backward pass holds at its peak.
 
-    A block keeps for its backward pass the two norms' inputs in fp32 and, in the format that it computes in, the
-    normed input, q, k, v, attention's output, the second normed input, and four tensors of SwiGLU. The head holds
-    logits, their softmax and gradient over the masked tokens.
+    A token and block keeps for the backward pass two tensors of each norm in fp32 and, in the format that it computes
+    in, both norms' results, q, k, v, attention's output, and four tensors of SwiGLU. The head holds logits, their
+    softmax and their gradient, over the masked tokens.
     """
-    compute = 4 if setup.implementations.active.bytes_per_weight >= 4 else 2
+    half = setup.implementations.active.bytes_per_weight < 4
     kv = 2 * spec.n_kv_heads * spec.head_dim
-    a_token_and_block = 2 * 4 * spec.d_model + compute * (4 * spec.d_model + kv + 4 * spec.d_ff)
+    a_token_and_block = (4 * 4 * spec.d_model) + (2 if half else 4) * (4 * spec.d_model + kv + 4 * spec.d_ff)
     live_blocks = sum(spec.blocks[stack] for stack in phase.live_path)
     logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
-    return live_blocks * a_token_and_block * tokens + max(logits, a_token_and_block * tokens)
+    return round(ALLOCATOR * live_blocks * a_token_and_block * tokens) + logits
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:

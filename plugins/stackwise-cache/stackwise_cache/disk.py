@@ -9,6 +9,7 @@ import xxhash
 from attrs import define
 from torch import Tensor
 
+from stackwise_cache.options import DiskOptions
 from stackwise_cache.shard import DamagedShard, Shard, as_bytes, write_shard
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -172,6 +173,7 @@ class DiskStore(ActivationStore):
 class Disk(CacheBackend):
     """As large as the disk, and there again for the next process."""
 
+    options: DiskOptions
     durable = True
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> DiskStore:

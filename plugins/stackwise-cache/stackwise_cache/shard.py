@@ -2,8 +2,8 @@
 
 A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each activation's bytes),
 and ``activations`` [n, tokens, d_model]. It is written beside, synced and renamed, so it is whole or not there, and it
-is its own index. The header is read with nothing but JSON, and activations with ``pread`` at the offsets that it gives: a
-memory map would add every page it touches to the process's resident memory.
+is its own index. The header is read as JSON, and activations with ``pread`` at the offsets that it gives: a memory map
+would add every page it touches to the process's resident memory.
 """
 
 import json
@@ -52,7 +52,7 @@ def write_shard(path: Path, keys: Sequence[Key], activations: Tensor) -> None:
 
 
 class Shard:
-    """A shard that is there to be read. It keeps no file open: a large store has more shards than a process may open."""
+    """A shard that is there to be read. No file stays open: a large store has more shards than a process may open."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         """Read the header, the keys and the checksums.
