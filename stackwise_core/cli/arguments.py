@@ -5,17 +5,14 @@ from typing import Any
 
 import click
 
-
-def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command ``-p``, as the argument ``plugins``: a tuple of its values."""
-    return click.option(
-        "-p",
-        "plugins",
-        multiple=True,
-        metavar="PLUGIN",
-        help="no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
-        "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
-    )(command)
+plugin_option = click.option(
+    "-p",
+    "plugins",
+    multiple=True,
+    metavar="PLUGIN",
+    help="no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
+    "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
+)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:

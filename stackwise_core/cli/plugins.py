@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stackwise_core.cli.plugin_option import plugin_option
+from stackwise_core.cli.arguments import plugin_option
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.reference import OptionRow, describe
 from stackwise_core.hookspecs import INTERFACES
