@@ -1,17 +1,27 @@
-"""Distributions that a test makes up, found by importlib.metadata as installed ones are."""
+"""Shared by all tests: one thread a worker, a clean environment, and distributions that a test makes up."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+# Two workers on two cores: more threads would only wait for each other. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Install = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("STACKWISE_") and "UPDATE" not in name]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Make a distribution with entry points in the group ``stackwise`` and put it on sys.path; give its folder."""
+    """Make a distribution with entry points in the group ``stackwise``, found as an installed one is; its folder."""
     before = set(sys.modules)
 
     def install(

@@ -29,7 +29,8 @@ class Residency:
     """The rack as it stands in memory: its ends, and each stack that a phase has needed so far.
 
     Args:
-        read_master: gives a finished stack's full-precision tensors by its index, for a stack that trains again.
+        read_master: gives a stack's full-precision tensors by its index, for one that left them and trains again.
+        write_master: keeps them, for a new stack that goes straight into the trunk.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Residency:
         trunk: Precision,
         device: torch.device,
         read_master: Callable[[int], dict[str, Tensor]],
+        write_master: Callable[[int, dict[str, Tensor]], None],
     ) -> None:
         self.spec, self.seed, self.device = spec, seed, device
         self._precisions: dict[Role, Precision] = {"active": active, "trunk": trunk}
-        self._read_master = read_master
+        self._read_master, self._write_master = read_master, write_master
         self._residents: dict[int, Resident] = {}
         self.ends: Ends = new_ends(spec, mask_id, seed).to(device)
 
@@ -68,6 +70,8 @@ class Residency:
             if below is not None:
                 # A new stack is nearly the identity, so that the norm which reads the one below reads it as well.
                 stack.norm.load_state_dict({"weight": below.stack.norm.weight.detach().float().cpu()})
+            if role == "trunk":
+                self._write_master(index, stack.state_dict())
         elif role == "active":
             stack = Stack(self.spec, index)
             stack.load_state_dict(self._read_master(index))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -105,17 +105,18 @@ class Boundary:
         self._held: dict[Key, Tensor] = {}
         self.counts = BoundaryCounts()
 
-    def prepare(self, chunks: Iterable[int], number: int) -> None:
-        """Make the boundaries of these chunks' draws available, computing what isn't."""
+    def prepare(self, window: Iterable[int], number: int) -> Iterator[int]:
+        """Make the boundaries of a window's chunks available, computing what isn't; gives each chunk once it is."""
         if self._store is None:
             self._held.clear()
-        for chunk in chunks:
+        for chunk in window:
             draws = self._drawer.draw(self._order.chunk(chunk), number)
             keys = draw_keys(draws)
             if self._store is None:
                 self._held.update(zip(keys, self._compute(draws, keys), strict=True))
             elif not all(self._store.contains(keys)):
                 self._store.put(keys, self._compute(draws, keys))
+            yield chunk
 
     def read(self, draws: Draws, number: int) -> Tensor:
         """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window."""
@@ -123,11 +124,7 @@ class Boundary:
         if self._store is None:
             hidden = torch.stack([self._held[key] for key in keys])
         else:
-            try:
-                hidden = self._store.get(keys)
-                self.counts.read += len(keys)
-            except MissingEntries as missing:
-                hidden = self._mend(draws, keys, missing.keys, number)
+            hidden = self._fetch(draws, keys, number)
         return hidden.to(self._residency.device).float()
 
     def prefetch(self, draws: Draws) -> None:
@@ -135,22 +132,26 @@ class Boundary:
         if self._store is not None:
             self._store.prefetch(draw_keys(draws))
 
-    def _mend(self, draws: Draws, keys: list[Key], missing: Sequence[Key], number: int) -> Tensor:
-        """Compute the chunks that evicted or damaged entries belong to again, and read the rest."""
+    def _fetch(self, draws: Draws, keys: list[Key], number: int) -> Tensor:
+        """Read a batch from the store; the chunks of what was evicted or damaged are computed again."""
         assert self._store is not None
-        lost = set(missing)
-        size = chunk_size(self._layout.tokens)
-        found: dict[Key, Tensor] = {}
-        for chunk in sorted({int(s) // size for s, key in zip(draws.samples, keys, strict=True) if key in lost}):
-            again = self._drawer.draw(self._order.chunk(chunk), number)
-            again_keys = draw_keys(again)
-            activations = self._compute(again, again_keys)
-            self._store.put(again_keys, activations)
-            found.update(zip(again_keys, activations.cpu(), strict=True))
-        here = [key for key in keys if key not in found]
-        if here:
-            found.update(zip(here, self._store.get(here), strict=True))
-            self.counts.read += len(here)
+        size, found = chunk_size(self._layout.tokens), dict[Key, Tensor]()
+        while wanted := [key for key in keys if key not in found]:
+            try:
+                activations = self._store.get(wanted)
+            except MissingEntries as missing:
+                lost = [place for place, key in enumerate(keys) if key in missing.keys]
+                for chunk in sorted({int(draws.samples[place]) // size for place in lost}):
+                    again = self._drawer.draw(self._order.chunk(chunk), number)
+                    again_keys = draw_keys(again)
+                    computed = self._compute(again, again_keys).cpu()
+                    self._store.put(again_keys, computed)
+                    found.update(zip(again_keys, computed, strict=True))
+                continue
+            self.counts.read += len(wanted)
+            if not found:
+                return activations
+            found.update(zip(wanted, activations, strict=True))
         return torch.stack([found[key] for key in keys])
 
     @torch.no_grad()

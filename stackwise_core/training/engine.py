@@ -58,6 +58,7 @@ class Engine:
             trunk=setup.implementations.trunk,
             device=setup.device,
             read_master=self._directory.read_stack,
+            write_master=self._directory.write_stack,
         )
         self._order = sample_order(setup)
         self._layout = cache_layout(setup)

@@ -116,9 +116,8 @@ class Fit:
 
     def _prepare(self, chunks: list[int], number: int) -> None:
         assert self.boundary is not None
-        for done, chunk in enumerate(chunks):
-            self.boundary.prepare([chunk], number)
-            self.listener(BoundaryProgress(self.planned, done + 1, len(chunks)))
+        for done, _ in enumerate(self.boundary.prepare(chunks, number), start=1):
+            self.listener(BoundaryProgress(self.planned, done, len(chunks)))
 
     def _accumulate(self, step: list[Draws], number: int, scaler: torch.amp.GradScaler | None) -> float:
         """Forward and backward passes of one optimizer step; the loss."""

@@ -1,12 +1,13 @@
 """Boundaries on disk, in checksummed safetensors shards."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import xxhash
-from attrs import define
+from attrs import define, evolve
 from torch import Tensor
 
 from stackwise_cache.options import DiskOptions
@@ -19,6 +20,7 @@ from stackwise_core.interfaces.cache_backend import (
     Layout,
     MissingEntries,
 )
+from stackwise_core.runs.files import sync_directory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -41,7 +43,9 @@ class DiskStore(ActivationStore):
 
     def __init__(self, directory: Path, layout: Layout, capacity: int | None, shard_entries: int) -> None:
         self._directory, self._layout, self._capacity = directory, layout, capacity
-        self._shard_entries = shard_entries
+        # A shard is evicted whole: with at least four of them, most of a full store stays.
+        most = shard_entries if capacity is None else capacity // (4 * layout.bytes_per_entry)
+        self._shard_entries = max(1, min(shard_entries, most))
         self._places: dict[Key, Place] = {}
         self._shards: OrderedDict[Path, Shard] = OrderedDict()  # the least recently used first
         self._waiting: list[Key] = []
@@ -52,14 +56,20 @@ class DiskStore(ActivationStore):
     def _find_shards(self) -> None:
         if not self._directory.is_dir():
             return
-        for orphan in self._directory.glob(".*.tmp"):
-            orphan.unlink(missing_ok=True)
-        for path in sorted(self._directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns):
+        for beside in self._directory.glob(".*.tmp"):
+            if not _being_written(beside):
+                beside.unlink(missing_ok=True)
+        found = [entry for entry in os.scandir(self._directory) if entry.name.endswith(".safetensors")]
+        for entry in sorted(found, key=_modified):
+            path = Path(entry.path)
             try:
                 self._enter(Shard(path, self._layout))
             except DamagedShard:
                 self._stats.damaged += 1
                 path.unlink(missing_ok=True)
+            except (FileNotFoundError, IsADirectoryError):
+                continue  # another store has evicted it since; or it is nothing of ours
+        self._evict(keep=None)
 
     def _enter(self, shard: Shard) -> None:
         self._shards[shard.path] = shard
@@ -86,7 +96,9 @@ class DiskStore(ActivationStore):
         if not self._waiting:
             return
         assert self._buffer is not None
-        self._directory.mkdir(parents=True, exist_ok=True)
+        if not self._directory.is_dir():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(self._directory.parent)
         # Named by its keys: what another writer publishes under this name holds the same entries.
         path = self._directory / f"{xxhash.xxh3_128_hexdigest(b''.join(self._waiting))}.safetensors"
         if path in self._shards:  # the same entries again, after damage
@@ -96,7 +108,7 @@ class DiskStore(ActivationStore):
         self._enter(Shard(path, self._layout))
         self._evict(keep=path)
 
-    def _evict(self, keep: Path) -> None:
+    def _evict(self, keep: Path | None) -> None:
         while self._capacity is not None and self._bytes() > self._capacity:
             path, shard = next(iter(self._shards.items()))
             if path == keep:
@@ -165,9 +177,29 @@ class DiskStore(ActivationStore):
         self._places.clear()
 
     def stats(self) -> CacheStats:
-        self._stats.entries = len(self._places)
-        self._stats.bytes = self._bytes()
-        return self._stats
+        return evolve(self._stats, entries=len(self._places), bytes=self._bytes())
+
+
+def _modified(entry: os.DirEntry[str]) -> int:
+    """When a shard was written; 0 where another store has deleted it since it was listed."""
+    try:
+        return entry.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _being_written(beside: Path) -> bool:
+    """Whether ``.NAME.PID.tmp`` belongs to another process that still runs."""
+    pid = beside.name.split(".")[-2]
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class Disk(CacheBackend):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from stackwise_core.interfaces.cache_backend import (
@@ -48,7 +49,11 @@ class MemoryStore(ActivationStore):
             raise MissingEntries(missing)
         self.contains(keys)
         self._stats.reads += len(keys)
-        return torch.stack([self._entries[key] for key in keys])
+        shape = (len(keys), self._layout.tokens, self._layout.d_model)
+        activations = torch.empty(shape, dtype=DTYPES[self._layout.dtype])
+        for row, key in enumerate(keys):
+            activations[row] = self._entries[key]
+        return activations
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         found = [key in self._entries for key in keys]
@@ -64,9 +69,8 @@ class MemoryStore(ActivationStore):
         self._entries.clear()
 
     def stats(self) -> CacheStats:
-        self._stats.entries = len(self._entries)
-        self._stats.bytes = len(self._entries) * self._layout.bytes_per_entry
-        return self._stats
+        entries = len(self._entries)
+        return evolve(self._stats, entries=entries, bytes=entries * self._layout.bytes_per_entry)
 
 
 class Memory(CacheBackend):

@@ -1,15 +1,17 @@
 """One shard: a safetensors file of some activations with their keys and checksums.
 
-A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each activation's bytes),
+A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each key and activation),
 and ``activations`` [n, tokens, d_model]. It is written beside, synced and renamed, so it is whole or not there, and it
 is its own index. The header is read as JSON, and activations with ``pread`` at the offsets that it gives: a memory map
 would add every page it touches to the process's resident memory.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,9 +32,11 @@ class DamagedShard(ValueError):
     """The file isn't a shard of this layout."""
 
 
-def checksum(activation: memoryview | bytes) -> bytes:
-    """16 bytes that tell whether an activation is what was written."""
-    return xxhash.xxh3_128_digest(activation)
+def checksum(key: Key, activation: memoryview) -> bytes:
+    """16 bytes that tell whether an activation is what was written, and was written under this key."""
+    digest = xxhash.xxh3_128(key)
+    digest.update(activation)
+    return digest.digest()
 
 
 def as_bytes(activations: Tensor) -> np.ndarray:
@@ -42,7 +46,7 @@ def as_bytes(activations: Tensor) -> np.ndarray:
 
 def write_shard(path: Path, keys: Sequence[Key], activations: Tensor) -> None:
     """Write a shard durably."""
-    checksums = [checksum(row.data) for row in as_bytes(activations)]
+    checksums = [checksum(key, row.data) for key, row in zip(keys, as_bytes(activations), strict=True)]
     tensors = {
         "keys": torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16).copy()),
         "checksums": torch.from_numpy(np.frombuffer(b"".join(checksums), dtype=np.uint8).reshape(-1, 16).copy()),
@@ -59,6 +63,7 @@ class Shard:
 
         Raises:
             DamagedShard: the file is cut short, or not a shard of this layout.
+            OSError: the file can't be read.
         """
         self.path, self._entry_bytes = path, layout.bytes_per_entry
         try:
@@ -69,7 +74,7 @@ class Shard:
                 self._first_activation = places["activations"]
                 self.keys = self._sixteens(file, places["keys"], header)
                 self._checksums = self._sixteens(file, places["checksums"], header)
-        except (KeyError, TypeError, IndexError, AttributeError, struct.error, ValueError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, RecursionError, struct.error, ValueError) as error:
             raise error if isinstance(error, DamagedShard) else DamagedShard(f"{path}: {error}") from error
 
     def _header(self, file: BinaryIO) -> tuple[dict, int]:
@@ -81,6 +86,8 @@ class Shard:
     def _check(self, header: dict, begin: int, layout: Layout) -> dict[str, int]:
         """Where each tensor begins in the file, once the header is found to describe a shard of this layout."""
         count = header["activations"]["shape"][0]
+        if type(count) is not int:
+            raise DamagedShard(f"{self.path}: it has {count!r} activations")
         expected = {
             "activations": (SAFETENSORS_DTYPE[layout.dtype], [count, layout.tokens, layout.d_model]),
             "keys": ("U8", [count, 16]),
@@ -88,11 +95,11 @@ class Shard:
         }
         places = {}
         for name, (dtype, shape) in expected.items():
-            size = int(np.prod(shape)) * {"BF16": 2, "F32": 4, "U8": 1}[dtype]
+            size = math.prod(shape) * {"BF16": 2, "F32": 4, "U8": 1}[dtype]
             first, last = header[name]["data_offsets"]
             if (header[name]["dtype"], header[name]["shape"], last - first) != (dtype, shape, size):
                 raise DamagedShard(f"{self.path}: {name} isn't {dtype} {shape}")
-            if not 0 <= first <= last <= self.bytes - begin:
+            if type(first) is not int or not 0 <= first <= last <= self.bytes - begin:
                 raise DamagedShard(f"{self.path}: cut short")
             places[name] = begin + first
         return places
@@ -113,16 +120,14 @@ class Shard:
             done = os.preadv(descriptor, [into.data], self._offset(index))
         finally:
             os.close(descriptor)
-        return done == self._entry_bytes and checksum(into.data) == self._checksums[index]
+        return done == self._entry_bytes and checksum(self.keys[index], into.data) == self._checksums[index]
 
     def will_read(self, index: int) -> None:
         """Tell the system that an activation is about to be read."""
-        if hasattr(os, "posix_fadvise") and self.path.exists():
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, self._offset(index), self._entry_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), self._offset(index), self._entry_bytes, os.POSIX_FADV_WILLNEED)
 
     def _offset(self, index: int) -> int:
         return self._first_activation + index * self._entry_bytes

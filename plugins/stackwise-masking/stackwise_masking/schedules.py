@@ -40,7 +40,9 @@ class Exponential(Shaped):
     """g(p) = (e^p - 1)/(e - 1)."""
 
     def shape(self, progress: Tensor) -> Tensor:
-        return torch.expm1(progress) / math.expm1(1.0)
+        grown = torch.expm1(progress) / math.expm1(1.0)
+        # Rounding can leave it just above 1, which is no fraction; the slope stays as it is.
+        return grown + (grown.clamp(max=1.0) - grown).detach()
 
 
 class Cosine(Shaped):

@@ -1,0 +1,146 @@
+"""Files on disk: what they are, when they go, and several stores over them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stackwise_core.interfaces.cache_backend import Layout, MissingEntries
+from stackwise_core.testing.cache_backend import activations_of, keys_of, stored
+
+
+def fill(store, layout, *numbers):
+    store.put(keys_of(*numbers), activations_of(layout, *numbers))
+
+
+def shards(directory):
+    return sorted(directory.glob("*.safetensors"))
+
+
+def test_shards_are_safetensors(open_store, directory, layout):
+    """The plain library reads a shard: keys and activations in the order in which they were put."""
+    fill(open_store(), layout, 3, 1, 2, 0)
+    (path,) = shards(directory)
+    tensors = load_file(path)
+    assert tensors["keys"].numpy().tobytes() == b"".join(keys_of(3, 1, 2, 0))
+    assert torch.equal(tensors["activations"], stored(layout, 3, 1, 2, 0))
+
+
+def test_a_shard_is_written_when_it_is_full(open_store, directory, layout):
+    """Entries wait for their shard; ``flush`` writes the rest, and nothing twice."""
+    store = open_store()
+    fill(store, layout, *range(10))
+    assert len(shards(directory)) == 2
+    store.flush()
+    store.flush()
+    assert len(shards(directory)) == 3
+
+
+def test_eviction_deletes_files(open_store, directory, layout):
+    """The bytes on disk stay within the capacity, and are what ``stats`` says."""
+    store = open_store(capacity=20 * layout.bytes_per_entry)
+    fill(store, layout, *range(60))
+    on_disk = sum(path.stat().st_size for path in shards(directory))
+    assert 0 < on_disk == store.stats().bytes <= 20 * layout.bytes_per_entry
+    assert store.stats().evicted == 60 - store.stats().entries > 0
+
+
+def test_the_least_recently_read_shard_goes_first(open_store, layout):
+    """Reading and asking both count as use."""
+    store = open_store(capacity=20 * layout.bytes_per_entry)  # four shards of four
+    fill(store, layout, *range(16))
+    store.get(keys_of(1))
+    store.contains(keys_of(9))
+    fill(store, layout, *range(16, 24))
+    assert store.contains(keys_of(1, 5, 9, 13, 17, 21)) == [True, False, True, False, True, True]
+
+
+def test_shards_are_small_beside_the_capacity(directory, open_store, layout):
+    """A capacity of less than a shard isn't exceeded: shards are cut down to a quarter of it."""
+    store = open_store(capacity=5 * layout.bytes_per_entry)
+    fill(store, layout, *range(12))
+    assert 0 < store.stats().bytes <= 5 * layout.bytes_per_entry
+    assert store.contains(keys_of(11)) == [True]
+
+
+def test_drop_removes_the_directory(open_store, directory, layout):
+    """Nothing is left, not even the empty folder."""
+    store = open_store()
+    fill(store, layout, *range(6))
+    store.drop()
+    assert not directory.exists()
+
+
+def test_orphans_are_swept(open_store, directory, layout):
+    """A half-written file of a process that is gone is deleted when the store is opened."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    directory.mkdir()
+    orphans = [directory / f".aa.safetensors.{pid}.tmp" for pid in (gone.pid, os.getpid(), "what")]
+    for orphan in orphans:
+        orphan.write_bytes(b"half")
+    open_store()
+    assert [orphan for orphan in orphans if orphan.exists()] == []
+
+
+def test_what_is_being_written_stays(open_store, directory):
+    """A reader that opens the store doesn't delete the file that a writer is about to rename."""
+    directory.mkdir()
+    beside = directory / f".aa.safetensors.{os.getppid()}.tmp"
+    beside.write_bytes(b"half")
+    open_store()
+    assert beside.exists()
+
+
+def test_two_stores_write_the_same_directory(open_store, directory, layout):
+    """Both read what they put, equal shards become one file, and a third store finds everything."""
+    one, two = open_store(), open_store()
+    fill(one, layout, *range(4))
+    fill(two, layout, *range(4))
+    fill(one, layout, 4, 5, 6)
+    fill(two, layout, 6, 7, 8)
+    one.close()
+    two.close()
+    assert len(shards(directory)) == 3
+    assert torch.equal(open_store().get(keys_of(*range(9))), stored(layout, *range(9)))
+
+
+def test_another_stores_drop_is_a_miss(open_store, layout):
+    """Shards that another store has deleted are missing and no crash, and can be put again."""
+    one = open_store()
+    fill(one, layout, *range(4))
+    two = open_store()
+    one.drop()
+    two.prefetch(keys_of(0))
+    with pytest.raises(MissingEntries):
+        two.get(keys_of(0, 1, 2, 3))
+    fill(two, layout, *range(4))
+    assert torch.equal(two.get(keys_of(*range(4))), stored(layout, *range(4)))
+
+
+def test_a_shard_of_another_layout_is_refused(open_store, directory, layout):
+    """Equal keys of other shapes or formats are never read as ours: the shard is dropped and counted."""
+    others = [
+        Layout(tokens=32, d_model=16, dtype="fp32"),
+        Layout(tokens=16, d_model=64, dtype="bf16"),
+        Layout(tokens=16, d_model=32, dtype="bf16"),
+    ]
+    for other in others:
+        store = open_store(layout=other)
+        fill(store, other, *range(4))
+        found = open_store()
+        assert found.contains(keys_of(*range(4))) == [False] * 4
+        assert (found.stats().damaged, shards(directory)) == (1, [])
+
+
+def test_foreign_things_are_left_alone(open_store, directory, layout):
+    """Other files and folders in the directory are neither read nor deleted."""
+    (directory / "folder.safetensors").mkdir(parents=True)
+    (directory / "notes.txt").write_text("mine")
+    store = open_store()
+    fill(store, layout, 1)
+    store.drop()
+    assert {path.name for path in directory.iterdir()} == {"folder.safetensors", "notes.txt"}

@@ -1,0 +1,30 @@
+"""kill -9 in the middle of writing."""
+
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+
+from stackwise_cache.disk import Disk
+from stackwise_cache.options import DiskOptions
+from stackwise_core.testing.cache_backend import keys_of, stored
+
+KILLS = 10
+
+
+def test_what_was_flushed_survives_a_kill(tmp_path, layout):
+    """After each kill all that was flushed is there, all that is there is right, and no half-written file remains."""
+    directories = [tmp_path / str(kill) for kill in range(KILLS)]
+    writer = Path(__file__).with_name("killed_writer.py")
+    done = subprocess.run([sys.executable, writer, *directories], capture_output=True, text=True, check=True)
+    acknowledged = [int(line) for line in done.stdout.split()]
+    assert len(acknowledged) == KILLS
+    for directory, least in zip(directories, acknowledged, strict=True):
+        store = Disk(DiskOptions(shard_entries=4)).open(directory, layout, None)
+        there = list(takewhile(lambda number: store.contains(keys_of(number)) == [True], range(least + 100)))
+        assert len(there) >= least > 0
+        assert torch.equal(store.get(keys_of(*there)), stored(layout, *there))
+        assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
+        assert list(directory.glob(".*.tmp")) == []

@@ -1,0 +1,81 @@
+"""The phases of blockwise and layerwise, exactly."""
+
+import attrs
+import pytest
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.testing.small import small_rack
+from stackwise_modes.blockwise import Blockwise, Layerwise
+from stackwise_modes.options import NoOptions
+
+BLOCKWISE = Blockwise(NoOptions())
+
+
+def test_three_stacks():
+    """Each stack trains above the frozen ones; embedding and head train with the first only."""
+    training = TrainingConfig(epochs_per_stack=3, masks_per_sample=2)
+    shared = {"masks": "fixed", "masks_per_sample": 2, "epochs": 3}
+    assert BLOCKWISE.plan(small_rack(2, 2, 2), training) == [
+        Phase(name="stack 1 of 3", path=[0], trains={0}, embedding=True, head=True, **shared),
+        Phase(name="stack 2 of 3", path=[0, 1], trains={1}, **shared),
+        Phase(name="stack 3 of 3", path=[0, 1, 2], trains={2}, **shared),
+    ]
+
+
+def test_entries():
+    """The first phase starts at the tokens, each later one at the boundary of all stacks below."""
+    phases = BLOCKWISE.plan(small_rack(1, 1, 1), TrainingConfig())
+    assert [phase.entry for phase in phases] == ["tokens", "boundary above stack 0", "boundary above stack 1"]
+    assert [phase.frozen_prefix for phase in phases] == [(), (0,), (0, 1)]
+
+
+def test_one_stack():
+    """A rack of one stack is one phase in which everything trains."""
+    (phase,) = BLOCKWISE.plan(small_rack(4), TrainingConfig())
+    assert (phase.path, phase.trains, phase.embedding, phase.head) == ((0,), {0}, True, True)
+
+
+@pytest.mark.parametrize(
+    ("over", "stacks", "expected"),
+    [
+        ("time", 3, [(0, 1), (0, 1), (0, 1)]),
+        ("depth", 3, [(0, 0), (0.5, 0.5), (1, 1)]),
+        ("both", 4, [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]),
+        ("time", 1, [(0, 1)]),
+        ("depth", 1, [(0, 0)]),
+        ("both", 1, [(0, 1)]),
+    ],
+)
+def test_the_stretch_of_progress(over, stacks, expected):
+    """Over time a stack has all of it, over depth its place, over both its slice."""
+    phases = BLOCKWISE.plan(small_rack(*[1] * stacks), TrainingConfig(over=over))
+    assert [phase.progress for phase in phases] == expected
+
+
+def test_the_head_goes_on():
+    """``head = "trains"`` lets the head train in each phase, the embedding still in the first only."""
+    rack = attrs.evolve(small_rack(1, 1), tie_embeddings=False)
+    phases = BLOCKWISE.plan(rack, TrainingConfig(head="trains"))
+    assert [(phase.embedding, phase.head) for phase in phases] == [(True, True), (False, True)]
+
+
+def test_budget_and_masks_are_passed_on():
+    """Steps, epochs and masks stand in every phase as [training] has them."""
+    training = TrainingConfig(epochs_per_stack=5, steps_per_stack=7, masks="resampled", masks_per_sample=3)
+    for phase in BLOCKWISE.plan(small_rack(1, 1), training):
+        assert (phase.epochs, phase.steps, phase.masks, phase.masks_per_sample) == (5, 7, "resampled", 3)
+
+
+def test_blockwise_keeps_the_stacks():
+    """The rack stays as configured."""
+    assert BLOCKWISE.partition(small_rack(3, 1, 2)).blocks == (3, 1, 2)
+
+
+def test_layerwise_cuts_into_blocks():
+    """Each block is a stack of its own, and has a phase of its own."""
+    layerwise = Layerwise(NoOptions())
+    rack = layerwise.partition(small_rack(3, 1, 2))
+    assert rack.blocks == (1,) * 6
+    phases = layerwise.plan(rack, TrainingConfig())
+    assert [sorted(phase.trains) for phase in phases] == [[0], [1], [2], [3], [4], [5]]

@@ -1,0 +1,134 @@
+"""What every adapter must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
+
+
+def output(stack: nn.Module) -> Tensor:
+    """Hidden states at the stack's exit, for one fixed input."""
+    return stack(hidden_states(), everything_visible()).detach()
+
+
+def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
+    """Give an adapter weights, as training would: large enough to be seen in the output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(std=0.1, generator=generator)
+
+
+class AdapterContract:
+    """Subclass it and provide the fixture ``adapter``; ``tolerance`` may be widened for a quantised stack."""
+
+    tolerance = 1e-5
+    """Largest difference, relative and absolute, of outputs that should be the same but for rounding."""
+
+    @pytest.fixture
+    def adapter(self) -> Adapter:
+        """The adapter to test; with dropout, if it has any, at 0."""
+        raise NotImplementedError("the subclass provides the fixture `adapter`")
+
+    def new_stack(self) -> nn.Module:
+        """A frozen stack with the same weights each time. Override it to test at a precision of your own."""
+        return frozen_stack()
+
+    @pytest.fixture
+    def stack(self) -> nn.Module:
+        """The stack that a test puts adapters on."""
+        return self.new_stack()
+
+    def close(self, left: Tensor, right: Tensor) -> bool:
+        """Whether two outputs are the same but for rounding."""
+        return torch.allclose(left, right, rtol=self.tolerance, atol=self.tolerance)
+
+    def filled(self, adapter: Adapter, stack: nn.Module, name: str, seed: int) -> None:
+        """Attach an adapter and give it weights."""
+        adapter.attach(stack, name, 0, 4)
+        fill(adapter.trainable(stack, [name]), seed)
+
+    def test_attaching_leaves_the_output(self, adapter: Adapter, stack: nn.Module) -> None:
+        """A fresh adapter changes nothing yet, first or second."""
+        before = output(stack)
+        adapter.attach(stack, "first", 0, 4)
+        assert self.close(output(stack), before)
+        fill(adapter.trainable(stack, ["first"]), 1)
+        filled = output(stack)
+        adapter.attach(stack, "second", 0, 4)
+        assert self.close(output(stack), filled)
+
+    def test_an_adapter_is_in_the_path(self, adapter: Adapter, stack: nn.Module) -> None:
+        """Its weights change the output, and on every place in the rack."""
+        before = output(stack)
+        adapter.attach(stack, "late", 3, 4)
+        fill(adapter.trainable(stack, ["late"]), 1)
+        assert not self.close(output(stack), before)
+
+    def test_only_the_named_train(self, adapter: Adapter, stack: nn.Module) -> None:
+        """``trainable`` gives the parameters of the named adapters, and nothing else asks for a gradient."""
+        own = {id(parameter) for parameter in stack.parameters()}
+        for name in ("first", "second"):
+            adapter.attach(stack, name, 0, 4)
+        named = {name: {id(each) for each in adapter.trainable(stack, [name])} for name in ("first", "second")}
+        assert named["first"]
+        assert named["second"]
+        assert not named["first"] & named["second"]
+        for names in (["first"], ["second"], ["first", "second"], []):
+            given = {id(parameter) for parameter in adapter.trainable(stack, names)}
+            asking = {id(parameter) for parameter in stack.parameters() if parameter.requires_grad}
+            assert given == asking == set().union(*(named[name] for name in names))
+            assert not given & own
+
+    def test_frozen_adapters_stay_active(self, adapter: Adapter, stack: nn.Module) -> None:
+        """Which adapter trains makes no difference to the output."""
+        for seed, name in enumerate(("first", "second")):
+            self.filled(adapter, stack, name, seed)
+        both = output(stack)
+        for names in (["first"], ["second"], []):
+            adapter.trainable(stack, names)
+            assert self.close(output(stack), both)
+
+    def test_gradients_reach_the_named(self, adapter: Adapter, stack: nn.Module) -> None:
+        """Every parameter of an adapter that has weights gets a gradient, and the input gets one too."""
+        self.filled(adapter, stack, "first", 1)
+        parameters, x = adapter.trainable(stack, ["first"]), hidden_states().requires_grad_()
+        stack(x, everything_visible()).square().sum().backward()
+        assert all(each.grad is not None and bool(each.grad.any()) for each in [*parameters, x])
+
+    def test_files_bring_it_back(self, adapter: Adapter, stack: nn.Module, tmp_path: Path) -> None:
+        """A stack without adapters gets the same output from the files, which are peft's by name."""
+        self.filled(adapter, stack, "first", 1)
+        with_first = output(stack)
+        self.filled(adapter, stack, "second", 2)
+        for name in ("first", "second"):
+            adapter.save(stack, name, tmp_path / name)
+        files = {path.name for path in (tmp_path / "first").iterdir()}
+        assert files >= {"adapter_config.json", "adapter_model.safetensors"}
+        both, fresh = output(stack), self.new_stack()
+        adapter.load(fresh, "first", tmp_path / "first")
+        assert self.close(output(fresh), with_first)
+        adapter.load(fresh, "second", tmp_path / "second")
+        assert self.close(output(fresh), both)
+
+    def test_merging_keeps_the_output(self, adapter: Adapter, stack: nn.Module) -> None:
+        """Adapters fold into the weights one after the other, and the output stays through each."""
+        weights = sum(parameter.numel() for parameter in stack.parameters())
+        for seed, name in enumerate(("first", "second")):
+            self.filled(adapter, stack, name, seed)
+        both = output(stack)
+        adapter.merge(stack, "first")
+        assert self.close(output(stack), both)
+        fill(adapter.trainable(stack, ["second"]), 7)
+        assert not self.close(output(stack), both), "the other adapter was taken out of the path"
+        changed = output(stack)
+        adapter.merge(stack, "second")
+        assert self.close(output(stack), changed)
+        assert sum(parameter.numel() for parameter in stack.parameters()) == weights

@@ -1,0 +1,222 @@
+"""What every cache backend must hold."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Key, Layout, MissingEntries
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def key_of(number: int) -> Key:
+    """16 bytes that no other number has."""
+    return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
+
+
+def keys_of(*numbers: int) -> list[Key]:
+    """Their keys, in order."""
+    return [key_of(number) for number in numbers]
+
+
+def activations_of(layout: Layout, *numbers: int) -> Tensor:
+    """What the tests put under these numbers' keys: fp32 [n, tokens, d_model], none representable in bf16."""
+    shape = (layout.tokens, layout.d_model)
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in numbers]
+    return torch.stack(rows)
+
+
+def stored(layout: Layout, *numbers: int) -> Tensor:
+    """What a store must give for them."""
+    return activations_of(layout, *numbers).to(DTYPES[layout.dtype])
+
+
+class CacheBackendContract:
+    """Subclass it and provide the fixture ``backend``.
+
+    Give a backend that gathers entries before it writes them a small unit (4 entries), so that the tests meet it.
+    """
+
+    @pytest.fixture
+    def backend(self) -> CacheBackend:
+        """The backend to test."""
+        raise NotImplementedError("the subclass provides the fixture `backend`")
+
+    @pytest.fixture(params=["bf16", "fp32"])
+    def layout(self, request: pytest.FixtureRequest) -> Layout:
+        """Activations [16, 32] in each format."""
+        return Layout(tokens=16, d_model=32, dtype=request.param)
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Path:
+        """Where the store is; nothing is there yet."""
+        return tmp_path / "cache" / "namespace"
+
+    @pytest.fixture
+    def store(self, backend: CacheBackend, directory: Path, layout: Layout) -> ActivationStore:
+        """An empty store without a limit."""
+        return backend.open(directory, layout, None)
+
+    def test_gives_what_was_put(self, store: ActivationStore, layout: Layout) -> None:
+        """Activations come back in the layout's dtype, rounded to it and no further, on the CPU."""
+        store.put(keys_of(*range(10)), activations_of(layout, *range(10)))
+        found = store.get(keys_of(*range(10)))
+        assert (found.dtype, found.device.type) == (DTYPES[layout.dtype], "cpu")
+        assert torch.equal(found, stored(layout, *range(10)))
+
+    def test_rows_are_in_the_keys_order(self, store: ActivationStore, layout: Layout) -> None:
+        """``get`` answers in the order that it was asked in, and as often."""
+        store.put(keys_of(*range(6)), activations_of(layout, *range(6)))
+        assert torch.equal(store.get(keys_of(5, 0, 3, 0, 0)), stored(layout, 5, 0, 3, 0, 0))
+
+    def test_no_keys_are_no_entries(self, store: ActivationStore, layout: Layout) -> None:
+        """An empty question has an empty answer."""
+        store.put([], torch.empty(0, layout.tokens, layout.d_model))
+        assert store.get([]).shape == (0, layout.tokens, layout.d_model)
+        assert store.contains([]) == []
+
+    def test_contains(self, store: ActivationStore, layout: Layout) -> None:
+        """One answer a key, in order."""
+        store.put(keys_of(1, 2), activations_of(layout, 1, 2))
+        assert store.contains(keys_of(2, 9, 1)) == [True, False, True]
+
+    def test_missing_entries_are_named(self, store: ActivationStore, layout: Layout) -> None:
+        """``get`` raises with the keys that aren't there, and only these."""
+        store.put(keys_of(1), activations_of(layout, 1))
+        with pytest.raises(MissingEntries) as caught:
+            store.get(keys_of(7, 1, 8))
+        assert set(caught.value.keys) == set(keys_of(7, 8))
+
+    def test_a_key_that_is_there_stays(self, store: ActivationStore, layout: Layout) -> None:
+        """The first of two activations under one key is kept, and the second counted."""
+        store.put(keys_of(1), activations_of(layout, 1))
+        store.put(keys_of(2, 1, 2), activations_of(layout, 2, 3, 4))
+        assert torch.equal(store.get(keys_of(1, 2)), stored(layout, 1, 2))
+        assert (store.stats().writes, store.stats().duplicates, store.stats().entries) == (2, 2, 2)
+
+    def test_entries_are_the_stores_own(self, store: ActivationStore, layout: Layout) -> None:
+        """What the caller does to its tensors afterwards changes nothing in the store."""
+        given = stored(layout, 1, 2)
+        store.put(keys_of(1, 2), given)
+        given.zero_()
+        store.get(keys_of(1, 2)).zero_()
+        assert torch.equal(store.get(keys_of(1, 2)), stored(layout, 1, 2))
+
+    def test_activations_may_be_of_any_kind(self, store: ActivationStore, layout: Layout) -> None:
+        """Tensors on autograd's graph, and ones that aren't contiguous, are stored like others."""
+        given = activations_of(layout, 1, 2).transpose(1, 2).contiguous().transpose(1, 2)
+        store.put(keys_of(1, 2), given.requires_grad_())
+        found = store.get(keys_of(1, 2))
+        assert not found.requires_grad
+        assert torch.equal(found, stored(layout, 1, 2))
+
+    def test_capacity_is_kept(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """A store never holds more bytes than its capacity; what went is counted, what stays is right."""
+        capacity = 20 * layout.bytes_per_entry
+        store = backend.open(directory, layout, capacity)
+        for number in range(60):
+            store.put(keys_of(number), activations_of(layout, number))
+            assert store.stats().bytes <= capacity
+        store.flush()
+        there = [number for number in range(60) if store.contains(keys_of(number)) == [True]]
+        assert 0 < len(there) <= 20
+        assert torch.equal(store.get(keys_of(*there)), stored(layout, *there))
+        stats = store.stats()
+        assert (stats.entries, stats.evicted, stats.bytes <= capacity) == (len(there), 60 - len(there), True)
+
+    def test_the_least_recently_used_goes_first(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """An entry that is read or asked after time and again outlives those that nobody wants."""
+        store = backend.open(directory, layout, 20 * layout.bytes_per_entry)
+        for number in range(60):
+            store.put(keys_of(number), activations_of(layout, number))
+            assert torch.equal(store.get(keys_of(0)), stored(layout, 0))
+            assert store.contains(keys_of(min(number, 5))) == [True]
+        assert store.contains(keys_of(0, 5, 59, 10)) == [True, True, True, False]
+
+    def test_drop_empties_the_store(self, store: ActivationStore, directory: Path, layout: Layout) -> None:
+        """Nothing is found after ``drop``, no file is left, and the store can be filled again."""
+        store.put(keys_of(*range(9)), activations_of(layout, *range(9)))
+        store.flush()
+        store.drop()
+        assert store.contains(keys_of(*range(9))) == [False] * 9
+        assert (store.stats().entries, store.stats().bytes) == (0, 0)
+        assert [path for path in directory.rglob("*") if path.is_file()] == []
+        store.put(keys_of(3), activations_of(layout, 3))
+        assert torch.equal(store.get(keys_of(3)), stored(layout, 3))
+
+    def test_prefetch_changes_nothing(self, store: ActivationStore, layout: Layout) -> None:
+        """Keys may be announced whether they are there or not, and needn't be read."""
+        store.put(keys_of(*range(6)), activations_of(layout, *range(6)))
+        store.flush()
+        store.prefetch(keys_of(1, 77, 5))
+        assert store.contains(keys_of(77)) == [False]
+        assert torch.equal(store.get(keys_of(4, 5)), stored(layout, 4, 5))
+
+    def test_stats_count(self, store: ActivationStore, layout: Layout) -> None:
+        """Entries, writes, reads and bytes are counted, and an answer doesn't change after it was given."""
+        before = store.stats()
+        store.put(keys_of(*range(8)), activations_of(layout, *range(8)))
+        store.flush()
+        store.get(keys_of(1, 2, 3))
+        stats = store.stats()
+        assert (stats.entries, stats.writes, stats.reads, stats.evicted, stats.damaged) == (8, 8, 3, 0, 0)
+        assert stats.bytes >= 8 * layout.bytes_per_entry
+        assert (before.entries, before.writes, before.reads) == (0, 0, 0)
+
+    def test_flushed_entries_are_there_again(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """What a durable store flushed or closed is found by the next one; a capacity holds from the start."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+        store = backend.open(directory, layout, None)
+        store.put(keys_of(*range(9)), activations_of(layout, *range(9)))
+        store.flush()
+        again = backend.open(directory, layout, None)
+        assert torch.equal(again.get(keys_of(*range(9))), stored(layout, *range(9)))
+        again.put(keys_of(9), activations_of(layout, 9))
+        again.close()
+        assert torch.equal(backend.open(directory, layout, None).get(keys_of(9, 0)), stored(layout, 9, 0))
+        small = backend.open(directory, layout, 7 * layout.bytes_per_entry)
+        assert small.stats().bytes <= 7 * layout.bytes_per_entry
+
+    def test_opening_writes_nothing(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """The directory is made when something is first written."""
+        backend.open(directory, layout, None).close()
+        assert not directory.exists()
+
+    def test_it_agrees_with_a_dict(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """Through hundreds of random puts, gets, flushes, drops and reopenings a store and a dict stay equal."""
+        rng = np.random.default_rng(5)
+        store, model = backend.open(directory, layout, None), dict[int, int]()
+        for serial in range(400):
+            numbers = rng.integers(0, 60, rng.integers(1, 7)).tolist()
+            action = rng.choice(
+                ["put", "get", "contains", "flush", "reopen", "drop"], p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02]
+            )
+            if action == "put":
+                contents = [1000 * serial + place for place in range(len(numbers))]
+                store.put(keys_of(*numbers), activations_of(layout, *contents))
+                for number, content in zip(numbers, contents, strict=True):
+                    model.setdefault(number, content)
+            elif action == "get" and set(numbers) <= set(model):
+                assert torch.equal(store.get(keys_of(*numbers)), stored(layout, *(model[each] for each in numbers)))
+            elif action == "get":
+                with pytest.raises(MissingEntries) as caught:
+                    store.get(keys_of(*numbers))
+                assert set(caught.value.keys) == set(keys_of(*(set(numbers) - set(model))))
+            elif action == "contains":
+                assert store.contains(keys_of(*numbers)) == [number in model for number in numbers]
+            elif action == "flush":
+                store.flush()
+            elif action == "reopen" and backend.durable:
+                store.close()
+                store = backend.open(directory, layout, None)
+            elif action == "drop":
+                store.drop()
+                model.clear()
+            assert store.stats().entries == len(model)

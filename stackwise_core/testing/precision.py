@@ -1,0 +1,124 @@
+"""What every precision must hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stackwise_core.interfaces.precision import Precision
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
+
+CPU = torch.device("cpu")
+
+
+def output(precision: Precision, stack: nn.Module, x: Tensor) -> Tensor:
+    """Hidden states [B, T, D] at the exit of a prepared stack."""
+    with precision.autocast(CPU):
+        return stack(x, everything_visible())
+
+
+def resident_bytes(stack: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*stack.parameters(), *stack.buffers()))
+
+
+class PrecisionContract:
+    """Subclass it, provide the fixture ``precision``, and state ``largest_error``."""
+
+    largest_error: float
+    """Largest error of a frozen stack's output, relative to what fp32 gives and to what the stack adds."""
+
+    @pytest.fixture
+    def precision(self) -> Precision:
+        """The precision to test."""
+        raise NotImplementedError("the subclass provides the fixture `precision`")
+
+    def test_a_frozen_stack_computes_the_same(self, precision: Precision) -> None:
+        """What a frozen stack adds to the residual stream is that of fp32, within the error that is stated."""
+        stack, x = frozen_stack(), hidden_states()
+        expected = stack(x, everything_visible())
+        precision.prepare(stack, trainable=False)
+        error = (output(precision, stack, x) - expected).norm() / (expected - x).norm()
+        assert error <= self.largest_error
+
+    def test_a_frozen_stack_passes_gradients_down(self, precision: Precision) -> None:
+        """The gradient at a frozen stack's input is fp32's, within some times the error that is stated."""
+        stack, x = frozen_stack(), hidden_states().requires_grad_()
+        (expected,) = torch.autograd.grad(stack(x, everything_visible()).square().sum(), x)
+        precision.prepare(stack, trainable=False)
+        (found,) = torch.autograd.grad(output(precision, stack, x).square().sum(), x)
+        assert bool(found.isfinite().all())
+        assert (found - expected).norm() <= (4 * self.largest_error + 1e-5) * expected.norm()
+
+    def test_a_frozen_stack_has_nothing_that_trains(self, precision: Precision) -> None:
+        """No parameter of a frozen stack asks for a gradient."""
+        stack = frozen_stack()
+        precision.prepare(stack, trainable=False)
+        assert [name for name, parameter in stack.named_parameters() if parameter.requires_grad] == []
+
+    def test_the_residual_stream_is_fp32(self, precision: Precision) -> None:
+        """Hidden states leave a stack in fp32, as they enter it."""
+        for trainable in {False, precision.trainable}:
+            stack = frozen_stack()
+            precision.prepare(stack, trainable=trainable)
+            assert output(precision, stack, hidden_states()).dtype == torch.float32
+
+    def test_bytes_are_as_declared(self, precision: Precision) -> None:
+        """A frozen stack takes ``bytes_per_weight``, which the plan counts with, to within a twentieth."""
+        stack = frozen_stack()
+        weights = sum(parameter.numel() for parameter in stack.parameters())
+        precision.prepare(stack, trainable=False)
+        assert resident_bytes(stack) / weights == pytest.approx(precision.bytes_per_weight, rel=0.05)
+
+    def test_tensors_come_back_from_a_file(self, precision: Precision, tmp_path: Path) -> None:
+        """A stack that went through a safetensors file has the same tensors and the same output, to the bit."""
+        stack, fresh, x = frozen_stack(), frozen_stack(seed=1), hidden_states()
+        precision.prepare(stack, trainable=False)
+        written = precision.to_tensors(stack)
+        save_file({name: tensor.contiguous() for name, tensor in written.items()}, tmp_path / "stack.safetensors")
+        precision.from_tensors(fresh, load_file(tmp_path / "stack.safetensors"))
+        found = precision.to_tensors(fresh)
+        assert {name: tensor.dtype for name, tensor in found.items()} == {
+            name: tensor.dtype for name, tensor in written.items()
+        }
+        for name, tensor in written.items():
+            assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
+        assert torch.equal(output(precision, fresh, x), output(precision, stack, x))
+
+    def test_a_stack_that_trains_keeps_its_masters(self, precision: Precision) -> None:
+        """Preparing a stack for training leaves every weight in fp32 and to the bit."""
+        if not precision.trainable:
+            pytest.skip("full weights can't train at this precision")
+        stack = frozen_stack()
+        before = {name: parameter.clone() for name, parameter in stack.named_parameters()}
+        precision.prepare(stack, trainable=True)
+        after = dict(stack.named_parameters())
+        assert set(after) == set(before)
+        assert {parameter.dtype for parameter in after.values()} == {torch.float32}
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    def test_every_weight_that_trains_gets_a_gradient(self, precision: Precision) -> None:
+        """One step with the loss scaler, where there is one, moves every parameter and leaves it finite."""
+        if not precision.trainable:
+            pytest.skip("full weights can't train at this precision")
+        stack = frozen_stack()
+        precision.prepare(stack, trainable=True)
+        stack.requires_grad_(True)
+        before = {name: parameter.detach().clone() for name, parameter in stack.named_parameters()}
+        optimizer = torch.optim.AdamW(stack.parameters(), lr=1e-3, weight_decay=0)
+        scaler = precision.loss_scaler(CPU)
+        with precision.autocast(CPU):
+            loss = stack.norm(stack(hidden_states(), everything_visible())).float().square().mean()
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+        still = [name for name, parameter in stack.named_parameters() if torch.equal(parameter, before[name])]
+        assert still == []
+        assert all(bool(parameter.isfinite().all()) for parameter in stack.parameters())

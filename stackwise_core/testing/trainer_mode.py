@@ -1,0 +1,104 @@
+"""What every trainer mode must hold."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.testing.fresh import heavy_imports
+from stackwise_core.testing.small import small_rack
+from stackwise_core.training.plan import check_phases
+
+RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 1, 2)]
+
+
+def plan(mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> tuple[RackSpec, list[Phase]]:
+    """The rack as the mode cuts it, and the phases."""
+    partitioned = mode.partition(rack)
+    return partitioned, mode.plan(partitioned, training)
+
+
+class TrainerModeContract:
+    """Subclass it and provide the fixture ``mode``; ``training`` may be overridden as well."""
+
+    @pytest.fixture
+    def mode(self) -> TrainerMode:
+        """The trainer mode to test."""
+        raise NotImplementedError("the subclass provides the fixture `mode`")
+
+    @pytest.fixture
+    def training(self) -> TrainingConfig:
+        """What stands in [training]."""
+        return TrainingConfig()
+
+    @pytest.fixture(params=RACKS, ids=lambda rack: "blocks " + "-".join(map(str, rack.blocks)))
+    def rack(self, request: pytest.FixtureRequest) -> RackSpec:
+        """A rack as configured, before the mode cuts it into stacks of its own."""
+        return request.param
+
+    def test_partition_keeps_the_blocks(self, mode: TrainerMode, rack: RackSpec) -> None:
+        """The blocks are regrouped, and nothing else about the rack changes."""
+        cut = mode.partition(rack)
+        assert (sum(cut.blocks), min(cut.blocks) >= 1) == (sum(rack.blocks), True)
+        assert attrs.evolve(cut, blocks=rack.blocks) == rack
+
+    def test_the_engine_can_execute_the_plan(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+        """The phases pass the engine's own check."""
+        partitioned, phases = plan(mode, rack, training)
+        check_phases(phases, partitioned, type(mode).__name__)
+
+    def test_every_part_is_trained(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+        """No stack, no embedding and no head is left as it was initialised."""
+        partitioned, phases = plan(mode, rack, training)
+        trained = frozenset[int]().union(*(phase.trains | phase.adapts for phase in phases))
+        assert trained == set(range(partitioned.stacks))
+        assert any(phase.embedding for phase in phases)
+        assert any(phase.head for phase in phases)
+
+    def test_a_frozen_prefix_is_trained_before(
+        self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig
+    ) -> None:
+        """Nobody builds on a boundary of random weights: what a boundary comes through was trained by then."""
+        _, phases = plan(mode, rack, training)
+        trained: set[int] = set()
+        for place, phase in enumerate(phases):
+            assert set(phase.frozen_prefix) <= trained, f"{phase.name} stands on untrained stacks"
+            assert not phase.frozen_prefix or any(before.embedding for before in phases[:place])
+            trained |= phase.trains | phase.adapts
+
+    def test_names_tell_phases_apart(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+        """No two phases have the same name, and none is empty."""
+        _, phases = plan(mode, rack, training)
+        names = [phase.name for phase in phases]
+        assert (len(set(names)), all(names)) == (len(names), True)
+
+    def test_equal_questions_have_equal_answers(
+        self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig
+    ) -> None:
+        """A plan depends on the rack and on [training] alone, or a resumed run would follow another."""
+        assert plan(mode, rack, training) == plan(mode, rack, training)
+
+    def test_the_budget_is_heard(self, mode: TrainerMode, training: TrainingConfig) -> None:
+        """A ``steps_per_stack`` or ``epochs_per_stack`` changes the plan."""
+        longer = [attrs.evolve(training, steps_per_stack=17), attrs.evolve(training, epochs_per_stack=23)]
+        plans = [plan(mode, small_rack(1, 1), each)[1] for each in (training, *longer)]
+        assert plans[0] not in plans[1:]
+
+    def test_planning_needs_no_torch(self, mode: TrainerMode, training: TrainingConfig) -> None:
+        """``plan`` runs without torch, in a process of its own."""
+        classes = {type(mode), type(mode.options), RackSpec, TrainingConfig}
+        lines = [f"from {each.__module__} import {each.__qualname__}" for each in classes]
+        lines += [
+            f"mode = {type(mode).__qualname__}({_expression(mode.options)})",
+            f"mode.plan(mode.partition({_expression(small_rack(1, 1))}), {_expression(training)})",
+        ]
+        assert heavy_imports("\n".join(lines), ("torch", "transformers")) == []
+
+
+def _expression(instance: attrs.AttrsInstance) -> str:
+    """Python that makes an attrs instance of plain values again."""
+    return f"{type(instance).__qualname__}(**{attrs.asdict(instance)!r})"
