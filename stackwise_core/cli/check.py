@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.load import load
@@ -44,6 +45,4 @@ def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: 
         console.print(table)
         return
     click.echo(f"{file} is fine.")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo(("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())
+    print_aligned(rows, indent="  ")

@@ -9,16 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 
-def print_table(
-    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, title: str = ""
-) -> None:
+def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print rows of text; all columns but the first ``left`` hold numbers and align right."""
     if not console.is_terminal:
-        if title:
-            click.echo(title)
-        print_aligned([headings, *rows], left=left)
+        print_aligned([headings, *rows], left=left, stderr=console.stderr)
         return
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if place < left else "right", no_wrap=place > 0)
     for row in rows:
@@ -26,7 +22,9 @@ def print_table(
     console.print(table)
 
 
-def print_aligned(lines: Sequence[Sequence[str]], *, indent: str = "", left: int | None = None) -> None:
+def print_aligned(
+    lines: Sequence[Sequence[str]], *, indent: str = "", left: int | None = None, stderr: bool = False
+) -> None:
     """Print rows of text with two spaces between columns; columns from ``left`` on align right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -34,4 +32,4 @@ def print_aligned(lines: Sequence[Sequence[str]], *, indent: str = "", left: int
             cell.ljust(width) if left is None or place < left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        click.echo(indent + "  ".join(cells).rstrip())
+        click.echo(indent + "  ".join(cells).rstrip(), err=stderr)

@@ -193,7 +193,7 @@ class CacheBackendContract:
         """Through hundreds of random puts, gets, flushes, drops and reopenings a store and a dict stay equal."""
         rng = np.random.default_rng(5)
         store, model = backend.open(directory, layout, None), dict[int, int]()
-        for serial in range(400):
+        for serial in range(250):
             numbers = rng.integers(0, 60, rng.integers(1, 7)).tolist()
             action = rng.choice(
                 ["put", "get", "contains", "flush", "reopen", "drop"], p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02]

@@ -203,7 +203,7 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
     """Estimate what a phase costs."""
     spec, training, implementations = setup.spec, setup.config.training, setup.implementations
     order, layout = sample_order(setup), cache_layout(setup)
-    steps, epochs = phase_steps(phase, order), phase_epochs(phase, order)
+    steps = phase_steps(phase, order)
     tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
     low, high = fractions(phase, implementations.schedule)
     trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
@@ -214,10 +214,7 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
 
     frozen_weights = sum(spec.stack_parameters(stack) for stack in set(phase.path) - phase.trains)
     weights = 4 * (resident - frozen_weights) + round(implementations.trunk.bytes_per_weight * frozen_weights)
-    draws = min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
-    stored = draws * len(setup.corpus.train) * layout.bytes_per_entry if phase.frozen_prefix else 0
-    if phase.frozen_prefix and below is not None and below.frozen_prefix:
-        stored *= 2
+    stored = boundary_bytes(phase, below, setup)
     capacity = None if implementations.cache is None else implementations.cache.options.capacity
     stored = stored if capacity is None else min(stored, capacity)
     durable = implementations.cache is not None and implementations.cache.durable
@@ -243,8 +240,22 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
         band=(low, high),
         memory=memory,
         disk=stored if durable else 0,
-        flops=phase_flops(phase, spec, tokens, (low + high) / 2, draws, epochs, setup),
+        flops=phase_flops(phase, spec, tokens, (low + high) / 2, setup),
     )
+
+
+def distinct_draws(phase: Phase, order: Order) -> int:
+    """How many draws of each sample a phase trains on."""
+    epochs = phase_epochs(phase, order)
+    return min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
+
+
+def boundary_bytes(phase: Phase, below: Phase | None, setup: Setup) -> int:
+    """Bytes of a phase's boundaries, and of those below that they are made from, if nothing is evicted."""
+    if not phase.frozen_prefix:
+        return 0
+    one = distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train) * cache_layout(setup).bytes_per_entry
+    return 2 * one if below is not None and below.frozen_prefix else one
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -269,9 +280,7 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(
-    phase: Phase, spec: RackSpec, tokens: int, masked_share: float, draws: int, epochs: int, setup: Setup
-) -> float:
+def phase_flops(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> float:
     """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train."""
     total = 0.0
     for stack in phase.live_path:
@@ -279,9 +288,10 @@ def phase_flops(
     head_passes = 3 if phase.head or phase.embedding else 2
     total += 2 * spec.d_model * spec.vocab_size * tokens * masked_share * head_passes
     split_tokens = len(setup.corpus.train) * spec.seq_len
-    computed = split_tokens * (epochs if setup.implementations.cache is None else draws)
+    order, cached = sample_order(setup), setup.implementations.cache is not None
+    computed = split_tokens * (distinct_draws(phase, order) if cached else phase_epochs(phase, order))
     # With a cache the boundary of the phase before is there to start from.
-    trunk = phase.frozen_prefix if setup.implementations.cache is None else phase.frozen_prefix[-1:]
+    trunk = phase.frozen_prefix[-1:] if cached else phase.frozen_prefix
     return total + sum(spec.stack_flops(stack) for stack in trunk) * computed
 
 
@@ -295,15 +305,16 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
         )
     if with_trunk and cache is not None:
-        reads = max(phase_epochs(plan.phase, sample_order(setup)) for plan in with_trunk)
-        draws = training.masks_per_sample if training.masks == "fixed" else reads
-        if reads <= draws:
+        order = sample_order(setup)
+        epochs, draws = (max(f(plan.phase, order) for plan in with_trunk) for f in (phase_epochs, distinct_draws))
+        if epochs <= draws:
             said.append(
-                f"Each boundary is trained on once ({reads} epochs, {draws} draws a sample), so the cache saves only "
-                "the stacks below the last one; it pays more with more epochs or fewer draws."
+                f"Each boundary is trained on once (epochs a stack: {epochs}, draws a sample: {draws}), so the cache "
+                "saves only the stacks below the last one; it pays more with more epochs or fewer draws."
             )
         if cache.options.capacity is not None:
-            needed = max(plan.disk or plan.memory.boundaries for plan in with_trunk)
+            below = [None, *(plan.phase for plan in planned)]
+            needed = max(boundary_bytes(plan.phase, lower, setup) for plan, lower in zip(planned, below, strict=False))
             if needed > cache.options.capacity:
                 said.append(
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "

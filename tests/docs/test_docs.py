@@ -1,10 +1,16 @@
-"""The documentation says what is: links resolve, configurations load, examples run, commands exist."""
+"""The documentation says what is: links resolve, configurations load, examples run, commands exist.
+
+A comment before a code block says what it is: ``file: NAME`` is a file that the reader saves, next to the other files
+of its page; ``error: NAME`` a configuration that is wrong on purpose, whose whole report stands in the page.
+"""
 
 import importlib
+import inspect
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,7 +18,304 @@ import pytest
 import tomli
 from attrs import frozen
 
-from stackwise_core.cli import main
+from stackwise_core.cli import COMMANDS, main
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load
-from stackwise_core.hookspecs import INTERFACES, hookspecs_of
+from stackwise_core.hookspecs import INTERFACES
+from stackwise_core.registry import Registry
+from stackwise_core.testing.adapter import AdapterContract
+from stackwise_core.testing.cache_backend import CacheBackendContract
+from stackwise_core.testing.mask_schedule import MaskScheduleContract
+from stackwise_core.testing.precision import PrecisionContract
+from stackwise_core.testing.trainer_mode import TrainerModeContract
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+OURS = ("masking", "precision", "cache", "modes")
+EXAMPLES = {
+    "mask_schedule": "spans",
+    "precision": "rounded",
+    "cache_backend": "squeezed",
+    "trainer_mode": "pairs",
+    "adapter": "gains",
+}
+"""The local plugin of each hook's page."""
+
+
+@frozen
+class Block:
+    """A fenced code block."""
+
+    page: Path
+    language: str
+    text: str
+    kind: str
+    """``file``, ``error`` or nothing."""
+    name: str
+
+
+def blocks(page: Path, *languages: str) -> Iterator[Block]:
+    pattern = r"(?:^<!-- (file|error): (\S+) -->\n)?^```(\w+)\n(.*?)^```$"
+    for kind, name, language, text in re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL):
+        if language in languages:
+            yield Block(page, language, text, kind, name)
+
+
+def every_block(language: str) -> pytest.MarkDecorator:
+    """Parametrizes a test by all blocks of a language."""
+    found = [block for page in PAGES for block in blocks(page, language)]
+    ids = [f"{block.page.stem}-{place}-{block.name}" for place, block in enumerate(found)]
+    return pytest.mark.parametrize("block", found, ids=ids)
+
+
+def save(page: Path, folder: Path) -> None:
+    """Save the files of a page, as its reader would."""
+    for block in blocks(page, "toml", "python"):
+        if block.name:
+            file = folder / block.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """The reader's environment sets nothing."""
+    for variable in [name for name in os.environ if name.startswith("STACKWISE_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def forget_modules():
+    """Local plugins become modules; another test may have files of the same names."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in {"power", *EXAMPLES.values()}:
+            del sys.modules[name]
+
+
+@EVERY_PAGE
+def test_links_resolve(page):
+    """Every relative link names a file that is there, and a heading in it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_on_the_map():
+    """A page that docs/index.md doesn't link to is found by nobody."""
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", index.read_text())}
+    pages = {page for page in PAGES if (ROOT / "docs") in page.parents and page != index}
+    assert {page for page in pages if "benchmarks" not in page.parts and page.name != "log.md"} <= linked
+
+
+@EVERY_PAGE
+def test_files_that_are_named_exist(page):
+    """A path into the repository leads somewhere, and a test that is named is there."""
+    for path, test in re.findall(r"`((?:tests|plugins|stackwise_core)/[\w./-]+)(?:::(\w+))?`", prose(page)):
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+@EVERY_PAGE
+def test_every_block_is_seen(page):
+    """No block of TOML or Python is written in a way that the tests below pass over."""
+    found = len(list(blocks(page, "toml", "python")))
+    assert found == len(re.findall(r"^\s*```(?:toml|python)", page.read_text(), re.MULTILINE))
+
+
+@every_block("toml")
+def test_configurations_load(block, tmp_path, monkeypatch, forget_modules):
+    """Every TOML in the docs is right, or wrong in just the way that its page shows."""
+    monkeypatch.chdir(tmp_path)
+    save(block.page, tmp_path)
+    if block.name.endswith("pyproject.toml"):
+        assert tomli.loads(block.text)["project"]["entry-points"]["stackwise"]
+        return
+    name = block.name or "block.toml"
+    Path(name).write_text(block.text)
+    select = {"environ": {"STACKWISE_PLUGIN_AUTOLOAD": "0"}, "plugins": OURS}
+    if block.kind != "error":
+        load(name, **select)
+        return
+    with pytest.raises(ConfigError) as error:
+        load(name, **select)
+    assert str(error.value) in block.page.read_text()
+
+
+@every_block("python")
+def test_python_compiles(block):
+    """Every Python block is Python."""
+    compile(block.text, block.name or "block", "exec")
+
+
+def test_the_package_of_the_guide_is_the_one_that_is_tested():
+    """docs/plugins.md shows tests/third_party/stackwise-sine to the letter, whose tests install and train it."""
+    shown = {block.name: block.text for block in blocks(ROOT / "docs" / "plugins.md", "toml", "python")}
+    package = ROOT / "tests" / "third_party"
+    files = ["pyproject.toml", *(f"stackwise_sine/{name}.py" for name in ("hooks", "options", "sine"))]
+    for name in (f"stackwise-sine/{file}" for file in files):
+        assert shown[name] == (package / name).read_text(), name
+
+
+def test_the_tests_of_the_guide_pass(tmp_path):
+    """The conformance tests that docs/plugins.md writes for its package pass."""
+    save(ROOT / "docs" / "plugins.md", tmp_path)
+    package = tmp_path / "stackwise-sine"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests"],
+        cwd=package,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"[1-9]\d* passed", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """A folder with the files of every hook's page, and a registry with their plugins."""
+    folder = tmp_path_factory.mktemp("examples")
+    for hook in INTERFACES:
+        save(ROOT / "docs" / "hooks" / f"{hook}.md", folder)
+    sys.path.insert(0, str(folder))
+    registry = Registry.discover(files=[folder / f"{name}.py" for name in EXAMPLES.values()], environ={})
+    yield folder, registry
+    sys.path.remove(str(folder))
+    for name in EXAMPLES.values():
+        sys.modules.pop(name, None)
+
+
+def build(examples, hook: str):
+    _, registry = examples
+    declared = registry.resolve(hook, EXAMPLES[hook])
+    return registry.build(declared, registry.options_class(declared)(), device="cpu")
+
+
+class TestSpans(MaskScheduleContract):
+    @pytest.fixture
+    def schedule(self, examples):
+        return build(examples, "mask_schedule")
+
+
+class TestRounded(PrecisionContract):
+    largest_error = 0.02
+
+    @pytest.fixture
+    def precision(self, examples):
+        return build(examples, "precision")
+
+
+class TestSqueezed(CacheBackendContract):
+    @pytest.fixture
+    def backend(self, examples):
+        return build(examples, "cache_backend")
+
+
+class TestPairs(TrainerModeContract):
+    @pytest.fixture
+    def mode(self, examples):
+        return build(examples, "trainer_mode")
+
+
+class TestGains(AdapterContract):
+    @pytest.fixture
+    def adapter(self, examples):
+        return build(examples, "adapter")
+
+
+@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook != "adapter"])
+def test_examples_train(hook, examples, tmp_path, monkeypatch):
+    """The example of each hook's page trains a small rack under the configuration that stands below it."""
+    from stackwise_core.training.engine import Engine
+    from stackwise_core.training.plan import make_plan
+    from stackwise_core.training.setup import set_up
+
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    small = ("stacks=3", "blocks_per_stack=1", "d_model=32", "n_heads=2")
+    overrides = [*(f"rack.{value}" for value in small), "data.seq_len=32", "training.steps_per_stack=2"]
+    corpus = ROOT / "tests" / "golden" / "genesis.txt"
+    overrides += [f"data.corpus={corpus}", "evaluation.sequences=4"]
+    config, registry = load(folder / f"{EXAMPLES[hook]}.toml", overrides=overrides, environ={})
+    setup = set_up(config, registry)
+    result = Engine(setup, make_plan(setup), registry, lambda event: None).run()
+    assert [phase.steps for phase in result.phases] == [2, 2, 2]
+    assert len(result.likelihoods) == 3
+
+
+@pytest.mark.parametrize("hook", INTERFACES)
+def test_every_hook_has_a_page_with_all_of_its_contract(hook):
+    """Each method of a hook's interface is named on the hook's page."""
+    page = (ROOT / "docs" / "hooks" / f"{hook}.md").read_text()
+    module, _, name = INTERFACES[hook].partition(":")
+    interface = getattr(importlib.import_module(module), name)
+    assert f"{module}.{name}" in page
+    for method in vars(interface):
+        if not method.startswith("_") and (callable(vars(interface)[method]) or inspect.isdatadescriptor(method)):
+            assert re.search(rf"\b{method}\b", page), method
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """Each ``stackwise ...`` that is code in a page, as words."""
+    text = page.read_text()
+    for line in re.findall(r"`stackwise ([^`]+)`", text) + re.findall(r"^\$ stackwise (.+)$", text, re.MULTILINE):
+        yield re.split(r"\s+", line.partition("|")[0].strip())
+
+
+@EVERY_PAGE
+def test_commands_exist(page):
+    """Every command and every option that the docs type is there."""
+    group = click.Context(main)
+    for words in commands_in(page):
+        command, context = main, group
+        rest = iter(words)
+        for word in rest:
+            if word.startswith("-"):
+                options = {option: each for each in (*command.params, *main.params) for option in each.opts}
+                assert word in {*options, "--help", "-h"}, words
+                if word in options and not options[word].is_flag:
+                    next(rest)
+            elif isinstance(command, click.Group):
+                found = command.get_command(context, word)
+                assert found is not None, words
+                command, context = found, click.Context(found)
+
+
+def test_every_command_is_documented():
+    """README's table has each command."""
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS:
+        assert re.search(rf"^\| `stackwise {command}\b", readme, re.MULTILINE), command
+
+
+def test_every_dependency_has_its_line():
+    """docs/dependencies.md has one line for each package that a pyproject.toml of ours asks for, and no other."""
+    asked = set()
+    for file in [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")]:
+        project = tomli.loads(file.read_text())
+        asked.update(project["project"].get("dependencies", []), project["build-system"]["requires"])
+        for extra in project["project"].get("optional-dependencies", {}).values():
+            asked.update(extra)
+    packages = {re.split(r"[<>=!~;\[ ]", requirement)[0] for requirement in asked} - {"stackwise-core"}
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| ([a-z][\w-]*) \| \S", page, re.MULTILINE)
+    assert sorted(row for row in rows if row != "package") == sorted(packages)

@@ -41,7 +41,7 @@ def checksum(key: Key, activation: memoryview) -> bytes:
 
 def as_bytes(activations: Tensor) -> np.ndarray:
     """The bytes of contiguous activations [n, ...] as uint8 [n, bytes], without a copy."""
-    return activations.view(torch.uint8).numpy().reshape(len(activations), -1)
+    return activations.view(torch.uint8).flatten(1).numpy()
 
 
 def write_shard(path: Path, keys: Sequence[Key], activations: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -23,7 +22,8 @@ def test_what_was_flushed_survives_a_kill(tmp_path, layout):
     assert len(acknowledged) == KILLS
     for directory, least in zip(directories, acknowledged, strict=True):
         store = Disk(DiskOptions(shard_entries=4)).open(directory, layout, None)
-        there = list(takewhile(lambda number: store.contains(keys_of(number)) == [True], range(least + 100)))
+        there = [number for number in range(least + 100) if store.contains(keys_of(number)) == [True]]
+        assert there == list(range(len(there)))
         assert len(there) >= least > 0
         assert torch.equal(store.get(keys_of(*there)), stored(layout, *there))
         assert (store.stats().entries, store.stats().damaged) == (len(there), 0)

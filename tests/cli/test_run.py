@@ -1,0 +1,234 @@
+import json
+import os
+import re
+import signal
+import site
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stackwise_core.cli import main
+from tests.tiny import TEXT
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"""
+[run]
+name = "small"
+[data]
+corpus = "{TEXT}"
+seq_len = 32
+tokens_directory = "tokens"
+[rack]
+stacks = 2
+blocks_per_stack = 1
+d_model = 32
+n_heads = 2
+[training]
+epochs_per_stack = 2
+batch_size = 16
+masks_per_sample = 1
+[cache_backend]
+use = "disk"
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working directory with a small configuration."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def stackwise(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "stackwise_core.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+def test_a_run_prints_plan_progress_and_results(here):
+    """In a pipe a run is plain lines: the plan, the phases, and two tables."""
+    result = CliRunner().invoke(main, ["run", "small.toml"])
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    for pattern in (
+        r"^rack: 2 stacks, 2 blocks, d_model 32",
+        r"^phase +starts at +trains",
+        r"^run directory: runs/small$",
+        r"^stack 2 of 2: \d+ steps from boundary above stack 0$",
+        r"^stack 2 of 2: done in 0:0\d  loss \d\.\d+  [\d.]+k? tokens/s  peak \d+ MB$",
+        r"^validation NELBO at +nats/token +std\. error +change +bits/byte$",
+        r"^2 stacks +\d\.\d{4} +± \d\.\d{4} +[+-]\d\.\d{4} +\d\.\d{4}$",
+    ):
+        assert re.search(pattern, result.output, re.MULTILINE), (pattern, result.output)
+
+
+def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
+    """Nothing that a run wrote is ever overwritten."""
+    for _ in range(2):
+        assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+    assert {path.name for path in (here / "runs").iterdir()} == {"small", "small-2"}
+
+
+def test_json_is_all_that_a_machine_reads(here):
+    """With --json stdout is one JSON document, and progress goes to stderr."""
+    result = stackwise("run", "small.toml", "--json")
+    assert result.returncode == 0, result.stderr
+    read = json.loads(result.stdout)
+    assert read["directory"] == "runs/small"
+    assert [phase["name"] for phase in read["phases"]] == ["stack 1 of 2", "stack 2 of 2"]
+    assert [likelihood["depth"] for likelihood in read["likelihoods"]] == [1, 2]
+    assert "stack 1 of 2: done" in result.stderr
+
+
+def test_plan_prints_a_table_or_json_and_trains_nothing(here):
+    """A plan makes no run directory."""
+    table = CliRunner().invoke(main, ["plan", "small.toml"])
+    assert table.exit_code == 0, table.output
+    assert re.search(r"^stack 2 of 2 +boundary above stack 0 +stack 1 ", table.output, re.MULTILINE)
+    plan = json.loads(CliRunner().invoke(main, ["plan", "small.toml", "--json"]).stdout)
+    assert [phase["entry"] for phase in plan["phases"]] == ["tokens", "boundary above stack 0"]
+    assert plan["phases"][1]["disk"] > 0
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "smal.toml"], 2, "small.toml"),
+        (["run", "small.toml", "--set", "trainer_mode.use=blokwise"], 2, "blockwise"),
+        (["run", "small.toml", "--set", "training.batch_sise=3"], 2, "batch_size"),
+        (["run", "small.toml", "--set", "data.corpus=nowhere.txt"], 2, "nowhere.txt"),
+        (
+            ["run", "small.toml", "--set", "trainer_mode.use=end_to_end", "--set", "training.over=depth"],
+            2,
+            "training.over",
+        ),
+        (["plan", "small.toml", "--set", "precision.active=nf4"], 3, "stackwise-bitsandbytes"),
+        (["plan", "small.toml", "--set", "run.directory=small.toml"], 1, "small.toml"),
+    ],
+)
+def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, message):
+    """Usage is 2, what isn't installed is 3, and no traceback is shown."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (here / "runs").exists()
+
+
+def test_ctrl_c_ends_a_run_with_130(here):
+    """An interrupted run says so in a line."""
+    command = [
+        sys.executable,
+        "-m",
+        "stackwise_core.cli",
+        "run",
+        "small.toml",
+        "--set",
+        "training.steps_per_stack=100000",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("stack 1 of 2"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+
+
+def site_without(distribution: str, directory: Path) -> Path:
+    """A site-packages directory that has all of this environment's packages but one distribution."""
+    module, directory = distribution.replace("-", "_"), directory / "site"
+    directory.mkdir()
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if module not in entry.name:
+            (directory / entry.name).symlink_to(entry)
+    return directory
+
+
+def in_site(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line with this directory as the only site-packages."""
+    code = f"import site, sys; site.addsitedir({str(directory)!r}); from stackwise_core.cli import main; main()"
+    command = [sys.executable, "-S", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_without_stackwise_cache_what_needs_no_cache_works_on(here):
+    """Listing and cacheless runs go on; a run that wants the cache exits 3 and names the package."""
+    directory = site_without("stackwise-cache", here)
+    listed = in_site(directory, "plugins")
+    assert listed.returncode == 0, listed.stderr
+    assert "blockwise" in listed.stdout
+    assert "stackwise-cache" not in listed.stdout
+    refused = in_site(directory, "run", "small.toml")
+    assert refused.returncode == 3
+    assert "pip install stackwise-cache" in refused.stderr
+    (here / "small.toml").write_text(CONFIG.replace('[cache_backend]\nuse = "disk"', ""))
+    ran = in_site(directory, "run", "small.toml")
+    assert ran.returncode == 0, ran.stderr
+    assert "2 stacks" in ran.stdout
+
+
+def test_a_third_party_schedule_trains(here):
+    """A package from outside the repository, installed by pip, is listed and used by name."""
+    directory = here / "third-party"
+    source = ROOT / "tests" / "third_party" / "stackwise-sine"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*install, str(directory), str(source)], check=True, capture_output=True)
+    listed = stackwise("plugins", PYTHONPATH=str(directory))
+    assert re.search(r"mask_schedule +sine +stackwise-sine", listed.stdout), listed.stdout
+    ran = stackwise("run", "small.toml", "--set", "mask_schedule.use=sine", PYTHONPATH=str(directory))
+    assert ran.returncode == 0, ran.stderr
+    environment = json.loads((here / "runs/small/environment.json").read_text())
+    assert environment["plugins"]["mask_schedule"]["distribution"] == "stackwise-sine"
+
+
+def test_a_broken_plugin_is_listed_and_harms_no_run(here, install):
+    """A plugin whose module raises is reported with its exception, and a run that doesn't use it works."""
+    install("stackwise-broken", {"broken_hooks": "raise RuntimeError('no such luck')\n"}, {"broken": "broken_hooks"})
+    listed = CliRunner().invoke(main, ["plugins"])
+    assert re.search(r"broken .*stackwise-broken.*broken.*no such luck", listed.output)
+    assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+
+
+def test_a_local_plugin_file_trains_and_is_remembered(here):
+    """A schedule in a file beside the TOML works without packaging, and the run's own config.toml finds it again."""
+    (here / "mine.py").write_text(
+        "from attrs import frozen\n"
+        "from stackwise_core.hookspecs import Implementation, hookimpl\n"
+        "from stackwise_core.interfaces.mask_schedule import MaskSchedule\n\n"
+        "@frozen\nclass Options:\n    pass\n\n"
+        "class Square(MaskSchedule):\n    def fraction(self, progress):\n        return progress**2\n\n"
+        "@hookimpl\ndef mask_schedule():\n"
+        "    return [Implementation('square', 'p squared', 'mine:Square', 'mine:Options')]\n"
+    )
+    ran = stackwise("run", "small.toml", "-p", "mine.py", "--set", "mask_schedule.use=square")
+    assert ran.returncode == 0, ran.stderr
+    assert stackwise("check", "runs/small/config.toml").returncode == 0
+
+
+def test_checking_a_file_with_six_mistakes_shows_all_six(here):
+    """Six located errors, one message each, exit 2, and nothing was run."""
+    (here / "six.toml").write_text(
+        '[run]\nseed = "seventeen"\n[rack]\nstackz = 4\nd_model = 0\n[training]\nbatch_size = 1.5\n'
+        'masks = "random"\n[trainer_mode]\nuse = "blokwise"\n'
+    )
+    result = CliRunner().invoke(main, ["check", "six.toml"])
+    assert result.exit_code == 2
+    assert re.findall(r"six\.toml:(\d+):\d+", result.output) == ["2", "4", "5", "7", "8", "10"]
+    assert "6 errors. Nothing was run." in result.output
+    assert '"blockwise"' in result.output
+
+
+def test_site_packages_are_where_the_test_looks():
+    """The copy of site-packages that other tests make is of this environment's own."""
+    assert sysconfig.get_paths()["purelib"] in site.getsitepackages()

@@ -1,0 +1,168 @@
+"""Each check of CacheBackendContract refuses a backend that is wrong in just that."""
+
+import pickle
+
+import pytest
+import torch
+
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout, MissingEntries
+from stackwise_core.testing.cache_backend import DTYPES, CacheBackendContract
+
+
+class RightStore(ActivationStore):
+    """One file, rewritten by each flush."""
+
+    def __init__(self, directory, layout, capacity):
+        self.file, self.layout, self.capacity = directory / "all", layout, capacity
+        self.entries, self.counts = {}, CacheStats()
+        if self.file.exists():
+            self.entries = pickle.loads(self.file.read_bytes())
+        self.evict()
+
+    def put(self, keys, activations):
+        for key, activation in zip(keys, activations.detach(), strict=True):
+            if key in self.entries:
+                self.counts.duplicates += 1
+            else:
+                self.entries[key] = activation.to(DTYPES[self.layout.dtype], copy=True)
+                self.counts.writes += 1
+                self.evict()
+
+    def evict(self):
+        while self.capacity is not None and len(self.entries) * self.layout.bytes_per_entry > self.capacity:
+            del self.entries[next(iter(self.entries))]
+            self.counts.evicted += 1
+
+    def get(self, keys):
+        if missing := [key for key in keys if key not in self.entries]:
+            raise MissingEntries(missing)
+        self.use(keys)
+        self.counts.reads += len(keys)
+        empty = torch.empty(0, self.layout.tokens, self.layout.d_model, dtype=DTYPES[self.layout.dtype])
+        return torch.cat([empty, *(self.entries[key][None] for key in keys)])
+
+    def contains(self, keys):
+        self.use(keys)
+        return [key in self.entries for key in keys]
+
+    def use(self, keys):
+        for key in keys:
+            if key in self.entries:
+                self.entries[key] = self.entries.pop(key)
+
+    def flush(self):
+        if self.entries:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_bytes(pickle.dumps(self.entries))
+
+    def drop(self):
+        self.entries.clear()
+        self.file.unlink(missing_ok=True)
+
+    def stats(self):
+        size = len(self.entries) * self.layout.bytes_per_entry
+        counts = self.counts
+        return CacheStats(
+            len(self.entries), size, counts.writes, counts.duplicates, counts.reads, counts.evicted, counts.damaged
+        )
+
+
+def backend(store):
+    class Backend(CacheBackend):
+        durable = True
+
+        def open(self, directory, layout, capacity):
+            return store(directory, layout, capacity)
+
+    return Backend(None)
+
+
+class TestRight(CacheBackendContract):
+    @pytest.fixture
+    def backend(self):
+        return backend(RightStore)
+
+
+def wrong(**members):
+    """A backend whose store differs from the right one in these methods."""
+    return backend(type("Wrong", (RightStore,), members))
+
+
+def overwriting(self, keys, activations):
+    for key in keys:
+        self.entries.pop(key, None)
+    RightStore.put(self, keys, activations)
+
+
+def borrowing(self, keys, activations):
+    for key, activation in zip(keys, activations.detach().to(DTYPES[self.layout.dtype]), strict=True):
+        self.entries.setdefault(key, activation)
+
+
+def live_stats(self):
+    self.counts.entries, self.counts.bytes = len(self.entries), len(self.entries) * self.layout.bytes_per_entry
+    return self.counts
+
+
+def made_at_once(self, directory, layout, capacity):
+    directory.mkdir(parents=True, exist_ok=True)
+    RightStore.__init__(self, directory, layout, capacity)
+
+
+def skipping(self, keys):
+    return RightStore.get(self, [key for key in keys if key in self.entries])
+
+
+def blaming_all(self, keys):
+    if not all(key in self.entries for key in keys):
+        raise MissingEntries(keys)
+    return RightStore.get(self, keys)
+
+
+WRONG = {
+    "always fp32": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).float())),
+    "rounded": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).half().float())),
+    "sorted": ("test_rows_are_in_the_keys_order", wrong(get=lambda self, keys: RightStore.get(self, sorted(keys)))),
+    "once each": ("test_rows_are_in_the_keys_order", wrong(get=lambda self, keys: RightStore.get(self, list({*keys})))),
+    "no empty answer": (
+        "test_no_keys_are_no_entries",
+        wrong(get=lambda self, keys: torch.stack([self.entries[key] for key in keys])),
+    ),
+    "one answer": ("test_contains", wrong(contains=lambda self, keys: [all(key in self.entries for key in keys)])),
+    "skips the missing": ("test_missing_entries_are_named", wrong(get=skipping)),
+    "blames all": ("test_missing_entries_are_named", wrong(get=blaming_all)),
+    "overwrites": ("test_a_key_that_is_there_stays", wrong(put=overwriting)),
+    "borrows": ("test_entries_are_the_stores_own", wrong(put=borrowing)),
+    "keeps the graph": (
+        "test_activations_may_be_of_any_kind",
+        wrong(get=lambda self, keys: RightStore.get(self, keys).float().requires_grad_()),
+    ),
+    "no limit": ("test_capacity_is_kept", wrong(evict=lambda self: None)),
+    "first in, first out": ("test_the_least_recently_used_goes_first", wrong(use=lambda self, keys: None)),
+    "leaves files": ("test_drop_empties_the_store", wrong(drop=lambda self: self.entries.clear())),
+    "leaves entries": ("test_drop_empties_the_store", wrong(drop=lambda self: None)),
+    "prefetch reads": ("test_prefetch_changes_nothing", wrong(prefetch=lambda self, keys: self.get(keys))),
+    "live counts": ("test_stats_count", wrong(stats=live_stats)),
+    "forgets": ("test_flushed_entries_are_there_again", wrong(flush=lambda self: None)),
+    "writes at once": ("test_opening_writes_nothing", wrong(__init__=made_at_once)),
+    "loses at closing": ("test_it_agrees_with_a_dict", wrong(close=lambda self: None)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_backends_are_refused(what, refuses, tmp_path):
+    """Each wrong backend fails the check that is about it."""
+    check, wrong_backend = WRONG[what]
+    layout, directory = Layout(tokens=16, d_model=32, dtype="bf16"), tmp_path / "cache"
+    code = getattr(CacheBackendContract, check).__code__
+    asked = code.co_varnames[1 : code.co_argcount]
+    given = {"backend": wrong_backend, "layout": layout, "directory": directory}
+    if "store" in asked:
+        given["store"] = wrong_backend.open(directory, layout, None)
+    raised = (MissingEntries, RuntimeError)
+    refuses(CacheBackendContract(), check, *raised, **{name: given[name] for name in asked})
+
+
+def test_no_check_is_idle(every_check):
+    """Every check of the contract refuses something above."""
+    every_check(CacheBackendContract, {check for check, _ in WRONG.values()})

@@ -1,0 +1,117 @@
+"""Each check of PrecisionContract refuses a precision that is wrong in just that."""
+
+import pytest
+import torch
+
+from stackwise_core.interfaces.precision import Precision
+from stackwise_core.testing.precision import PrecisionContract
+
+
+class Right(Precision):
+    """bf16, written anew."""
+
+    bytes_per_weight = 2.0
+
+    def prepare(self, stack, *, trainable):
+        if not trainable:
+            stack.to(torch.bfloat16)
+
+    def autocast(self, device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class TestRight(PrecisionContract):
+    largest_error = 0.01
+
+    @pytest.fixture
+    def precision(self):
+        return Right(None)
+
+
+class Coarse(Right):
+    """Rounds to an eighth."""
+
+    def prepare(self, stack, *, trainable):
+        for parameter in stack.parameters():
+            parameter.data = (parameter.data * 8).round() / 8
+
+
+class Detached(Right):
+    """Loses the gradient to its input, as a repacked quantised layer does."""
+
+    def prepare(self, stack, *, trainable):
+        stack.layers[0].register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(), *inputs[1:]))
+
+
+class Unfreezes(Right):
+    def prepare(self, stack, *, trainable):
+        stack.requires_grad_(True)
+
+
+class Narrow(Right):
+    """Hands its own format on."""
+
+    def prepare(self, stack, *, trainable):
+        stack.register_forward_hook(lambda module, inputs, output: output.bfloat16())
+
+
+class Understated(Right):
+    bytes_per_weight = 0.5
+
+
+class Rounding(Right):
+    """Reads a coarser format than was written."""
+
+    def from_tensors(self, stack, tensors):
+        super().from_tensors(stack, {name: tensor.to(torch.float8_e5m2) for name, tensor in tensors.items()})
+
+
+class Forgetful(Right):
+    """Reads nothing back."""
+
+    def from_tensors(self, stack, tensors):
+        self.prepare(stack, trainable=False)
+
+
+class NoMasters(Right):
+    def prepare(self, stack, *, trainable):
+        stack.to(torch.bfloat16)
+
+
+class Nudged(Right):
+    def prepare(self, stack, *, trainable):
+        for parameter in stack.parameters():
+            parameter.data = parameter.data * (1 + 1e-6)
+
+
+class Overflows(Right):
+    """A scale at which every step is left out."""
+
+    def loss_scaler(self, device):
+        return torch.amp.GradScaler(device.type, init_scale=float("inf"))
+
+
+WRONG = {
+    Coarse: "test_a_frozen_stack_computes_the_same",
+    Detached: "test_a_frozen_stack_passes_gradients_down",
+    Unfreezes: "test_a_frozen_stack_has_nothing_that_trains",
+    Narrow: "test_the_residual_stream_is_fp32",
+    Understated: "test_bytes_are_as_declared",
+    Rounding: "test_tensors_come_back_from_a_file",
+    Forgetful: "test_tensors_come_back_from_a_file",
+    NoMasters: "test_a_stack_that_trains_keeps_its_masters",
+    Nudged: "test_a_stack_that_trains_keeps_its_masters",
+    Overflows: "test_every_weight_that_trains_gets_a_gradient",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_precisions_are_refused(wrong, refuses, tmp_path):
+    """Each wrong precision fails the check that is about it."""
+    files = {"tmp_path": tmp_path} if "file" in WRONG[wrong] else {}
+    refuses(TestRight(), WRONG[wrong], RuntimeError, precision=wrong(None), **files)
+
+
+def test_no_check_is_idle(every_check):
+    """Every check of the contract refuses something above."""
+    every_check(PrecisionContract, WRONG.values())

@@ -1,0 +1,177 @@
+import shutil
+
+import pytest
+from attrs import evolve
+
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.training.plan import check_disk, check_phases, make_plan
+from stackwise_core.training.setup import select_device, set_up
+from stackwise_masking.schedules import Linear
+from tests.tiny import run_tiny, tiny_config
+
+
+def plan_of(tmp_path, changes=None):
+    return make_plan(set_up(*tiny_config(tmp_path, changes)))
+
+
+def test_steps_and_parameters_are_those_of_the_run(tmp_path):
+    """What is planned is what happens: steps, tokens' worth of steps, trainable and frozen weights."""
+    ran = run_tiny(tmp_path, {"training.batch_size": 7, "training.window": 40})
+    assert [planned.steps for planned in ran.plan.phases] == [phase.steps for phase in ran.result.phases]
+    spec = ran.setup.spec
+    first, second, _ = ran.plan.phases
+    assert first.trainable_parameters == spec.stack_parameters(0) + spec.embedding_parameters
+    assert (second.trainable_parameters, second.frozen_parameters) == (
+        spec.stack_parameters(1),
+        first.trainable_parameters,
+    )
+
+
+def test_steps_per_stack_wins_over_epochs(tmp_path):
+    """A budget in steps is kept to the step, across epochs."""
+    ran = run_tiny(tmp_path, {"training.steps_per_stack": 31})
+    assert [phase.steps for phase in ran.result.phases] == [31] * 3
+
+
+def test_disk_is_what_the_cache_takes(tmp_path):
+    """The plan's bytes on disk are the payload that the shards hold at their peak."""
+    peak = 0
+
+    def watch(ran):
+        listener = ran.engine._listener
+
+        def listen(event):
+            nonlocal peak
+            shards = ran.engine._directory.cache.glob("*/*.safetensors")
+            peak = max(peak, sum(shard.stat().st_size for shard in shards))
+            listener(event)
+
+        ran.engine._listener = listen
+
+    # Shards of four: what waits in memory for a shard to fill is not on disk.
+    ran = run_tiny(tmp_path, {"cache_backend": {"use": "disk", "shard_entries": 4}}, before=watch)
+    planned = max(phase.disk for phase in ran.plan.phases)
+    assert planned == pytest.approx(peak, rel=0.1)
+
+
+def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
+    """The estimate is within a few per cent of torch's own count of every operation of the run."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    changes = {
+        "trainer_mode": {"use": "end_to_end"},
+        "data.validation_fraction": 0.0,
+        "training.steps_per_stack": 5,
+        "training.batch_size": 64,
+    }
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        ran = run_tiny(tmp_path, changes)
+    assert ran.plan.phases[0].flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_cache_makes_the_plan_cheaper(tmp_path):
+    """Reading boundaries costs less than running the trunk again, and the plan says so."""
+    cached, recomputed = plan_of(tmp_path), plan_of(tmp_path, {"cache_backend": None})
+    assert cached.phases[2].flops < recomputed.phases[2].flops
+    assert cached.phases[0].flops == recomputed.phases[0].flops
+
+
+def test_memory_counts_what_trains(tmp_path):
+    """Gradients and optimizer state are those of one stack, whatever the depth; end to end they are the rack's."""
+    blockwise = plan_of(tmp_path, {"rack.stacks": 6})
+    whole = plan_of(tmp_path, {"rack.stacks": 6, "trainer_mode": {"use": "end_to_end"}})
+    assert len({planned.memory.optimizer for planned in blockwise.phases[1:]}) == 1
+    assert whole.phases[0].memory.optimizer == 8 * whole.spec.parameters
+    assert whole.phases[0].memory.total > blockwise.phases[-1].memory.total
+
+
+def test_one_fixed_mask_is_warned_of(tmp_path):
+    """A stack that always sees the same mask of a sample overfits to it."""
+    assert any("masks_per_sample = 1" in note for note in plan_of(tmp_path, {"training.masks_per_sample": 1}).notes)
+    assert not any("masks_per_sample = 1" in note for note in plan_of(tmp_path).notes)
+
+
+def test_a_cache_that_is_read_once_is_mentioned(tmp_path):
+    """With as many draws as epochs a boundary is trained on once."""
+    assert any("trained on once" in note for note in plan_of(tmp_path, {"training.epochs_per_stack": 2}).notes)
+    assert not any("trained on once" in note for note in plan_of(tmp_path).notes)
+
+
+def test_a_capacity_that_is_too_small_is_mentioned(tmp_path):
+    """The plan says how much the boundaries need."""
+    small = {"cache_backend": {"use": "disk", "capacity": "10 kB"}}
+    assert any("capacity = 10 kB is less than" in note for note in plan_of(tmp_path, small).notes)
+
+
+def test_the_bound_is_refused_where_it_means_nothing(tmp_path):
+    """One mask fraction has no band; masks that aren't independent have no such weight."""
+    constant = {"mask_schedule": {"use": "constant"}, "training.weighting": "nelbo"}
+    with pytest.raises(UsageError, match=r"has the one mask fraction 0\.5"):
+        plan_of(tmp_path, constant)
+
+    class Spans(Linear):
+        def place(self, tokens, scorable, fraction, rng):
+            raise AssertionError
+
+    setup = set_up(*tiny_config(tmp_path, {"training.weighting": "nelbo"}))
+    spans = evolve(setup.implementations, schedule=Spans(setup.implementations.schedule.options))
+    with pytest.raises(UsageError, match="independently masked"):
+        make_plan(evolve(setup, implementations=spans))
+    open_weighting = set_up(*tiny_config(tmp_path))
+    left_open = make_plan(evolve(open_weighting, implementations=spans))
+    assert {planned.phase.weighting for planned in left_open.phases} == {"mean"}
+
+
+def test_a_fraction_outside_of_zero_and_one_is_the_schedule_s_fault(tmp_path):
+    """A third-party schedule that overshoots is refused before anything runs."""
+
+    class TooMuch(Linear):
+        def fraction(self, progress):
+            return 1.5 * progress
+
+    setup = set_up(*tiny_config(tmp_path))
+    with pytest.raises(StackwiseError, match=r"gave the fraction 1\.5"):
+        make_plan(evolve(setup, implementations=evolve(setup.implementations, schedule=TooMuch(None))))
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (Phase(name="x", path=(0, 3), trains={0}), "path"),
+        (Phase(name="x", path=(0, 0), trains={0}), "path"),
+        (Phase(name="x", path=(0,), trains={1}), "isn't in its path"),
+        (Phase(name="x", path=(0,), trains=()), "trains nothing"),
+        (Phase(name="x", path=(0,), trains={0}, head=True), "transpose"),
+        (Phase(name="x", path=(0,), trains={0}, progress=(0.5, 1.5)), "progress"),
+        ("no phase", "no list of phases"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_the_mode_s_fault(tmp_path, phase, message):
+    """The engine refuses what it can't execute, and names mode and phase."""
+    spec = set_up(*tiny_config(tmp_path)).spec
+    with pytest.raises(StackwiseError, match=message) as refused:
+        check_phases([phase], spec, "mine")
+    assert 'trainer mode "mine"' in str(refused.value)
+
+
+def test_boundaries_that_do_not_fit_on_the_disk_are_refused(tmp_path, monkeypatch):
+    """The message says what is needed, what is free, and which keys change it."""
+    plan = plan_of(tmp_path, {"cache_backend": {"use": "disk"}})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(UsageError, match=r"need .* on disk, and .* has 1 kB free.*cache_backend\.capacity"):
+        check_disk(plan, tmp_path / "not" / "there" / "yet")
+
+
+def test_a_missing_cuda_device_is_unavailable():
+    """run.device = "cuda" never falls back to the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        assert select_device("cuda").type == "cuda"
+        return
+    with pytest.raises(StackwiseError, match="finds no CUDA device") as refused:
+        select_device("cuda")
+    assert refused.value.exit_code == 3
+    assert select_device("auto").type == "cpu"
