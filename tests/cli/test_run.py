@@ -110,7 +110,7 @@ def test_plan_prints_a_table_or_json_and_trains_nothing(here):
             "training.over",
         ),
         (["plan", "small.toml", "--set", "precision.active=nf4"], 3, "stackwise-bitsandbytes"),
-        (["plan", "small.toml", "--set", "run.directory=small.toml"], 1, "small.toml"),
+        (["run", "small.toml", "--set", "run.directory=small.toml"], 1, "small.toml"),
     ],
 )
 def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, message):

@@ -1,0 +1,33 @@
+"""Loss curves that a refactoring leaves alone. STACKWISE_UPDATE_GOLDEN=1 writes them anew."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import run_tiny
+
+CURVES = Path(__file__).parent
+RUNS = {
+    "blockwise": {},
+    "blockwise_over_depth": {"training.over": "depth"},
+    "layerwise": {"trainer_mode": {"use": "layerwise"}, "rack.blocks_per_stack": 2, "rack.stacks": 2},
+    "end_to_end": {"trainer_mode": {"use": "end_to_end"}, "training.masks": "resampled"},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_as_they_were(tmp_path, name):
+    """Every phase's losses and every depth's likelihood, in fp32, within what CPUs differ by."""
+    ran = run_tiny(tmp_path, RUNS[name])
+    curve = {
+        "losses": [round(loss, 5) for loss in ran.losses],
+        "nats_per_token": [round(likelihood.nats_per_token, 5) for likelihood in ran.result.likelihoods],
+    }
+    file = CURVES / f"{name}.json"
+    if os.environ.get("STACKWISE_UPDATE_GOLDEN"):
+        file.write_text(json.dumps(curve) + "\n")
+    golden = json.loads(file.read_text())
+    assert curve["losses"] == pytest.approx(golden["losses"], rel=2e-3)
+    assert curve["nats_per_token"] == pytest.approx(golden["nats_per_token"], rel=2e-3)
