@@ -15,7 +15,7 @@ from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.load import load
 
 
-@click.command()
+@click.command(short_help="Find all mistakes in a configuration.")
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, the problems too.")
 def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from stackwise_core.cli.arguments import config_options
 
 
-@click.command()
+@click.command(short_help="Show what a run would do and cost.")
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:

@@ -2,10 +2,14 @@
 
 from rich.console import Console
 
-from stackwise_core.cli.quantities import count, percent
+from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
-from stackwise_core.training.plan import PhasePlan, Plan
+from stackwise_core.training.plan import PhasePlan, Plan, band_text
+
+ALL_COLUMNS = 116
+"""Columns of a terminal that the whole table fits into."""
+LEFT_OUT_WHEN_NARROW = ("frozen", "masks", "FLOPs")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -17,31 +21,29 @@ def print_plan(console: Console, plan: Plan) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    print_table(
-        console,
-        ("phase", "starts at", "trains", "params", "frozen", "masked", "masks", "steps", "memory", "disk", "FLOPs"),
-        [_row(planned) for planned in plan.phases],
-        left=3,
-    )
+    rows = [_row(planned) for planned in plan.phases]
+    if console.is_terminal and console.width < ALL_COLUMNS:
+        rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT_WHEN_NARROW} for row in rows]
+    print_table(console, list(rows[0]), [list(row.values()) for row in rows], left=3)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
-def _row(planned: PhasePlan) -> tuple[str, ...]:
-    phase, (low, high) = planned.phase, planned.band
-    return (
-        phase.name,
-        phase.entry,
-        what_trains(planned),
-        count(planned.trainable_parameters),
-        count(planned.frozen_parameters) if planned.frozen_parameters else "-",
-        percent(low) if low == high else f"{100 * low:.3g}-{percent(high)}",
-        "fresh" if phase.masks == "resampled" else f"{phase.masks_per_sample} fixed",
-        str(planned.steps),
-        str(ByteSize(planned.memory.total)),
-        str(ByteSize(planned.disk)) if planned.disk else "-",
-        count(planned.flops),
-    )
+def _row(planned: PhasePlan) -> dict[str, str]:
+    phase = planned.phase
+    return {
+        "phase": phase.name,
+        "starts at": phase.entry,
+        "trains": what_trains(planned),
+        "params": count(planned.trainable_parameters),
+        "frozen": count(planned.frozen_parameters) if planned.frozen_parameters else "-",
+        "masked": band_text(planned.band),
+        "masks": "fresh" if phase.masks == "resampled" else f"{phase.masks_per_sample} fixed",
+        "steps": str(planned.steps),
+        "memory": str(ByteSize(planned.memory.total)),
+        "disk": str(ByteSize(planned.disk)) if planned.disk else "-",
+        "FLOPs": count(planned.flops),
+    }
 
 
 def what_trains(planned: PhasePlan) -> str:

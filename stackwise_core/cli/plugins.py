@@ -22,7 +22,7 @@ _NARROW = 100
 """Terminals of fewer columns get the version under its distribution."""
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List plugins, and show their options.")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -80,7 +80,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", justify="right"),
-            TextColumn("{task.fields[measured]}", justify="right"),
+            TextColumn("{task.fields[measured]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
@@ -177,7 +177,7 @@ def print_result(console: Console, result: RunResult) -> None:
     console.print()
     print_table(
         console,
-        ("phase", "steps", "time", "loss", "to", "tokens/s", "peak memory", "boundaries", "read"),
+        ("phase", "steps", "time", "first loss", "last loss", "tokens/s", "peak memory", "computed", "read"),
         [
             (
                 phase.name,

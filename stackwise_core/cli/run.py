@@ -9,7 +9,7 @@ from rich.console import Console
 from stackwise_core.cli.arguments import config_options
 
 
-@click.command()
+@click.command(short_help="Train what FILE describes.")
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; progress goes to stderr.")
 def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:

@@ -14,9 +14,11 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     if not console.is_terminal:
         print_aligned([headings, *rows], left=left, stderr=console.stderr)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="dim")
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="left" if place < left else "right", no_wrap=place > 0)
+        # Text may wrap where a terminal is narrow; a number or a name that is cut is of no use.
+        is_text = 0 < place < left
+        table.add_column(Text(heading), justify="left" if place < left else "right", no_wrap=not is_text)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, D d_model, H heads, K key-value heads, W head width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,16 +61,21 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)  # [B, H, T, W]
         k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, W]
         v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        y = F.scaled_dot_product_attention(
-            rotate(q, cos, sin),
-            rotate(k, cos, sin),
-            v,
-            attn_mask=visible,
-            # `visible` already holds the causal order where there is one.
-            is_causal=self.causal and visible is None,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        # On a CPU torch's attention takes three times as long backwards in bf16 as in fp32 (docs/log.md).
+        in_fp32 = q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast("cpu", enabled=False) if in_fp32 else nullcontext():
+            if in_fp32:
+                q, k, v = q.float(), k.float(), v.float()
+            cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+            y = F.scaled_dot_product_attention(
+                rotate(q, cos, sin),
+                rotate(k, cos, sin),
+                v,
+                attn_mask=visible,
+                # `visible` already holds the causal order where there is one.
+                is_causal=self.causal and visible is None,
+                enable_gqa=self.kv_heads != self.heads,
+            )
         return self.o_proj(y.transpose(1, 2).reshape(batch, tokens, self.heads * self.head_dim))
 
 

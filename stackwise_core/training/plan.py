@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,11 @@ def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingCon
     for fraction in (low, high):
         if not 0 <= fraction <= 1:
             raise StackwiseError(f"the mask schedule gave the fraction {fraction:g}, outside of [0, 1]")
+    if max(low, high) == 0:
+        raise UsageError(
+            f'phase "{phase.name}" has the mask fraction 0, and so nothing to predict. '
+            "Raise mask_schedule.min_fraction."
+        )
     one_fraction = low == high
     places_its_own = type(schedule).place is not MaskSchedule.place
     weighting = training.weighting or ("mean" if one_fraction or places_its_own else "nelbo")
@@ -261,16 +267,19 @@ def boundary_bytes(phase: Phase, below: Phase | None, setup: Setup) -> int:
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
     """Bytes that one forward and backward pass holds at its peak.
 
-    A token and block keeps for the backward pass two tensors of each norm in fp32 and, in the format that it computes
-    in, both norms' results, q, k, v, attention's output, and four tensors of SwiGLU. The head holds logits, their
-    softmax and their gradient, over the masked tokens.
+    A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
+    in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
+    The head holds logits, their softmax and their gradient, over the masked tokens.
     """
-    half = setup.implementations.active.bytes_per_weight < 4
     kv = 2 * spec.n_kv_heads * spec.head_dim
-    a_token_and_block = (4 * 4 * spec.d_model) + (2 if half else 4) * (4 * spec.d_model + kv + 4 * spec.d_ff)
+    if setup.implementations.active.bytes_per_weight < 4:
+        a_token_and_block = 4 * (6 * spec.d_model + kv) + 2 * (3 * spec.d_model + 4 * spec.d_ff)
+    else:  # the projection's input is attention's output
+        a_token_and_block = 4 * (8 * spec.d_model + kv + 4 * spec.d_ff)
     live_blocks = sum(spec.blocks[stack] for stack in phase.live_path)
     logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
-    return round(ALLOCATOR * live_blocks * a_token_and_block * tokens) + logits
+    # One block's worth more for what its backward pass makes and frees.
+    return round(ALLOCATOR * (live_blocks + 1) * a_token_and_block * tokens) + logits
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:
@@ -320,6 +329,13 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: some are evicted and computed again."
                 )
+    untrained = 1 - covered([plan.band for plan in planned])
+    if untrained > 0.005:
+        seen = ", ".join(dict.fromkeys(band_text(plan.band) for plan in planned))
+        said.append(
+            f"Training sees the mask fractions {seen}; the validation bound is over all of them, and {untrained:.0%} "
+            "of them are never trained."
+        )
     if any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available
@@ -327,6 +343,21 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     if setup.device.type == "cpu" and peak > free:
         said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
     return said
+
+
+def band_text(band: tuple[float, float]) -> str:
+    """``15-90 %``, or ``15 %`` for a band of one fraction."""
+    low, high = (f"{100 * fraction:.3g}" for fraction in band)
+    return f"{low} %" if low == high else f"{low}-{high} %"
+
+
+def covered(bands: Iterable[tuple[float, float]]) -> float:
+    """The share of (0, 1] that lies in one of the bands."""
+    share, reached = 0.0, 0.0
+    for low, high in sorted((min(band), max(band)) for band in bands):
+        share += max(0.0, high - max(low, reached))
+        reached = max(reached, high)
+    return share
 
 
 def check_disk(plan: Plan, directory: Path) -> None:

@@ -60,8 +60,8 @@ def test_a_run_prints_plan_progress_and_results(here):
         r"^rack: 2 stacks, 2 blocks, d_model 32",
         r"^phase +starts at +trains",
         r"^run directory: runs/small$",
-        r"^stack 2 of 2: \d+ steps from boundary above stack 0$",
-        r"^stack 2 of 2: done in 0:0\d  loss \d\.\d+  [\d.]+k? tokens/s  peak \d+ MB$",
+        r"^stack 1: \d+ steps from boundary above stack 0$",
+        r"^stack 1: done in 0:0\d  loss \d\.\d+  [\d.]+k? tokens/s  peak \d+ MB$",
         r"^validation NELBO at +nats/token +std\. error +change +bits/byte$",
         r"^2 stacks +\d\.\d{4} +± \d\.\d{4} +[+-]\d\.\d{4} +\d\.\d{4}$",
     ):
@@ -81,16 +81,16 @@ def test_json_is_all_that_a_machine_reads(here):
     assert result.returncode == 0, result.stderr
     read = json.loads(result.stdout)
     assert read["directory"] == "runs/small"
-    assert [phase["name"] for phase in read["phases"]] == ["stack 1 of 2", "stack 2 of 2"]
+    assert [phase["name"] for phase in read["phases"]] == ["stack 0", "stack 1"]
     assert [likelihood["depth"] for likelihood in read["likelihoods"]] == [1, 2]
-    assert "stack 1 of 2: done" in result.stderr
+    assert "stack 0: done" in result.stderr
 
 
 def test_plan_prints_a_table_or_json_and_trains_nothing(here):
     """A plan makes no run directory."""
     table = CliRunner().invoke(main, ["plan", "small.toml"])
     assert table.exit_code == 0, table.output
-    assert re.search(r"^stack 2 of 2 +boundary above stack 0 +stack 1 ", table.output, re.MULTILINE)
+    assert re.search(r"^stack 1 +boundary above stack 0 +stack 1 ", table.output, re.MULTILINE)
     plan = json.loads(CliRunner().invoke(main, ["plan", "small.toml", "--json"]).stdout)
     assert [phase["entry"] for phase in plan["phases"]] == ["tokens", "boundary above stack 0"]
     assert plan["phases"][1]["disk"] > 0
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_a_run_with_130(here):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("stack 1 of 2"):
+        if line.startswith("stack 0"):
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

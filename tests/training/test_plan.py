@@ -87,6 +87,26 @@ def test_memory_counts_what_trains(tmp_path):
     assert whole.phases[0].memory.total > blockwise.phases[-1].memory.total
 
 
+def test_what_is_never_trained_is_said(tmp_path):
+    """Masks from 15 to 90 % leave a quarter of the bound untrained, two fractions all of it, and 0 to 1 nothing."""
+
+    def untrained(changes):
+        notes = [note for note in plan_of(tmp_path, changes).notes if "never trained" in note]
+        return notes[0].split("and ")[-1].split(" of")[0] if notes else "nothing"
+
+    assert untrained({}) == "25%"
+    assert untrained({"training.over": "depth"}) == "100%"
+    assert untrained({"mask_schedule": {"use": "cosine", "min_fraction": 0.0, "max_fraction": 1.0}}) == "nothing"
+    assert untrained({"training.over": "both"}) == "25%"
+
+
+def test_a_phase_without_masks_is_refused(tmp_path):
+    """Over depth a schedule from 0 leaves the first stack nothing to predict."""
+    schedule = {"use": "linear", "min_fraction": 0.0}
+    with pytest.raises(UsageError, match=r'phase "stack 0" has the mask fraction 0.*min_fraction'):
+        plan_of(tmp_path, {"training.over": "depth", "mask_schedule": schedule})
+
+
 def test_one_fixed_mask_is_warned_of(tmp_path):
     """A stack that always sees the same mask of a sample overfits to it."""
     assert any("masks_per_sample = 1" in note for note in plan_of(tmp_path, {"training.masks_per_sample": 1}).notes)

@@ -28,7 +28,7 @@ class Blockwise(TrainerMode):
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
         return [
             Phase(
-                name=f"stack {stack + 1} of {rack.stacks}",
+                name=f"stack {stack}",
                 path=range(stack + 1),
                 trains={stack},
                 embedding=stack == 0,

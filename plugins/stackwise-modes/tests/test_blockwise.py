@@ -17,9 +17,9 @@ def test_three_stacks():
     training = TrainingConfig(epochs_per_stack=3, masks_per_sample=2)
     shared = {"masks": "fixed", "masks_per_sample": 2, "epochs": 3}
     assert BLOCKWISE.plan(small_rack(2, 2, 2), training) == [
-        Phase(name="stack 1 of 3", path=[0], trains={0}, embedding=True, head=True, **shared),
-        Phase(name="stack 2 of 3", path=[0, 1], trains={1}, **shared),
-        Phase(name="stack 3 of 3", path=[0, 1, 2], trains={2}, **shared),
+        Phase(name="stack 0", path=[0], trains={0}, embedding=True, head=True, **shared),
+        Phase(name="stack 1", path=[0, 1], trains={1}, **shared),
+        Phase(name="stack 2", path=[0, 1, 2], trains={2}, **shared),
     ]
 
 
