@@ -29,6 +29,9 @@ def report(error: Exception, debug: bool) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         _say(f"{reason}: {error.filename}" if error.filename else reason)
         return 1
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        _say("out of memory. Smaller rack.d_model, training.batch_size, data.seq_len or training.window need less.")
+        return 1
     plugin = culprit(error)
     owner = f"in the plugin {plugin}" if plugin else "in Stackwise"
     hint = "" if debug else " --debug shows the traceback."

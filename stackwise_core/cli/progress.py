@@ -104,10 +104,12 @@ class Bars:
         elif isinstance(event, BoundaryProgress):
             if self._boundary == TaskID(-1):
                 self._boundary = progress.add_task("  [dim]boundary[/]", total=event.chunks, measured="[dim]chunks[/]")
-            progress.update(self._boundary, completed=event.chunks_done, visible=event.chunks_done < event.chunks)
+            going_on = event.chunks_done < event.chunks
+            progress.update(self._boundary, completed=event.chunks_done, total=event.chunks, visible=going_on)
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
-            progress.update(self._task, completed=event.step, measured=f"loss {loss:.3f}  {speed} tokens/s")
+            measured = f"loss {loss:.3f}  {speed} tokens/s  peak {ByteSize(event.peak_bytes)}"
+            progress.update(self._task, completed=event.step, measured=measured)
         elif isinstance(event, PhaseDone):
             peak = ByteSize(event.result.peak_bytes)
             speed = count(event.result.tokens_per_second)
@@ -155,7 +157,8 @@ class Lines:
                 left = (planned.steps - event.step) * planned.tokens / planned.steps / event.tokens_per_second
                 self._say(
                     f"{planned.phase.name}: step {event.step} of {planned.steps}  loss {loss:.3f}  "
-                    f"{count(event.tokens_per_second)} tokens/s  {duration(left)} left"
+                    f"{count(event.tokens_per_second)} tokens/s  peak {ByteSize(event.peak_bytes)}  "
+                    f"{duration(left)} left"
                 )
         elif isinstance(event, PhaseDone):
             result = event.result
@@ -205,7 +208,7 @@ def print_result(console: Console, result: RunResult) -> None:
             (
                 f"{likelihood.depth} stack{'s' if likelihood.depth > 1 else ''}",
                 f"{likelihood.nats_per_token:.4f}",
-                f"± {likelihood.standard_error:.4f}",
+                "-" if likelihood.standard_error is None else f"± {likelihood.standard_error:.4f}",
                 gain,
                 f"{likelihood.bits_per_byte:.4f}",
             )

@@ -31,12 +31,13 @@ def _cross_check(*keys: str) -> Callable[[Check], Check]:
     return register
 
 
-@_cross_check("training.window", "training.batch_size")
-def _a_batch_fits_its_window(config: Config) -> str | None:
+@_cross_check("training.window", "training.batch_size", "training.gradient_accumulation")
+def _a_step_fits_its_window(config: Config) -> str | None:
     training = config.training
-    if training.window >= training.batch_size:
+    sequences = training.batch_size * training.gradient_accumulation
+    if training.window >= sequences:
         return None
-    return f"expected at least training.batch_size = {training.batch_size}, found {training.window}"
+    return f"expected at least batch_size x gradient_accumulation = {sequences}, found {training.window}"
 
 
 @_cross_check("training.head", "rack.tie_embeddings")

@@ -49,8 +49,8 @@ class Likelihood:
     depth: int
     """How many stacks the text passed."""
     nats_per_token: float
-    standard_error: float
-    """Of nats_per_token, over sequences and masks."""
+    standard_error: float | None
+    """Of nats_per_token, over sequences and masks; one sequence has none."""
     bits_per_byte: float
     tokens: int
     """Scored tokens that were measured on."""
@@ -74,7 +74,7 @@ def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) 
     return np.floor(quantile * scored[:, None]).astype(np.int64) + 1, order
 
 
-def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> tuple[float, float]:
+def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> tuple[float, float | None]:
     """Nats a token over all sequences, and its standard error.
 
     Args:
@@ -87,7 +87,7 @@ def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> 
     residual = (scored * (nelbo - mean) / scored.mean())[order]
     n = len(residual)
     if n < 2:
-        return mean, float("nan")
+        return mean, None
     variance = np.square(np.diff(residual)).sum() / (2 * (n - 1))
     return mean, float(np.sqrt(variance / n))
 

@@ -11,6 +11,7 @@ from stackwise_core.interfaces.component import Component
 from stackwise_core.options import ByteSize, option
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Key = bytes
@@ -34,6 +35,13 @@ class Layout:
     tokens: int
     d_model: int
     dtype: Literal["bf16", "fp32"]
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The number format as torch has it."""
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
 
     @property
     def bytes_per_entry(self) -> int:

@@ -33,7 +33,8 @@ class Phase:
     """The stretch of the mask schedule's progress that draws are taken from; equal ends fix the mask fraction."""
     masks: Literal["fixed", "resampled"] = "fixed"
     masks_per_sample: int = 4
-    weighting: Literal["nelbo", "mean"] = "nelbo"
+    weighting: Literal["nelbo", "mean"] | None = None
+    """None: as ``training.weighting`` says, or as the schedule allows."""
     epochs: int = 1
     steps: int | None = None
     """Optimizer steps; None: as many as the epochs have."""

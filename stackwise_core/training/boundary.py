@@ -25,7 +25,6 @@ from stackwise_core.rack.residency import Residency
 from stackwise_core.training.order import Order, chunk_size
 
 FORMAT = 1
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def draw_keys(draws: Draws) -> list[Key]:
@@ -163,7 +162,7 @@ class Boundary:
         if hidden is None:
             hidden = residency.ends.embed(draws.inputs.to(device))
         context = residency.ends.context(draws.segments.to(device))
-        stored = DTYPES[self._layout.dtype]
+        stored = self._layout.torch_dtype
         for index in self.trunk[done:]:
             hidden = residency.through(index, hidden, context).to(stored).float()
         return hidden.to(stored)
@@ -192,11 +191,6 @@ class Boundary:
             self._store.close()
             self._store = None
 
-    def flush(self) -> None:
-        """Make what was computed durable."""
-        if self._store is not None:
-            self._store.flush()
-
-    def stats(self) -> CacheStats | None:
-        """The store's own counts."""
-        return None if self._store is None else self._store.stats()
+    def stats(self) -> CacheStats:
+        """The store's own counts; nothing but zeros without one."""
+        return CacheStats() if self._store is None else self._store.stats()

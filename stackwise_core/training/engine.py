@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from cattrs import unstructure
@@ -65,14 +68,11 @@ class Engine:
 
     def run(self) -> RunResult:
         """Train every phase, then measure every depth."""
-        # Same configuration, same machine: same bits.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         config = self._setup.config
         self._directory.write_text("config.toml", dump(config))
         self._directory.write_json("plan.json", self._plan.to_json())
         self._directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
-        with Metrics(self._directory.metrics) as metrics:
+        with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as boundaries:
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
@@ -83,21 +83,14 @@ class Engine:
             below: Boundary | None = None
             for planned in self._plan.phases:
                 tell(PhaseStarted(planned))
+                if below is not None and not planned.made_from_below:
+                    below.drop()
                 self._residency.place(planned.phase)
-                drawer, boundary = self._drawer(planned), self._boundary(planned, below)
-                fit = Fit(
-                    planned=planned,
-                    residency=self._residency,
-                    drawer=drawer,
-                    objective=Objective(
-                        self._setup.implementations.schedule, planned.phase.weighting, planned.phase.progress
-                    ),
-                    order=self._order,
-                    boundary=boundary,
-                    training=config.training,
-                    listener=tell,
-                )
-                measured = fit.run()
+                boundary = self._boundary(planned, below)
+                if boundary is not None:
+                    # Nothing resumes a run yet, so what an interrupted one cached is of no use to anybody.
+                    boundaries.callback(boundary.drop)
+                measured = self._fit(planned, boundary, tell).run()
                 self._write_weights(planned)
                 if below is not None:
                     below.drop()
@@ -109,6 +102,20 @@ class Engine:
             result = RunResult(self._directory.path, tuple(phases), tuple(self._evaluate(tell)))
             tell(RunDone(result))
         return result
+
+    def _fit(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> Fit:
+        phase = planned.phase
+        assert phase.weighting is not None  # make_plan has settled it
+        return Fit(
+            planned=planned,
+            residency=self._residency,
+            drawer=self._drawer(planned),
+            objective=Objective(self._setup.implementations.schedule, phase.weighting, phase.progress),
+            order=self._order,
+            boundary=boundary,
+            training=self._setup.config.training,
+            listener=listener,
+        )
 
     def _drawer(self, planned: PhasePlan) -> Drawer:
         return Drawer(
@@ -128,12 +135,10 @@ class Engine:
         cache, store = self._setup.implementations.cache, None
         if cache is not None:
             name = namespace(self._residency, trunk, self._layout, self._settings())
-            capacity = cache.options.capacity
-            # Two boundaries are held while one is made from the other.
-            store = cache.open(
-                self._directory.cache / name, self._layout, None if capacity is None else int(capacity) // 2
-            )
-        starts_with_below = below is not None and trunk[: len(below.trunk)] == below.trunk
+            capacity: int | None = cache.options.capacity
+            if capacity is not None and planned.made_from_below:
+                capacity //= 2  # the one below takes its part, until this one is whole
+            store = cache.open(self._directory.cache / name, self._layout, capacity)
         return Boundary(
             trunk,
             self._residency,
@@ -141,7 +146,7 @@ class Engine:
             self._order,
             store,
             self._layout,
-            below if starts_with_below else None,
+            below if planned.made_from_below else None,
         )
 
     def _settings(self) -> dict[str, object]:
@@ -156,9 +161,10 @@ class Engine:
     def _write_weights(self, planned: PhasePlan) -> None:
         """Put what a phase trained on disk, in full precision."""
         ends = self._residency.ends
-        if planned.phase.embedding:
+        unwritten = not (self._directory.path / "embedding.safetensors").exists()
+        if planned.phase.embedding or unwritten:
             self._directory.write_tensors("embedding.safetensors", {"embed_tokens.weight": ends.embed_tokens.weight})
-        if planned.phase.head and ends.lm_head is not None:
+        if ends.lm_head is not None and (planned.phase.head or unwritten):
             self._directory.write_tensors("head.safetensors", {"lm_head.weight": ends.lm_head.weight})
         for index in sorted(planned.phase.trains):
             self._directory.write_stack(index, self._residency.stack(index).state_dict())
@@ -178,7 +184,7 @@ class Engine:
         return evaluate(
             self._residency,
             split,
-            path=range(setup.spec.stacks),
+            path=self._plan.phases[-1].phase.path,
             mask_id=setup.tokenizer.mask_id,
             seed=config.run.seed,
             draws=config.evaluation.draws,
@@ -186,6 +192,21 @@ class Engine:
             batch_size=config.training.batch_size,
             progress=advance,
         )
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Same configuration, same machine: same bits."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # every buffer here is written before it is read
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 def record(event: Event, metrics: Metrics, log_every: int) -> None:

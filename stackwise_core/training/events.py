@@ -48,6 +48,8 @@ class StepDone:
     grad_norm: float
     tokens_per_second: float
     """Over the phase so far, boundaries included."""
+    peak_bytes: int
+    """Most memory held in this phase so far."""
 
 
 @frozen
@@ -65,6 +67,8 @@ class PhaseResult:
     peak_bytes: int
     boundaries_computed: int
     boundaries_read: int
+    boundaries_evicted: int
+    boundaries_damaged: int
 
 
 @frozen

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.cache_backend import CacheStats
 from stackwise_core.rack.residency import Residency
-from stackwise_core.training.boundary import Boundary
+from stackwise_core.training.boundary import Boundary, BoundaryCounts
 from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResult, StepDone
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.order import Order
 from stackwise_core.training.plan import PhasePlan
+
+MOST_OVERFLOWS = 30
+"""Steps in a row that a loss scaler may leave out: each halves its scale."""
 
 
 @frozen
@@ -51,7 +55,8 @@ class Fit:
         peaks = [group["lr"] for group in optimizer.param_groups]
         scaler = self.residency.precision(max(phase.trains or phase.path)).loss_scaler(device)
         reset_peak(device)
-        began, tokens_done, losses = time.perf_counter(), 0, []
+        began, tokens_done, overflows = time.perf_counter(), 0, 0
+        losses: list[float] = []
         for step, (draws, number) in enumerate(self._steps()):
             factor = learning_rate_factor(step, self.planned.steps, self.training)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -60,7 +65,9 @@ class Fit:
             if scaler is not None:
                 scaler.unscale_(optimizer)
             grad_norm = self._clip(parameters)
-            if not (math.isfinite(loss) and (math.isfinite(grad_norm) or scaler is not None)):
+            overflows = 0 if math.isfinite(grad_norm) else overflows + 1
+            # A scaler leaves a step out whose scaled gradient overflows, and tries a smaller scale; not for ever.
+            if not math.isfinite(loss) or overflows > (0 if scaler is None else MOST_OVERFLOWS):
                 raise StackwiseError(
                     f'phase "{phase.name}", step {step + 1} of {self.planned.steps}: the loss is {loss:g} and the '
                     f"gradient's norm {grad_norm:g}. A lower training.block_lr or a longer training.warmup may help."
@@ -68,15 +75,18 @@ class Fit:
             if scaler is None:
                 optimizer.step()
             else:
-                scaler.step(optimizer)  # leaves out a step whose scaled gradient overflowed, and lowers the scale
+                scaler.step(optimizer)
                 scaler.update()
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss)
             tokens_done += sum(batch.inputs.numel() for batch in draws)
             speed = tokens_done / (time.perf_counter() - began)
-            self.listener(StepDone(self.planned, step + 1, loss, factor * self.training.block_lr, grad_norm, speed))
+            rate, peak = factor * self.training.block_lr, peak_bytes(device)
+            self.listener(StepDone(self.planned, step + 1, loss, rate, grad_norm, speed, peak))
         seconds = time.perf_counter() - began
         tenth = max(1, len(losses) // 10)
+        counts = self.boundary.counts if self.boundary else BoundaryCounts()
+        store = self.boundary.stats() if self.boundary else CacheStats()
         return PhaseResult(
             name=phase.name,
             steps=len(losses),
@@ -85,8 +95,10 @@ class Fit:
             last_loss=float(np.mean(losses[-tenth:])),
             tokens_per_second=tokens_done / seconds,
             peak_bytes=peak_bytes(device),
-            boundaries_computed=self.boundary.counts.computed if self.boundary else 0,
-            boundaries_read=self.boundary.counts.read if self.boundary else 0,
+            boundaries_computed=counts.computed,
+            boundaries_read=counts.read,
+            boundaries_evicted=store.evicted,
+            boundaries_damaged=store.damaged,
         )
 
     def _steps(self) -> Iterator[tuple[list[Draws], int]]:

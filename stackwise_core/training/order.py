@@ -43,7 +43,7 @@ class Order:
 
     @property
     def _chunks_per_window(self) -> int:
-        return max(1, self.window // chunk_size(self.seq_len))
+        return math.ceil(self.window / chunk_size(self.seq_len))
 
     def chunk(self, number: int) -> range:
         """The samples of a chunk."""

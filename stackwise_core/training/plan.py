@@ -63,6 +63,8 @@ class PhasePlan:
     memory: Memory
     disk: int
     """Most bytes of boundaries on disk, the one below included."""
+    made_from_below: bool
+    """Whether its boundaries are made from those of the phase before."""
     flops: float
     """Floating-point operations of training steps and boundaries."""
 
@@ -133,11 +135,12 @@ def make_plan(setup: Setup) -> Plan:
     training = setup.config.training
     phases = setup.implementations.mode.plan(setup.spec, training)
     check_phases(phases, setup.spec, setup.config.trainer_mode.use)
-    planned = []
-    for place, phase in enumerate(phases):
-        phase = settle_weighting(phase, setup.implementations.schedule, training)
-        below = phases[place - 1] if place else None
-        planned.append(price(phase, below, setup))
+    planned: list[PhasePlan] = []
+    below: Phase | None = None
+    for phase in phases:
+        settled = settle_weighting(phase, setup.implementations.schedule, training)
+        planned.append(price(settled, below, setup))
+        below = settled
     return Plan(setup.spec, tuple(planned), tuple(notes(planned, setup)))
 
 
@@ -158,16 +161,18 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
             raise wrong(phase, "trains nothing")
         if phase.head and not phase.embedding and spec.tie_embeddings:
             raise wrong(phase, "trains the head, which is the embedding's transpose, over a frozen embedding")
+        if phase.adapts:
+            raise wrong(phase, "adapts stacks, and this version has no adapters")
+        if phase.epochs < 1 or phase.masks_per_sample < 1 or (phase.steps is not None and phase.steps < 1):
+            raise wrong(phase, "has no budget: epochs, steps and masks_per_sample must be 1 or more")
         if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
             raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
 
 
 def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingConfig) -> Phase:
     """Fill in the weighting that was left open, and refuse one under which the loss means nothing."""
+    check_schedule(phase, schedule)
     low, high = fractions(phase, schedule)
-    for fraction in (low, high):
-        if not 0 <= fraction <= 1:
-            raise StackwiseError(f"the mask schedule gave the fraction {fraction:g}, outside of [0, 1]")
     if max(low, high) == 0:
         raise UsageError(
             f'phase "{phase.name}" has the mask fraction 0, and so nothing to predict. '
@@ -175,7 +180,7 @@ def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingCon
         )
     one_fraction = low == high
     places_its_own = type(schedule).place is not MaskSchedule.place
-    weighting = training.weighting or ("mean" if one_fraction or places_its_own else "nelbo")
+    weighting = phase.weighting or training.weighting or ("mean" if one_fraction or places_its_own else "nelbo")
     if weighting == "nelbo" and one_fraction:
         raise UsageError(
             f'training.weighting = "nelbo": phase "{phase.name}" has the one mask fraction {low:g}, and so no band to '
@@ -187,6 +192,21 @@ def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingCon
             'them its own way. Use "mean".'
         )
     return evolve(phase, weighting=weighting)
+
+
+def check_schedule(phase: Phase, schedule: MaskSchedule) -> None:
+    """Refuse a schedule that isn't what its interface promises; the fault is the plugin's."""
+    name = f"the mask schedule {type(schedule).__name__}"
+    progress = torch.linspace(*phase.progress, 65, dtype=torch.float64, requires_grad=True)
+    fraction = schedule.fraction(progress)
+    outside = fraction[~((fraction >= 0) & (fraction <= 1))]
+    if len(outside):
+        raise StackwiseError(f"{name} gave the fraction {outside[0].item():g}, outside of [0, 1]")
+    steps = fraction.detach().diff()
+    if (steps > 0).any() and (steps < 0).any():
+        raise StackwiseError(f"{name} rises and falls between {phase.progress[0]:g} and {phase.progress[1]:g}")
+    if not fraction.requires_grad:
+        raise StackwiseError(f"{name} can't be differentiated by autograd, and the loss weight needs its slope")
 
 
 def fractions(phase: Phase, schedule: MaskSchedule) -> tuple[float, float]:
@@ -246,7 +266,8 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
         band=(low, high),
         memory=memory,
         disk=stored if durable else 0,
-        flops=phase_flops(phase, spec, tokens, (low + high) / 2, setup),
+        made_from_below=made_from_below(phase, below),
+        flops=phase_flops(phase, below, spec, tokens, (low + high) / 2, setup),
     )
 
 
@@ -256,12 +277,20 @@ def distinct_draws(phase: Phase, order: Order) -> int:
     return min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
 
 
+def made_from_below(phase: Phase, below: Phase | None) -> bool:
+    """Whether a phase's boundaries can be made from those of the phase before: a shorter trunk, under equal draws."""
+    if below is None or not below.frozen_prefix or not phase.frozen_prefix:
+        return False
+    draws = [(p.progress, p.masks, p.masks_per_sample, p.weighting) for p in (phase, below)]
+    return draws[0] == draws[1] and phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
+
+
 def boundary_bytes(phase: Phase, below: Phase | None, setup: Setup) -> int:
     """Bytes of a phase's boundaries, and of those below that they are made from, if nothing is evicted."""
     if not phase.frozen_prefix:
         return 0
     one = distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train) * cache_layout(setup).bytes_per_entry
-    return 2 * one if below is not None and below.frozen_prefix else one
+    return 2 * one if made_from_below(phase, below) else one
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -289,7 +318,9 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> float:
+def phase_flops(
+    phase: Phase, below: Phase | None, spec: RackSpec, tokens: int, masked_share: float, setup: Setup
+) -> float:
     """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train."""
     total = 0.0
     for stack in phase.live_path:
@@ -299,8 +330,8 @@ def phase_flops(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, 
     split_tokens = len(setup.corpus.train) * spec.seq_len
     order, cached = sample_order(setup), setup.implementations.cache is not None
     computed = split_tokens * (distinct_draws(phase, order) if cached else phase_epochs(phase, order))
-    # With a cache the boundary of the phase before is there to start from.
-    trunk = phase.frozen_prefix[-1:] if cached else phase.frozen_prefix
+    done = len(below.frozen_prefix) if cached and below is not None and made_from_below(phase, below) else 0
+    trunk = phase.frozen_prefix[done:]
     return total + sum(spec.stack_flops(stack) for stack in trunk) * computed
 
 
@@ -317,14 +348,22 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         order = sample_order(setup)
         epochs, draws = (max(f(plan.phase, order) for plan in with_trunk) for f in (phase_epochs, distinct_draws))
         if epochs <= draws:
-            said.append(
-                f"Each boundary is trained on once (epochs a stack: {epochs}, draws a sample: {draws}), so the cache "
-                "saves only the stacks below the last one; it pays more with more epochs or fewer draws."
-            )
+            trained_on = f"Each boundary is trained on once (epochs a stack: {epochs}, draws a sample: {draws})"
+            if any(plan.made_from_below for plan in planned):
+                said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
+            else:
+                said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
         if cache.options.capacity is not None:
             below = [None, *(plan.phase for plan in planned)]
             needed = max(boundary_bytes(plan.phase, lower, setup) for plan, lower in zip(planned, below, strict=False))
-            if needed > cache.options.capacity:
+            window = min(training.window, len(setup.corpus.train)) * cache_layout(setup).bytes_per_entry
+            if 2 * window > cache.options.capacity:
+                said.append(
+                    f"cache_backend.capacity = {cache.options.capacity} doesn't hold the {ByteSize(2 * window)} of two "
+                    "windows: most boundaries are computed again for each batch, which is slower than no cache at "
+                    "all. A smaller training.window or a larger capacity helps."
+                )
+            elif needed > cache.options.capacity:
                 said.append(
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: some are evicted and computed again."

@@ -22,8 +22,6 @@ from stackwise_core.interfaces.cache_backend import (
 )
 from stackwise_core.runs.files import sync_directory
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 @define(eq=False)
 class Place:
@@ -77,7 +75,7 @@ class DiskStore(ActivationStore):
             self._places[key] = Place(shard, index)
 
     def put(self, keys: Sequence[Key], activations: Tensor) -> None:
-        stored = activations.detach().to(device="cpu", dtype=DTYPES[self._layout.dtype])
+        stored = activations.detach().to(device="cpu", dtype=self._layout.torch_dtype)
         for key, activation in zip(keys, stored, strict=True):
             if key in self._places:
                 self._stats.duplicates += 1
@@ -129,7 +127,7 @@ class DiskStore(ActivationStore):
 
     def get(self, keys: Sequence[Key]) -> Tensor:
         shape = (len(keys), self._layout.tokens, self._layout.d_model)
-        activations = torch.empty(shape, dtype=DTYPES[self._layout.dtype])
+        activations = torch.empty(shape, dtype=self._layout.torch_dtype)
         rows = as_bytes(activations)
         missing = []
         for row, key in enumerate(keys):

@@ -17,8 +17,6 @@ from stackwise_core.interfaces.cache_backend import (
     MissingEntries,
 )
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 class MemoryStore(ActivationStore):
     """A dict from keys to tensors [tokens, d_model], the least recently used first."""
@@ -29,7 +27,7 @@ class MemoryStore(ActivationStore):
         self._stats = CacheStats()
 
     def put(self, keys: Sequence[Key], activations: Tensor) -> None:
-        stored = activations.detach().to(device="cpu", dtype=DTYPES[self._layout.dtype])
+        stored = activations.detach().to(device="cpu", dtype=self._layout.torch_dtype)
         for key, activation in zip(keys, stored, strict=True):
             if key in self._entries:
                 self._stats.duplicates += 1
@@ -50,7 +48,7 @@ class MemoryStore(ActivationStore):
         self.contains(keys)
         self._stats.reads += len(keys)
         shape = (len(keys), self._layout.tokens, self._layout.d_model)
-        activations = torch.empty(shape, dtype=DTYPES[self._layout.dtype])
+        activations = torch.empty(shape, dtype=self._layout.torch_dtype)
         for row, key in enumerate(keys):
             activations[row] = self._entries[key]
         return activations
