@@ -122,6 +122,20 @@ def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, mes
     assert not (here / "runs").exists()
 
 
+def test_too_large_a_model_says_so(here):
+    """What doesn't fit into memory is no defect, and the message names the keys that need less."""
+    result = stackwise("run", "small.toml", "--set", "rack.d_model=4000000")
+    assert result.returncode == 1
+    assert "out of memory. Smaller rack.d_model" in result.stderr
+
+
+def test_weights_are_as_readable_as_other_files(here):
+    """All files of a run have the permissions that the umask gives."""
+    assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+    modes = {path.stat().st_mode & 0o777 for path in (here / "runs/small").rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_ctrl_c_ends_a_run_with_130(here):
     """An interrupted run says so in a line."""
     command = [

@@ -282,3 +282,54 @@ def test_any_plan_is_executed(tmp_path):
     held = ran.engine._residency.stack(2).state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in master.items())
     assert ran.engine._residency.stack(0).state_dict()["norm.weight"].dtype == torch.bfloat16
+
+
+class JustTheFirst(TrainerMode):
+    """Trains a part of the rack."""
+
+    def plan(self, rack, training):
+        return [Phase(name="first", path=(0,), trains={0}, embedding=True, head=True, epochs=1)]
+
+
+def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
+    """The bound is measured along the last phase's path."""
+
+    def just_the_first(ran: Ran) -> None:
+        implementations = evolve(ran.setup.implementations, mode=JustTheFirst(None))
+        ran.plan = ran.engine._plan = make_plan(evolve(ran.setup, implementations=implementations))
+
+    ran = run_tiny(tmp_path, before=just_the_first)
+    assert [likelihood.depth for likelihood in ran.result.likelihoods] == [1]
+
+
+def test_a_run_that_breaks_off_leaves_no_cache(tmp_path):
+    """Boundaries that nothing will read again don't stay on the disk."""
+    found = []
+
+    def interrupt(ran: Ran) -> None:
+        def listen(event):
+            if isinstance(event, StepDone) and event.planned.phase.name == "stack 2" and event.step == 20:
+                found.extend(ran.engine._directory.path.glob("cache/*/*.safetensors"))
+                raise KeyboardInterrupt
+
+        ran.engine._listener = listen
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path, {"cache_backend": {"use": "disk", "shard_entries": 16}}, before=interrupt)
+    assert found
+    assert not list(tmp_path.glob("runs/tiny/cache/**/*.safetensors"))
+
+
+def test_a_loss_scaler_that_never_fits_stops_the_run(tmp_path):
+    """Steps that are left out for ever are no training."""
+    precision = {"active": {"use": "fp16", "cpu_compute": "fp16", "initial_scale": 1e38}}
+    with pytest.raises(StackwiseError, match=r"the gradient's norm (nan|inf)"):
+        run_tiny(tmp_path, {"precision": precision, "training.epochs_per_stack": 6})
+
+
+def test_determinism_is_the_run_s_own_affair(tmp_path):
+    """After a run torch's settings are what they were."""
+    torch.use_deterministic_algorithms(False)
+    run_tiny(tmp_path, {"training.steps_per_stack": 1})
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory

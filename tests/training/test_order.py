@@ -32,6 +32,12 @@ def test_a_window_holds_its_own_chunks_and_no_more_than_it_may():
         assert len(samples) <= ORDER.window
 
 
+def test_a_window_is_never_smaller_than_asked_for():
+    """It is rounded up to whole chunks, so that a step of the whole window is as large as it should be."""
+    order = evolve(ORDER, window=20, batch_size=20, accumulation=1)
+    assert len(order.epoch(0)[0].steps[0][0]) == 20
+
+
 def test_a_small_window_still_mixes_distant_samples():
     """A window's chunks come from all over the split."""
     first = ORDER.epoch(0)[0].chunks

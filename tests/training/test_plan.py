@@ -5,6 +5,7 @@ from attrs import evolve
 
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.plan import check_disk, check_phases, make_plan
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
@@ -107,6 +108,18 @@ def test_a_phase_without_masks_is_refused(tmp_path):
         plan_of(tmp_path, {"training.over": "depth", "mask_schedule": schedule})
 
 
+def test_a_phase_may_settle_its_own_weighting(tmp_path):
+    """What a mode asks for wins over what the configuration leaves open."""
+
+    class Mean(TrainerMode):
+        def plan(self, rack, training):
+            return [Phase(name="x", path=(0,), trains={0}, embedding=True, head=True, weighting="mean")]
+
+    setup = set_up(*tiny_config(tmp_path))
+    plan = make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Mean(None))))
+    assert plan.phases[0].phase.weighting == "mean"
+
+
 def test_one_fixed_mask_is_warned_of(tmp_path):
     """A stack that always sees the same mask of a sample overfits to it."""
     assert any("masks_per_sample = 1" in note for note in plan_of(tmp_path, {"training.masks_per_sample": 1}).notes)
@@ -120,9 +133,29 @@ def test_a_cache_that_is_read_once_is_mentioned(tmp_path):
 
 
 def test_a_capacity_that_is_too_small_is_mentioned(tmp_path):
-    """The plan says how much the boundaries need."""
-    small = {"cache_backend": {"use": "disk", "capacity": "10 kB"}}
-    assert any("capacity = 10 kB is less than" in note for note in plan_of(tmp_path, small).notes)
+    """The plan says how much the boundaries need, and when even a window doesn't fit."""
+
+    def said(capacity: str, window: int) -> str:
+        changes = {"cache_backend": {"use": "disk", "capacity": capacity}, "training.window": window}
+        return " ".join(plan_of(tmp_path, changes).notes)
+
+    assert "capacity = 500 kB is less than the 819 kB" in said("500 kB", 64)
+    assert "capacity = 100 kB doesn't hold the 410 kB of two windows" in said("100 kB", 1024)
+    assert "capacity" not in said("1 MB", 64)
+
+
+def test_phases_that_share_no_draws_share_no_boundaries(tmp_path):
+    """Over depth each phase has masks of its own, so the whole trunk runs again, and the plan prices that."""
+    time, depth = plan_of(tmp_path), plan_of(tmp_path, {"training.over": "depth"})
+    assert [planned.made_from_below for planned in time.phases] == [False, False, True]
+    assert [planned.made_from_below for planned in depth.phases] == [False, False, False]
+    on_disk = {"cache_backend": {"use": "disk"}}
+    assert (
+        plan_of(tmp_path, on_disk).phases[2].disk
+        == 2 * plan_of(tmp_path, on_disk | {"training.over": "depth"}).phases[2].disk
+    )
+    growth = [plan.phases[2].flops - plan.phases[1].flops for plan in (time, depth)]
+    assert growth[1] > growth[0]
 
 
 def test_the_bound_is_refused_where_it_means_nothing(tmp_path):
@@ -144,16 +177,29 @@ def test_the_bound_is_refused_where_it_means_nothing(tmp_path):
     assert {planned.phase.weighting for planned in left_open.phases} == {"mean"}
 
 
-def test_a_fraction_outside_of_zero_and_one_is_the_schedule_s_fault(tmp_path):
-    """A third-party schedule that overshoots is refused before anything runs."""
+def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
+    """A third-party schedule that overshoots, turns or has no slope is named before anything runs."""
 
     class TooMuch(Linear):
         def fraction(self, progress):
             return 1.5 * progress
 
+    class ThereAndBack(Linear):
+        def fraction(self, progress):
+            return 4 * progress * (1 - progress)
+
+    class WithoutSlope(Linear):
+        def fraction(self, progress):
+            return progress.detach()
+
     setup = set_up(*tiny_config(tmp_path))
-    with pytest.raises(StackwiseError, match=r"gave the fraction 1\.5"):
-        make_plan(evolve(setup, implementations=evolve(setup.implementations, schedule=TooMuch(None))))
+    for schedule, message in (
+        (TooMuch, r"TooMuch gave the fraction 1\.\d+, outside of"),
+        (ThereAndBack, "ThereAndBack rises and falls between 0 and 1"),
+        (WithoutSlope, "WithoutSlope can't be differentiated"),
+    ):
+        with pytest.raises(StackwiseError, match=message):
+            make_plan(evolve(setup, implementations=evolve(setup.implementations, schedule=schedule(None))))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +211,9 @@ def test_a_fraction_outside_of_zero_and_one_is_the_schedule_s_fault(tmp_path):
         (Phase(name="x", path=(0,), trains=()), "trains nothing"),
         (Phase(name="x", path=(0,), trains={0}, head=True), "transpose"),
         (Phase(name="x", path=(0,), trains={0}, progress=(0.5, 1.5)), "progress"),
+        (Phase(name="x", path=(0,), trains={0}, epochs=0), "has no budget"),
+        (Phase(name="x", path=(0,), trains={0}, masks_per_sample=0), "has no budget"),
+        (Phase(name="x", path=(0, 1), trains={1}, adapts={0}), "no adapters"),
         ("no phase", "no list of phases"),
     ],
 )
