@@ -14,7 +14,9 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     if not console.is_terminal:
         print_aligned([headings, *rows], left=left, stderr=console.stderr)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="dim"
+    )
     for place, heading in enumerate(headings):
         # Text may wrap where a terminal is narrow; a number or a name that is cut is of no use.
         is_text = 0 < place < left

@@ -368,13 +368,9 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: some are evicted and computed again."
                 )
-    untrained = 1 - covered([plan.band for plan in planned])
-    if untrained > 0.005:
+    if covered([plan.band for plan in planned]) < 0.995:
         seen = ", ".join(dict.fromkeys(band_text(plan.band) for plan in planned))
-        said.append(
-            f"Training sees the mask fractions {seen}; the validation bound is over all of them, and {untrained:.0%} "
-            "of them are never trained."
-        )
+        said.append(f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them.")
     if any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available
