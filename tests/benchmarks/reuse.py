@@ -121,9 +121,9 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += [
         "",
-        "The engine's side makes its draws while it trains; the hand-written loop has them already, which is a part of its",
-        "lead. The rack is tiny (d_model 128, one block a stack), so what a batch costs besides arithmetic (draws, keys,",
-        "checksums, reading) weighs as much as a block does, and the cache saves less than the FLOPs would allow.",
+        "The engine's side makes its draws while it trains; the hand-written loop has them already, which is a part of",
+        "its lead. The rack is tiny (d_model 128, one block a stack), so what a batch costs besides arithmetic (draws,",
+        "keys, checksums, reading) weighs as much as a block, and the cache saves less than the FLOPs would allow.",
     ]
     (ROOT / "docs/benchmarks/reuse.md").write_text("\n".join(lines) + "\n")
 
