@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "options", "hookspecs"),
+    ("errors", "files", "options", "hookspecs"),
     ("interfaces",),
     ("registry",),
     ("config",),

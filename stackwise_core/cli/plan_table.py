@@ -5,7 +5,8 @@ from rich.console import Console
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
-from stackwise_core.training.plan import PhasePlan, Plan, band_text
+from stackwise_core.training.cost import PhasePlan
+from stackwise_core.training.plan import Plan, band_text
 
 ALL_COLUMNS = 116
 """Columns of a terminal that the whole table fits into."""

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -22,6 +21,7 @@ from stackwise_core.data.corpus import documents
 from stackwise_core.data.packing import ContentHash, Packing, map_array, pack, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.files import sync
 
 FORMAT = 1
 """Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
@@ -192,7 +192,7 @@ def _put_in_place(beside: Path, directory: Path, tokenizer: Tokenizer) -> Corpus
                 directory.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            _sync(directory.parent)
+            sync(directory.parent)
             corpus = _open_if_whole(directory, tokenizer)
             if corpus:
                 return corpus
@@ -226,10 +226,10 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, document_count: int, 
     }
     manifest["xxh3_128"] = _hash_of_manifest(manifest)
     for name in manifest["files"]:
-        _sync(directory / name)
+        sync(directory / name)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    _sync(directory / MANIFEST)
-    _sync(directory)
+    sync(directory / MANIFEST)
+    sync(directory)
 
 
 def _open_if_whole(directory: Path, tokenizer: Tokenizer) -> Corpus | None:
@@ -277,11 +277,3 @@ def _size_and_hash(path: Path) -> dict[str, Any]:
             digest.update(block)
             size += len(block)
     return {"size": size, "xxh3_128": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.runs.files import publish, publish_text, sha256
+from stackwise_core.files import publish, publish_text, sha256
 
 MANIFEST = "manifest.json"
 

@@ -23,6 +23,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary, namespace
+from stackwise_core.training.cost import PhasePlan, cache_layout, sample_order
 from stackwise_core.training.events import (
     EvaluationProgress,
     Event,
@@ -37,7 +38,7 @@ from stackwise_core.training.events import (
 )
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.objective import Objective
-from stackwise_core.training.plan import PhasePlan, Plan, cache_layout, check_disk, sample_order
+from stackwise_core.training.plan import Plan, check_disk
 from stackwise_core.training.setup import Setup
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from attrs import frozen
 
 from stackwise_core.inference.evaluate import Likelihood
-from stackwise_core.training.plan import PhasePlan, Plan
+from stackwise_core.training.cost import PhasePlan
+from stackwise_core.training.plan import Plan
 
 
 @frozen

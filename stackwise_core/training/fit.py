@@ -17,12 +17,12 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import CacheStats
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
+from stackwise_core.training.cost import PhasePlan
 from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResult, StepDone
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.order import Order
-from stackwise_core.training.plan import PhasePlan
 
 MOST_OVERFLOWS = 30
 """Steps in a row that a loss scaler may leave out: each halves its scale."""

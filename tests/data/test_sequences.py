@@ -348,7 +348,7 @@ def test_full_disk(prepared, data, monkeypatch):
 def test_everything_is_synced_before_it_is_renamed(prepared, monkeypatch):
     """Files, the manifest and their directory are synced in this order before the rename, the parent after it."""
     events = []
-    sync, rename = sequences._sync, Path.rename
+    sync, rename = sequences.sync, Path.rename
 
     def noting_sync(path):
         events.append(path.name if path.is_file() else "parent" if path.name == "tokens" else "directory")
@@ -358,7 +358,7 @@ def test_everything_is_synced_before_it_is_renamed(prepared, monkeypatch):
         events.append("rename")
         return rename(path, target)
 
-    monkeypatch.setattr(sequences, "_sync", noting_sync)
+    monkeypatch.setattr(sequences, "sync", noting_sync)
     monkeypatch.setattr(Path, "rename", noting_rename)
     prepared(TEXTS)
     files = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("rows", "segments", "tokens")]

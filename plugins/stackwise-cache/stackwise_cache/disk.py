@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stackwise_cache.options import DiskOptions
 from stackwise_cache.shard import DamagedShard, Shard, as_bytes, write_shard
+from stackwise_core.files import sync
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -20,7 +21,6 @@ from stackwise_core.interfaces.cache_backend import (
     Layout,
     MissingEntries,
 )
-from stackwise_core.runs.files import sync_directory
 
 
 @define(eq=False)
@@ -96,7 +96,7 @@ class DiskStore(ActivationStore):
         assert self._buffer is not None
         if not self._directory.is_dir():
             self._directory.mkdir(parents=True, exist_ok=True)
-            sync_directory(self._directory.parent)
+            sync(self._directory.parent)
         # Named by its keys: what another writer publishes under this name holds the same entries.
         path = self._directory / f"{xxhash.xxh3_128_hexdigest(b''.join(self._waiting))}.safetensors"
         if path in self._shards:  # the same entries again, after damage

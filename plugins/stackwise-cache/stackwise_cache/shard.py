@@ -21,8 +21,8 @@ import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stackwise_core.files import publish
 from stackwise_core.interfaces.cache_backend import Key, Layout
-from stackwise_core.runs.files import publish
 
 LARGEST_HEADER = 1 << 16
 SAFETENSORS_DTYPE = {"bf16": "BF16", "fp32": "F32"}

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from stackwise_core.runs.files import publish, publish_text, sha256
+from stackwise_core.files import publish, publish_text, sha256
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

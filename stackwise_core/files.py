@@ -11,9 +11,9 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can't be read without being set
 
 
-def sync_directory(directory: Path) -> None:
-    """Make a directory's entries durable: a rename is not until then."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or a directory's entries, durable: a rename is not until its directory is synced."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -31,7 +31,7 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def publish_text(path: Path, text: str) -> None:
