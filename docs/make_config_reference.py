@@ -34,8 +34,8 @@ A run is one TOML file. Every key has a default unless its row says *required*, 
 5. `--set training.batch_size=8` on the command line.
 
 **Types** are strict: `"8"` is no integer, `1.9` neither, and an integer will do for a number. A *size* is a number of
-bytes or a string such as `"20 GB"` or `"512 MiB"`. A key that is *left out* by default can't be set back to that by a
-higher layer.
+bytes or a string such as `"20 GB"` or `"512 MiB"`. A *table by whole number* is one such as `{ 0 = 0.5, 3 = 2 }`;
+layers add to tables key by key. A key that is *left out* by default can't be set back to that by a higher layer.
 
 **Paths** that the table calls relative to the TOML are taken from the folder of the file that sets them, or from the
 working directory where the environment or `--set` does. The others are relative to the working directory.

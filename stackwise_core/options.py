@@ -73,8 +73,8 @@ def between(low: float, high: float) -> Check:
 
 
 def not_empty(instance: Any, attribute: Any, value: Any) -> None:
-    """The text must have something in it."""
-    if not value.strip():
+    """The text must have something in it; None passes."""
+    if value is not None and not value.strip():
         raise ValueError("expected a text that is not empty")
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 from cattrs import Converter, IterableValidationError, IterableValidationNote
 from cattrs.errors import AttributeValidationNote, BaseValidationError, ClassValidationError
-from cattrs.gen import make_mapping_structure_fn
 
 from stackwise_core.config.cross_checks import cross_checks
 from stackwise_core.config.defaults import default_of
@@ -25,6 +24,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.registry.nearest import nearest
 
 _INT64 = range(-(2**63), 2**63)
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _BOOLEAN_OR_NUMBER = re.compile(r"true|false|[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -269,8 +269,10 @@ def _union(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if value is None and optional:
             return None
-        if len(kinds) == 1:
-            return converter.structure(value, kinds[0])
+        shape = _shape(type(value))
+        meant = [kind for kind in kinds if shape and _shape(kind) is shape] if len(kinds) > 1 else kinds
+        if len(meant) == 1:  # its own faults say more than that nothing fits
+            return converter.structure(value, meant[0])
         for kind in kinds:
             try:
                 return converter.structure(value, kind)
@@ -306,14 +308,47 @@ def _array(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
 
 
 def _mapping(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    inner = make_mapping_structure_fn(type_, converter)
+    key_kind, kind = get_args(type_)
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _mismatch(value, type_)
-        return inner(value, type_)
+        contents: dict[Any, Any] = {}
+        errors: list[Exception] = []
+        for key, content in value.items():
+            # Each by itself, as the key and what it holds can both be wrong.
+            note = IterableValidationNote("", str(key), kind)
+            try:
+                known_as = _whole_number(key) if key_kind is int else converter.structure(key, key_kind)
+            except Exception as error:
+                known_as = key
+                error.__notes__ = [note]
+                errors.append(error)
+            try:
+                contents[known_as] = converter.structure(content, kind)
+            except Exception as error:
+                error.__notes__ = [note]
+                errors.append(error)
+        if errors:
+            raise IterableValidationError(f"{noun(type_)} can't be read", errors, type_)
+        return contents
 
     return structure
+
+
+def _whole_number(key: Any) -> int:
+    """A table's key, which TOML only has as text; one spelling each, so that no two keys mean the same."""
+    if isinstance(key, bool) or not _WHOLE_NUMBER.fullmatch(str(key)):
+        raise Fault(f"expected a whole number as key, such as 3, found {shown(key)}", part="key")
+    return int(key)
+
+
+def _shape(kind: Any) -> type | None:
+    """``list`` of what is written as an array, ``dict`` of what is written as a table."""
+    kind = get_origin(kind) or kind
+    if kind in (list, tuple):
+        return list
+    return dict if isinstance(kind, type) and (issubclass(kind, Mapping) or attrs.has(kind)) else None
 
 
 def _mismatch(value: Any, type_: Any) -> Fault:

@@ -47,14 +47,119 @@ def _a_head_that_trains_is_untied(config: Config) -> str | None:
     return 'head = "trains" needs a head of its own: set rack.tie_embeddings = false'
 
 
-@_cross_check("training.weighting", "training.over")
+@_cross_check("training.weighting", "training.over", "training.time")
 def _a_bound_needs_a_band(config: Config) -> str | None:
-    if config.training.weighting != "nelbo" or config.training.over != "depth":
+    training = config.training
+    if training.weighting != "nelbo" or training.noise_over != "depth":
+        return None
+    key, others = ("over", '"time" or "both"') if training.time != "depth" else ("time", '"both"')
+    return (
+        f'weighting = "nelbo" needs a band of mask fractions, and {key} = "depth" gives each phase a single one: '
+        f"leave weighting out, or set over = {others}"
+    )
+
+
+@_cross_check("training.over", "training.time")
+def _time_is_depth_or_drawn(config: Config) -> str | None:
+    if config.training.time != "depth" or config.training.over != "time":
         return None
     return (
-        'weighting = "nelbo" needs a band of mask fractions, and over = "depth" gives each phase a single one: '
-        'leave weighting out, or set over = "time" or "both"'
+        'time = "depth" makes the stack\'s place the time, and over = "time" draws it anew for each draw: '
+        'leave over out, or set it to "depth" or "both"'
     )
+
+
+@_cross_check("training.time_encoding", "training.time")
+def _only_a_time_that_is_an_input_is_encoded(config: Config) -> str | None:
+    if config.training.time_encoding != "learned" or config.training.time == "input":
+        return None
+    return 'time_encoding = "learned" needs a network that is told the time: set time = "input", or leave it out'
+
+
+@_cross_check("training.time_encoding", "training.time_steps")
+def _learned_times_are_discrete(config: Config) -> str | None:
+    training = config.training
+    if training.time_encoding != "learned" or training.time_steps or training.time_step_fractions:
+        return None
+    return 'time_encoding = "learned" has a vector for each time step: set time_steps, or leave it out'
+
+
+@_cross_check("training.time_step_fractions", "training.time_steps")
+def _every_time_step_has_a_fraction(config: Config) -> str | None:
+    fractions, steps = config.training.time_step_fractions, config.training.time_steps
+    if not fractions:
+        return None
+    if not isinstance(fractions, dict):
+        if steps in (None, len(fractions)):
+            return None
+        return f"expected as many mask fractions as time_steps = {steps}, found {len(fractions)}"
+    if steps is None:
+        return "a table of mask fractions needs time_steps, which says how many steps there are"
+    outside = [step for step in fractions if not 0 <= step < steps]
+    return f"expected steps from 0 to time_steps - 1 = {steps - 1}, found {outside[0]}" if outside else None
+
+
+@_cross_check("training.patience", "evaluation.every")
+def _patience_counts_validations(config: Config) -> str | None:
+    if config.training.patience is None or config.evaluation.every is not None:
+        return None
+    return "patience counts validations, and a phase has none: set evaluation.every"
+
+
+@_cross_check("data.validation_fraction", "evaluation.every", "training.patience")
+def _validation_needs_text(config: Config) -> str | None:
+    if config.data.validation_fraction > 0:
+        return None
+    if config.evaluation.every is None and config.training.patience is None:
+        return None
+    needs = "training.patience" if config.evaluation.every is None else "evaluation.every"
+    return f"expected more than 0, since {needs} needs text to validate on, found {config.data.validation_fraction:g}"
+
+
+@_cross_check("training.mlm_random", "training.mlm_keep")
+def _masked_positions_are_shared_out_once(config: Config) -> str | None:
+    training = config.training
+    if training.mlm_random + training.mlm_keep <= 1:
+        return None
+    return f"expected mlm_random + mlm_keep of at most 1, found {training.mlm_random:g} + {training.mlm_keep:g}"
+
+
+@_cross_check("training.weighting", "training.objective")
+def _mlm_is_a_mean(config: Config) -> str | None:
+    if config.training.objective != "mlm" or config.training.weighting != "nelbo":
+        return None
+    return (
+        'objective = "mlm" is a mean over the masked tokens, which bounds no likelihood: leave weighting out, '
+        'or set objective = "mask_diffusion"'
+    )
+
+
+def _only_mlm_has(key: str) -> None:
+    @_cross_check(f"training.{key}", "training.objective")
+    def check(config: Config) -> str | None:
+        if not getattr(config.training, key) or config.training.objective == "mlm":
+            return None
+        return f'{key} is for objective = "mlm", and this one is "{config.training.objective}": leave it out'
+
+
+_only_mlm_has("mlm_random")
+_only_mlm_has("mlm_keep")
+
+
+def _of_no_use_to_clm(key: str, *allowed: object) -> None:
+    @_cross_check(f"training.{key}", "training.objective")
+    def check(config: Config) -> str | None:
+        if config.training.objective != "clm" or getattr(config.training, key) in allowed:
+            return None
+        return f'objective = "clm" masks nothing, so that {key} says nothing: leave it out'
+
+
+_of_no_use_to_clm("over", None, "time")
+_of_no_use_to_clm("time", "none")
+_of_no_use_to_clm("time_steps", None)
+_of_no_use_to_clm("time_step_fractions", (), {})
+_of_no_use_to_clm("weighting", None)
+_of_no_use_to_clm("masks", "fixed")
 
 
 @_cross_check("training.decay", "training.warmup")

@@ -23,7 +23,7 @@ def _plain(value: Any) -> Any:
         fields = ((attribute.name, getattr(value, attribute.name)) for attribute in attrs.fields(type(value)))
         return {name: _plain(content) for name, content in fields if content is not None}
     if isinstance(value, Mapping):
-        return {key: _plain(content) for key, content in value.items()}
+        return {str(key): _plain(content) for key, content in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     if isinstance(value, Path):

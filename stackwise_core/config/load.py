@@ -17,10 +17,12 @@ from stackwise_core.config.hints import meant
 from stackwise_core.config.layers import Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
 from stackwise_core.config.paths import absolute, with_absolute_paths
+from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.sources import read_environment, read_files, read_overrides
 from stackwise_core.config.words import dotted
 from stackwise_core.errors import UsageError
 from stackwise_core.registry import Registry
+from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 
 
 def load(
@@ -29,6 +31,7 @@ def load(
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
     plugins: Sequence[str] = (),
+    check_source: bool = True,
 ) -> tuple[Config, Registry]:
     """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
 
@@ -37,6 +40,8 @@ def load(
         overrides: values of ``--set``, such as ``"training.batch_size=8"``.
         environ: the environment; by default the process's own.
         plugins: values of ``-p``: ``"no:NAME"``, ``"NAME"``, or ``"FILE.py"``, which joins ``run.plugins``.
+        check_source: whether ``rack.init_from`` must be there and fit. The configuration of a run that has its weights
+            already is read without: what it started from may be gone.
 
     Raises:
         ConfigError: with every mistake that was found.
@@ -49,12 +54,23 @@ def load(
     registry, plugin_problems = _registry(merged, environ, plugins)
     if registry is None:
         raise error_for([*problems, *plugin_problems])
-    config = _checked(merged, registry, [*problems, *plugin_problems])
+    config = _checked(merged, registry, [*problems, *plugin_problems], check_source=check_source)
     files = [absolute(value, Path.cwd()) for value in plugins if value.endswith(".py")]
     if files:  # so that the configuration of the run directory finds them
         own = config.run.plugins
         config = attrs.evolve(config, run=attrs.evolve(config.run, plugins=tuple(dict.fromkeys([*own, *files]))))
     return config, registry
+
+
+def load_run(directory: Path, *, plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
+    """The configuration that a run wrote into its directory, whatever the environment says of other runs.
+
+    Raises:
+        ConfigError: as ``load``.
+        ConfigUnavailable: as ``load``.
+    """
+    environ = {name: value for name, value in os.environ.items() if name in (AUTOLOAD, DISABLE)}
+    return load(directory / "config.toml", environ=environ, plugins=plugins, check_source=False)
 
 
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:
@@ -117,7 +133,7 @@ def _registry(
     return registry, problems
 
 
-def _checked(merged: Merged, registry: Registry, problems: list[Problem]) -> Config:
+def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, check_source: bool = True) -> Config:
     config = None
     try:
         config = convert(merged.data, registry)
@@ -129,4 +145,12 @@ def _checked(merged: Merged, registry: Registry, problems: list[Problem]) -> Con
             problems = [*problems, Problem(fault.message, dotted(path), place, help, fault.unavailable)]
     if problems or config is None:
         raise error_for(problems)
-    return with_absolute_paths(config, merged)
+    config = with_absolute_paths(config, merged)
+    if check_source:
+        problems = [
+            Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)
+            for keys, message, help in source_checks(config)
+        ]
+        if problems:
+            raise error_for(problems)
+    return config

@@ -1,5 +1,6 @@
 """The tables of the TOML, as attrs classes. Their help texts are the configuration reference."""
 
+from itertools import pairwise
 from typing import Any, Literal
 
 from attrs import frozen
@@ -103,11 +104,31 @@ class RackConfig:
         "Standard deviation of new weights; projections into the residual stream get 1/sqrt(2 x blocks) of it.",
         check=above(0),
     )
+    init_from: str | None = option(
+        None,
+        "Directory of a run whose rack this one starts from. Stacks beyond its own are new; it must have the same "
+        "widths and tokenizer.",
+        check=not_empty,
+        path=(),
+    )
 
 
 def _betas(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
     if not all(0 <= beta < 1 for beta in value):
         raise ValueError("expected two numbers from 0 to just under 1")
+
+
+def _multipliers(instance: Any, attribute: Any, value: dict[int, float]) -> None:
+    if not all(stack >= 0 and factor >= 0 for stack, factor in value.items()):
+        raise ValueError("expected factors of 0 or more by stack, such as { 0 = 0.5, 3 = 2 }")
+
+
+def _fractions_rise(instance: Any, attribute: Any, value: tuple[float, ...] | dict[int, float]) -> None:
+    fractions = [value[step] for step in sorted(value)] if isinstance(value, dict) else list(value)
+    if not all(0 < fraction <= 1 for fraction in fractions):
+        raise ValueError("expected mask fractions above 0 and up to 1")
+    if any(later < earlier for earlier, later in pairwise(fractions)):
+        raise ValueError("expected mask fractions that don't fall from step to step")
 
 
 @frozen
@@ -121,7 +142,12 @@ class TrainingConfig:
     batch_size: int = option(16, "Sequences a forward pass.", check=at_least(1))
     gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=at_least(1))
     block_lr: float = option(1e-3, "Peak learning rate of the stacks.", check=at_least(0))
-    embedding_lr: float = option(1e-3, "Peak learning rate of the token embedding.", check=at_least(0))
+    stack_lr_multipliers: dict[int, float] = option(
+        dict, "Factors of block_lr by stack, such as { 0 = 0.5, 3 = 2 }; 1 for the others.", check=_multipliers
+    )
+    embedding_lr: float = option(
+        1e-3, "Peak learning rate of the token embedding and of the time embedding.", check=at_least(0)
+    )
     head_lr: float = option(1e-3, "Peak learning rate of an untied LM head.", check=at_least(0))
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
@@ -144,10 +170,49 @@ class TrainingConfig:
         "Whether an untied LM head goes on training after the first phase, or stays as the anchor that all stacks "
         "are read out through.",
     )
-    over: Literal["time", "depth", "both"] = option(
-        "time",
+    objective: Literal["mask_diffusion", "mlm", "clm"] = option(
+        "mask_diffusion",
+        "mask_diffusion predicts masked tokens from what is left; mlm is BERT's masked language modelling, with "
+        "weighting mean; clm predicts each token from those before it, with causal attention and no masks.",
+    )
+    mlm_random: float = option(
+        0.0,
+        "Of mlm's masked positions, the share that holds a random token in place of the mask token (BERT: 0.1).",
+        check=between(0, 1),
+    )
+    mlm_keep: float = option(
+        0.0, "Of mlm's masked positions, the share that keeps its own token (BERT: 0.1).", check=between(0, 1)
+    )
+    over: Literal["time", "depth", "both"] | None = option(
+        None,
         "What the mask schedule runs over: time draws its progress anew for each draw; depth takes it from the "
-        "stack's place, one fraction a phase; both gives each stack its own slice and draws within.",
+        'stack\'s place, one fraction a phase; both gives each stack its own slice and draws within. Left out: "depth" '
+        'with time = "depth", else "time".',
+    )
+    noise_index: Literal["build", "position"] = option(
+        "build",
+        "Over depth, which stack has the schedule's beginning: the one that is built first, or the one at the tokens.",
+    )
+    time: Literal["none", "input", "depth"] = option(
+        "none",
+        "none: the network isn't told the mask fraction; input adds its embedding to every token's; depth makes the "
+        "stack's place the time, so that the mask schedule runs over depth.",
+    )
+    time_encoding: Literal["sinusoidal", "learned"] = option(
+        "sinusoidal",
+        'How time = "input" embeds a mask fraction: sinusoidal features through a learned projection, or a learned '
+        "vector a time step.",
+    )
+    time_steps: int | None = option(
+        None,
+        "Discrete time steps that the schedule's progress is cut into. Left out: time is continuous.",
+        check=at_least(1),
+    )
+    time_step_fractions: tuple[float, ...] | dict[int, float] = option(
+        (),
+        "Mask fractions of the time steps: a list of all of them, or a table such as { 0 = 0.15, 7 = 0.9 } with gaps "
+        "filled by linear interpolation. Left out: the mask schedule at the end of each step.",
+        check=_fractions_rise,
     )
     weighting: Literal["nelbo", "mean"] | None = option(
         None,
@@ -161,11 +226,27 @@ class TrainingConfig:
     masks_per_sample: int = option(
         4, "How many fixed draws each sample has. With 1 a stack overfits to its masks.", check=at_least(1)
     )
+    activation_checkpointing: bool = option(
+        False,
+        "Whether a step that runs several stacks keeps only what passes between them, and computes the rest again on "
+        "its way back: less memory, a third more operations, the same losses.",
+    )
+    patience: int | None = option(
+        None,
+        "End a phase early after this many validations in a row without a better loss; evaluation.every says how "
+        "often. Left out: every phase has its whole budget.",
+        check=at_least(1),
+    )
     window: int = option(
         1024,
         "Sequences that are shuffled together, and whose boundaries are held at the same time where there is no cache.",
         check=at_least(1),
     )
+
+    @property
+    def noise_over(self) -> Literal["time", "depth", "both"]:
+        """``over``, or what it is where it was left out."""
+        return self.over or ("depth" if self.time == "depth" else "time")
 
 
 @frozen
@@ -174,6 +255,17 @@ class EvaluationConfig:
 
     draws: int = option(4, "Masks a validation sequence.", check=at_least(1))
     sequences: int | None = option(None, "Validation sequences to use. None: all of them.", check=at_least(2))
+    bands: int = option(
+        4,
+        "Equal intervals of the mask fraction that the NELBO is also given for. A banded rack has its own.",
+        check=at_least(1),
+    )
+    every: int | None = option(
+        None,
+        "Optimizer steps between two validations of a phase's own loss, under the same masks each time. Left out: "
+        "none.",
+        check=at_least(1),
+    )
 
 
 @frozen

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
 from types import NoneType, UnionType
@@ -40,14 +40,19 @@ def noun(type_: Any, *, plural: bool = False) -> str:
             return f"{array} of {len(arguments)} {either(kinds)}"
         return f"{array} of {noun(arguments[0], plural=True)}"
     if origin is dict:
-        return f"{'tables' if plural else 'table'} of {noun(arguments[1], plural=True)}"
+        table = f"{'tables' if plural else 'table'} of {noun(arguments[1], plural=True)}"
+        return f"{table} by whole number" if arguments[0] is int else table
+    if type_ is list:
+        return "arrays" if plural else "array"
     if attrs.has(type_) or type_ is dict:
         return "tables" if plural else "table"
     return "value"
 
 
 def a(type_: Any) -> str:
-    """The noun with its article, where it takes one: ``"an integer"``, ``'"auto" or "cpu"'``."""
+    """The noun with its article, where it takes one: ``"an integer"``, ``'"auto" or an array of strings'``."""
+    if get_origin(type_) in (Union, UnionType):
+        return either([a(part) for part in get_args(type_) if part is not NoneType])
     word = noun(type_)
     return word if word.startswith('"') else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
@@ -65,6 +70,9 @@ def shown(value: Any) -> str:
         text = json.dumps(printable(value), ensure_ascii=False)
     elif isinstance(value, (list, tuple)):
         text = f"[{', '.join(shown(part) for part in value)}]"
+    elif isinstance(value, Mapping):
+        pairs = [f"{dotted([str(key)])} = {shown(part)}" for key, part in value.items()]
+        text = f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     else:
         text = str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import define, frozen
 
 from stackwise_core.interfaces.component import Component
-from stackwise_core.options import ByteSize, option
+from stackwise_core.options import ByteSize, at_least, option
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,12 @@ class CacheOptions:
     dtype: Literal["bf16", "fp32"] = option("bf16", "Number format that boundaries are stored in.")
     capacity: ByteSize | None = option(
         None, 'Most bytes to hold, such as "20 GB"; the least recently used entries go first. None: no limit.'
+    )
+    keep_time_steps: int = option(
+        1,
+        "Of how many time steps (phases) boundaries are kept: 1 keeps those in use, and none when the run ends; more "
+        "are left in the run's cache directory, by a backend that is on disk.",
+        check=at_least(1),
     )
 
 

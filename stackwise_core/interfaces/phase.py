@@ -35,9 +35,20 @@ class Phase:
     masks_per_sample: int = 4
     weighting: Literal["nelbo", "mean"] | None = None
     """None: as ``training.weighting`` says, or as the schedule allows."""
-    epochs: int = 1
+    epochs: float = 1
+    """Passes over the training split; a fraction is rounded to whole steps, at least one."""
     steps: int | None = None
     """Optimizer steps; None: as many as the epochs have."""
+    begins: float = 0
+    """Where in the stream of samples and draws the phase begins, in the unit of its budget: steps where it has steps,
+    else epochs. Phases that begin at the same place share their draws."""
+    start: Literal["random", "copy", "zero_output"] = "random"
+    """How stacks begin that no phase had in its path before: with random weights, as a copy of the neighbour in the
+    path, or random with the projections into the residual stream zero, so that they change nothing at first."""
+    lr: float = 1.0
+    """Factor of all learning rates."""
+    boundaries: Literal["cache", "window"] = "cache"
+    """Whether boundaries go to the cache backend, or are held in memory a window at a time in any case."""
 
     @property
     def frozen_prefix(self) -> tuple[int, ...]:
@@ -48,6 +59,11 @@ class Phase:
             if stack in self.trains or stack in self.adapts:
                 return self.path[:place]
         return self.path
+
+    @property
+    def exit_norm(self) -> int | None:
+        """The stack whose exit norm trains: the path's last, where it trains. No other exit is read."""
+        return self.path[-1] if self.path[-1] in self.trains else None
 
     @property
     def live_path(self) -> tuple[int, ...]:

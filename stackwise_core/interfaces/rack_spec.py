@@ -22,6 +22,14 @@ class RackSpec:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     init_std: float = 0.02
+    ends: Literal["shared", "per_stack"] = "shared"
+    """Whether all stacks share one embedding and one head, or each has its own."""
+    time_encoding: Literal["sinusoidal", "learned"] | None = None
+    """How the mask fraction is embedded and added to every token's embedding; None: the network isn't told."""
+    time_fractions: tuple[float, ...] = ()
+    """Mask fractions of the discrete time steps, in order; empty where time is continuous."""
+    given: frozenset[int] = frozenset()
+    """Stacks whose weights come from ``rack.init_from``, and embedding and head with them."""
 
     @property
     def stacks(self) -> int:
@@ -46,19 +54,21 @@ class RackSpec:
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the token embedding."""
-        return self.vocab_size * self.d_model
+        """Weights of one token embedding, and of the time embedding beside it."""
+        time_rows = {None: 0, "sinusoidal": self.d_model, "learned": len(self.time_fractions)}[self.time_encoding]
+        return (self.vocab_size + time_rows) * self.d_model
 
     @property
     def head_parameters(self) -> int:
-        """Weights of the LM head that aren't the embedding's."""
+        """Weights of one LM head that aren't the embedding's."""
         return 0 if self.tie_embeddings else self.vocab_size * self.d_model
 
     @property
     def parameters(self) -> int:
         """Weights of the whole rack."""
         stacks = sum(self.stack_parameters(stack) for stack in range(self.stacks))
-        return stacks + self.embedding_parameters + self.head_parameters
+        ends = self.stacks if self.ends == "per_stack" else 1
+        return stacks + ends * (self.embedding_parameters + self.head_parameters)
 
     def stack_flops(self, stack: int) -> int:
         """Floating-point operations of one stack's forward pass, a token: matrix products and attention."""

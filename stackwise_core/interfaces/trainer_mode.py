@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from stackwise_core.interfaces.component import Component
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.routing import Route
 
 if TYPE_CHECKING:
     from stackwise_core.config.model import TrainingConfig
@@ -14,12 +15,23 @@ if TYPE_CHECKING:
 class TrainerMode(Component):
     """Plans a curriculum, without torch and without touching a weight."""
 
-    routing: Literal["sequential"] = "sequential"
-    """How the finished rack uses its stacks: all in order."""
+    grows: Literal["up", "down"] = "up"
+    """Where stacks join that ``rack.init_from`` doesn't have: above its own, or below them."""
 
     def partition(self, rack: RackSpec) -> RackSpec:
-        """Regroup the rack's blocks into stacks; by default they stay as configured."""
+        """Regroup the rack's blocks into stacks, or add stacks to it; by default they stay as configured.
+
+        ``rack.given`` is still empty here.
+        """
         return rack
+
+    def routes(self, rack: RackSpec) -> list[Route]:
+        """How the finished rack uses its stacks; by default all in order, whatever the mask fraction.
+
+        Evaluation takes the bound of each route over the mask fractions that it serves, and adds them up; a fraction
+        between two is the lower one's, and what the schedule leaves out goes to the nearest.
+        """
+        return [Route(path=range(rack.stacks))]
 
     @abstractmethod
     def plan(self, rack: RackSpec, training: "TrainingConfig") -> list[Phase]:

@@ -1,6 +1,7 @@
 import string
 from pathlib import Path
 
+import pytest
 from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,16 @@ def test_what_is_dumped_is_loaded_again(registry, tmp_path):
         },
         registry,
     )
+    assert reloaded(config, tmp_path) == config
+
+
+@pytest.mark.parametrize("fractions", [[], [0.15, 0.9], {}, {"0": 0.15, "1": 0.9}])
+@pytest.mark.parametrize("multipliers", [{}, {"0": 0.5, "12": 2}])
+def test_tables_by_whole_number(registry, tmp_path, fractions, multipliers):
+    """Keys that are whole numbers come back as such, and what is empty stays an empty array or table."""
+    training = {"time_steps": 2, "time_step_fractions": fractions, "stack_lr_multipliers": multipliers}
+    config = structure({"training": training}, registry)
+    assert config.training.stack_lr_multipliers == {int(stack): factor for stack, factor in multipliers.items()}
     assert reloaded(config, tmp_path) == config
 
 

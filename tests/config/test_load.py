@@ -136,6 +136,36 @@ def test_values_of_set_have_their_toml_types(write):
     assert config.cache_backend.options.shard_entries == 8
 
 
+def test_tables_by_whole_number(write):
+    """A table's keys become whole numbers; a layer adds to it key by key, and an array takes the place of a table."""
+    path = write(
+        "[training]\nstack_lr_multipliers = { 0 = 0.5, 3 = 2 }\n"
+        "time_steps = 2\ntime_step_fractions = { 0 = 0.15, 1 = 1 }"
+    )
+    training = config_of(
+        path,
+        environ={"STACKWISE_TRAINING__STACK_LR_MULTIPLIERS__3": "4"},
+        overrides=["training.stack_lr_multipliers={5=0.25}", "training.stack_lr_multipliers.6=0"],
+    ).training
+    assert training.stack_lr_multipliers == {0: 0.5, 3: 4.0, 5: 0.25, 6: 0.0}
+    assert training.time_step_fractions == {0: 0.15, 1: 1.0}
+    fractions = config_of(path, overrides=["training.time_step_fractions=[0.5, 0.75]"]).training.time_step_fractions
+    assert fractions == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("key", ["x", "", "07", "-0", "+1", "1_0", "1e3", " 1", "٣", "9" * 30, 1.5, True, None])
+def test_keys_that_are_no_whole_numbers(registry, key):
+    """Only the one plain spelling of a number is a key, so that no two keys are the same."""
+    with pytest.raises(ConfigError, match="expected a whole number as key, such as 3, found"):
+        structure({"training": {"stack_lr_multipliers": {key: 1}}}, registry)
+
+
+def test_keys_from_python(registry):
+    """Through the Python API a key may be a number already."""
+    config = structure({"training": {"stack_lr_multipliers": {0: 1, 2: 0.5}}}, registry)
+    assert config.training.stack_lr_multipliers == {0: 1.0, 2: 0.5}
+
+
 def test_paths_are_relative_to_the_layer_that_sets_them(write, tmp_path):
     """A file's paths are taken from its folder, those of --set from the working directory; names stay names."""
     write('[data]\ncorpus = "texts/*.md"\ntokenizer = "tokenizer.json"', "bases/base.toml")
@@ -262,7 +292,7 @@ def test_mistakes_in_options_of_any_shape():
     assert {problem.key: problem.message for problem in caught.value.problems} == {
         "cache_backend.required": "missing: expected a string",
         "cache_backend.inner.depth": 'expected an integer, found the string "x"',
-        "cache_backend.fractions": "expected an array of numbers or table of numbers, found 3",
+        "cache_backend.fractions": "expected an array of numbers or a table of numbers, found 3",
         "cache_backend.many[1].deph": "unknown key",
     }
 

@@ -25,6 +25,9 @@ class Options:
     names: tuple[str, ...] = option((), "Any number.")
     word: Literal["a", "b"] | int = option("a", "One of them.")
     on: bool = option(True, "Whether.")
+    factors: dict[int, float] = option(dict, "By place.")
+    filled: dict[str, float] = option(lambda: {"a": 1.0, "b c": 2.0}, "By name.")
+    either: tuple[float, ...] | dict[int, float] = option((), "A list or a table.")
     inner: Inner = option(dict, "")
     anything: Any = option(3, "")
 
@@ -38,6 +41,9 @@ def test_rows():
         OptionRow("names", "array of strings", "[]", "Any number."),
         OptionRow("word", '"a" or "b" or integer', '"a"', "One of them."),
         OptionRow("on", "boolean", "true", "Whether."),
+        OptionRow("factors", "table of numbers by whole number", "{}", "By place."),
+        OptionRow("filled", "table of numbers", '{ a = 1.0, "b c" = 2.0 }', "By name."),
+        OptionRow("either", "array of numbers or table of numbers by whole number", "[]", "A list or a table."),
         OptionRow("inner.depth", "integer", "1", "How deep."),
         OptionRow("anything", "value", "3", ""),
     ]

@@ -1,0 +1,20 @@
+"""The rack's shape, with what the configuration leaves open filled in."""
+
+from typing import Any
+
+from stackwise_core.config.model import Config
+
+
+def rack_shape(config: Config) -> dict[str, Any]:
+    """What two racks must share for one to hold the other's weights, by the names that ``RackSpec`` has for it."""
+    rack = config.rack
+    return {
+        "d_model": rack.d_model,
+        "n_heads": rack.n_heads,
+        "n_kv_heads": rack.n_kv_heads or rack.n_heads,
+        "d_ff": rack.d_ff or -(-8 * rack.d_model // (3 * 64)) * 64,
+        "attention": "causal" if config.training.objective == "clm" else rack.attention,
+        "tie_embeddings": rack.tie_embeddings,
+        "rope_theta": rack.rope_theta,
+        "norm_eps": rack.norm_eps,
+    }

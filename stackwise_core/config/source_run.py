@@ -1,0 +1,108 @@
+"""The run whose rack another one starts from, as its plan.json tells of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from stackwise_core.config.words import a, found, shown
+from stackwise_core.errors import UsageError
+from stackwise_core.registry.nearest import nearest
+
+PLAN = "plan.json"
+_RACK: dict[str, type] = {
+    "d_model": int,
+    "n_heads": int,
+    "n_kv_heads": int,
+    "d_ff": int,
+    "attention": str,
+    "tie_embeddings": bool,
+    "rope_theta": float,
+    "norm_eps": float,
+}
+
+
+@frozen
+class SourceRun:
+    """What there is to start from."""
+
+    path: Path
+    """The run's directory."""
+    blocks: tuple[int, ...]
+    """Blocks of each of its stacks."""
+    rack: dict[str, Any]
+    """Its ``RackSpec`` as JSON has it."""
+    exits: tuple[int, ...]
+    """Stacks whose exit norms are trained."""
+    tokenizer: str
+    """The fingerprint of its tokenizer in hexadecimal."""
+
+
+def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
+    """Read the plan in a run's directory.
+
+    Raises:
+        UsageError: there is none, or it isn't what a run writes.
+    """
+    directory = Path(path)
+    plan = directory / PLAN
+    if not os.path.isdir(directory):
+        raise UsageError(f"no such directory: {directory}")
+    if not os.path.isfile(plan):
+        raise UsageError(f"expected the directory of a run, and there is no {PLAN} in {directory}")
+    try:
+        data = json.loads(plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{plan} can't be read: {error}") from None
+    rack = _entry(plan, data, "rack", dict)
+    for key, kind in _RACK.items():
+        _entry(plan, data, f"rack.{key}", kind)
+    return SourceRun(
+        path=directory,
+        blocks=_whole_numbers(plan, data, "rack.blocks", at_least=1, fewest=1),
+        rack=rack,
+        exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
+        tokenizer=_entry(plan, data, "tokenizer", str),
+    )
+
+
+def nearest_run(path: str | os.PathLike[str]) -> str | None:
+    """The run that was probably meant: the only one in a directory, or one beside it with a like name."""
+    directory = Path(path)
+    if PLAN in _names_in(directory):
+        return None
+    inside = _runs_in(directory)
+    if len(inside) == 1:
+        return str(directory / inside[0])
+    near = nearest(directory.name, _runs_in(directory.parent))
+    return str(directory.parent / near) if near else None
+
+
+def _runs_in(directory: Path) -> list[str]:
+    return [name for name in _names_in(directory) if os.path.isfile(directory / name / PLAN)]
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except (OSError, ValueError):
+        return []
+
+
+def _entry(plan: Path, data: Any, key: str, kind: type) -> Any:
+    """What a dotted key holds, of just this type; an integer will do for a number."""
+    value = data
+    for step in key.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise UsageError(f"{plan}: expected {key} to be {a(kind)}, found {found(value)}")
+
+
+def _whole_numbers(plan: Path, data: Any, key: str, *, at_least: int, fewest: int) -> tuple[int, ...]:
+    values = _entry(plan, data, key, list)
+    if len(values) < fewest or not all(type(value) is int and value >= at_least for value in values):
+        raise UsageError(f"{plan}: expected {key} to be whole numbers of {at_least} or more, found {shown(values)}")
+    return tuple(values)
