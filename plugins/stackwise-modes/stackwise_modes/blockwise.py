@@ -6,20 +6,8 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-
-
-def stretch_of(stack: int, stacks: int, training: TrainingConfig) -> tuple[float, float]:
-    """The stretch of the mask schedule's progress that a stack's phase draws from.
-
-    Over time, all of it. Over depth, the one point of its place: 0 for the first stack, 1 for the last. Over both, its
-    own slice.
-    """
-    if training.over == "time":
-        return (0.0, 1.0)
-    if training.over == "depth":
-        place = stack / (stacks - 1) if stacks > 1 else 0.0
-        return (place, place)
-    return (stack / stacks, (stack + 1) / stacks)
+from stackwise_modes.budget import budget, masks, to_build
+from stackwise_modes.stretch import stretch_of
 
 
 class Blockwise(TrainerMode):
@@ -34,12 +22,11 @@ class Blockwise(TrainerMode):
                 embedding=stack == 0,
                 head=stack == 0 or training.head == "trains",
                 progress=stretch_of(stack, rack.stacks, training),
-                masks=training.masks,
-                masks_per_sample=training.masks_per_sample,
-                epochs=training.epochs_per_stack,
-                steps=training.steps_per_stack,
+                start=self.options.start if stack else "random",
+                **masks(training),
+                **budget(training, 1),
             )
-            for stack in range(rack.stacks)
+            for stack in to_build(rack, "blockwise")
         ]
 
 

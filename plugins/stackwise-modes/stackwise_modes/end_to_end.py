@@ -1,32 +1,18 @@
-"""The whole rack at once: the baseline that the other modes are measured against."""
+"""The whole rack in the path from the first step: the baseline that the other modes are measured against."""
 
 from stackwise_core.config.model import TrainingConfig
-from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.budget import only_over_time
+from stackwise_modes.joint import all_at_once, one_at_a_time
 
 
 class EndToEnd(TrainerMode):
-    """One phase in which everything trains, for as long as all stacks together would have had."""
+    """Everything trains at once, or one stack at a time, for as long as all stacks together would have had."""
 
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
-        if training.over != "time":
-            raise UsageError(
-                f'training.over = "{training.over}" gives each stack a phase of its own, and trainer mode "end_to_end" '
-                'has only one. Use "time".'
-            )
-        steps = training.steps_per_stack
-        return [
-            Phase(
-                name="whole rack",
-                path=range(rack.stacks),
-                trains=range(rack.stacks),
-                embedding=True,
-                head=True,
-                masks=training.masks,
-                masks_per_sample=training.masks_per_sample,
-                epochs=self.options.epochs or training.epochs_per_stack * rack.stacks,
-                steps=None if steps is None or self.options.epochs else steps * rack.stacks,
-            )
-        ]
+        only_over_time(training, 'trainer mode "end_to_end"')
+        if self.options.scope == "stackwise":
+            return one_at_a_time(rack, training, rack.stacks, self.options.cycles)
+        return [all_at_once(rack, training, rack.stacks)]

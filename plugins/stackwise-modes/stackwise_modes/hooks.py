@@ -2,27 +2,19 @@
 
 from stackwise_core.hookspecs import Implementation, hookimpl
 
+_MODES = (
+    ("blockwise", "Stack after stack on the boundary of the frozen ones below", "blockwise:Blockwise", "Blockwise"),
+    ("layerwise", "As blockwise, with every block a stack of its own", "blockwise:Layerwise", "Blockwise"),
+    ("progressive", "A rack that grows upwards or downwards", "progressive:Progressive", "Progressive"),
+    ("fused", "New stacks over a live trunk, frozen or trainable", "fused:Fused", "Fused"),
+    ("end_to_end", "The whole rack at once, or a stack at a time", "end_to_end:EndToEnd", "EndToEnd"),
+    ("banded", "Depth as time: each stack serves its own mask fractions", "banded:Banded", "Banded"),
+)
+
 
 @hookimpl
 def trainer_mode() -> list[Implementation]:
-    options = "stackwise_modes.options"
     return [
-        Implementation(
-            "blockwise",
-            "Stack after stack on the boundary of the frozen ones below",
-            "stackwise_modes.blockwise:Blockwise",
-            f"{options}:NoOptions",
-        ),
-        Implementation(
-            "layerwise",
-            "As blockwise, with every block a stack of its own",
-            "stackwise_modes.blockwise:Layerwise",
-            f"{options}:NoOptions",
-        ),
-        Implementation(
-            "end_to_end",
-            "The whole rack at once, the baseline",
-            "stackwise_modes.end_to_end:EndToEnd",
-            f"{options}:EndToEndOptions",
-        ),
+        Implementation(name, summary, f"stackwise_modes.{mode}", f"stackwise_modes.options:{options}Options")
+        for name, summary, mode, options in _MODES
     ]

@@ -1,19 +1,86 @@
 """Options of the trainer modes."""
 
+from typing import Literal
+
 from attrs import frozen
 
-from stackwise_core.options import at_least, option
+from stackwise_core.options import at_least, between, option
+
+Start = Literal["random", "copy", "zero_output"]
+
+
+def _start() -> Start:
+    return option(
+        "random",
+        "How a stack begins that joins others: random; copy of its neighbour; zero_output, random with its projections "
+        "into the residual stream zero, so that it changes nothing at first.",
+    )
+
+
+def _cycles(default: int, what: str) -> int:
+    return option(default, f"How often {what}.", check=at_least(1))
 
 
 @frozen
-class NoOptions:
-    """This mode has none: all it needs stands in [training]."""
+class BlockwiseOptions:
+    start: Start = _start()
+
+
+@frozen
+class ProgressiveOptions:
+    building: Literal["append", "prepend"] = option(
+        "append", "Whether new stacks join above those that are there, or below them."
+    )
+    trunk: Literal["frozen", "adapters"] = option(
+        "frozen", "Whether nothing in the stacks that are there trains, or their adapters do."
+    )
+    target_stacks: int | None = option(
+        None,
+        "Grow to so many stacks, beyond those of [rack] or of its init_from. Left out: to rack.stacks.",
+        check=at_least(1),
+    )
+    start: Start = _start()
+    finale: float = option(
+        0.0,
+        "Share of the budget for a last stretch of training with the whole rack in the path.",
+        check=between(0, 0.9),
+    )
+    finale_scope: Literal["rackwise", "stackwise"] = option(
+        "rackwise", "Whether the finale trains everything at once, or one stack at a time in cycles."
+    )
+    finale_lr: float = option(1.0, "Factor of all learning rates in the finale.", check=at_least(0))
+    cycles: int = _cycles(1, "a stackwise finale goes through the stacks")
+
+
+@frozen
+class FusedOptions:
+    fusion: Literal["frozen", "trainable"] = option(
+        "frozen",
+        "frozen: the trunk runs live on fresh masks, and its boundaries are held a window at a time; trainable: the "
+        "stacks below train along, with embedding and head.",
+    )
+    start: Start = _start()
 
 
 @frozen
 class EndToEndOptions:
-    epochs: int | None = option(
-        None,
-        "Passes over the training split. None: as many as all stacks together would have.",
-        check=at_least(1),
+    scope: Literal["rackwise", "stackwise"] = option(
+        "rackwise",
+        "rackwise: everything trains at once; stackwise: one stack at a time, with the whole rack in the path.",
+    )
+    cycles: int = _cycles(4, "the stackwise scope goes through the stacks")
+
+
+@frozen
+class BandedOptions:
+    shared: Literal["interleaved", "after_first", "per_stack"] = option(
+        "interleaved",
+        "Embedding and head: interleaved, all phases train them; after_first, the first one does and then they are "
+        "frozen; per_stack, each stack has its own.",
+    )
+    cycles: int = _cycles(4, "all stacks have a phase")
+    widen: float = option(
+        0.0,
+        "By what share of its width each band is widened at both ends in training; evaluation never widens it.",
+        check=between(0, 1),
     )

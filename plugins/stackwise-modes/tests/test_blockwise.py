@@ -4,12 +4,13 @@ import attrs
 import pytest
 
 from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.testing.small import small_rack
 from stackwise_modes.blockwise import Blockwise, Layerwise
-from stackwise_modes.options import NoOptions
+from stackwise_modes.options import BlockwiseOptions
 
-BLOCKWISE = Blockwise(NoOptions())
+BLOCKWISE = Blockwise(BlockwiseOptions())
 
 
 def test_three_stacks():
@@ -64,7 +65,7 @@ def test_budget_and_masks_are_passed_on():
     """Steps, epochs and masks stand in every phase as [training] has them."""
     training = TrainingConfig(epochs_per_stack=5, steps_per_stack=7, masks="resampled", masks_per_sample=3)
     for phase in BLOCKWISE.plan(small_rack(1, 1), training):
-        assert (phase.epochs, phase.steps, phase.masks, phase.masks_per_sample) == (5, 7, "resampled", 3)
+        assert (phase.steps, phase.masks, phase.masks_per_sample) == (7, "resampled", 3)
 
 
 def test_blockwise_keeps_the_stacks():
@@ -74,8 +75,31 @@ def test_blockwise_keeps_the_stacks():
 
 def test_layerwise_cuts_into_blocks():
     """Each block is a stack of its own, and has a phase of its own."""
-    layerwise = Layerwise(NoOptions())
+    layerwise = Layerwise(BlockwiseOptions())
     rack = layerwise.partition(small_rack(3, 1, 2))
     assert rack.blocks == (1,) * 6
     phases = layerwise.plan(rack, TrainingConfig())
     assert [sorted(phase.trains) for phase in phases] == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_a_start_is_for_stacks_that_join_others():
+    """The first stack has no neighbour, and begins with random weights in any case."""
+    phases = Blockwise(BlockwiseOptions("copy")).plan(small_rack(1, 1, 1), TrainingConfig())
+    assert [phase.start for phase in phases] == ["random", "copy", "copy"]
+
+
+def test_only_new_stacks_are_built():
+    """Stacks, embedding and head that ``rack.init_from`` brings stay as they are."""
+    rack = attrs.evolve(small_rack(1, 1, 1, 1), given=frozenset({0, 1}))
+    phases = BLOCKWISE.plan(rack, TrainingConfig())
+    assert [(phase.path, phase.trains, phase.embedding, phase.head) for phase in phases] == [
+        ((0, 1, 2), {2}, False, False),
+        ((0, 1, 2, 3), {3}, False, False),
+    ]
+
+
+def test_nothing_to_build():
+    """A rack that is there in full has nothing to build: the message says what to raise, and what else there is."""
+    rack = attrs.evolve(small_rack(1, 1), given=frozenset({0, 1}))
+    with pytest.raises(UsageError, match=r'brings all 2.*Raise rack\.stacks.*"end_to_end"'):
+        BLOCKWISE.plan(rack, TrainingConfig())

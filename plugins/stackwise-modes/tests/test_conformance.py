@@ -5,9 +5,18 @@ import pytest
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.testing.plugin import PluginContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
+from stackwise_modes.banded import Banded
 from stackwise_modes.blockwise import Blockwise, Layerwise
 from stackwise_modes.end_to_end import EndToEnd
-from stackwise_modes.options import EndToEndOptions, NoOptions
+from stackwise_modes.fused import Fused
+from stackwise_modes.options import (
+    BandedOptions,
+    BlockwiseOptions,
+    EndToEndOptions,
+    FusedOptions,
+    ProgressiveOptions,
+)
+from stackwise_modes.progressive import Progressive
 
 
 class TestPlugin(PluginContract):
@@ -17,7 +26,7 @@ class TestPlugin(PluginContract):
 class TestBlockwise(TrainerModeContract):
     @pytest.fixture
     def mode(self):
-        return Blockwise(NoOptions())
+        return Blockwise(BlockwiseOptions())
 
     @pytest.fixture(params=["time", "depth", "both"])
     def training(self, request):
@@ -27,10 +36,36 @@ class TestBlockwise(TrainerModeContract):
 class TestLayerwise(TrainerModeContract):
     @pytest.fixture
     def mode(self):
-        return Layerwise(NoOptions())
+        return Layerwise(BlockwiseOptions("copy"))
+
+
+class TestProgressive(TrainerModeContract):
+    @pytest.fixture(
+        params=[
+            ProgressiveOptions(),
+            ProgressiveOptions(building="prepend"),
+            ProgressiveOptions(finale=0.3),
+            ProgressiveOptions(building="prepend", finale=0.3, finale_scope="stackwise", cycles=2),
+            ProgressiveOptions(target_stacks=6),
+        ]
+    )
+    def mode(self, request):
+        return Progressive(request.param)
+
+
+class TestFused(TrainerModeContract):
+    @pytest.fixture(params=["frozen", "trainable"])
+    def mode(self, request):
+        return Fused(FusedOptions(request.param))
 
 
 class TestEndToEnd(TrainerModeContract):
-    @pytest.fixture
-    def mode(self):
-        return EndToEnd(EndToEndOptions())
+    @pytest.fixture(params=["rackwise", "stackwise"])
+    def mode(self, request):
+        return EndToEnd(EndToEndOptions(request.param))
+
+
+class TestBanded(TrainerModeContract):
+    @pytest.fixture(params=["interleaved", "after_first", "per_stack"])
+    def mode(self, request):
+        return Banded(BandedOptions(request.param))

@@ -1,4 +1,4 @@
-"""The one phase of end_to_end, and what it refuses."""
+"""The phases of end_to_end in both scopes, and what it refuses."""
 
 import pytest
 
@@ -10,8 +10,8 @@ from stackwise_modes.end_to_end import EndToEnd
 from stackwise_modes.options import EndToEndOptions
 
 
-def plan(training, epochs=None):
-    return EndToEnd(EndToEndOptions(epochs)).plan(small_rack(2, 2, 2), training)
+def plan(training, *options):
+    return EndToEnd(EndToEndOptions(*options)).plan(small_rack(2, 2, 2), training)
 
 
 def test_everything_trains_at_once():
@@ -29,19 +29,26 @@ def test_everything_trains_at_once():
     ]
 
 
-@pytest.mark.parametrize(
-    ("training", "epochs", "expected"),
-    [
-        (TrainingConfig(epochs_per_stack=2), None, (6, None)),
-        (TrainingConfig(epochs_per_stack=2), 4, (4, None)),
-        (TrainingConfig(steps_per_stack=10), None, (3, 30)),
-        (TrainingConfig(steps_per_stack=10), 4, (4, None)),
-    ],
-)
-def test_the_budget(training, epochs, expected):
-    """It is that of all stacks together, in epochs or in steps; the mode's own ``epochs`` wins over both."""
-    (phase,) = plan(training, epochs)
-    assert (phase.epochs, phase.steps) == expected
+def test_the_budget_in_steps():
+    """Steps a stack add up as epochs do."""
+    (phase,) = plan(TrainingConfig(steps_per_stack=10))
+    assert phase.steps == 30
+
+
+def test_one_stack_at_a_time():
+    """The whole rack is in each path, one stack trains, and the ends train with stack 0; the stream of data goes on."""
+    phases = plan(TrainingConfig(epochs_per_stack=4), "stackwise", 2)
+    assert [phase.path for phase in phases] == [(0, 1, 2)] * 6
+    assert [sorted(phase.trains) for phase in phases] == [[0], [1], [2], [0], [1], [2]]
+    assert [phase.embedding for phase in phases] == [phase.head for phase in phases] == [True, False, False] * 2
+    assert [(phase.begins, phase.epochs) for phase in phases] == [(2 * place, 2) for place in range(6)]
+
+
+def test_cycles_in_steps():
+    """The steps of all stacks together are shared out evenly, at least one a phase."""
+    phases = plan(TrainingConfig(steps_per_stack=8), "stackwise", 2)
+    assert [(phase.begins, phase.steps) for phase in phases] == [(4 * place, 4) for place in range(6)]
+    assert {phase.steps for phase in plan(TrainingConfig(steps_per_stack=1), "stackwise", 5)} == {1}
 
 
 @pytest.mark.parametrize("over", ["depth", "both"])
@@ -51,7 +58,7 @@ def test_depth_needs_phases(over):
         plan(TrainingConfig(over=over))
 
 
-def test_epochs_are_at_least_one():
-    """An epoch count of 0 would train nothing."""
-    with pytest.raises(ValueError, match="at least 1"):
-        EndToEndOptions(0)
+def test_time_as_depth_is_over_depth():
+    """``time = "depth"`` runs the schedule over depth, also where ``over`` was left out."""
+    with pytest.raises(UsageError, match=r'training\.over = "depth"'):
+        plan(TrainingConfig(time="depth"))

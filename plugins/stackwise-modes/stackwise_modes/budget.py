@@ -1,0 +1,48 @@
+"""How the budget in [training] is shared out to phases."""
+
+from typing import Any
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.rack_spec import RackSpec
+
+
+def budget(training: TrainingConfig, stacks: float, begins: float = 0.0) -> dict[str, Any]:
+    """A phase's ``epochs``, ``steps`` and ``begins``, for what so many stacks would have, after as many before it."""
+    if training.steps_per_stack is None:
+        return {"epochs": training.epochs_per_stack * stacks, "begins": training.epochs_per_stack * begins}
+    steps = max(1, round(training.steps_per_stack * stacks))
+    return {"steps": steps, "begins": round(training.steps_per_stack * begins)}
+
+
+def masks(training: TrainingConfig) -> dict[str, Any]:
+    """A phase's masks as [training] has them."""
+    return {"masks": training.masks, "masks_per_sample": training.masks_per_sample}
+
+
+def to_build(rack: RackSpec, mode: str) -> list[int]:
+    """The stacks that don't come from ``rack.init_from``, from the tokens upwards.
+
+    Raises:
+        UsageError: all of them do.
+    """
+    stacks = [stack for stack in range(rack.stacks) if stack not in rack.given]
+    if not stacks:
+        raise UsageError(
+            f'trainer mode "{mode}" builds new stacks, and rack.init_from brings all {rack.stacks}. '
+            'Raise rack.stacks, or go on with "end_to_end".'
+        )
+    return stacks
+
+
+def only_over_time(training: TrainingConfig, what: str) -> None:
+    """Refuse a mask schedule over depth, for what has phases without a depth of their own.
+
+    Raises:
+        UsageError: it runs over depth, or over both.
+    """
+    if training.noise_over != "time":
+        raise UsageError(
+            f'training.over = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
+            f'{what} has no place for that. Use "time".'
+        )

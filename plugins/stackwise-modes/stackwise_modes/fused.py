@@ -1,0 +1,45 @@
+"""New stacks over a trunk that runs live on fresh masks, or that goes on training with them."""
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.budget import budget, masks, only_over_time, to_build
+from stackwise_modes.stretch import stretch_of
+
+
+class Fused(TrainerMode):
+    """A phase a stack. The stacks below it are frozen and see each sample under a new mask each epoch, or train too."""
+
+    def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
+        stacks = to_build(rack, "fused")
+        if self.options.fusion == "frozen":
+            return [self._over_frozen(stack, rack, training) for stack in stacks]
+        only_over_time(training, 'fusion = "trainable"')
+        return [
+            Phase(
+                name=f"stacks 0-{stack}" if stack else "stack 0",
+                path=range(stack + 1),
+                trains=range(stack + 1),
+                embedding=True,
+                head=True,
+                start=self.options.start if stack else "random",
+                **masks(training),
+                **budget(training, 1, place),
+            )
+            for place, stack in enumerate(stacks)
+        ]
+
+    def _over_frozen(self, stack: int, rack: RackSpec, training: TrainingConfig) -> Phase:
+        return Phase(
+            name=f"stack {stack}",
+            path=range(stack + 1),
+            trains={stack},
+            embedding=stack == 0,
+            head=stack == 0 or training.head == "trains",
+            progress=stretch_of(stack, rack.stacks, training),
+            masks="resampled",
+            start=self.options.start if stack else "random",
+            boundaries="window",
+            **budget(training, 1, stack),
+        )

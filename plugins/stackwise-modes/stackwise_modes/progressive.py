@@ -1,0 +1,70 @@
+"""A rack that grows: upwards or downwards, from stacks that train together, with a joint phase at its end."""
+
+from typing import Literal
+
+from attrs import evolve
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.budget import budget, masks, only_over_time, to_build
+from stackwise_modes.joint import all_at_once, one_at_a_time
+from stackwise_modes.stretch import stretch_of
+
+
+class Progressive(TrainerMode):
+    """One stack joins after the other; what stands already is frozen, or adapts to it.
+
+    Appended stacks stand on the boundary of the trunk. Prepended ones get their gradient through the frozen stacks
+    above them, so that there is no boundary to keep.
+    """
+
+    @property
+    def grows(self) -> Literal["up", "down"]:  # type: ignore[override]
+        return "down" if self.options.building == "prepend" else "up"
+
+    def partition(self, rack: RackSpec) -> RackSpec:
+        target = self.options.target_stacks or rack.stacks
+        if target < rack.stacks:
+            raise UsageError(f"trainer_mode.target_stacks = {target} is less than rack.stacks = {rack.stacks}.")
+        new = (rack.blocks[0],) * (target - rack.stacks)
+        return evolve(rack, blocks=new + rack.blocks if self.grows == "down" else rack.blocks + new)
+
+    def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
+        order = list(reversed(to_build(rack, "progressive"))) if self.grows == "down" else to_build(rack, "progressive")
+        there = sorted(rack.given)
+        build, finale = 1 - self.options.finale, self.options.finale * len(order)
+        phases: list[Phase] = []
+        for place, stack in enumerate(order):
+            phases.append(self._joins(stack, there, place, build, rack, training))
+            there = sorted([*there, stack])
+        if finale:
+            only_over_time(training, "a finale")
+            begins = build * len(order)
+            if self.options.finale_scope == "stackwise":
+                phases += one_at_a_time(
+                    rack, training, finale, self.options.cycles, begins, self.options.finale_lr, "finale"
+                )
+            else:
+                phases.append(all_at_once(rack, training, finale, begins, self.options.finale_lr, "finale"))
+        return phases
+
+    def _joins(
+        self, stack: int, there: list[int], place: int, share: float, rack: RackSpec, training: TrainingConfig
+    ) -> Phase:
+        """The phase in which a stack joins those that are there, as the ``place``-th to be built."""
+        first = not there
+        return Phase(
+            name=f"stack {stack}",
+            path=sorted([*there, stack]),
+            trains={stack},
+            adapts=there if self.options.trunk == "adapters" else (),
+            embedding=first,
+            head=first or training.head == "trains",
+            progress=stretch_of(stack, rack.stacks, training, built=len(there)),
+            start="random" if first else self.options.start,
+            **masks(training),
+            **budget(training, share),
+        )

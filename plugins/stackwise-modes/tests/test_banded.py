@@ -1,0 +1,60 @@
+"""The phases and the routes of banded."""
+
+import pytest
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import UsageError
+from stackwise_core.testing.small import small_rack
+from stackwise_modes.banded import Banded
+from stackwise_modes.options import BandedOptions
+
+
+def mode(**options):
+    return Banded(BandedOptions(**options))
+
+
+def plan(training=None, **options):
+    return mode(**options).plan(small_rack(1, 1), training or TrainingConfig(epochs_per_stack=4))
+
+
+def test_each_stack_stands_on_the_tokens():
+    """A phase has one stack in its path, in cycles, and the stream of data goes on from cycle to cycle."""
+    phases = plan(cycles=2)
+    assert [(phase.path, sorted(phase.trains), phase.entry) for phase in phases] == [
+        ((stack,), [stack], "tokens") for stack in [0, 1, 0, 1]
+    ]
+    assert [(phase.begins, phase.epochs) for phase in phases] == [(0, 2), (0, 2), (2, 2), (2, 2)]
+
+
+def test_bands_of_equal_mass():
+    """Stacks train on equal stretches of progress, and serve just these."""
+    assert [phase.progress for phase in plan(cycles=1)] == [(0, 0.5), (0.5, 1)]
+    routes = mode().routes(small_rack(1, 1))
+    assert [(route.path, route.progress) for route in routes] == [((0,), (0, 0.5)), ((1,), (0.5, 1))]
+
+
+def test_widening_is_for_training():
+    """A widened band reaches into its neighbours, not beyond [0, 1], and routes stay as they are."""
+    assert [phase.progress for phase in plan(cycles=1, widen=0.2)] == [(0, pytest.approx(0.6)), (pytest.approx(0.4), 1)]
+    assert mode(widen=0.2).routes(small_rack(1, 1)) == mode().routes(small_rack(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected", "ends"),
+    [
+        ("interleaved", [True, True, True, True], "shared"),
+        ("after_first", [True, False, False, False], "shared"),
+        ("per_stack", [True, True, True, True], "per_stack"),
+    ],
+)
+def test_embedding_and_head(shared, expected, ends):
+    """All phases train them, or the first one, or each stack has its own."""
+    phases = plan(shared=shared, cycles=2)
+    assert [phase.embedding for phase in phases] == [phase.head for phase in phases] == expected
+    assert mode(shared=shared).partition(small_rack(1, 1)).ends == ends
+
+
+def test_over_time_only():
+    """Bands are the mode's own."""
+    with pytest.raises(UsageError, match=r'over = "both".*"banded"'):
+        plan(TrainingConfig(over="both"))

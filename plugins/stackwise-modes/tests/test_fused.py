@@ -1,0 +1,36 @@
+"""The phases of fused over a frozen and over a trainable trunk."""
+
+import pytest
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.errors import UsageError
+from stackwise_core.testing.small import small_rack
+from stackwise_modes.fused import Fused
+from stackwise_modes.options import FusedOptions
+
+
+def plan(training, **options):
+    return Fused(FusedOptions(**options)).plan(small_rack(1, 1, 1), training)
+
+
+def test_a_frozen_trunk_is_live():
+    """Masks are fresh whatever [training] says, and boundaries are held by window, never cached."""
+    phases = plan(TrainingConfig(epochs_per_stack=2, masks="fixed"))
+    assert [sorted(phase.trains) for phase in phases] == [[0], [1], [2]]
+    assert {(phase.masks, phase.boundaries) for phase in phases} == {("resampled", "window")}
+    assert [phase.begins for phase in phases] == [0, 2, 4]
+
+
+def test_a_trainable_trunk():
+    """Stacks 0..k all train, with embedding and head, so that there is no boundary."""
+    phases = plan(TrainingConfig(epochs_per_stack=2), fusion="trainable")
+    assert [sorted(phase.trains) for phase in phases] == [[0], [0, 1], [0, 1, 2]]
+    assert all(phase.embedding and phase.head and phase.entry == "tokens" for phase in phases)
+    assert [(phase.begins, phase.epochs) for phase in phases] == [(0, 2), (2, 2), (4, 2)]
+
+
+def test_the_schedule_over_depth():
+    """A frozen trunk leaves one stack a phase, which has a place; a trainable one doesn't."""
+    assert [phase.progress for phase in plan(TrainingConfig(over="depth"))] == [(0, 0), (0.5, 0.5), (1, 1)]
+    with pytest.raises(UsageError, match=r'over = "depth".*fusion = "trainable"'):
+        plan(TrainingConfig(over="depth"), fusion="trainable")
