@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.cli.plan_table import print_plan
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.tables import print_table
@@ -48,6 +49,31 @@ def tokenising(console: Console) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how many of how many are done; nothing in a pipe."""
+    with bars(console) as progress:
+        task = progress.add_task(what, total=None, measured=unit)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def bars(console: Console) -> Progress:
+    """Bars with a count, time taken and time left; they vanish where the console is no terminal."""
+    return Progress(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total}", justify="right"),
+        TextColumn("{task.fields[measured]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        refresh_per_second=8,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
 def watching(console: Console) -> Iterator[Listener]:
     """A listener that shows a run on a console."""
     watcher = Bars(console) if console.is_terminal else Lines(console)
@@ -75,18 +101,7 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", justify="right"),
-            TextColumn("{task.fields[measured]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            refresh_per_second=8,
-        )
+        self._progress = bars(console)
         self._task = self._boundary = self._evaluation = TaskID(-1)
         self._loss = SmoothedLoss()
 
@@ -200,22 +215,5 @@ def print_result(console: Console, result: RunResult) -> None:
     if not result.likelihoods:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
         return
-    rows, before = [], None
-    for likelihood in result.likelihoods:
-        gain = "" if before is None else f"{likelihood.nats_per_token - before:+.4f}"
-        before = likelihood.nats_per_token
-        rows.append(
-            (
-                f"{likelihood.depth} stack{'s' if likelihood.depth > 1 else ''}",
-                f"{likelihood.nats_per_token:.4f}",
-                "-" if likelihood.standard_error is None else f"± {likelihood.standard_error:.4f}",
-                gain,
-                f"{likelihood.bits_per_byte:.4f}",
-            )
-        )
-    print_table(
-        console,
-        ("validation NELBO at", "nats/token", "std. error", "change", "bits/byte"),
-        rows,
-    )
+    print_likelihoods(console, result.likelihoods, result.routes)
     console.print(f"\n{result.directory} holds the weights, the plan and the metrics.", highlight=False)

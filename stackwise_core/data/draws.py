@@ -1,4 +1,4 @@
-"""Draws: which tokens of a sample are masked, as a pure function of (seed, sample, draw number).
+"""Draws: which tokens of a sample are masked or predicted, as a pure function of (seed, sample, draw number).
 
 Philox is a counter-based generator (Salmon et al. 2011): the key is (seed, draw number), and the counter starts at the
 sample's own place. So a draw is the same in whatever batch, order, process or resumed run it is asked for.
@@ -14,8 +14,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Rows, Split
-from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 
 class Stream(IntEnum):
@@ -25,6 +25,7 @@ class Stream(IntEnum):
     EVALUATION = 1
     EVALUATION_COUNTS = 2
     ORDER = 3
+    VALIDATION = 4
 
 
 def generator(seed: int, number: int, stream: Stream, item: int = 0) -> np.random.Generator:
@@ -45,17 +46,18 @@ class Draws:
     progress: Tensor
     """float64 [B], where the schedule was read."""
     fraction: Tensor
-    """float64 [B], the mask fraction there."""
+    """float64 [B], the mask fraction there, which a network with a time input is told."""
     masked: Tensor
-    """int64 [N], positions of the masked tokens in the flattened [B x T]."""
+    """int64 [N], positions in the flattened [B x T] at which a token is predicted: the masked ones, or for ``clm`` all
+    whose next token belongs to the same document."""
     targets: Tensor
-    """int64 [N], the true ids at these positions."""
+    """int64 [N], the ids to predict at these positions."""
     scored: int
-    """How many tokens of the batch could have been masked."""
+    """How many tokens of the batch could have been predicted."""
 
     @property
     def rows(self) -> Tensor:
-        """int64 [N], the sequence within the batch that each masked token belongs to."""
+        """int64 [N], the sequence within the batch that each prediction belongs to."""
         return self.masked // self.inputs.shape[1]
 
 
@@ -76,12 +78,53 @@ def corrupt(
     )
 
 
+def shifted(rows: Rows, samples: np.ndarray) -> Draws:
+    """Every token from those before it, within its document: what causal language modelling (``clm``) trains on."""
+    segments = rows.segments
+    positions = np.zeros(segments.shape, dtype=bool)
+    positions[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, :-1] > 0)
+    predicted = np.flatnonzero(positions)
+    nothing = torch.zeros(len(samples), dtype=torch.float64)
+    return Draws(
+        samples=samples,
+        inputs=torch.from_numpy(rows.tokens.astype(np.int64)),
+        segments=torch.from_numpy(segments),
+        progress=nothing,
+        fraction=nothing,
+        masked=torch.from_numpy(predicted),
+        targets=torch.from_numpy(rows.tokens.reshape(-1)[predicted + 1].astype(np.int64)),
+        scored=len(predicted),
+    )
+
+
+@frozen
+class Corruption:
+    """What masked positions hold in place of the mask token: BERT's mixture (arXiv 1810.04805, section 3.1)."""
+
+    random: float = 0.0
+    """Share of the masked positions that holds a token drawn evenly from the vocabulary without the mask."""
+    keep: float = 0.0
+    """Share that keeps its own token."""
+    vocab_size: int = 0
+
+    def apply(
+        self, inputs: np.ndarray, tokens: np.ndarray, mask: np.ndarray, mask_id: int, rng: np.random.Generator
+    ) -> None:
+        """Change the inputs [T] of one sequence, which hold the mask token where ``mask`` [T] is True, in place."""
+        chance = rng.random(len(tokens))
+        kept = mask & (chance < self.keep)
+        swapped = mask & ~kept & (chance < self.keep + self.random)
+        drawn = rng.integers(self.vocab_size - 1, size=len(tokens))
+        inputs[kept] = tokens[kept]
+        inputs[swapped] = (drawn + (drawn >= mask_id))[swapped]
+
+
 @frozen
 class Drawer:
     """Makes a phase's draws of a split."""
 
     split: Split
-    schedule: MaskSchedule
+    noise: Noise
     seed: int
     mask_id: int
     progress: tuple[float, float]
@@ -89,26 +132,38 @@ class Drawer:
     at_least_one: bool
     """Whether a sequence that chance leaves unmasked gets one masked token. Under the NELBO weight it must not: the
     empty mask has its own probability there, and a forced token would be weighed by up to 1/fraction."""
+    causal: bool = False
+    """Whether nothing is masked and each token is predicted from those before it."""
+    corruption: Corruption | None = None
+    """None: every masked position holds the mask token."""
+    stream: Stream = Stream.TRAINING
 
     def draw(self, samples: Iterable[int], number: int) -> Draws:
         """The draws of these samples with this number."""
         samples = np.asarray(list(samples), dtype=np.int64)
         rows = self.split.rows(samples)
-        generators = [generator(self.seed, number, Stream.TRAINING, int(sample)) for sample in samples]
+        if self.causal:
+            return shifted(rows, samples)
+        generators = [generator(self.seed, number, self.stream, int(sample)) for sample in samples]
         low, high = self.progress
         uniform = torch.tensor([rng.random() for rng in generators], dtype=torch.float64)
         progress = low + uniform * (high - low)
-        fraction = self.schedule.fraction(progress)
+        fraction = self.noise.fraction(progress)
         mask = np.stack(
             [
                 self._place(tokens, scorable, float(share), rng)
                 for tokens, scorable, share, rng in zip(rows.tokens, rows.scorable, fraction, generators, strict=True)
             ]
         )
-        return corrupt(rows, samples, mask, self.mask_id, progress, fraction)
+        draws = corrupt(rows, samples, mask, self.mask_id, progress, fraction)
+        if self.corruption is not None:
+            inputs = draws.inputs.numpy()
+            for row, rng in enumerate(generators):
+                self.corruption.apply(inputs[row], rows.tokens[row], mask[row], self.mask_id, rng)
+        return draws
 
     def _place(self, tokens: np.ndarray, scorable: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-        mask = np.asarray(self.schedule.place(tokens, scorable, fraction, rng)) & scorable
+        mask = np.asarray(self.noise.schedule.place(tokens, scorable, fraction, rng)) & scorable
         if self.at_least_one and not mask.any():
             mask[rng.choice(np.flatnonzero(scorable))] = True
         return mask

@@ -1,4 +1,4 @@
-"""The validation NELBO of every prefix of a rack, from stratified masks of a fixed count.
+"""The validation NELBO of a rack by depth and by band, from stratified masks of a fixed count.
 
 For a sequence of L scored tokens the exact bound, over the whole of (0, 1], is
 
@@ -14,13 +14,15 @@ estimate's standard deviation some tenfold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from attrs import frozen
 
-from stackwise_core.data.draws import Draws, Stream, corrupt, generator
+from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
 from stackwise_core.rack.residency import Residency
 
@@ -43,17 +45,45 @@ def count_weights(tokens: int, band: tuple[float, float]) -> np.ndarray:
 
 
 @frozen
+class BandRoute:
+    """A path through the rack, and the mask fractions that it serves."""
+
+    path: tuple[int, ...]
+    band: tuple[float, float]
+
+    def serves(self, fraction: float) -> bool:
+        """Whether a fraction is this route's; one between two routes is the lower one's, and 0 the lowest's."""
+        return self.band[0] < fraction <= self.band[1] or fraction == self.band[0] == 0
+
+
+@frozen
+class BandLikelihood:
+    """The part of a bound that an interval of mask fractions contributes."""
+
+    band: tuple[float, float]
+    nats_per_token: float
+    standard_error: float | None
+
+
+@frozen
 class Likelihood:
     """An upper bound on the negative log-likelihood of held-out text, at one depth of the rack."""
 
     depth: int
-    """How many stacks the text passed."""
+    """How many stacks the text passed; of a banded rack, how many stacks share its bands."""
     nats_per_token: float
     standard_error: float | None
     """Of nats_per_token, over sequences and masks; one sequence has none."""
     bits_per_byte: float
     tokens: int
     """Scored tokens that were measured on."""
+    bands: tuple[BandLikelihood, ...]
+    """What it is the sum of; empty for causal language modelling, which is no bound but the likelihood itself."""
+
+    @property
+    def perplexity(self) -> float:
+        """A bound on the perplexity a token."""
+        return math.exp(self.nats_per_token)
 
 
 def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -92,73 +122,156 @@ def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> 
     return mean, float(np.sqrt(variance / n))
 
 
+@frozen
+class Evaluation:
+    """What is measured on, and how closely."""
+
+    split: Split
+    mask_id: int
+    seed: int
+    draws: int
+    """Masks a sequence."""
+    sequences: int | None = None
+    """How many sequences of the split to use, evenly spaced; None: all."""
+    batch_size: int = 16
+    bands: int = 4
+    """Equal intervals of the mask fraction that a sequential rack's bound is divided into."""
+    causal: bool = False
+    """Whether each token is predicted from those before it, and nothing is masked."""
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The sequences to use, int64 [n]."""
+        count = len(self.split) if self.sequences is None else min(self.sequences, len(self.split))
+        return np.unique(np.linspace(0, len(self.split) - 1, count).round().astype(np.int64))
+
+    def batches(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Places among the samples, and the samples there."""
+        samples = self.samples
+        for start in range(0, len(samples), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield batch, samples[batch]
+
+
 @torch.no_grad()
 def evaluate(
     residency: Residency,
-    split: Split,
+    evaluation: Evaluation,
     *,
-    path: Sequence[int],
-    mask_id: int,
-    seed: int,
-    draws: int,
-    sequences: int | None = None,
-    batch_size: int = 16,
-    band: tuple[float, float] = (0.0, 1.0),
-    progress: Callable[[int], None] | None = None,
+    routes: Sequence[BandRoute],
+    exits: Collection[int],
+    active: Collection[int] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Likelihood]:
-    """The NELBO at the exit of every stack of a path, all on the same masks.
+    """The NELBO of a rack, all of it on the same masks.
 
     Args:
-        path: stacks in order.
-        draws: masks a sequence.
-        sequences: how many sequences of the split to use, evenly spaced; None: all.
-        band: mask fractions that the bound is taken over.
-        progress: called with the number of sequences just done.
+        routes: how the rack uses its stacks, in the order of their bands. One route is measured at each of its exits;
+            several are added up, each over its own band.
+        exits: stacks that the head can read at.
+        active: stacks to measure at the active precision; the others are at the trunk's.
+        progress: called with the sequences done so far, and all that there are to do.
+
+    Returns:
+        One likelihood a depth, the whole rack's last.
     """
-    count = len(split) if sequences is None else min(sequences, len(split))
-    samples = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+    if evaluation.causal:
+        return _evaluate_causal(residency, evaluation, routes[0], exits, active, progress)
+    split, samples, seed = evaluation.split, evaluation.samples, evaluation.seed
     scored = split.rows(samples).scorable.sum(axis=1)
-    counts, order = stratified_counts(scored, draws, generator(seed, 0, Stream.EVALUATION_COUNTS))
-    band_weights = {int(length): count_weights(int(length), band) for length in np.unique(scored)}
-    nelbo = np.zeros((len(path), len(samples)))
-    for start in range(0, len(samples), batch_size):
-        batch = slice(start, start + batch_size)
-        rows = split.rows(samples[batch])
-        for draw in range(draws):
-            mask = np.zeros(rows.tokens.shape, dtype=bool)
-            for row, sample in enumerate(samples[batch]):
-                rng = generator(seed, draw, Stream.EVALUATION, int(sample))
-                scorable = np.flatnonzero(rows.scorable[row])
-                mask[row, rng.permutation(scorable)[: counts[start + row, draw]]] = True
-            fraction = torch.from_numpy(mask.mean(axis=1))
-            corrupted = corrupt(rows, samples[batch], mask, mask_id, fraction, fraction)
-            weights = [
-                band_weights[int(length)][number - 1]
-                for length, number in zip(scored[batch], counts[batch, draw], strict=True)
-            ]
-            for depth, means in enumerate(_mean_cross_entropies(residency, corrupted, path)):
-                nelbo[depth, batch] += np.asarray(weights) * means / draws
-        if progress is not None:
-            progress(len(rows.tokens))
+    counts, order = stratified_counts(scored, evaluation.draws, generator(seed, 0, Stream.EVALUATION_COUNTS))
+    sequential = len(routes) == 1
+    edges = np.linspace(0, 1, evaluation.bands + 1) if sequential else [route.band[0] for route in routes] + [1.0]
+    bands = [(float(low), float(high)) for low, high in pairwise(edges)]
+    weights = {int(length): np.stack([count_weights(int(length), band) for band in bands]) for length in set(scored)}
+    read_at = [_exits_of(route, exits if sequential else ()) for route in routes]
+    depths = len(read_at[0])
+    nelbo = np.zeros((depths, len(bands), len(samples)))
+    for number, (route, read) in enumerate(zip(routes, read_at, strict=True)):
+        residency.bring(route.path, active=active)
+        ours = slice(None) if sequential else slice(number, number + 1)  # the bands that this route serves
+        for batch, members in evaluation.batches():
+            rows = split.rows(members)
+            for draw in range(evaluation.draws):
+                mask = np.zeros(rows.tokens.shape, dtype=bool)
+                for row, sample in enumerate(members):
+                    rng = generator(seed, draw, Stream.EVALUATION, int(sample))
+                    scorable = np.flatnonzero(rows.scorable[row])
+                    mask[row, rng.permutation(scorable)[: counts[batch][row, draw]]] = True
+                fraction = torch.from_numpy(counts[batch, draw] / scored[batch])
+                corrupted = corrupt(rows, members, mask, evaluation.mask_id, fraction, fraction)
+                weighed = np.stack(  # [bands of this route, sequences]
+                    [
+                        weights[int(length)][ours, count - 1]
+                        for length, count in zip(scored[batch], counts[batch, draw], strict=True)
+                    ],
+                    axis=1,
+                )
+                for depth, means in enumerate(_mean_cross_entropies(residency, corrupted, route.path, read)):
+                    nelbo[depth, ours, batch] += weighed * means / evaluation.draws
+            if progress is not None:
+                progress(number * len(samples) + int(members.size + batch.start), len(routes) * len(samples))
     results = []
-    for depth in range(len(path)):
-        mean, error = mean_and_error(nelbo[depth], scored, order)
-        bits_per_byte = mean / np.log(2) * split.tokens / split.bytes
-        results.append(Likelihood(depth + 1, mean, error, float(bits_per_byte), int(scored.sum())))
+    for depth in range(depths):
+        parts = [
+            BandLikelihood(band, *mean_and_error(nelbo[depth, at], scored, order)) for at, band in enumerate(bands)
+        ]
+        mean, error = mean_and_error(nelbo[depth].sum(axis=0), scored, order)
+        passed = routes[0].path.index(read_at[0][depth]) + 1 if sequential else len({s for r in routes for s in r.path})
+        results.append(Likelihood(passed, mean, error, _bits_per_byte(mean, split), int(scored.sum()), tuple(parts)))
     return results
 
 
-def _mean_cross_entropies(residency: Residency, draws: Draws, path: Sequence[int]) -> list[np.ndarray]:
-    """For each depth, the mean cross entropy of each sequence's masked tokens, float64 [B]."""
+def _evaluate_causal(
+    residency: Residency,
+    evaluation: Evaluation,
+    route: BandRoute,
+    exits: Collection[int],
+    active: Collection[int],
+    progress: Callable[[int, int], None] | None,
+) -> list[Likelihood]:
+    """The negative log-likelihood itself, of every token that has one before it in its document."""
+    split, samples = evaluation.split, evaluation.samples
+    residency.bring(route.path, active=active)
+    read = _exits_of(route, exits)
+    losses, predicted = np.zeros((len(read), len(samples))), np.zeros(len(samples), dtype=np.int64)
+    for batch, members in evaluation.batches():
+        draws = shifted(split.rows(members), members)
+        predicted[batch] = np.bincount(draws.rows.numpy(), minlength=len(members))
+        for depth, means in enumerate(_mean_cross_entropies(residency, draws, route.path, read)):
+            losses[depth, batch] = means
+        if progress is not None:
+            progress(int(members.size + batch.start), len(samples))
+    order = np.arange(len(samples))
+    results = []
+    for depth, stack in enumerate(read):
+        mean, error = mean_and_error(losses[depth], predicted, order)
+        passed = route.path.index(stack) + 1
+        results.append(Likelihood(passed, mean, error, _bits_per_byte(mean, split), int(predicted.sum()), ()))
+    return results
+
+
+def _exits_of(route: BandRoute, exits: Collection[int]) -> list[int]:
+    """Stacks of a route to read at: those with a trained exit, and in any case the last."""
+    return [stack for stack in route.path if stack in exits or stack == route.path[-1]]
+
+
+def _bits_per_byte(nats_per_token: float, split: Split) -> float:
+    return float(nats_per_token / np.log(2) * split.tokens / split.bytes)
+
+
+def _mean_cross_entropies(
+    residency: Residency, draws: Draws, path: Sequence[int], read: Collection[int]
+) -> Iterator[np.ndarray]:
+    """At each stack to read at, the mean cross entropy of each sequence's predicted tokens, float64 [B]."""
     device = residency.device
-    hidden = residency.ends.embed(draws.inputs.to(device))
-    context = residency.ends.context(draws.segments.to(device))
-    masked, targets = draws.masked.to(device), draws.targets.to(device)
+    hidden = residency.embed(path[0], draws.inputs, draws.fraction)
+    context = residency.context(draws.segments)
+    predicted, targets = draws.masked.to(device), draws.targets.to(device)
     rows = draws.rows.numpy()
-    per_row = np.bincount(rows, minlength=len(draws.inputs))
-    means = []
+    per_row = np.maximum(np.bincount(rows, minlength=len(draws.inputs)), 1)
     for index in path:
         hidden = residency.through(index, hidden, context)
-        losses = residency.cross_entropy(index, hidden.flatten(0, 1)[masked], targets)
-        means.append(np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(per_row)) / per_row)
-    return means
+        if index in read:
+            losses = residency.cross_entropy(index, hidden.flatten(0, 1)[predicted], targets)
+            yield np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(per_row)) / per_row

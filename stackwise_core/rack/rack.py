@@ -14,6 +14,8 @@ from stackwise_core.rack.blocks import Block, RMSNorm, rotary_tables
 
 ROWS_MULTIPLE = 256
 """The head's matrix products have a multiple of this many rows."""
+INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+"""The projections of a block that write into the residual stream."""
 
 
 class AttentionContext(NamedTuple):
@@ -41,8 +43,41 @@ class Stack(nn.Module):
         return x
 
 
+class TimeEmbedding(nn.Module):
+    """A sequence's mask fraction as a vector that is added to each of its tokens' embeddings; zero at first.
+
+    Sinusoidal features of 1000 x fraction (Ho et al. 2020, after Vaswani et al. 2017) through a learned projection, or
+    a learned vector a time step. Where time is discrete, a fraction counts as the nearest step's.
+    """
+
+    steps: Tensor
+    frequencies: Tensor
+
+    def __init__(self, spec: RackSpec) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(spec.time_fractions, dtype=torch.float64), persistent=False)
+        half = torch.arange(spec.d_model // 2, dtype=torch.float64) / (spec.d_model // 2)
+        self.register_buffer("frequencies", 1000 * 10_000.0**-half, persistent=False)
+        self.learned = spec.time_encoding == "learned"
+        rows = len(spec.time_fractions) if self.learned else spec.d_model
+        self.weight = nn.Parameter(torch.zeros(rows, spec.d_model))
+
+    def forward(self, fraction: Tensor) -> Tensor:
+        """Vectors [B, D] of mask fractions float64 [B]."""
+        if len(self.steps):
+            nearest = (fraction[:, None] - self.steps).abs().argmin(dim=1)
+            if self.learned:
+                return self.weight[nearest]
+            fraction = self.steps[nearest]
+        angles = fraction[:, None] * self.frequencies
+        return torch.cat((angles.cos(), angles.sin()), dim=1).to(self.weight.dtype) @ self.weight
+
+
 class Ends(nn.Module):
-    """The token embedding below the stacks and the LM head above them, tied or not."""
+    """The token embedding below the stacks and the LM head above them, tied or not; with a time input, its embedding.
+
+    The embedding's parameters are named ``embed_...``, the head's ``lm_head``.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -51,6 +86,7 @@ class Ends(nn.Module):
         super().__init__()
         self.spec, self.mask_id = spec, mask_id
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.embed_time = None if spec.time_encoding is None else TimeEmbedding(spec)
         self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         cos, sin = rotary_tables(spec, spec.seq_len, torch.device("cpu"))
         self.register_buffer("cos", cos, persistent=False)
@@ -72,9 +108,10 @@ class Ends(nn.Module):
         visible = visible | torch.eye(tokens, dtype=torch.bool, device=segments.device)
         return AttentionContext(cos, sin, visible[:, None])
 
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of input ids [B, T]."""
-        return self.embed_tokens(inputs)
+    def embed(self, inputs: Tensor, fraction: Tensor) -> Tensor:
+        """Hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""
+        hidden: Tensor = self.embed_tokens(inputs)
+        return hidden if self.embed_time is None else hidden + self.embed_time(fraction)[:, None]
 
     def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
         """Logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
@@ -110,6 +147,13 @@ def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:
     return ends
 
 
+def silence(stack: Stack) -> None:
+    """Zero the projections into the residual stream, so that the stack changes nothing until it has trained."""
+    for name, parameter in stack.named_parameters():
+        if name.endswith(INTO_RESIDUAL):
+            nn.init.zeros_(parameter)
+
+
 def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
     """A stack as it begins.
 
@@ -124,7 +168,6 @@ def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
         generator = _generator(seed, "block", first_block + offset)
         for name, parameter in block.named_parameters():
             if parameter.ndim == 2:
-                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = residual_std if into_residual else spec.init_std
+                std = residual_std if name.endswith(INTO_RESIDUAL) else spec.init_std
                 nn.init.normal_(parameter, std=std, generator=generator)
     return stack

@@ -3,6 +3,7 @@
 runs/NAME/
   config.toml  plan.json  environment.json
   embedding.safetensors  head.safetensors  stacks/000.safetensors ...
+  stacks/000.embedding.safetensors  stacks/000.head.safetensors ...   where each stack has its own
   manifest.json     SHA-256 and size of each of these, written after them
   metrics.jsonl     grows while the run goes on, so it stands in no manifest
   cache/            boundaries, deleted when they are no longer needed
@@ -11,6 +12,7 @@ runs/NAME/
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.files import publish, publish_text, sha256
 
 MANIFEST = "manifest.json"
+
+
+def embedding_file(stack: int | None) -> str:
+    """Name of the embedding's file: a stack's own, or None for the one that all share."""
+    return "embedding.safetensors" if stack is None else f"stacks/{stack:03d}.embedding.safetensors"
+
+
+def head_file(stack: int | None) -> str:
+    """Name of an untied head's file: a stack's own, or None for the one that all share."""
+    return "head.safetensors" if stack is None else f"stacks/{stack:03d}.head.safetensors"
 
 
 class RunDirectory:
@@ -68,13 +80,21 @@ class RunDirectory:
         """Write a JSON file and enter it in the manifest."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a safetensors file and enter it in the manifest."""
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         publish(self.path / name, lambda beside: save_file(contiguous, beside, metadata={"format": "pt"}))
         self._enter(name)
 
-    def write_stack(self, index: int, tensors: dict[str, Tensor]) -> None:
+    def has_stack(self, index: int) -> bool:
+        """Whether a stack's weights were written."""
+        return self.has(self.stack_file(index))
+
+    def has(self, name: str) -> bool:
+        """Whether a file was written."""
+        return name in self._files
+
+    def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a stack's full-precision weights."""
         self.write_tensors(self.stack_file(index), tensors)
 

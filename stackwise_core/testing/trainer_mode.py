@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from torch import Tensor
 
 from stackwise_core.config.model import TrainingConfig
+from stackwise_core.data.noise import Noise
+from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.testing.fresh import heavy_imports
 from stackwise_core.testing.small import small_rack
-from stackwise_core.training.plan import check_phases
+from stackwise_core.training.plan import check_phases, settle_routes
 
 RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 1, 2)]
 
@@ -20,6 +23,13 @@ def plan(mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> tuple[R
     """The rack as the mode cuts it, and the phases."""
     partitioned = mode.partition(rack)
     return partitioned, mode.plan(partitioned, training)
+
+
+class _Identity(MaskSchedule):
+    """f(s) = s."""
+
+    def fraction(self, progress: Tensor) -> Tensor:
+        return progress
 
 
 class TrainerModeContract:
@@ -40,11 +50,17 @@ class TrainerModeContract:
         """A rack as configured, before the mode cuts it into stacks of its own."""
         return request.param
 
-    def test_partition_keeps_the_blocks(self, mode: TrainerMode, rack: RackSpec) -> None:
-        """The blocks are regrouped, and nothing else about the rack changes."""
+    def test_partition_loses_no_block(self, mode: TrainerMode, rack: RackSpec) -> None:
+        """Blocks are regrouped or added, stacks share their ends or not, and nothing else about the rack changes."""
         cut = mode.partition(rack)
-        assert (sum(cut.blocks), min(cut.blocks) >= 1) == (sum(rack.blocks), True)
-        assert attrs.evolve(cut, blocks=rack.blocks) == rack
+        assert sum(cut.blocks) >= sum(rack.blocks)
+        assert min(cut.blocks) >= 1
+        assert attrs.evolve(cut, blocks=rack.blocks, ends=rack.ends) == rack
+
+    def test_routes_divide_the_schedule(self, mode: TrainerMode, rack: RackSpec) -> None:
+        """Every mask fraction is served by one route, through stacks that the rack has."""
+        cut = mode.partition(rack)
+        settle_routes(mode.routes(cut), cut, Noise(_Identity(None)), type(mode).__name__)
 
     def test_the_engine_can_execute_the_plan(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
         """The phases pass the engine's own check."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from attrs import asdict, define
 from torch import Tensor
 
 from stackwise_core.data.draws import Drawer, Draws
+from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.order import Order, chunk_size
@@ -27,16 +28,17 @@ from stackwise_core.training.order import Order, chunk_size
 FORMAT = 1
 
 
-def draw_keys(draws: Draws) -> list[Key]:
-    """16 bytes a sequence: xxh3-128 of its input ids, mask bits and segments."""
+def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
+    """16 bytes a sequence: xxh3-128 of its input ids, mask bits, segments, and its time where the network gets that."""
     batch, tokens = draws.inputs.shape
     mask = np.zeros(batch * tokens, dtype=bool)
     mask[draws.masked.numpy()] = True
     bits = np.packbits(mask.reshape(batch, tokens), axis=1)
     ids = draws.inputs.numpy().astype("<i4")
     segments = draws.segments.numpy().astype("<i4")
+    times = draws.fraction.numpy().astype("<f8")[:, None] if with_time else np.empty((batch, 0))
     return [
-        xxhash.xxh3_128_digest(ids[row].tobytes() + bits[row].tobytes() + segments[row].tobytes())
+        xxhash.xxh3_128_digest(b"".join(part[row].tobytes() for part in (ids, bits, segments, times)))
         for row in range(batch)
     ]
 
@@ -63,7 +65,8 @@ def namespace(residency: Residency, trunk: Sequence[int], layout: Layout, settin
         **settings,
     }
     digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)
-    _fold_tensors(digest, {"embed_tokens.weight": residency.ends.embed_tokens.weight})
+    ends = residency.ends(trunk[0]).state_dict()
+    _fold_tensors(digest, {name: tensor for name, tensor in ends.items() if name.startswith("embed_")})
     for index in trunk:
         digest.update(f"stack of {spec.blocks[index]} at {type(residency.precision(index)).__qualname__};".encode())
         # The exit norm reads a boundary out; it isn't below it.
@@ -83,9 +86,10 @@ class Boundary:
     """The output of a frozen trunk for a phase's draws.
 
     Args:
-        store: keeps activations; None: each window's are held in memory, in fp32, until the next window.
-        layout: of the store's entries.
+        store: keeps activations; None: each window's are held in memory until the next window.
+        layout: of the store's entries, or of those that are held.
         below: the boundary of the phase before, where its trunk is the lower part of this one.
+        keep_below: whether the one below stays when this one is whole.
     """
 
     def __init__(
@@ -97,10 +101,11 @@ class Boundary:
         store: ActivationStore | None,
         layout: Layout,
         below: Boundary | None = None,
+        keep_below: bool = False,
     ) -> None:
         self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
         self._store, self._layout = store, layout
-        self._below = below
+        self._below, self._keep_below = below, keep_below
         self._held: dict[Key, Tensor] = {}
         self.counts = BoundaryCounts()
 
@@ -110,7 +115,7 @@ class Boundary:
             self._held.clear()
         for chunk in window:
             draws = self._drawer.draw(self._order.chunk(chunk), number)
-            keys = draw_keys(draws)
+            keys = self._keys(draws)
             if self._store is None:
                 self._held.update(zip(keys, self._compute(draws, keys), strict=True))
             elif not all(self._store.contains(keys)):
@@ -118,9 +123,15 @@ class Boundary:
             yield chunk
 
     def read(self, draws: Draws, number: int) -> Tensor:
-        """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window."""
-        keys = draw_keys(draws)
+        """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window.
+
+        Raises:
+            StackwiseError: the draws aren't those that the boundary was made under. A boundary that saw fewer masks
+                would give away what the loss asks for.
+        """
+        keys = self._keys(draws)
         if self._store is None:
+            self._refuse_others(keys, self._held)
             hidden = torch.stack([self._held[key] for key in keys])
         else:
             hidden = self._fetch(draws, keys, number)
@@ -129,7 +140,17 @@ class Boundary:
     def prefetch(self, draws: Draws) -> None:
         """Say which batch comes next."""
         if self._store is not None:
-            self._store.prefetch(draw_keys(draws))
+            self._store.prefetch(self._keys(draws))
+
+    def _keys(self, draws: Draws) -> list[Key]:
+        return draw_keys(draws, with_time=self._residency.spec.time_encoding is not None)
+
+    @staticmethod
+    def _refuse_others(keys: Iterable[Key], made: Container[Key]) -> None:
+        if not all(key in made for key in keys):
+            raise StackwiseError(
+                "a batch's masks aren't those that its boundary was made under; its loss would see what it asks for"
+            )
 
     def _fetch(self, draws: Draws, keys: list[Key], number: int) -> Tensor:
         """Read a batch from the store; the chunks of what was evicted or damaged are computed again."""
@@ -142,10 +163,11 @@ class Boundary:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
                 for chunk in sorted({int(draws.samples[place]) // size for place in lost}):
                     again = self._drawer.draw(self._order.chunk(chunk), number)
-                    again_keys = draw_keys(again)
+                    again_keys = self._keys(again)
                     computed = self._compute(again, again_keys).cpu()
                     self._store.put(again_keys, computed)
                     found.update(zip(again_keys, computed, strict=True))
+                self._refuse_others([keys[place] for place in lost], found)
                 continue
             self.counts.read += len(wanted)
             if not found:
@@ -156,12 +178,12 @@ class Boundary:
     @torch.no_grad()
     def _compute(self, draws: Draws, keys: list[Key]) -> Tensor:
         """Hidden states [n, T, D] of one whole chunk, in the store's number format."""
-        residency, device = self._residency, self._residency.device
+        residency = self._residency
         self.counts.computed += len(keys)
         done, hidden = self._from_below(keys)
         if hidden is None:
-            hidden = residency.ends.embed(draws.inputs.to(device))
-        context = residency.ends.context(draws.segments.to(device))
+            hidden = residency.embed(self.trunk[0], draws.inputs, draws.fraction)
+        context = residency.context(draws.segments)
         stored = self._layout.torch_dtype
         for index in self.trunk[done:]:
             hidden = residency.through(index, hidden, context).to(stored).float()
@@ -178,10 +200,10 @@ class Boundary:
         return len(self._below.trunk), hidden.to(self._residency.device).float()
 
     def drop_below(self) -> None:
-        """Delete the boundary below: this one is whole."""
-        if self._below is not None:
+        """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""
+        if self._below is not None and not self._keep_below:
             self._below.drop()
-            self._below = None
+        self._below = None
 
     def drop(self) -> None:
         """Delete this boundary."""
@@ -190,6 +212,11 @@ class Boundary:
             self._store.drop()
             self._store.close()
             self._store = None
+
+    def close(self) -> None:
+        """Leave what is stored where it is, and stop using it."""
+        if self._store is not None:
+            self._store.close()
 
     def stats(self) -> CacheStats:
         """The store's own counts; nothing but zeros without one."""

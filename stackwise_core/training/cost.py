@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import psutil
-import torch
 from attrs import asdict, frozen
 
-from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.interfaces.mask_schedule import MaskSchedule
+from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.training.order import Order, chunk_size
@@ -81,20 +81,19 @@ def cache_layout(setup: Setup) -> Layout:
     return Layout(tokens=setup.config.data.seq_len, d_model=setup.spec.d_model, dtype=dtype)
 
 
-def fractions(phase: Phase, schedule: MaskSchedule) -> tuple[float, float]:
-    """Mask fractions at the ends of a phase's progress."""
-    low, high = schedule.fraction(torch.tensor(phase.progress, dtype=torch.float64)).tolist()
-    return low, high
+def first_step(phase: Phase, order: Order) -> int:
+    """Where in the stream of steps a phase begins."""
+    return int(phase.begins) if phase.steps else order.step_at(phase.begins)
 
 
 def phase_steps(phase: Phase, order: Order) -> int:
     """Optimizer steps of a phase."""
-    return phase.steps or sum(order.steps_per_epoch(epoch) for epoch in range(phase.epochs))
+    return phase.steps or max(1, order.step_at(phase.begins + phase.epochs) - order.step_at(phase.begins))
 
 
-def phase_epochs(phase: Phase, order: Order) -> int:
-    """Passes over the training split that a phase begins."""
-    return -(-phase.steps // order.steps_per_epoch()) if phase.steps else phase.epochs
+def phase_epochs(phase: Phase, order: Order) -> float:
+    """Passes over the training split that a phase makes."""
+    return phase.steps / order.steps_per_epoch() if phase.steps else phase.epochs
 
 
 def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
@@ -103,28 +102,31 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
     order, layout = sample_order(setup), cache_layout(setup)
     steps = phase_steps(phase, order)
     tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
-    low, high = fractions(phase, implementations.schedule)
+    low, high = setup.noise.band(phase.progress)
     trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
+    # Of the stacks' exit norms only the last one's trains, and only where its stack does.
+    trainable -= spec.d_model * (len(phase.trains) - (phase.exit_norm is not None))
     trainable += spec.embedding_parameters if phase.embedding else 0
     trainable += spec.head_parameters if phase.head else 0
     resident = sum(spec.stack_parameters(stack) for stack in phase.path)
-    resident += spec.embedding_parameters + spec.head_parameters
+    ends = spec.stacks if spec.ends == "per_stack" else 1
+    resident += ends * (spec.embedding_parameters + spec.head_parameters)
 
     frozen_weights = sum(spec.stack_parameters(stack) for stack in set(phase.path) - phase.trains)
     weights = 4 * (resident - frozen_weights) + round(implementations.trunk.bytes_per_weight * frozen_weights)
-    stored = boundary_bytes(phase, below, setup)
-    capacity = None if implementations.cache is None else implementations.cache.options.capacity
-    stored = stored if capacity is None else min(stored, capacity)
-    durable = implementations.cache is not None and implementations.cache.durable
+    cache = cache_of(phase, setup)
+    stored = boundary_bytes(phase, below, setup) if cache is not None else 0
+    stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
+    durable = cache is not None and cache.durable
     window = min(training.window, len(setup.corpus.train)) * layout.bytes_per_entry if phase.frozen_prefix else 0
-    boundaries = window if implementations.cache is None else (0 if durable else stored)
+    boundaries = window if cache is None else (0 if durable else stored)
     memory = Memory(
         process=psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0,
         weights=weights,
         gradients=4 * trainable,
         optimizer=8 * trainable,
         activations=max(
-            step_activations(phase, spec, training.batch_size * spec.seq_len, (low + high) / 2, setup),
+            step_activations(phase, spec, training.batch_size * spec.seq_len, predicted_share(phase, setup), setup),
             chunk_activations(phase, spec),
         ),
         boundaries=boundaries,
@@ -138,22 +140,37 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
         band=(low, high),
         memory=memory,
         disk=stored if durable else 0,
-        made_from_below=made_from_below(phase, below),
-        flops=phase_flops(phase, below, spec, tokens, (low + high) / 2, setup),
+        made_from_below=made_from_below(phase, below, setup),
+        flops=phase_flops(phase, below, spec, tokens, setup),
     )
 
 
-def distinct_draws(phase: Phase, order: Order) -> int:
+def predicted_share(phase: Phase, setup: Setup) -> float:
+    """Expected share of the tokens that the head is asked for."""
+    if setup.config.training.objective == "clm":
+        return 1.0
+    low, high = setup.noise.band(phase.progress)
+    return (low + high) / 2
+
+
+def cache_of(phase: Phase, setup: Setup) -> CacheBackend | None:
+    """The backend that a phase's boundaries go to; None where they are held in memory, a window at a time."""
+    return setup.implementations.cache if phase.boundaries == "cache" else None
+
+
+def distinct_draws(phase: Phase, order: Order) -> float:
     """How many draws of each sample a phase trains on."""
     epochs = phase_epochs(phase, order)
     return min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
 
 
-def made_from_below(phase: Phase, below: Phase | None) -> bool:
+def made_from_below(phase: Phase, below: Phase | None, setup: Setup) -> bool:
     """Whether a phase's boundaries can be made from those of the phase before: a shorter trunk, under equal draws."""
     if below is None or not below.frozen_prefix or not phase.frozen_prefix:
         return False
-    draws = [(p.progress, p.masks, p.masks_per_sample, p.weighting) for p in (phase, below)]
+    if cache_of(phase, setup) is None or cache_of(below, setup) is None:
+        return False
+    draws = [(p.progress, p.masks, p.masks_per_sample, p.weighting, p.begins) for p in (phase, below)]
     return draws[0] == draws[1] and phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
 
 
@@ -161,8 +178,9 @@ def boundary_bytes(phase: Phase, below: Phase | None, setup: Setup) -> int:
     """Bytes of a phase's boundaries, and of those below that they are made from, if nothing is evicted."""
     if not phase.frozen_prefix:
         return 0
-    one = distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train) * cache_layout(setup).bytes_per_entry
-    return 2 * one if made_from_below(phase, below) else one
+    samples = math.ceil(distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train))
+    one = samples * cache_layout(setup).bytes_per_entry
+    return 2 * one if made_from_below(phase, below, setup) else one
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -177,10 +195,16 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
         a_token_and_block = 4 * (6 * spec.d_model + kv) + 2 * (3 * spec.d_model + 4 * spec.d_ff)
     else:  # the projection's input is attention's output
         a_token_and_block = 4 * (8 * spec.d_model + kv + 4 * spec.d_ff)
-    live_blocks = sum(spec.blocks[stack] for stack in phase.live_path)
+    live = [spec.blocks[stack] for stack in phase.live_path]
+    if setup.config.training.activation_checkpointing:
+        between = 4 * spec.d_model * len(live) * tokens
+        live = [max(live)]
+    else:
+        between = 0
+    live_blocks = sum(live)
     logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
     # One block's worth more for what its backward pass makes and frees.
-    return round(ALLOCATOR * (live_blocks + 1) * a_token_and_block * tokens) + logits
+    return round(ALLOCATOR * (live_blocks + 1) * a_token_and_block * tokens) + between + logits
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:
@@ -190,18 +214,17 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(
-    phase: Phase, below: Phase | None, spec: RackSpec, tokens: int, masked_share: float, setup: Setup
-) -> float:
+def phase_flops(phase: Phase, below: Phase | None, spec: RackSpec, tokens: int, setup: Setup) -> float:
     """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train."""
-    total = 0.0
+    total, again = 0.0, int(setup.config.training.activation_checkpointing)
     for stack in phase.live_path:
-        total += spec.stack_flops(stack) * tokens * (3 if stack in phase.trains else 2)
-    head_passes = 3 if phase.head or phase.embedding else 2
-    total += 2 * spec.d_model * spec.vocab_size * tokens * masked_share * head_passes
+        total += spec.stack_flops(stack) * tokens * ((3 if stack in phase.trains else 2) + again)
+    # A tied head trains with the embedding.
+    head_passes = 3 if phase.head or (phase.embedding and spec.tie_embeddings) else 2
+    total += 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
     split_tokens = len(setup.corpus.train) * spec.seq_len
-    order, cached = sample_order(setup), setup.implementations.cache is not None
+    order, cached = sample_order(setup), cache_of(phase, setup) is not None
     computed = split_tokens * (distinct_draws(phase, order) if cached else phase_epochs(phase, order))
-    done = len(below.frozen_prefix) if cached and below is not None and made_from_below(phase, below) else 0
+    done = len(below.frozen_prefix) if below is not None and made_from_below(phase, below, setup) else 0
     trunk = phase.frozen_prefix[done:]
     return total + sum(spec.stack_flops(stack) for stack in trunk) * computed

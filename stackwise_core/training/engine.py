@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from cattrs import unstructure
@@ -16,14 +13,16 @@ from cattrs import unstructure
 from stackwise_core import __version__
 from stackwise_core.config.dump import dump
 from stackwise_core.config.model import Config
-from stackwise_core.data.draws import Drawer
-from stackwise_core.inference.evaluate import Likelihood, evaluate
+from stackwise_core.data.draws import Corruption, Drawer, Stream
+from stackwise_core.data.sequences import Split
+from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
-from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary, namespace
-from stackwise_core.training.cost import PhasePlan, cache_layout, sample_order
+from stackwise_core.training.cost import PhasePlan, cache_layout, cache_of, sample_order
+from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
     EvaluationProgress,
     Event,
@@ -35,11 +34,13 @@ from stackwise_core.training.events import (
     RunResult,
     RunStarted,
     StepDone,
+    Validated,
 )
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.plan import Plan, check_disk
 from stackwise_core.training.setup import Setup
+from stackwise_core.training.validation import Validation
 
 
 class Engine:
@@ -61,8 +62,7 @@ class Engine:
             active=setup.implementations.active,
             trunk=setup.implementations.trunk,
             device=setup.device,
-            read_master=self._directory.read_stack,
-            write_master=self._directory.write_stack,
+            masters=self._directory,
         )
         self._order = sample_order(setup)
         self._layout = cache_layout(setup)
@@ -70,10 +70,13 @@ class Engine:
     def run(self) -> RunResult:
         """Train every phase, then measure every depth."""
         config = self._setup.config
+        if self._setup.source is not None:
+            given = self._setup.source.copy_into(self._directory, self._setup.spec)
+            self._residency.load_ends(given)
         self._directory.write_text("config.toml", dump(config))
         self._directory.write_json("plan.json", self._plan.to_json())
         self._directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
-        with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as boundaries:
+        with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as interrupted:
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
@@ -81,51 +84,82 @@ class Engine:
 
             tell(RunStarted(self._plan, self._directory.path))
             phases: list[PhaseResult] = []
-            below: Boundary | None = None
+            kept: list[Boundary] = []
             for planned in self._plan.phases:
                 tell(PhaseStarted(planned))
-                if below is not None and not planned.made_from_below:
-                    below.drop()
+                if not planned.made_from_below:
+                    self._drop_all_but(kept, self._keep - 1)
                 self._residency.place(planned.phase)
-                boundary = self._boundary(planned, below)
+                boundary = self._boundary(planned, kept[-1] if kept else None)
                 if boundary is not None:
                     # Nothing resumes a run yet, so what an interrupted one cached is of no use to anybody.
-                    boundaries.callback(boundary.drop)
+                    interrupted.callback(boundary.drop)
+                    kept.append(boundary)
                 measured = self._fit(planned, boundary, tell).run()
                 self._write_weights(planned)
-                if below is not None:
-                    below.drop()
-                below = boundary
+                self._drop_all_but(kept, self._keep)
                 phases.append(measured)
                 tell(PhaseDone(planned, measured))
-            if below is not None:
-                below.drop()
-            result = RunResult(self._directory.path, tuple(phases), tuple(self._evaluate(tell)))
+            self._drop_all_but(kept, self._keep if self._keep > 1 else 0)
+            for boundary in kept:
+                boundary.close()
+            interrupted.pop_all()
+            likelihoods = tuple(self._evaluate(tell))
+            result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
             tell(RunDone(result))
         return result
 
+    @property
+    def _keep(self) -> int:
+        """Of how many phases boundaries are kept."""
+        cache = self._setup.implementations.cache
+        return 1 if cache is None else cache.options.keep_time_steps
+
+    @staticmethod
+    def _drop_all_but(kept: list[Boundary], newest: int) -> None:
+        while len(kept) > newest:
+            kept.pop(0).drop()
+
     def _fit(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> Fit:
-        phase = planned.phase
+        phase, config = planned.phase, self._setup.config
         assert phase.weighting is not None  # make_plan has settled it
+        objective = Objective(self._setup.noise, phase.weighting, phase.progress)
+        validation = None
+        if config.evaluation.every is not None:
+            validation = Validation(
+                drawer=self._drawer(planned, self._setup.corpus.validation, Stream.VALIDATION),
+                objective=objective,
+                every=config.evaluation.every,
+                sequences=config.evaluation.sequences,
+                batch_size=config.training.batch_size,
+            )
         return Fit(
             planned=planned,
             residency=self._residency,
-            drawer=self._drawer(planned),
-            objective=Objective(self._setup.implementations.schedule, phase.weighting, phase.progress),
+            drawer=self._drawer(planned, self._setup.corpus.train, Stream.TRAINING),
+            objective=objective,
             order=self._order,
             boundary=boundary,
-            training=self._setup.config.training,
+            training=config.training,
             listener=listener,
+            validation=validation,
         )
 
-    def _drawer(self, planned: PhasePlan) -> Drawer:
+    def _drawer(self, planned: PhasePlan, split: Split, stream: Stream) -> Drawer:
+        setup, training = self._setup, self._setup.config.training
+        corruption = None
+        if training.mlm_random or training.mlm_keep:
+            corruption = Corruption(training.mlm_random, training.mlm_keep, setup.tokenizer.vocab_size)
         return Drawer(
-            split=self._setup.corpus.train,
-            schedule=self._setup.implementations.schedule,
-            seed=self._setup.config.run.seed,
-            mask_id=self._setup.tokenizer.mask_id,
+            split=split,
+            noise=setup.noise,
+            seed=setup.config.run.seed,
+            mask_id=setup.tokenizer.mask_id,
             progress=planned.phase.progress,
             at_least_one=planned.phase.weighting == "mean",
+            causal=training.objective == "clm",
+            corruption=corruption,
+            stream=stream,
         )
 
     def _boundary(self, planned: PhasePlan, below: Boundary | None) -> Boundary | None:
@@ -133,7 +167,7 @@ class Engine:
         trunk = planned.phase.frozen_prefix
         if not trunk:
             return None
-        cache, store = self._setup.implementations.cache, None
+        cache, store = cache_of(planned.phase, self._setup), None
         if cache is not None:
             name = namespace(self._residency, trunk, self._layout, self._settings())
             capacity: int | None = cache.options.capacity
@@ -143,11 +177,12 @@ class Engine:
         return Boundary(
             trunk,
             self._residency,
-            self._drawer(planned),
+            self._drawer(planned, self._setup.corpus.train, Stream.TRAINING),
             self._order,
             store,
             self._layout,
             below if planned.made_from_below else None,
+            keep_below=self._keep > 1,
         )
 
     def _settings(self) -> dict[str, object]:
@@ -161,13 +196,18 @@ class Engine:
 
     def _write_weights(self, planned: PhasePlan) -> None:
         """Put what a phase trained on disk, in full precision."""
-        ends = self._residency.ends
-        unwritten = not (self._directory.path / "embedding.safetensors").exists()
-        if planned.phase.embedding or unwritten:
-            self._directory.write_tensors("embedding.safetensors", {"embed_tokens.weight": ends.embed_tokens.weight})
-        if ends.lm_head is not None and (planned.phase.head or unwritten):
-            self._directory.write_tensors("head.safetensors", {"lm_head.weight": ends.lm_head.weight})
-        for index in sorted(planned.phase.trains):
+        phase = planned.phase
+        for owner, ends in self._residency.all_ends():
+            tensors = ends.state_dict()
+            for file, prefix, trained, place in (
+                (embedding_file(owner), "embed_", phase.embedding, 0),
+                (head_file(owner), "lm_head.", phase.head, -1),
+            ):
+                part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                theirs = trained and owner in (None, phase.path[place])
+                if part and (theirs or not self._directory.has(file)):
+                    self._directory.write_tensors(file, part)
+        for index in sorted(phase.trains):
             self._directory.write_stack(index, self._residency.stack(index).state_dict())
 
     def _evaluate(self, tell: Listener) -> list[Likelihood]:
@@ -175,39 +215,23 @@ class Engine:
         split = setup.corpus.validation
         if not len(split):
             return []
-        done, total = 0, min(config.evaluation.sequences or len(split), len(split))
-
-        def advance(sequences: int) -> None:
-            nonlocal done
-            done += sequences
-            tell(EvaluationProgress(done, total))
-
         return evaluate(
             self._residency,
-            split,
-            path=self._plan.phases[-1].phase.path,
-            mask_id=setup.tokenizer.mask_id,
-            seed=config.run.seed,
-            draws=config.evaluation.draws,
-            sequences=config.evaluation.sequences,
-            batch_size=config.training.batch_size,
-            progress=advance,
+            Evaluation(
+                split=split,
+                mask_id=setup.tokenizer.mask_id,
+                seed=config.run.seed,
+                draws=config.evaluation.draws,
+                sequences=config.evaluation.sequences,
+                batch_size=config.training.batch_size,
+                bands=config.evaluation.bands,
+                causal=config.training.objective == "clm",
+            ),
+            routes=self._plan.routes,
+            exits=self._plan.exits,
+            active=self._plan.phases[-1].phase.trains,
+            progress=lambda done, total: tell(EvaluationProgress(done, total)),
         )
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Same configuration, same machine: same bits."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # every buffer here is written before it is read
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        settings.fill_uninitialized_memory = before[1]
 
 
 def record(event: Event, metrics: Metrics, log_every: int) -> None:
@@ -223,6 +247,8 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
                 grad_norm=event.grad_norm,
                 tokens_per_second=event.tokens_per_second,
             )
+    elif isinstance(event, Validated):
+        metrics.write("validation", phase=event.planned.phase.name, step=event.step, loss=event.loss)
     elif isinstance(event, PhaseDone):
         metrics.write("phase", **unstructure(event.result))
     elif isinstance(event, RunDone):

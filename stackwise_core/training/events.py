@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from stackwise_core.inference.evaluate import Likelihood
+from stackwise_core.inference.evaluate import BandRoute, Likelihood
 from stackwise_core.training.cost import PhasePlan
 from stackwise_core.training.plan import Plan
 
@@ -54,6 +54,17 @@ class StepDone:
 
 
 @frozen
+class Validated:
+    """A phase's own loss was taken on held-out text."""
+
+    planned: PhasePlan
+    step: int
+    """After how many of the phase's steps."""
+    loss: float
+    """In nats a token."""
+
+
+@frozen
 class PhaseResult:
     """A phase, measured."""
 
@@ -66,6 +77,8 @@ class PhaseResult:
     """Mean over the last tenth of the steps."""
     tokens_per_second: float
     peak_bytes: int
+    stopped_early: bool
+    """Whether it ended at a plateau, before its budget did."""
     boundaries_computed: int
     boundaries_read: int
     boundaries_evicted: int
@@ -94,8 +107,9 @@ class RunResult:
 
     directory: Path
     phases: tuple[PhaseResult, ...]
+    routes: tuple[BandRoute, ...]
     likelihoods: tuple[Likelihood, ...]
-    """By prefix depth; empty without a validation split."""
+    """By depth, the whole rack's last; empty without a validation split."""
 
 
 @frozen
@@ -105,5 +119,5 @@ class RunDone:
     result: RunResult
 
 
-Event = RunStarted | PhaseStarted | BoundaryProgress | StepDone | PhaseDone | EvaluationProgress | RunDone
+Event = RunStarted | PhaseStarted | BoundaryProgress | StepDone | Validated | PhaseDone | EvaluationProgress | RunDone
 Listener = Callable[[Event], None]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
@@ -17,12 +18,13 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import CacheStats
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
-from stackwise_core.training.cost import PhasePlan
-from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResult, StepDone
+from stackwise_core.training.cost import PhasePlan, first_step
+from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResult, StepDone, Validated
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.order import Order
+from stackwise_core.training.validation import Plateau, Validation
 
 MOST_OVERFLOWS = 30
 """Steps in a row that a loss scaler may leave out: each halves its scale."""
@@ -41,6 +43,7 @@ class Fit:
     """None where the phase starts at the tokens."""
     training: TrainingConfig
     listener: Listener
+    validation: Validation | None = None
 
     def run(self) -> PhaseResult:
         """Train until the phase's steps are done.
@@ -51,12 +54,13 @@ class Fit:
         device, phase = self.residency.device, self.planned.phase
         named = self.residency.trainable()
         parameters = [parameter for _, parameter in named]
-        optimizer = make_optimizer(named, self.training)
+        optimizer = make_optimizer(named, self.training, phase.lr)
         peaks = [group["lr"] for group in optimizer.param_groups]
         scaler = self.residency.precision(max(phase.trains or phase.path)).loss_scaler(device)
         reset_peak(device)
         began, tokens_done, overflows = time.perf_counter(), 0, 0
         losses: list[float] = []
+        plateau = Plateau(self.training.patience)
         for step, (draws, number) in enumerate(self._steps()):
             factor = learning_rate_factor(step, self.planned.steps, self.training)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -81,8 +85,13 @@ class Fit:
             losses.append(loss)
             tokens_done += sum(batch.inputs.numel() for batch in draws)
             speed = tokens_done / (time.perf_counter() - began)
-            rate, peak = factor * self.training.block_lr, peak_bytes(device)
+            rate, peak = factor * phase.lr * self.training.block_lr, peak_bytes(device)
             self.listener(StepDone(self.planned, step + 1, loss, rate, grad_norm, speed, peak))
+            if self.validation is not None and self.validation.is_due(step + 1):
+                held_out = self.validation.loss(self.residency, phase.path)
+                self.listener(Validated(self.planned, step + 1, held_out))
+                if plateau.reached(held_out):
+                    break
         seconds = time.perf_counter() - began
         tenth = max(1, len(losses) // 10)
         counts = self.boundary.counts if self.boundary else BoundaryCounts()
@@ -95,6 +104,7 @@ class Fit:
             last_loss=float(np.mean(losses[-tenth:])),
             tokens_per_second=tokens_done / seconds,
             peak_bytes=peak_bytes(device),
+            stopped_early=len(losses) < self.planned.steps,
             boundaries_computed=counts.computed,
             boundaries_read=counts.read,
             boundaries_evicted=store.evicted,
@@ -103,15 +113,20 @@ class Fit:
 
     def _steps(self) -> Iterator[tuple[list[Draws], int]]:
         """The draws of each optimizer step, and their number; the boundaries of each window are made ready first."""
-        phase, done, epoch = self.planned.phase, 0, 0
+        phase, done, passed = self.planned.phase, 0, 0
         distinct = phase.masks_per_sample if phase.masks == "fixed" else math.inf
+        epoch, skipped = self.order.epoch_of(first_step(phase, self.order))
         while done < self.planned.steps:
-            number = phase.draw_number(epoch)
+            number, whole = phase.draw_number(epoch), not skipped
             for window in self.order.epoch(epoch):
+                members = window.steps[skipped:]
+                skipped -= len(window.steps) - len(members)
+                if not members:
+                    continue
                 if self.boundary is not None:
                     self._prepare(window.chunks, number)
                 # One step ahead, so that a store can begin to read what comes next.
-                steps = ([self.drawer.draw(samples, number) for samples in step] for step in window.steps)
+                steps = ([self.drawer.draw(samples, number) for samples in step] for step in members)
                 ahead = next(steps, None)
                 while ahead is not None and done < self.planned.steps:
                     current, ahead = ahead, next(steps, None)
@@ -122,8 +137,8 @@ class Fit:
                     done += 1
                 if done == self.planned.steps:
                     break
-            epoch += 1
-            if self.boundary is not None and epoch == distinct:
+            epoch, passed = epoch + 1, passed + whole
+            if self.boundary is not None and passed == distinct:
                 self.boundary.drop_below()
 
     def _prepare(self, chunks: list[int], number: int) -> None:
@@ -144,12 +159,15 @@ class Fit:
         """Cross entropies [N] of a batch's masked tokens at the end of the phase's path."""
         residency, phase, device = self.residency, self.planned.phase, self.residency.device
         if self.boundary is None:
-            hidden = residency.ends.embed(draws.inputs.to(device))  # [B, T, D]
+            hidden = residency.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
         else:
             hidden = self.boundary.read(draws, number)
-        context = residency.ends.context(draws.segments.to(device))
+        context = residency.context(draws.segments)
         for index in phase.live_path:
-            hidden = residency.through(index, hidden, context)
+            if self.training.activation_checkpointing:
+                hidden = checkpoint(residency.through, index, hidden, context, use_reentrant=False)
+            else:
+                hidden = residency.through(index, hidden, context)
         masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(device))  # [N, D]
         return residency.cross_entropy(phase.path[-1], masked, draws.targets.to(device))
 
@@ -159,12 +177,21 @@ class Fit:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
 
-def make_optimizer(named: list[tuple[str, nn.Parameter]], training: TrainingConfig) -> torch.optim.AdamW:
+def learning_rate(name: str, training: TrainingConfig) -> float:
+    """The peak learning rate of a parameter by its name in ``Residency.trainable``."""
+    part, *rest = name.split(".")
+    if part == "stacks":
+        return training.block_lr * training.stack_lr_multipliers.get(int(rest[0]), 1.0)
+    return training.head_lr if part == "lm_head" else training.embedding_lr
+
+
+def make_optimizer(
+    named: list[tuple[str, nn.Parameter]], training: TrainingConfig, factor: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), fused, with a learning rate for each part; only matrices decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        rates = {"embed_tokens": training.embedding_lr, "lm_head": training.head_lr}
-        lr = rates.get(name.split(".")[0], training.block_lr)
+        lr = factor * learning_rate(name, training)
         decay = training.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(

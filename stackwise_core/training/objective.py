@@ -18,18 +18,7 @@ from attrs import frozen
 from torch import Tensor
 
 from stackwise_core.data.draws import Draws
-from stackwise_core.interfaces.mask_schedule import MaskSchedule
-
-
-def nelbo_weights(schedule: MaskSchedule, progress: Tensor, stretch: tuple[float, float]) -> Tensor:
-    """(b - a) |f'(s)| / f(s) of each progress s [B] in the stretch (a, b); 0 where nothing is ever masked."""
-    with torch.enable_grad():
-        s = progress.detach().clone().requires_grad_()
-        fraction = schedule.fraction(s)
-        (slope,) = torch.autograd.grad(fraction.sum(), s)
-    fraction = fraction.detach()
-    weights = (stretch[1] - stretch[0]) * slope.abs() / fraction
-    return torch.where(fraction > 0, weights, torch.zeros_like(weights))
+from stackwise_core.data.noise import Noise
 
 
 @frozen
@@ -39,7 +28,7 @@ class Objective:
     ``nelbo`` is the bound above; ``mean`` is the mean over all masked tokens of the step (BERT, arXiv 1810.04805).
     """
 
-    schedule: MaskSchedule
+    noise: Noise
     weighting: Literal["nelbo", "mean"]
     stretch: tuple[float, float]
 
@@ -47,7 +36,7 @@ class Objective:
         """What each sequence's masked tokens weigh, float64 [B]."""
         if self.weighting == "mean":
             return torch.ones_like(draws.progress)
-        return nelbo_weights(self.schedule, draws.progress, self.stretch)
+        return self.noise.weights(draws.progress, self.stretch)
 
     def normaliser(self, step: list[Draws]) -> int:
         """What the weighted sum of a whole optimizer step is divided by, however many forward passes it takes."""

@@ -58,16 +58,35 @@ class Order:
     def epoch(self, number: int) -> list[Window]:
         """An epoch: chunks are dealt to windows at random, and each window's samples are shuffled."""
         rng = generator(self.seed, number, Stream.ORDER)
-        chunks = rng.permutation(self.chunks)
         windows = []
-        for start in range(0, self.chunks, self._chunks_per_window):
-            members = [int(chunk) for chunk in chunks[start : start + self._chunks_per_window]]
+        for members in self._dealt(rng):
             samples = rng.permutation(np.concatenate([np.asarray(self.chunk(chunk)) for chunk in members]))
             batches = [samples[at : at + self.batch_size] for at in range(0, len(samples), self.batch_size)]
             steps = [batches[at : at + self.accumulation] for at in range(0, len(batches), self.accumulation)]
             windows.append(Window(sorted(members), steps))
         return windows
 
+    def _dealt(self, rng: np.random.Generator) -> list[list[int]]:
+        """The chunks of each window."""
+        chunks, size = rng.permutation(self.chunks).tolist(), self._chunks_per_window
+        return [chunks[start : start + size] for start in range(0, self.chunks, size)]
+
     def steps_per_epoch(self, number: int = 0) -> int:
         """Optimizer steps of an epoch; epochs can differ by a step where the last chunk is short."""
-        return sum(len(window.steps) for window in self.epoch(number))
+        windows = self._dealt(generator(self.seed, number, Stream.ORDER))
+        sizes = [sum(len(self.chunk(chunk)) for chunk in members) for members in windows]
+        return sum(math.ceil(math.ceil(size / self.batch_size) / self.accumulation) for size in sizes)
+
+    def step_at(self, epochs: float) -> int:
+        """The optimizer step, counted from the first epoch's first, at which so many epochs have passed."""
+        whole = int(epochs)
+        rest = round((epochs - whole) * self.steps_per_epoch(whole)) if epochs > whole else 0
+        return sum(self.steps_per_epoch(number) for number in range(whole)) + rest
+
+    def epoch_of(self, step: int) -> tuple[int, int]:
+        """The epoch that a step lies in, and its place there."""
+        number = 0
+        while step >= (length := self.steps_per_epoch(number)):
+            step -= length
+            number += 1
+        return number, step

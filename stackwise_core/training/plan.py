@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ import torch
 from attrs import asdict, evolve, frozen
 
 from stackwise_core.config.model import TrainingConfig
+from stackwise_core.data.noise import Noise
 from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.routing import Route
 from stackwise_core.options import ByteSize
 from stackwise_core.training.cost import (
     PhasePlan,
     boundary_bytes,
     cache_layout,
     distinct_draws,
-    fractions,
     phase_epochs,
     price,
     sample_order,
@@ -40,13 +42,22 @@ class Plan:
 
     spec: RackSpec
     phases: tuple[PhasePlan, ...]
+    routes: tuple[BandRoute, ...]
+    """How the finished rack uses its stacks."""
+    exits: frozenset[int]
+    """Stacks whose exit the head was trained to read at."""
+    tokenizer: str
+    """Fingerprint of the tokenizer, in hexadecimal."""
     notes: tuple[str, ...]
     """What a user should know before starting."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         return {
-            "rack": {**asdict(self.spec), "parameters": self.spec.parameters},
+            "rack": {**asdict(self.spec, value_serializer=_json_value), "parameters": self.spec.parameters},
+            "tokenizer": self.tokenizer,
+            "routes": [asdict(route) for route in self.routes],
+            "exits": sorted(self.exits),
             "notes": list(self.notes),
             "phases": [
                 {
@@ -73,16 +84,65 @@ def make_plan(setup: Setup) -> Plan:
         UsageError: the mode can't plan this rack, or a phase contradicts the objective.
         StackwiseError: the mode is a plugin whose plan makes no sense.
     """
-    training = setup.config.training
-    phases = setup.implementations.mode.plan(setup.spec, training)
-    check_phases(phases, setup.spec, setup.config.trainer_mode.use)
+    training, mode, name = setup.config.training, setup.implementations.mode, setup.config.trainer_mode.use
+    check_multipliers(training, setup.spec)
+    phases = mode.plan(setup.spec, training)
+    check_phases(phases, setup.spec, name)
+    routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, name)
+    if training.objective == "clm" and len(routes) > 1:
+        raise UsageError(
+            f'training.objective = "clm" masks nothing, and trainer mode "{name}" gives each stack a band of mask '
+            "fractions. Use another mode."
+        )
     planned: list[PhasePlan] = []
     below: Phase | None = None
     for phase in phases:
-        settled = settle_weighting(phase, setup.implementations.schedule, training)
+        settled = settle_objective(phase, setup.noise, training)
         planned.append(price(settled, below, setup))
         below = settled
-    return Plan(setup.spec, tuple(planned), tuple(notes(planned, setup)))
+    exits = {phase.exit_norm for phase in phases if phase.exit_norm is not None}
+    if setup.source is not None:
+        exits |= setup.source.exits
+    return Plan(
+        spec=setup.spec,
+        phases=tuple(planned),
+        routes=routes,
+        exits=frozenset(exits),
+        tokenizer=setup.tokenizer.fingerprint.hex(),
+        notes=tuple(notes(planned, setup)),
+    )
+
+
+def check_multipliers(training: TrainingConfig, spec: RackSpec) -> None:
+    """Refuse a learning rate for a stack that the rack doesn't have."""
+    beyond = [stack for stack in training.stack_lr_multipliers if stack >= spec.stacks]
+    if beyond:
+        raise UsageError(
+            f"training.stack_lr_multipliers names stack {beyond[0]}, and the rack's stacks are 0 to {spec.stacks - 1}."
+        )
+
+
+def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
+    """The routes in the order of their mask fractions, which they divide (0, 1] into.
+
+    Raises:
+        StackwiseError: they don't; the fault is the trainer mode's.
+    """
+    ordered = sorted(routes, key=lambda route: route.progress)
+    ends = [end for route in ordered for end in route.progress]
+    if not ends or ends[0] != 0 or ends[-1] != 1 or ends[1:-1:2] != ends[2::2]:
+        raise StackwiseError(f'trainer mode "{mode}": its routes have the progress {ends}, which isn\'t all of [0, 1]')
+    if not all(route.path and set(route.path) <= set(range(spec.stacks)) for route in ordered):
+        raise StackwiseError(f'trainer mode "{mode}": a route goes through a stack that the rack doesn\'t have')
+    low, high = noise.band((0.0, 1.0))
+    # The first and the last take what the schedule leaves out of (0, 1].
+    first, last = (0.0, 1.0) if low <= high else (1.0, 0.0)
+    edges = [first, *(noise.band(route.progress)[1] for route in ordered[:-1]), last]
+    settled = [
+        BandRoute(route.path, (min(edge, following), max(edge, following)))
+        for route, edge, following in zip(ordered, edges, edges[1:], strict=False)
+    ]
+    return tuple(sorted(settled, key=lambda route: route.band))
 
 
 def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
@@ -93,6 +153,7 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
 
     if not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise StackwiseError(f'trainer mode "{mode}": plan() gave no list of phases')
+    there = set(spec.given)
     for phase in phases:
         if not phase.path or len(set(phase.path)) < len(phase.path) or not set(phase.path) <= set(range(spec.stacks)):
             raise wrong(phase, f"has the path {phase.path} in a rack of {spec.stacks} stacks")
@@ -104,16 +165,32 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
             raise wrong(phase, "trains the head, which is the embedding's transpose, over a frozen embedding")
         if phase.adapts:
             raise wrong(phase, "adapts stacks, and this version has no adapters")
-        if phase.epochs < 1 or phase.masks_per_sample < 1 or (phase.steps is not None and phase.steps < 1):
-            raise wrong(phase, "has no budget: epochs, steps and masks_per_sample must be 1 or more")
+        if phase.epochs <= 0 or phase.masks_per_sample < 1 or (phase.steps is not None and phase.steps < 1):
+            raise wrong(phase, "has no budget: epochs must be above 0, steps and masks_per_sample 1 or more")
+        if phase.begins < 0 or phase.lr < 0:
+            raise wrong(phase, "begins before the first step, or has a negative learning rate")
+        if spec.ends == "per_stack" and (phase.embedding or phase.head) and len(phase.path) > 1:
+            raise wrong(phase, "passes several stacks, each of which has an embedding and a head of its own")
+        for place, stack in enumerate(phase.path):
+            neighbours = phase.path[place - 1 : place] or phase.path[1:2]
+            if phase.start != "copy" or stack in there:
+                continue
+            if not set(neighbours) & there:
+                raise wrong(phase, f"starts stack {stack} as a copy, and nothing beside it was trained before")
+            if spec.blocks[stack] != spec.blocks[neighbours[0]]:
+                raise wrong(phase, f"starts stack {stack} as a copy of one with another number of blocks")
+        there |= set(phase.path)
         if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
             raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
 
 
-def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingConfig) -> Phase:
+def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Phase:
     """Fill in the weighting that was left open, and refuse one under which the loss means nothing."""
+    if training.objective == "clm":  # no masks, and so one draw a sample
+        return evolve(phase, weighting="mean", masks="fixed", masks_per_sample=1)
+    schedule = noise.schedule
     check_schedule(phase, schedule)
-    low, high = fractions(phase, schedule)
+    low, high = noise.band(phase.progress)
     if max(low, high) == 0:
         raise UsageError(
             f'phase "{phase.name}" has the mask fraction 0, and so nothing to predict. '
@@ -121,7 +198,8 @@ def settle_weighting(phase: Phase, schedule: MaskSchedule, training: TrainingCon
         )
     one_fraction = low == high
     places_its_own = type(schedule).place is not MaskSchedule.place
-    weighting = phase.weighting or training.weighting or ("mean" if one_fraction or places_its_own else "nelbo")
+    only_mean = one_fraction or places_its_own or training.objective == "mlm"
+    weighting = phase.weighting or training.weighting or ("mean" if only_mean else "nelbo")
     if weighting == "nelbo" and one_fraction:
         raise UsageError(
             f'training.weighting = "nelbo": phase "{phase.name}" has the one mask fraction {low:g}, and so no band to '
@@ -155,15 +233,19 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     training, cache = setup.config.training, setup.implementations.cache
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
     said = []
-    if with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
+    masked = training.objective != "clm"
+    if masked and with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
         said.append(
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
         )
+    if cache is not None and not with_trunk:
+        said.append("No phase starts at a boundary, so nothing is cached.")
+    with_trunk = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
     if with_trunk and cache is not None:
         order = sample_order(setup)
         epochs, draws = (max(f(plan.phase, order) for plan in with_trunk) for f in (phase_epochs, distinct_draws))
         if epochs <= draws:
-            trained_on = f"Each boundary is trained on once (epochs a stack: {epochs}, draws a sample: {draws})"
+            trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:g}, draws a sample: {draws:g})"
             if any(plan.made_from_below for plan in planned):
                 said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
             else:
@@ -183,16 +265,23 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: some are evicted and computed again."
                 )
-    if covered([plan.band for plan in planned]) < 0.995:
-        seen = ", ".join(dict.fromkeys(band_text(plan.band) for plan in planned))
-        said.append(f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them.")
-    if any(plan.phase.head for plan in planned[1:]):
+    if masked:
+        said += unseen([plan.band for plan in planned])
+    if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available
     peak = max(plan.memory.total for plan in planned)
     if setup.device.type == "cpu" and peak > free:
         said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
     return said
+
+
+def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
+    """What to say of bands that don't cover (0, 1]."""
+    if covered(bands) >= 0.995:
+        return []
+    seen = ", ".join(dict.fromkeys(map(band_text, bands)))
+    return [f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them."]
 
 
 def band_text(band: tuple[float, float]) -> str:

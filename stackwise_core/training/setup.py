@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 
-from stackwise_core.config.model import Choice, Config, RackConfig
+from stackwise_core.config.model import Choice, Config
+from stackwise_core.config.rack_shape import rack_shape
+from stackwise_core.config.source_run import read_source_run
+from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Corpus, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
@@ -17,6 +20,7 @@ from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.registry import Registry
+from stackwise_core.runs.source import Source
 
 
 @frozen
@@ -31,15 +35,24 @@ class Implementations:
 
 
 @frozen
-class Setup:
-    """Everything that stands before the first phase is planned."""
+class Parts:
+    """What a configuration comes to, apart from the text."""
 
     config: Config
     device: torch.device
     implementations: Implementations
     tokenizer: Tokenizer
-    corpus: Corpus
+    noise: Noise
     spec: RackSpec
+
+
+@frozen
+class Setup(Parts):
+    """Everything that stands before the first phase is planned."""
+
+    corpus: Corpus
+    source: Source | None
+    """The rack that ``rack.init_from`` names, cut as this one is."""
 
 
 def set_up(config: Config, registry: Registry, progress: Callable[[int], None] | None = None) -> Setup:
@@ -50,16 +63,30 @@ def set_up(config: Config, registry: Registry, progress: Callable[[int], None] |
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
-        UsageError: the corpus or the tokenizer can't serve.
+        UsageError: the corpus, the tokenizer or the rack to start from can't serve.
+    """
+    parts, source = set_up_parts(config, registry), None
+    if config.rack.init_from is not None:
+        source = Source.of(read_source_run(config.rack.init_from), parts.spec, parts.implementations.mode.grows)
+        source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
+        parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
+    corpus = prepare(config.data, parts.tokenizer, progress)
+    return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
+
+
+def set_up_parts(config: Config, registry: Registry) -> Parts:
+    """Build all but the text, and without a rack to start from.
+
+    Raises:
+        UnavailableError: the device, a plugin or a package isn't there.
+        UsageError: the tokenizer can't serve, or the trainer mode can't partition the rack.
     """
     device = select_device(config.run.device)
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
-    corpus = prepare(config.data, tokenizer, progress)
-    spec = implementations.mode.partition(
-        rack_spec(config.rack, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len)
-    )
-    return Setup(config, device, implementations, tokenizer, corpus, spec)
+    noise = Noise.of(implementations.schedule, config.training)
+    spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
+    return Parts(config, device, implementations, tokenizer, noise, spec)
 
 
 def select_device(name: str) -> torch.device:
@@ -96,19 +123,15 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
     return Implementations(schedule, active, trunk, cache, mode)
 
 
-def rack_spec(rack: RackConfig, *, vocab_size: int, seq_len: int) -> RackSpec:
-    """The rack's shape, with what the configuration leaves open filled in."""
+def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
+    """The rack's shape, before a trainer mode partitions it."""
+    time_encoding = config.training.time_encoding if config.training.time == "input" else None
     return RackSpec(
-        blocks=(rack.blocks_per_stack,) * rack.stacks,
+        blocks=(config.rack.blocks_per_stack,) * config.rack.stacks,
         vocab_size=vocab_size,
-        seq_len=seq_len,
-        d_model=rack.d_model,
-        n_heads=rack.n_heads,
-        n_kv_heads=rack.n_kv_heads or rack.n_heads,
-        d_ff=rack.d_ff or -(-8 * rack.d_model // (3 * 64)) * 64,
-        attention=rack.attention,
-        tie_embeddings=rack.tie_embeddings,
-        rope_theta=rack.rope_theta,
-        norm_eps=rack.norm_eps,
-        init_std=rack.init_std,
+        seq_len=config.data.seq_len,
+        init_std=config.rack.init_std,
+        time_encoding=time_encoding,
+        time_fractions=noise.steps if time_encoding else (),
+        **rack_shape(config),
     )

@@ -1,0 +1,56 @@
+"""Likelihoods as tables, at the end of a run and for ``stackwise evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from stackwise_core.cli.tables import print_table
+from stackwise_core.inference.evaluate import BandRoute, Likelihood
+from stackwise_core.training.plan import band_text
+
+
+def print_likelihoods(console: Console, likelihoods: Sequence[Likelihood], routes: Sequence[BandRoute]) -> None:
+    """A row a depth, and then a row for each band of the whole rack."""
+    bound = "validation NELBO" if likelihoods[-1].bands else "validation NLL"
+    rows, before = [], None
+    for likelihood in likelihoods:
+        gain = "" if before is None else f"{likelihood.nats_per_token - before:+.4f}"
+        before = likelihood.nats_per_token
+        rows.append(
+            (
+                f"{likelihood.depth} stack{'s' if likelihood.depth > 1 else ''}",
+                f"{likelihood.nats_per_token:.4f}",
+                error_text(likelihood.standard_error),
+                gain,
+                f"{likelihood.perplexity:.4g}",
+                f"{likelihood.bits_per_byte:.4f}",
+            )
+        )
+    print_table(console, (f"{bound} at", "nats/token", "std. error", "change", "perplexity", "bits/byte"), rows)
+    whole = likelihoods[-1]
+    if not whole.bands:
+        return
+    console.print()
+    banded = len(routes) > 1
+    headings = ["masked", *(["stack"] if banded else []), "nats/token", "std. error", "share"]
+    print_table(
+        console,
+        headings,
+        [
+            [
+                band_text(band.band),
+                *([", ".join(map(str, routes[place].path))] if banded else []),
+                f"{band.nats_per_token:.4f}",
+                error_text(band.standard_error),
+                f"{band.nats_per_token / whole.nats_per_token:.1%}",
+            ]
+            for place, band in enumerate(whole.bands)
+        ],
+    )
+
+
+def error_text(standard_error: float | None) -> str:
+    """``± 0.0123``, or a dash where one sequence has none."""
+    return "-" if standard_error is None else f"± {standard_error:.4f}"

@@ -1,0 +1,140 @@
+"""A finished run, ready to be used: its rack in memory, and how that uses its stacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import evolve, frozen
+
+from stackwise_core.config.load import load_run
+from stackwise_core.config.source_run import PLAN, read_source_run
+from stackwise_core.data.sequences import Split, prepare
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
+from stackwise_core.rack.residency import Residency
+from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.training.setup import Parts, set_up_parts
+
+
+@frozen
+class FinishedRun:
+    """A rack from its masters on disk; the stacks that trained last are at the active precision, as when it ended."""
+
+    path: Path
+    parts: Parts
+    residency: Residency
+    routes: tuple[BandRoute, ...]
+    exits: frozenset[int]
+    active: frozenset[int]
+    trained_bands: tuple[tuple[float, float], ...]
+    """The mask fractions that each phase trained on."""
+
+    @classmethod
+    def open(
+        cls, path: Path, *, device: Literal["auto", "cpu", "cuda"] | None = None, plugins: Sequence[str] = ()
+    ) -> FinishedRun:
+        """Load a run's rack. Every file is compared with its checksum before it is used.
+
+        Args:
+            device: in place of the run's own ``run.device``.
+            plugins: as ``-p`` has them.
+
+        Raises:
+            UsageError: it isn't a run, its plan can't be read, or it never finished.
+            UnavailableError: a plugin, a package or the device isn't there.
+            StackwiseError: a file is missing or damaged.
+        """
+        planned = read_source_run(path)
+        config, registry = load_run(path, plugins=plugins)
+        if device is not None:
+            config = evolve(config, run=evolve(config.run, device=device))
+        parts = set_up_parts(config, registry)
+        if parts.tokenizer.fingerprint.hex() != planned.tokenizer or parts.spec.blocks != planned.blocks:
+            raise UsageError(
+                f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
+            )
+        plan = _read_plan(path / PLAN)
+        directory = RunDirectory(path)
+        residency = Residency(
+            parts.spec,
+            mask_id=parts.tokenizer.mask_id,
+            seed=config.run.seed,
+            active=parts.implementations.active,
+            trunk=parts.implementations.trunk,
+            device=parts.device,
+            masters=directory,
+        )
+        missing = {stack for route in plan["routes"] for stack in route.path if not directory.has_stack(stack)}
+        if missing:
+            raise UsageError(
+                f"{path}: it never finished: stack {min(missing)} wasn't written. "
+                f"stackwise run {path / 'config.toml'} trains it again, into a new directory."
+            )
+        residency.load_ends({owner: _read_ends(directory, owner, parts) for owner, _ in residency.all_ends()})
+        return cls(path, parts, residency, exits=frozenset(planned.exits), **plan)
+
+    def text(self, corpus: str | None, progress: Callable[[int], None] | None = None) -> Split:
+        """The run's validation split, or the whole of another text.
+
+        Raises:
+            UsageError: the text can't be read, or there is too little of it.
+        """
+        data = self.parts.config.data
+        if corpus is not None:
+            data = evolve(data, corpus=corpus, validation_fraction=0.0)
+            return prepare(data, self.parts.tokenizer, progress).train
+        split = prepare(data, self.parts.tokenizer, progress).validation
+        if not len(split):
+            raise UsageError(
+                f"{self.path} has no validation split (data.validation_fraction = 0): name a text with --corpus."
+            )
+        return split
+
+    def evaluation(self, split: Split, **changes: Any) -> Evaluation:
+        """The run's own settings for a split, with these of them changed."""
+        config = self.parts.config
+        settings: dict[str, Any] = {
+            "draws": config.evaluation.draws,
+            "sequences": config.evaluation.sequences,
+            "bands": config.evaluation.bands,
+            "seed": config.run.seed,
+            "batch_size": config.training.batch_size,
+            **changes,
+        }
+        causal = config.training.objective == "clm"
+        return Evaluation(split=split, mask_id=self.parts.tokenizer.mask_id, causal=causal, **settings)
+
+    def likelihoods(
+        self, evaluation: Evaluation, progress: Callable[[int, int], None] | None = None
+    ) -> list[Likelihood]:
+        """The bound at every depth; see ``evaluate``."""
+        return evaluate(
+            self.residency, evaluation, routes=self.routes, exits=self.exits, active=self.active, progress=progress
+        )
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Routes, the stacks that trained last, and the bands that were trained on."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        routes = tuple(
+            BandRoute(tuple(map(int, route["path"])), (float(route["band"][0]), float(route["band"][1])))
+            for route in data["routes"]
+        )
+        bands = tuple((float(phase["band"][0]), float(phase["band"][1])) for phase in data["phases"])
+        active = frozenset(map(int, data["phases"][-1]["trains"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error
+    if not routes:
+        raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
+    return {"routes": routes, "active": active, "trained_bands": bands}
+
+
+def _read_ends(directory: RunDirectory, owner: int | None, parts: Parts) -> dict[str, Any]:
+    tensors = directory.read_tensors(embedding_file(owner))
+    if not parts.spec.tie_embeddings:
+        tensors |= directory.read_tensors(head_file(owner))
+    return tensors

@@ -1,0 +1,117 @@
+"""The rack of another run, as the beginning of this one: which of its blocks become which stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+from torch import Tensor
+
+from stackwise_core.config.source_run import SourceRun
+from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+
+
+@frozen
+class Source:
+    """A finished run's blocks, dealt to the stacks of a rack that has as many or more."""
+
+    run: SourceRun
+    first_block: int
+    """The block of this rack that the source's first one becomes."""
+    stacks: dict[int, range]
+    """By stack of this rack, the source's blocks that it is made of."""
+    exits: frozenset[int]
+    """Stacks of this rack whose exit the source was read at."""
+
+    @classmethod
+    def of(cls, run: SourceRun, spec: RackSpec, grows: Literal["up", "down"]) -> Source:
+        """Match blocks in order: the source's at the bottom of a rack that grows up, at the top of one that grows down.
+
+        Raises:
+            UsageError: it has too many blocks, or ends within one of this rack's stacks.
+        """
+        blocks, wanted = sum(run.blocks), sum(spec.blocks)
+        if blocks > wanted:
+            raise UsageError(
+                f'rack.init_from = "{run.path}" has {blocks} blocks, and this rack {wanted}. '
+                "Raise rack.stacks or rack.blocks_per_stack."
+            )
+        first = wanted - blocks if grows == "down" else 0
+        stacks, ends, at = {}, {}, 0
+        for stack, size in enumerate(spec.blocks):
+            begin, end = at - first, at + size - first
+            at += size
+            if begin >= 0 and end <= blocks:
+                stacks[stack], ends[end] = range(begin, end), stack
+            elif begin < blocks and end > 0:
+                raise UsageError(
+                    f'rack.init_from = "{run.path}" has {blocks} blocks, which end within stack {stack} of this rack. '
+                    "Choose rack.blocks_per_stack so that they fill whole stacks."
+                )
+        last_blocks = [sum(run.blocks[: stack + 1]) for stack in run.exits]
+        return cls(run, first, stacks, frozenset(ends[block] for block in last_blocks if block in ends))
+
+    def check_ends(self, spec: RackSpec, tokenizer: str) -> None:
+        """Refuse a source whose embedding or head isn't for this rack.
+
+        Raises:
+            UsageError: another tokenizer, ends of its own for each stack, or a time embedding that doesn't fit.
+        """
+        where, rack = f'rack.init_from = "{self.run.path}"', self.run.rack
+        if self.run.tokenizer != tokenizer:
+            raise UsageError(f"{where} was trained with another tokenizer than data.tokenizer or data.mask_token name.")
+        if rack.get("ends", "shared") == "per_stack" and spec.ends == "shared":
+            raise UsageError(f"{where} has an embedding and a head for each stack, and this rack has one for all.")
+        encoding = rack.get("time_encoding")
+        same_steps = encoding != "learned" or len(rack.get("time_fractions", ())) == len(spec.time_fractions)
+        if encoding is not None and (encoding != spec.time_encoding or not same_steps):
+            raise UsageError(
+                f"{where} was trained with another time input. Set training.time, time_encoding and time_steps to its."
+            )
+
+    def copy_into(self, directory: RunDirectory, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
+        """Write the masters of the given stacks into a run's directory.
+
+        Returns:
+            Embedding and head by the stack that they belong to, None where all stacks share them.
+
+        Raises:
+            StackwiseError: a file is missing or damaged.
+        """
+        source = RunDirectory(Path(self.run.path))
+        for stack, blocks in self.stacks.items():
+            directory.write_stack(stack, self._stack(source, blocks))
+        owners = range(spec.stacks) if spec.ends == "per_stack" else (None,)
+        own = self.run.rack.get("ends", "shared") == "per_stack"
+        ends: dict[int | None, dict[str, Tensor]] = {}
+        for owner in owners:
+            if owner is not None and owner not in self.stacks:
+                continue
+            theirs = self._source_stack(self.stacks[owner][-1]) if own and owner is not None else None
+            tensors = source.read_tensors(embedding_file(theirs))
+            if not spec.tie_embeddings:
+                tensors |= source.read_tensors(head_file(theirs))
+            ends[owner] = tensors
+        return ends
+
+    def _source_stack(self, block: int) -> int:
+        """The source's stack that a block of it belongs to."""
+        return next(stack for stack in range(len(self.run.blocks)) if block < sum(self.run.blocks[: stack + 1]))
+
+    def _stack(self, source: RunDirectory, blocks: range) -> dict[str, Tensor]:
+        """Tensors of a stack made of these blocks of the source, read out through the norm of the last one's stack."""
+        tensors: dict[str, Tensor] = {}
+        for place, block in enumerate(blocks):
+            owner = self._source_stack(block)
+            prefix = f"layers.{block - sum(self.run.blocks[:owner])}."
+            theirs = source.read_stack(owner)
+            tensors |= {
+                f"layers.{place}.{name.removeprefix(prefix)}": tensor
+                for name, tensor in theirs.items()
+                if name.startswith(prefix)
+            }
+            tensors["norm.weight"] = theirs["norm.weight"]
+        return tensors

@@ -1,0 +1,67 @@
+"""A phase's own loss on held-out text while it trains, and the plateau at which it may end early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from attrs import define, frozen
+
+from stackwise_core.data.draws import Drawer
+from stackwise_core.rack.residency import Residency
+from stackwise_core.training.objective import Objective
+
+
+@frozen
+class Validation:
+    """The objective of a phase over validation sequences, under the same masks each time, so that values compare."""
+
+    drawer: Drawer
+    """Of the validation split."""
+    objective: Objective
+    every: int
+    """Optimizer steps between two validations."""
+    sequences: int | None
+    """How many sequences to use, evenly spaced; None: all."""
+    batch_size: int
+
+    def is_due(self, step: int) -> bool:
+        """Whether to validate after so many steps."""
+        return step % self.every == 0
+
+    @torch.no_grad()
+    def loss(self, residency: Residency, path: Sequence[int]) -> float:
+        """Nats a token at the exit of a path, from the tokens on."""
+        split = self.drawer.split
+        count = len(split) if self.sequences is None else min(self.sequences, len(split))
+        samples = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+        batches = [
+            self.drawer.draw(samples[at : at + self.batch_size], 0) for at in range(0, len(samples), self.batch_size)
+        ]
+        total = 0.0
+        for draws in batches:
+            hidden = residency.embed(path[0], draws.inputs, draws.fraction)
+            context = residency.context(draws.segments)
+            for index in path:
+                hidden = residency.through(index, hidden, context)
+            read = hidden.flatten(0, 1).index_select(0, draws.masked.to(residency.device))
+            losses = residency.cross_entropy(path[-1], read, draws.targets.to(residency.device))
+            total += self.objective.weighted_sum(losses, draws).item()
+        return total / self.objective.normaliser(batches)
+
+
+@define
+class Plateau:
+    """Whether a loss has stopped getting better; never, without a patience."""
+
+    patience: int | None
+    best: float = math.inf
+    without_gain: int = 0
+
+    def reached(self, loss: float) -> bool:
+        """Take a validation's loss in, and say whether it was one too many without a new best."""
+        self.without_gain = 0 if loss < self.best else self.without_gain + 1
+        self.best = min(self.best, loss)
+        return self.patience is not None and self.without_gain >= self.patience
