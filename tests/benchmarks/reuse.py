@@ -59,7 +59,7 @@ def by_hand(fit: Fit) -> float:
     steps = []
     for window in fit.order.epoch(0):
         steps += [fit.drawer.draw(samples, 0) for (samples,) in window.steps]
-    ends, stack = residency.ends, residency.stack(0)
+    ends, stack = residency.ends(0), residency.stack(0)
     parameters = [parameter for _, parameter in residency.trainable()]
     optimizer = make_optimizer(residency.trainable(), training)
     began = time.perf_counter()

@@ -1,0 +1,36 @@
+"""How many steps a stack make a regime cost what the baseline costs, by its plan."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import cache
+
+from attrs import evolve
+
+from stackwise_core.training.plan import Plan, make_plan
+from stackwise_core.training.setup import Setup
+
+
+def nearest(quantity: Callable[[int], float], target: float) -> int:
+    """The number from 1 up whose quantity is nearest to the target; the quantity never falls as the number rises."""
+    quantity = cache(quantity)
+    high = 1
+    while quantity(high) < target:
+        high *= 2
+    reached = bisect_left(range(high + 1), target, lo=1, key=quantity)
+    return min((max(1, reached - 1), reached), key=lambda number: (abs(quantity(number) - target), number))
+
+
+def plan_with(setup: Setup, steps_per_stack: int) -> Plan:
+    """The plan with another budget."""
+    training = evolve(setup.config.training, steps_per_stack=steps_per_stack)
+    return make_plan(evolve(setup, config=evolve(setup.config, training=training)))
+
+
+def total(plan: Plan, budget: str) -> float:
+    """What all phases cost: ``"tokens"`` or ``"flops"``."""
+    return sum(getattr(phase, budget) for phase in plan.phases)
+
+
+def matching_steps(setup: Setup, budget: str, target: float) -> int:
+    """Steps a stack with which the regime's tokens or FLOPs are nearest to the target."""
+    return nearest(lambda steps: total(plan_with(setup, steps), budget), target)

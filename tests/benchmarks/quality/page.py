@@ -1,0 +1,185 @@
+"""The page: generated sections between markers; what people wrote around them stays."""
+
+import json
+import re
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stackwise_core.cli.quantities import duration
+from stackwise_core.errors import UsageError
+from stackwise_core.files import publish_text
+from tests.benchmarks.quality.corpora import SOURCES
+from tests.benchmarks.quality.regimes import BASE, BASELINE, BUDGETS, REGIMES
+from tests.benchmarks.quality.table import Row
+
+MODULE = "python -m tests.benchmarks.quality"
+
+SKELETON = """# Quality by trainer mode
+
+Does training stack by stack reach the quality of end-to-end training? Each regime trains the same rack on the same
+text, at the tokens and at the FLOPs of end-to-end training, and is measured by its validation NELBO.
+
+<!-- setting: begin -->
+<!-- setting: end -->
+
+## Results
+
+<!-- table: begin -->
+<!-- table: end -->
+
+## What was compared
+
+<!-- regimes: begin -->
+<!-- regimes: end -->
+"""
+
+
+def write_page(path: Path, sections: Mapping[str, str]) -> None:
+    """Put sections into the page, which is made if there is none."""
+    page = path.read_text(encoding="utf-8") if path.exists() else SKELETON
+    for name, text in sections.items():
+        page = with_section(page, name, text, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish_text(path, page)
+
+
+def with_section(page: str, name: str, text: str, path: Path) -> str:
+    """The page with what stands between a section's markers replaced.
+
+    Raises:
+        UsageError: it hasn't exactly one pair of them.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
+    replaced, found = pattern.subn(lambda _: f"{begin}\n{text.strip()}\n{end}", page)
+    if found != 1:
+        raise UsageError(f"{path}: expected the lines {begin} and {end} once, in this order; found {found} such pairs")
+    return replaced
+
+
+def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int], flags: str) -> str:
+    """What was run, on what.
+
+    Args:
+        steps: of the baseline.
+        seeds: how many, by corpus.
+        flags: what the calls had in common.
+    """
+    rack, data, training = BASE["rack"], BASE["data"], BASE["training"]
+    machines = {
+        f"{one['processor']}, {one['cores']} cores, {run['jobs']} runs at once with {one['threads']} "
+        f"{'thread' if one['threads'] == 1 else 'threads'} each, torch {one['torch']}"
+        for run in runs
+        for one in [run["machine"]]
+    }
+    paragraphs = [
+        f"{rack['stacks']} stacks of {rack['blocks_per_stack']} blocks, d_model {rack['d_model']}, bytes, sequences of "
+        f"{data['seq_len']}, batches of {training['batch_size']}. End-to-end training takes {steps} steps; the other "
+        "regimes take as many as need the same tokens, or the same FLOPs, by the plan. "
+        f"Machine: {'; '.join(sorted(machines))}."
+    ]
+    errors = [run["standard_error"] for run in runs if run["standard_error"] is not None]
+    if errors:
+        paragraphs.append(
+            f"One evaluation has a standard error of {statistics.mean(errors):.4f} nats/byte, from the choice of "
+            "sequences and masks. With one seed all regimes are measured on the same ones, so it hardly enters the "
+            "gaps."
+        )
+    if len({run["sources"] for run in runs}) > 1:
+        paragraphs.append("**The results are of more than one version of the code.**")
+    return "\n\n".join([f"```sh\n{commands(seeds, flags)}\n```", *map(wrapped, paragraphs)])
+
+
+def commands(seeds: Mapping[str, int], flags: str) -> str:
+    """What makes these results; corpora with as many seeds share a call."""
+    calls: dict[int, list[str]] = {}
+    for corpus, count in seeds.items():
+        calls.setdefault(count, []).append(corpus)
+    return "\n".join(
+        f".venv/bin/{MODULE} --corpora {','.join(corpora)} --seeds {count} {flags}" for count, corpora in calls.items()
+    )
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def table(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
+    """A corpus under a budget."""
+    lines = [
+        "| regime | NELBO, nats/byte | gap | training state | peak memory | FLOPs | tokens | time |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    whole = next((statistics.mean(row.nelbo) for row in rows if row.regime == BASELINE), None)
+    for name, bound in baselines.items():
+        gap = "" if whole is None else f"{100 * (bound / whole - 1):+.1f} %"
+        lines.append(f"| *{name}* | {bound:.4f} | {gap} | | | | | |")
+    for row in rows:
+        title = REGIMES[row.regime].title
+        cells = [
+            f"**{title}**" if row.regime == BASELINE else title,
+            spread(row.nelbo),
+            "" if row.regime == BASELINE else gap_text(row),
+            f"{row.state:.2f}",
+            f"{row.peak_bytes / 1e6:.0f} MB",
+            f"{row.flops:.2f}",
+            f"{row.tokens:.2f}",
+            duration(row.seconds),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; the mean alone of one value."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def gap_text(row: Row) -> str:
+    """Mean and range over the seeds."""
+    if row.gap is None:
+        return ""
+    mean = f"{row.gap:+.1f} %"
+    return f"{mean} ({min(row.gaps):+.1f} to {max(row.gaps):+.1f})" if len(row.gaps) > 1 else mean
+
+
+def tables(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]], baselines: Mapping[str, Mapping[str, float]]) -> str:
+    """All tables, and the plot above them."""
+    parts = [
+        "![gap to end-to-end training against the share of its training state](quality.svg)",
+        wrapped(
+            "NELBO: mean ± standard deviation over the seeds. Gap: to end-to-end training with the same seed, mean "
+            "(and range). Training state, FLOPs and tokens: shares of end-to-end training's, by the plan; training "
+            "state is the most that weights, gradients and optimizer take in a phase. Peak memory: of the whole "
+            "process, torch and all. Time: of the training phases."
+        ),
+    ]
+    for corpus, by_budget in by_corpus.items():
+        for budget, rows in by_budget.items():
+            parts += [f"### {SOURCES[corpus].title}, {BUDGETS[budget]}", table(rows, baselines[corpus])]
+    return "\n\n".join(parts)
+
+
+def regimes_text(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
+    """What each regime is, and how long it trains."""
+    lines = [
+        "| regime | trainer_mode | other keys | corpus | steps a stack: " + ", ".join(BUDGETS.values()) + " |",
+        "| --- | --- | --- | --- | ---: |",
+    ]
+    for corpus, by_budget in by_corpus.items():
+        steps: dict[str, dict[str, int]] = {}
+        for budget, rows in by_budget.items():
+            for row in rows:
+                steps.setdefault(row.regime, {})[budget] = row.steps_per_stack
+        for name, by in steps.items():
+            regime = REGIMES[name]
+            mode = ", ".join(f"{key} = {json.dumps(value)}" for key, value in regime.trainer_mode.items())
+            changes = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in regime.changes.items())
+            counts = ", ".join(str(by.get(budget, "")) for budget in BUDGETS)
+            lines.append(f"| {regime.title} | `{{ {mode} }}` | {changes} | {corpus} | {counts} |")
+    return "\n".join(lines)
