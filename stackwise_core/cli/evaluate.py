@@ -42,9 +42,14 @@ def evaluate(
     counts. The same seed gives the same masks.
     """
     from stackwise_core.config.paths import absolute
-    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.config.source_run import nearest_run, read_source_run
+    from stackwise_core.errors import UsageError
 
-    read_source_run(directory)  # a name that is wrong is found before torch is loaded
+    try:
+        read_source_run(directory)  # a name that is wrong is found before torch is loaded
+    except UsageError as error:
+        near = nearest_run(directory)
+        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
 
     from cattrs import unstructure
 

@@ -25,6 +25,7 @@ from stackwise_core.training.events import (
     RunResult,
     RunStarted,
     StepDone,
+    Validated,
 )
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -103,7 +104,7 @@ class Bars:
         self._console = console
         self._progress = bars(console)
         self._task = self._boundary = self._evaluation = TaskID(-1)
-        self._loss = SmoothedLoss()
+        self._loss, self._held_out = SmoothedLoss(), ""
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
@@ -113,7 +114,7 @@ class Bars:
             self._console.print(f"\nrun directory: {event.directory}\n", highlight=False)
             progress.start()
         elif isinstance(event, PhaseStarted):
-            self._loss = SmoothedLoss()
+            self._loss, self._held_out = SmoothedLoss(), ""
             self._task = progress.add_task(event.planned.phase.name, total=event.planned.steps, measured="")
             self._boundary = TaskID(-1)
         elif isinstance(event, BoundaryProgress):
@@ -123,13 +124,16 @@ class Bars:
             progress.update(self._boundary, completed=event.chunks_done, total=event.chunks, visible=going_on)
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
-            measured = f"loss {loss:.3f}  {speed} tokens/s  peak {ByteSize(event.peak_bytes)}"
+            measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s  peak {ByteSize(event.peak_bytes)}"
             progress.update(self._task, completed=event.step, measured=measured)
+        elif isinstance(event, Validated):
+            self._held_out = f" ({event.loss:.3f} held out)"
         elif isinstance(event, PhaseDone):
             peak = ByteSize(event.result.peak_bytes)
             speed = count(event.result.tokens_per_second)
-            measured = f"loss {event.result.last_loss:.3f}  {speed} tokens/s  peak {peak}"
-            progress.update(self._task, measured=measured)
+            early = "  stopped early" if event.result.stopped_early else ""
+            measured = f"loss {event.result.last_loss:.3f}{self._held_out}  {speed} tokens/s  peak {peak}{early}"
+            progress.update(self._task, total=event.result.steps, measured=measured)
         elif isinstance(event, EvaluationProgress):
             if self._evaluation == TaskID(-1):
                 self._evaluation = progress.add_task("validation", total=event.total, measured="sequences")
@@ -175,10 +179,12 @@ class Lines:
                     f"{count(event.tokens_per_second)} tokens/s  peak {ByteSize(event.peak_bytes)}  "
                     f"{duration(left)} left"
                 )
+        elif isinstance(event, Validated):
+            self._say(f"{event.planned.phase.name}: step {event.step}  loss {event.loss:.3f} on held-out text")
         elif isinstance(event, PhaseDone):
             result = event.result
             self._say(
-                f"{result.name}: done in {duration(result.seconds)}  loss {result.last_loss:.3f}  "
+                f"{result.name}: {'stopped early' if result.stopped_early else 'done'} in {duration(result.seconds)}  loss {result.last_loss:.3f}  "
                 f"{count(result.tokens_per_second)} tokens/s  peak {ByteSize(result.peak_bytes)}"
             )
         elif isinstance(event, EvaluationProgress) and not quiet:

@@ -62,8 +62,9 @@ def test_a_run_prints_plan_progress_and_results(here):
         r"^run directory: runs/small$",
         r"^stack 1: \d+ steps from boundary above stack 0$",
         r"^stack 1: done in 0:0\d  loss \d\.\d+  [\d.]+k? tokens/s  peak \d+ MB$",
-        r"^validation NELBO at +nats/token +std\. error +change +bits/byte$",
-        r"^2 stacks +\d\.\d{4} +± \d\.\d{4} +[+-]\d\.\d{4} +\d\.\d{4}$",
+        r"^validation NELBO at +nats/token +std\. error +change +perplexity +bits/byte$",
+        r"^2 stacks +\d\.\d{4} +± \d\.\d{4} +[+-]\d\.\d{4} +[\d.]+ +\d\.\d{4}$",
+        r"^50-75 % +\d\.\d{4} +± \d\.\d{4} +\d\d\.\d%$",
     ):
         assert re.search(pattern, result.output, re.MULTILINE), (pattern, result.output)
 
