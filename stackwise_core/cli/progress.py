@@ -183,8 +183,9 @@ class Lines:
             self._say(f"{event.planned.phase.name}: step {event.step}  loss {event.loss:.3f} on held-out text")
         elif isinstance(event, PhaseDone):
             result = event.result
+            ended = "stopped early" if result.stopped_early else "done"
             self._say(
-                f"{result.name}: {'stopped early' if result.stopped_early else 'done'} in {duration(result.seconds)}  loss {result.last_loss:.3f}  "
+                f"{result.name}: {ended} in {duration(result.seconds)}  loss {result.last_loss:.3f}  "
                 f"{count(result.tokens_per_second)} tokens/s  peak {ByteSize(result.peak_bytes)}"
             )
         elif isinstance(event, EvaluationProgress) and not quiet:

@@ -40,6 +40,8 @@ class Noise:
     """Mask fractions f_0, f_1, ... of the discrete time steps, which don't fall; empty where time is continuous."""
     start: float = 0.0
     """The fraction f_(-1) that the first step reaches down to."""
+    falls: bool = False
+    """Whether progress goes through the steps from the last to the first, since the schedule falls."""
 
     @classmethod
     def of(cls, schedule: MaskSchedule, training: TrainingConfig) -> Noise:
@@ -50,15 +52,10 @@ class Noise:
         count = training.time_steps or len(given)
         if given:
             return cls(schedule, interpolated(given, count))
-        ends = torch.arange(count + 1, dtype=torch.float64) / count
-        start, *fractions = schedule.fraction(ends).tolist()
-        # A schedule that falls names the same steps from the other end.
-        return cls(schedule, tuple(fractions), start) if start <= fractions[-1] else cls._fallen(schedule, ends)
-
-    @classmethod
-    def _fallen(cls, schedule: MaskSchedule, ends: Tensor) -> Noise:
-        start, *fractions = schedule.fraction(ends.flip(0)).tolist()
-        return cls(schedule, tuple(fractions), start)
+        at_ends = schedule.fraction(torch.arange(count + 1, dtype=torch.float64) / count).tolist()
+        falls = at_ends[0] > at_ends[-1]
+        start, *fractions = reversed(at_ends) if falls else at_ends
+        return cls(schedule, tuple(fractions), start, falls)
 
     @cached_property
     def _fractions(self) -> Tensor:
@@ -72,7 +69,8 @@ class Noise:
 
     def step(self, progress: Tensor) -> Tensor:
         """The time step of each progress, int64."""
-        return (progress * len(self.steps)).long().clamp(max=len(self.steps) - 1)
+        along = 1 - progress if self.falls else progress
+        return (along * len(self.steps)).long().clamp(max=len(self.steps) - 1)
 
     def fraction(self, progress: Tensor) -> Tensor:
         """The mask fraction of each progress."""
@@ -92,9 +90,11 @@ class Noise:
             low, high = self.fraction(torch.tensor(stretch, dtype=torch.float64)).tolist()
             return low, high
         count = len(self.steps)
+        begin, end = (1 - stretch[1], 1 - stretch[0]) if self.falls else stretch
         # Rounded, since 1/3 of 3 steps is one step and not a little less.
-        first, last = math.floor(round(stretch[0] * count, 9)), math.ceil(round(stretch[1] * count, 9)) - 1
-        return (self.steps[first - 1] if first else self.start), self.steps[max(first, last)]
+        first, last = math.floor(round(begin * count, 9)), math.ceil(round(end * count, 9)) - 1
+        low, high = (self.steps[first - 1] if first else self.start), self.steps[max(first, last)]
+        return (high, low) if self.falls else (low, high)
 
 
 def interpolated(given: Sequence[float] | Mapping[int, float], count: int) -> tuple[float, ...]:

@@ -62,6 +62,7 @@ def namespace(residency: Residency, trunk: Sequence[int], layout: Layout, settin
         "layout": asdict(layout),
         "chunk": chunk_size(layout.tokens),
         "heads": [spec.n_heads, spec.n_kv_heads, spec.attention, spec.rope_theta, spec.norm_eps],
+        "time": [spec.time_encoding, *spec.time_fractions],
         **settings,
     }
     digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)

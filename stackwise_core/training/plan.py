@@ -245,7 +245,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         order = sample_order(setup)
         epochs, draws = (max(f(plan.phase, order) for plan in with_trunk) for f in (phase_epochs, distinct_draws))
         if epochs <= draws:
-            trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:g}, draws a sample: {draws:g})"
+            trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:.3g}, draws a sample: {draws:.3g})"
             if any(plan.made_from_below for plan in planned):
                 said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
             else:

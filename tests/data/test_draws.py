@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from stackwise_core.data.draws import Drawer, Stream, generator
+from stackwise_core.data.draws import Corruption, Drawer, Stream, generator, shifted
+from stackwise_core.data.noise import Noise
+from stackwise_core.data.sequences import Rows
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.training.setup import set_up
 from stackwise_masking.options import ConstantOptions, RangeOptions
@@ -17,7 +19,7 @@ def split(tmp_path_factory):
 
 def drawer(split, schedule: MaskSchedule | None = None, **changes) -> Drawer:
     settings = {"seed": 5, "mask_id": 256, "progress": (0.0, 1.0), "at_least_one": False} | changes
-    return Drawer(split=split, schedule=schedule or Linear(RangeOptions(0.0, 1.0)), **settings)
+    return Drawer(split=split, noise=Noise(schedule or Linear(RangeOptions(0.0, 1.0))), **settings)
 
 
 def masks(draws) -> np.ndarray:
@@ -108,3 +110,65 @@ def test_a_schedule_may_place_masks_its_own_way(split):
 
     draws = drawer(split, FirstHalf(ConstantOptions(0.5))).draw([0], 0)
     assert masks(draws)[0].tolist() == [True] * 16 + [False] * 16
+
+
+def test_a_token_is_predicted_from_its_own_document_only():
+    """Shifted by one within each document, never into the next, nor to or from padding and special tokens."""
+    tokens = np.array([[10, 11, 12, 20, 21, 0, 30, 0], [40, 41, 42, 43, 44, 45, 46, 47]], dtype=np.int32)
+    segments = np.array([[1, 1, 1, 2, 2, 0, 3, 0], [1] * 8], dtype=np.int32)
+    draws = shifted(Rows(tokens, segments), np.array([5, 9]))
+    pairs = list(zip(draws.inputs.flatten()[draws.masked].tolist(), draws.targets.tolist(), strict=True))
+    assert pairs == [(10, 11), (11, 12), (20, 21), *[(token, token + 1) for token in range(40, 47)]]
+    assert draws.rows.tolist() == [0] * 3 + [1] * 7
+    assert draws.inputs.tolist() == tokens.tolist()
+    assert draws.scored == 10
+
+
+def test_causal_draws_mask_nothing_and_are_one(split):
+    """Whatever its number, a causal draw is the text itself."""
+    one, other = (drawer(split, causal=True).draw([3, 4], number) for number in (0, 7))
+    assert torch.equal(one.inputs, torch.from_numpy(split.rows(np.array([3, 4])).tokens.astype(np.int64)))
+    assert torch.equal(one.inputs, other.inputs)
+    assert len(one.masked) == 2 * 31
+
+
+def test_masked_positions_of_mlm_are_mixed_as_asked(split):
+    """Of many masked positions 20 % hold their own token, 30 % another one drawn evenly, and the rest the mask."""
+    mixture = Corruption(random=0.3, keep=0.2, vocab_size=258)
+    one = drawer(split, Constant(ConstantOptions(0.5)), corruption=mixture)
+    plain = drawer(split, Constant(ConstantOptions(0.5)))
+    own = masked = other = 0
+    drawn = []
+    for number in range(30):
+        draws, without = one.draw(range(len(split)), number), plain.draw(range(len(split)), number)
+        assert torch.equal(draws.masked, without.masked)
+        assert torch.equal(draws.targets, without.targets)
+        unmasked = ~masks(draws)
+        assert np.array_equal(draws.inputs.numpy()[unmasked], without.inputs.numpy()[unmasked])
+        held = draws.inputs.flatten()[draws.masked]
+        own += int((held == draws.targets).sum())
+        masked += int((held == 256).sum())
+        other += len(held)
+        drawn.append(held[(held != draws.targets) & (held != 256)])
+    spread = 4 * (0.25 / other) ** 0.5
+    assert masked / other == pytest.approx(0.5, abs=spread)
+    assert own / other == pytest.approx(0.2 + 0.3 / 257, abs=spread)
+    counts = torch.bincount(torch.cat(drawn), minlength=258)
+    assert counts[256] == 0
+    assert int((counts > 0).sum()) == 257
+    assert float(counts.max()) < 2 * float(counts.sum()) / 257
+
+
+def test_validation_has_masks_of_its_own(split):
+    """Its stream isn't that of training."""
+    one, other = drawer(split), drawer(split, stream=Stream.VALIDATION)
+    assert not torch.equal(one.draw([1], 0).inputs, other.draw([1], 0).inputs)
+
+
+def test_discrete_time_gives_its_steps_fractions_and_no_others(split):
+    """Every draw's mask fraction is a step's, and each step's share is even."""
+    drawn = Drawer(split, Noise(Linear(RangeOptions(0.0, 1.0)), (0.25, 0.5, 1.0)), 5, 256, (0.0, 1.0), False)
+    fractions = torch.cat([drawn.draw(range(100), number).fraction for number in range(12)])
+    values, counts = fractions.unique(return_counts=True)
+    assert values.tolist() == [0.25, 0.5, 1.0]
+    assert counts.min() > 330

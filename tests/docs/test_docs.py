@@ -102,7 +102,7 @@ def forget_modules():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in {"power", *EXAMPLES.values()}:
+        if name in {"power", "shortcut", *EXAMPLES.values()}:
             del sys.modules[name]
 
 
@@ -242,24 +242,58 @@ class TestGains(AdapterContract):
         return build(examples, "adapter")
 
 
-@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook != "adapter"])
-def test_examples_train(hook, examples, tmp_path, monkeypatch):
-    """The example of each hook's page trains a small rack under the configuration that stands below it."""
+def train(file: Path):
+    """Train a small rack under a configuration; the plan and what came of it."""
     from stackwise_core.training.engine import Engine
     from stackwise_core.training.plan import make_plan
     from stackwise_core.training.setup import set_up
 
-    folder, _ = examples
-    monkeypatch.chdir(tmp_path)
     small = ("stacks=3", "blocks_per_stack=1", "d_model=32", "n_heads=2")
     overrides = [*(f"rack.{value}" for value in small), "data.seq_len=32", "training.steps_per_stack=2"]
     corpus = ROOT / "tests" / "golden" / "genesis.txt"
     overrides += [f"data.corpus={corpus}", "evaluation.sequences=4"]
-    config, registry = load(folder / f"{EXAMPLES[hook]}.toml", overrides=overrides, environ={})
+    config, registry = load(file, overrides=overrides, environ={})
     setup = set_up(config, registry)
-    result = Engine(setup, make_plan(setup), registry, lambda event: None).run()
+    plan = make_plan(setup)
+    return plan, Engine(setup, plan, registry, lambda event: None).run()
+
+
+@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook not in ("adapter", "trainer_mode")])
+def test_examples_train(hook, examples, tmp_path, monkeypatch):
+    """The example of each hook's page trains a small rack under the configuration that stands below it."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    _, result = train(folder / f"{EXAMPLES[hook]}.toml")
     assert [phase.steps for phase in result.phases] == [2, 2, 2]
     assert len(result.likelihoods) == 3
+
+
+def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch):
+    """The page's first mode trains stacks alone and then in pairs, on draws that follow one another."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    plan, result = train(folder / "pairs.toml")
+    assert [phase.name for phase in result.phases] == [
+        "stack 0",
+        "stack 1",
+        "stacks 0 and 1",
+        "stack 2",
+        "stacks 1 and 2",
+    ]
+    assert [phase.steps for phase in result.phases] == [2, 1, 1, 1, 1]
+    assert [planned.phase.begins for planned in plan.phases] == [0, 0, 1, 0, 1]
+    assert len(result.likelihoods) == 3
+
+
+def test_the_routes_of_the_page_are_taken(examples, tmp_path, monkeypatch, forget_modules):
+    """The page's second mode serves light masks with two of three stacks, and heavy ones with all."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    plan, result = train(folder / "shortcut.toml")
+    assert [(route.path, route.band) for route in plan.routes] == [((0, 1), (0.0, 0.5)), ((0, 1, 2), (0.5, 1.0))]
+    (whole,) = result.likelihoods
+    assert [band.band for band in whole.bands] == [(0.0, 0.5), (0.5, 1.0)]
+    assert sum(band.nats_per_token for band in whole.bands) == pytest.approx(whole.nats_per_token)
 
 
 @pytest.mark.parametrize("hook", INTERFACES)

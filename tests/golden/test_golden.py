@@ -14,6 +14,26 @@ RUNS = {
     "blockwise_over_depth": {"training.over": "depth"},
     "layerwise": {"trainer_mode": {"use": "layerwise"}, "rack.blocks_per_stack": 2, "rack.stacks": 2},
     "end_to_end": {"trainer_mode": {"use": "end_to_end"}, "training.masks": "resampled"},
+    "end_to_end_stackwise": {"trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 2}},
+    "progressive_append": {
+        "trainer_mode": {"use": "progressive", "start": "copy", "finale": 0.4, "finale_lr": 0.5},
+        "training.lr_schedule": "cosine",
+    },
+    "progressive_prepend": {
+        "trainer_mode": {"use": "progressive", "building": "prepend", "start": "zero_output"},
+        "training.over": "both",
+    },
+    "fused_frozen": {"trainer_mode": {"use": "fused"}},
+    "fused_trainable": {"trainer_mode": {"use": "fused", "fusion": "trainable"}},
+    "banded": {"trainer_mode": {"use": "banded", "shared": "per_stack", "cycles": 2, "widen": 0.1}},
+    "clm": {"training.objective": "clm", "rack.attention": "causal"},
+    "mlm": {"training.objective": "mlm", "training.mlm_random": 0.1, "training.mlm_keep": 0.1},
+    "time_input": {
+        "training.time": "input",
+        "training.time_encoding": "learned",
+        "training.time_steps": 4,
+        "training.time_step_fractions": {0: 0.2, 3: 1.0},
+    },
 }
 
 

@@ -1,9 +1,12 @@
+import itertools
+import math
+
 import pytest
 import torch
 from attrs import evolve
 
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.rack import Ends, Stack, new_ends, new_stack
+from stackwise_core.rack.rack import Ends, Stack, TimeEmbedding, new_ends, new_stack
 
 SPEC = RackSpec(blocks=(2, 1), vocab_size=40, seq_len=24, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48)
 MASK = 39
@@ -12,7 +15,7 @@ MASK = 39
 def forward(ends: Ends, stacks: list[Stack], ids: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
     """Logits of a rack, read out at its last stack."""
     context = ends.context(torch.ones_like(ids) if segments is None else segments)
-    hidden = ends.embed(ids)
+    hidden = ends.embed(ids, torch.zeros(len(ids), dtype=torch.float64))
     for stack in stacks:
         hidden = stack(hidden, context)
     return ends.logits(hidden, stacks[-1].norm)
@@ -136,8 +139,9 @@ def test_weights_depend_on_the_seed_and_differ_between_blocks():
 
 def test_counts_of_parameters_are_those_of_the_modules():
     """The plan's arithmetic counts what the modules hold."""
-    for tied in (True, False):
-        spec = evolve(SPEC, tie_embeddings=tied)
+    times = ({}, {"time_encoding": "sinusoidal"}, {"time_encoding": "learned", "time_fractions": (0.2, 0.6, 1.0)})
+    for tied, time in itertools.product((True, False), times):
+        spec = evolve(SPEC, tie_embeddings=tied, **time)
         ends, stacks = rack_of(spec)
         held = sum(p.numel() for module in (ends, *stacks) for p in module.parameters())
         assert spec.parameters == held
@@ -156,3 +160,40 @@ def test_counts_of_flops_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         stacks[0](hidden, context)
     assert counter.get_total_flops() == spec.stack_flops(0) * 2 * spec.seq_len
+
+
+def test_time_has_no_effect_at_first():
+    """A network with a time input begins as the one without it."""
+    ids = torch.randint(0, 30, (2, 5))
+    fractions = torch.tensor([0.2, 0.9], dtype=torch.float64)
+    plain = new_ends(SPEC, MASK, 0).embed(ids, fractions)
+    for encoding in ("sinusoidal", "learned"):
+        timed = new_ends(evolve(SPEC, time_encoding=encoding, time_fractions=(0.5, 1.0)), MASK, 0)
+        assert torch.equal(timed.embed(ids, fractions), plain)
+        torch.nn.init.normal_(timed.embed_time.weight)
+        added = timed.embed(ids, fractions) - plain
+        assert (added.abs().amax(dim=(1, 2)) > 0.1).all()
+        torch.testing.assert_close(added, added[:, :1].expand_as(added))  # a sequence's own, at each of its tokens
+
+
+def test_sinusoidal_time_is_what_the_formula_says():
+    """cos and sin of 1000 t / 10000^(2i/D), i = 0..D/2-1, through the projection."""
+    embedding = TimeEmbedding(evolve(SPEC, time_encoding="sinusoidal")).double()
+    torch.nn.init.eye_(embedding.weight)
+    times, width = [0.0, 0.15, 1 / 3, 1.0], SPEC.d_model
+    features = embedding(torch.tensor(times, dtype=torch.float64))
+    for time, row in zip(times, features.tolist(), strict=True):
+        angles = [1000 * time / 10_000 ** (2 * i / width) for i in range(width // 2)]
+        assert row == pytest.approx([*map(math.cos, angles), *map(math.sin, angles)], abs=1e-9)
+
+
+def test_discrete_time_is_the_nearest_step_s():
+    """A learned time has a row a step; a sinusoidal one is that of the step's fraction."""
+    steps = (0.25, 0.5, 1.0)
+    learned = TimeEmbedding(evolve(SPEC, time_encoding="learned", time_fractions=steps))
+    torch.nn.init.normal_(learned.weight)
+    asked = torch.tensor([0.5, 0.01, 0.7, 0.8, 1.0], dtype=torch.float64)
+    assert torch.equal(learned(asked), learned.weight[[1, 0, 1, 2, 2]])
+    sinusoidal = TimeEmbedding(evolve(SPEC, time_encoding="sinusoidal", time_fractions=steps))
+    torch.nn.init.normal_(sinusoidal.weight)
+    assert torch.equal(sinusoidal(asked), sinusoidal(torch.tensor(steps, dtype=torch.float64))[[1, 0, 1, 2, 2]])

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve
+from safetensors.torch import load_file
 
-from stackwise_core.data.draws import Drawer
+from stackwise_cache.disk import Disk
+from stackwise_cache.memory import Memory
+from stackwise_cache.options import DiskOptions, MemoryOptions
+from stackwise_core.data.draws import Drawer, Stream
+from stackwise_core.data.noise import Noise
+from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.training.boundary import draw_keys, namespace
+from stackwise_core.training.boundary import Boundary, draw_keys, namespace
 from stackwise_core.training.events import PhaseDone, PhaseStarted, StepDone
+from stackwise_masking.options import ConstantOptions
+from stackwise_masking.schedules import Constant
 from tests.tiny import Ran, run_tiny
 
 FP32_DISK = {"cache_backend": {"use": "disk", "dtype": "fp32", "shard_entries": 16}}
@@ -41,6 +49,18 @@ def test_a_cached_run_equals_a_recomputing_one_to_the_bit(tmp_path, recomputed, 
     for name in ("embedding", "stacks/000", "stacks/001", "stacks/002"):
         files = [(ran.directory / f"{name}.safetensors").read_bytes() for ran in (cached, reference)]
         assert files[0] == files[1]
+
+
+def test_a_cached_run_with_a_time_input_equals_a_recomputing_one_to_the_bit(tmp_path):
+    """The time is in the key, the time's embedding below the boundary: nothing of either gets lost in the cache."""
+    time = {"training.time": "input", "training.embedding_lr": 1e-2, "rack.stacks": 2}
+    cached = run_tiny(tmp_path / "cached", time)
+    recomputed = run_tiny(tmp_path / "recomputed", time | {"cache_backend": None})
+    assert cached.losses == recomputed.losses
+    embedding = load_file(cached.directory / "embedding.safetensors")
+    assert embedding["embed_time.weight"].any()
+    for name, tensor in load_file(recomputed.directory / "embedding.safetensors").items():
+        assert torch.equal(tensor, embedding[name])
 
 
 def test_every_activation_that_a_later_epoch_uses_is_read(tmp_path):
@@ -148,8 +168,8 @@ def test_the_boundary_is_the_trunk_s_own_output(tmp_path):
                     if len(seen) < 3 * len(boundary.trunk):
                         residency = ran.engine._residency
                         with torch.no_grad():
-                            expected = residency.ends.embed_tokens(draws.inputs)
-                            context = residency.ends.context(draws.segments)
+                            expected = residency.ends(0).embed_tokens(draws.inputs)
+                            context = residency.ends(0).context(draws.segments)
                             for index in boundary.trunk:
                                 expected = residency.stack(index)(expected, context)
                         torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-6)
@@ -170,6 +190,11 @@ def finished(tmp_path_factory) -> Ran:
     return run_tiny(tmp_path_factory.mktemp("finished"), {"training.epochs_per_stack": 1})
 
 
+def training_drawer(ran: Ran, phase: int) -> Drawer:
+    """What makes a phase's draws of the training split."""
+    return ran.engine._drawer(ran.plan.phases[phase], ran.setup.corpus.train, Stream.TRAINING)
+
+
 def names(ran: Ran):
     """Namespaces after each single change of what a boundary depends on, the unchanged one first."""
     residency, layout = ran.engine._residency, ran.engine._layout
@@ -179,10 +204,14 @@ def names(ran: Ran):
     yield "other order", namespace(residency, (1, 0), layout, settings)
     yield "stored format", namespace(residency, (0, 1), evolve(layout, dtype="bf16"), settings)
     yield "sequence length", namespace(residency, (0, 1), evolve(layout, tokens=64), settings)
+    for fractions in ((0.5, 1.0), (0.6, 1.0)):
+        residency.spec = evolve(ran.setup.spec, time_encoding="learned", time_fractions=fractions)
+        yield f"time steps {fractions}", namespace(residency, (0, 1), layout, settings)
+    residency.spec = ran.setup.spec
     for key in settings:
         yield key, namespace(residency, (0, 1), layout, settings | {key: "other"})
     weights = {
-        "embedding": residency.ends.embed_tokens.weight,
+        "embedding": residency.ends(0).embed_tokens.weight,
         "attention": residency.stack(0).layers[0].self_attn.k_proj.weight,
         "norm": residency.stack(1).layers[0].input_layernorm.weight,
     }
@@ -216,7 +245,7 @@ def test_the_exit_norm_is_not_below_a_boundary(finished):
 
 def test_keys_tell_ids_masks_and_segments_apart(finished):
     """A key changes with each of the three, and with nothing else."""
-    drawer: Drawer = finished.engine._drawer(finished.plan.phases[0])
+    drawer = training_drawer(finished, 0)
     draws = drawer.draw([0], 0)
     ids, segments = draws.inputs.clone(), draws.segments.clone()
     ids[0, 0] += 1
@@ -230,11 +259,118 @@ def test_keys_tell_ids_masks_and_segments_apart(finished):
         drawer.draw([1], 0),
         evolve(drawer, seed=99).draw([0], 0),
     ]
-    keys = [draw_keys(variant)[0] for variant in variants]
+    keys = [draw_keys(variant, with_time=False)[0] for variant in variants]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 16 for key in keys)
-    assert draw_keys(evolve(draws, progress=draws.progress + 1, samples=np.array([5]))) == [keys[0]]
-    assert draw_keys(drawer.draw([4, 0, 2], 0))[1] == keys[0]
+    assert draw_keys(evolve(draws, progress=draws.progress + 1, samples=np.array([5])), with_time=False) == [keys[0]]
+    assert draw_keys(drawer.draw([4, 0, 2], 0), with_time=False)[1] == keys[0]
+
+
+def test_time_is_part_of_a_key_where_the_network_is_told(finished):
+    """Two draws that differ in nothing but their time are two boundaries only then."""
+    draws = training_drawer(finished, 0).draw([0, 1], 0)
+    later = evolve(draws, fraction=draws.fraction + 1e-9)
+    assert draw_keys(draws, with_time=False) == draw_keys(later, with_time=False)
+    assert not set(draw_keys(draws, with_time=True)) & set(draw_keys(later, with_time=True))
+    boundary = finished.engine._boundary(finished.plan.phases[1], None)
+    assert boundary._keys(draws) == boundary._keys(later)
+    try:
+        finished.engine._residency.spec = evolve(finished.setup.spec, time_encoding="sinusoidal")
+        assert boundary._keys(draws) != boundary._keys(later)
+    finally:
+        finished.engine._residency.spec = finished.setup.spec
+
+
+STORES = {
+    "window": lambda directory, layout: None,
+    "memory": lambda directory, layout: Memory(MemoryOptions()).open(directory, layout, None),
+    "disk": lambda directory, layout: Disk(DiskOptions(shard_entries=8)).open(directory, layout, None),
+}
+
+
+def boundary_over_two_chunks(finished: Ran, directory: Path, store: str) -> tuple[Boundary, Drawer]:
+    """The third phase's boundary with its first two chunks made, and what made their draws."""
+    engine, drawer = finished.engine, training_drawer(finished, 2)
+    kept = STORES[store](directory, engine._layout)
+    boundary = Boundary((0, 1), engine._residency, drawer, engine._order, kept, engine._layout)
+    assert list(boundary.prepare([0, 1], 0)) == [0, 1]
+    return boundary, drawer
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_boundary_under_other_masks_is_refused(finished, tmp_path, store, monkeypatch):
+    """A loss over masks that its boundary didn't have would see what it asks for: an attempt fails, and ends."""
+    boundary, drawer = boundary_over_two_chunks(finished, tmp_path, store)
+    compute, computed = boundary._compute, []
+
+    def counted(draws, keys):
+        computed.append(len(keys))
+        assert len(computed) < 20, "it would go on for ever"
+        return compute(draws, keys)
+
+    monkeypatch.setattr(boundary, "_compute", counted)
+    own = drawer.draw([3, 20, 5], 0)
+    heavier = evolve(drawer, noise=Noise(Constant(ConstantOptions(0.97)))).draw([3, 20, 5], 0)
+    lighter = evolve(drawer, noise=Noise(Constant(ConstantOptions(0.03)))).draw([3, 20, 5], 0)
+    one_of_three = evolve(own, inputs=own.inputs.clone())
+    one_of_three.inputs[1] = lighter.inputs[1]
+    for leak in (lighter, heavier, one_of_three, drawer.draw([3, 20, 5], 1), evolve(own, masked=lighter.masked)):
+        with pytest.raises(StackwiseError, match="masks aren't those that its boundary was made under"):
+            boundary.read(leak, 0)
+    assert boundary.read(own, 0).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_batch_is_whole_after_part_of_it_was_lost(finished, tmp_path, store):
+    """What the store has no more is computed again, beside what it has, in the same places."""
+    boundary, drawer = boundary_over_two_chunks(finished, tmp_path, store)
+    draws = drawer.draw([3, 20, 5], 0)
+    whole = boundary.read(draws, 0)
+    boundary._store.drop()
+    assert list(boundary.prepare([1], 0)) == [1]
+    boundary.counts.computed = 0
+    assert torch.equal(boundary.read(draws, 0), whole)
+    assert boundary.counts.computed == 16
+
+
+def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
+    """Within a run no more than two phases' are on disk, and after it none."""
+    most = 0
+
+    def watch(ran: Ran) -> None:
+        listener = ran.engine._listener
+
+        def listen(event):
+            nonlocal most
+            if isinstance(event, StepDone):
+                most = max(most, len(list(ran.engine._directory.cache.glob("*"))))
+            listener(event)
+
+        ran.engine._listener = listen
+
+    ran = run_tiny(tmp_path, FP32_DISK | {"rack.stacks": 4, "training.epochs_per_stack": 1}, before=watch)
+    assert most == 2
+    assert not list(ran.directory.glob("cache/*"))
+
+
+def test_boundaries_of_as_many_phases_are_kept_as_asked(tmp_path):
+    """Of three phases' boundaries the last two stay on disk, whole, under the names of what they were made by."""
+    cache = FP32_DISK["cache_backend"] | {"keep_time_steps": 2}
+    ran = run_tiny(tmp_path, {"cache_backend": cache, "rack.stacks": 4, "training.epochs_per_stack": 1})
+    engine = ran.engine
+    left = {path.name for path in ran.directory.glob("cache/*")}
+    trunks = {namespace(engine._residency, range(top), engine._layout, engine._settings()): top for top in (2, 3)}
+    assert left == set(trunks)
+    draws = training_drawer(ran, 3).draw(range(16), 0)
+    for name, top in trunks.items():
+        store = Disk(DiskOptions()).open(ran.directory / "cache" / name, engine._layout, None)
+        assert store.stats().entries == len(ran.setup.corpus.train)
+        with torch.no_grad():
+            hidden = engine._residency.embed(0, draws.inputs, draws.fraction)
+            context = engine._residency.context(draws.segments)
+            for index in range(top):
+                hidden = engine._residency.through(index, hidden, context)
+        assert torch.equal(store.get(draw_keys(draws, with_time=False)), hidden)
 
 
 def test_the_same_again_hits_and_other_masks_miss(finished, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from attrs import evolve
 from safetensors.torch import load_file
 
 from stackwise_core.config.load import load
+from stackwise_core.data.draws import Stream
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.trainer_mode import TrainerMode
@@ -18,7 +19,7 @@ from tests.tiny import Ran, run_tiny
 def hashes(ran: Ran) -> dict[str, str]:
     """A hash of every weight that the engine holds or has on disk."""
     residency = ran.engine._residency
-    tensors = {f"ends.{name}": tensor for name, tensor in residency.ends.state_dict().items()}
+    tensors = {f"ends.{name}": tensor for name, tensor in residency.ends(0).state_dict().items()}
     for index in range(ran.setup.spec.stacks):
         if index in residency:
             tensors |= {f"stacks.{index}.{name}": t for name, t in residency.stack(index).state_dict().items()}
@@ -116,7 +117,7 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
             "training.weight_decay": 0.0,
         },
     )
-    ends, stack = fresh.engine._residency.ends, fresh.engine._residency.stack(0)
+    ends, stack = fresh.engine._residency.ends(0), fresh.engine._residency.stack(0)
     matrices = [p for p in (*ends.parameters(), *stack.parameters()) if p.ndim == 2]
     vectors = [p for p in stack.parameters() if p.ndim == 1]
     # The embedding has its own rate in the configuration.
@@ -130,7 +131,7 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
         betas=(0.9, 0.95),
         eps=1e-8,
     )
-    drawer, losses = ran.engine._drawer(ran.plan.phases[0]), []
+    drawer, losses = ran.engine._drawer(ran.plan.phases[0], setup.corpus.train, Stream.TRAINING), []
     for epoch in range(3):
         for window in ran.engine._order.epoch(epoch):
             for (samples,) in window.steps:

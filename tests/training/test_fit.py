@@ -15,7 +15,7 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     progress = torch.full((4,), 0.4, dtype=torch.float64)
     draws = corrupt(rows, samples, mask, 256, progress, progress)
 
-    hidden = residency.ends.embed(draws.inputs).detach().requires_grad_()
+    hidden = residency.embed(0, draws.inputs, draws.fraction).detach().requires_grad_()
     losses = residency.cross_entropy(2, hidden.flatten(0, 1).index_select(0, draws.masked), draws.targets)
     losses.sum().backward()
     gradient = hidden.grad.abs().sum(-1).numpy()

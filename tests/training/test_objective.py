@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
 
 from stackwise_core.data.draws import Draws
+from stackwise_core.data.noise import Noise
 from stackwise_core.inference.evaluate import count_weights
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
-from stackwise_core.training.objective import Objective, nelbo_weights
+from stackwise_core.training.objective import Objective
 from stackwise_masking.options import ConstantOptions, RangeOptions
 from stackwise_masking.schedules import Constant, Cosine, Exponential, Linear
 from tests.joint import Joint
@@ -18,8 +18,8 @@ JOINT = Joint()
 SEQUENCES = list(itertools.islice(JOINT.sequences(), 0, None, 40))
 
 
-def schedule(kind: type[MaskSchedule], low: float = 0.0, high: float = 1.0) -> MaskSchedule:
-    return kind(RangeOptions(min_fraction=low, max_fraction=high))
+def noise(kind: type[MaskSchedule], low: float = 0.0, high: float = 1.0) -> Noise:
+    return Noise(kind(RangeOptions(min_fraction=low, max_fraction=high)))
 
 
 def draws_of(x, masked, progress: float) -> Draws:
@@ -40,7 +40,7 @@ def draws_of(x, masked, progress: float) -> Draws:
 
 def expected_loss(objective: Objective, x, progress: float) -> float:
     """The mean of the objective's loss over all masks that independent masking can give, exactly."""
-    fraction = float(objective.schedule.fraction(torch.tensor(progress, dtype=torch.float64)))
+    fraction = float(objective.noise.fraction(torch.tensor(progress, dtype=torch.float64)))
     total = 0.0
     for masked in JOINT.subsets():
         probability = fraction ** len(masked) * (1 - fraction) ** (len(x) - len(masked))
@@ -60,7 +60,7 @@ def mean_over(stretch: tuple[float, float], function) -> float:
 @pytest.mark.parametrize("kind", [Linear, Exponential, Cosine])
 def test_expected_loss_is_the_exact_nelbo(kind):
     """Averaged over progress and masks, the loss is the enumerated bound, and with exact conditionals -log p(x)."""
-    objective = Objective(schedule(kind), "nelbo", (0.0, 1.0))
+    objective = Objective(noise(kind), "nelbo", (0.0, 1.0))
     for x in SEQUENCES:
         loss = mean_over((0.0, 1.0), lambda s, x=x: expected_loss(objective, x, s))
         assert loss * len(x) == pytest.approx(JOINT.exact_nelbo(x), abs=1e-9)
@@ -72,7 +72,7 @@ def test_slices_of_progress_add_up(kind):
     """Losses over slices of the progress, as the phases of over = "both" have them, add up to the whole."""
     x, ends = SEQUENCES[1], [0.0, 0.2, 0.7, 1.0]
     total = sum(
-        mean_over(stretch, lambda s, stretch=stretch: expected_loss(Objective(schedule(kind), "nelbo", stretch), x, s))
+        mean_over(stretch, lambda s, stretch=stretch: expected_loss(Objective(noise(kind), "nelbo", stretch), x, s))
         for stretch in itertools.pairwise(ends)
     )
     assert total * len(x) == pytest.approx(-math.log(JOINT.table[x]), abs=1e-9)
@@ -82,7 +82,7 @@ def test_slices_of_progress_add_up(kind):
 def test_band_of_a_schedule_is_the_band_by_counts(kind):
     """A schedule from 0.15 to 0.9 gives that band's share of the bound, as the incomplete beta functions have it."""
     x, band = SEQUENCES[2], (0.15, 0.9)
-    objective = Objective(schedule(kind, *band), "nelbo", (0.0, 1.0))
+    objective = Objective(noise(kind, *band), "nelbo", (0.0, 1.0))
     by_counts = 0.0
     weights = count_weights(len(x), band)
     for masked in JOINT.subsets():
@@ -95,7 +95,7 @@ def test_band_of_a_schedule_is_the_band_by_counts(kind):
 
 def test_uniform_predictor_costs_the_logarithm_of_the_vocabulary():
     """A predictor that knows nothing has the bound L ln V whatever the sequence."""
-    objective, length, vocabulary = Objective(schedule(Linear), "nelbo", (0.0, 1.0)), 5, 3
+    objective, length, vocabulary = Objective(noise(Linear), "nelbo", (0.0, 1.0)), 5, 3
 
     def loss(s: float) -> float:
         total = 0.0
@@ -109,35 +109,9 @@ def test_uniform_predictor_costs_the_logarithm_of_the_vocabulary():
     assert length * mean_over((0.0, 1.0), loss) == pytest.approx(length * math.log(vocabulary), abs=1e-9)
 
 
-def test_linear_weight_is_one_over_t():
-    """On (0, 1] the linear schedule has MDLM's weight."""
-    t = torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
-    assert torch.allclose(nelbo_weights(schedule(Linear), t, (0.0, 1.0)), 1 / t)
-
-
-def test_weight_of_a_falling_schedule_is_positive():
-    """The slope's sign is the direction of time, which a bound doesn't know."""
-
-    @frozen
-    class NoOptions:
-        pass
-
-    class Falling(MaskSchedule):
-        def fraction(self, progress):
-            return 1 - progress
-
-    t = torch.tensor([0.25], dtype=torch.float64)
-    assert nelbo_weights(Falling(NoOptions()), t, (0.0, 1.0)).item() == pytest.approx(1 / 0.75)
-
-
-def test_weight_is_finite_where_nothing_is_masked():
-    """At fraction 0 there is no masked token to weigh."""
-    assert nelbo_weights(schedule(Linear), torch.zeros(1, dtype=torch.float64), (0.0, 1.0)).item() == 0.0
-
-
 def test_mean_weighting_is_the_mean_over_all_masked_tokens_of_a_step():
     """However the step's batches are cut, each masked token counts once."""
-    objective = Objective(Constant(ConstantOptions(0.5)), "mean", (0.0, 0.0))
+    objective = Objective(Noise(Constant(ConstantOptions(0.5))), "mean", (0.0, 0.0))
     step = [draws_of((0, 1, 2), [0, 1, 2], 0.0), draws_of((0, 1, 2), [1], 0.0)]
     losses = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])]
     total = sum(objective.weighted_sum(ce, draws) for ce, draws in zip(losses, step, strict=True))
@@ -158,5 +132,5 @@ def test_weights_go_to_their_own_sequences():
         targets=torch.tensor([0, 2, 1]),
         scored=6,
     )
-    objective = Objective(schedule(Linear), "nelbo", (0.0, 1.0))
+    objective = Objective(noise(Linear), "nelbo", (0.0, 1.0))
     assert float(objective.weighted_sum(torch.tensor([1.0, 1.0, 1.0]), both)) == pytest.approx(2 * 2 + 1 * 4)
