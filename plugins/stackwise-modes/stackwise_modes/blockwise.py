@@ -6,7 +6,7 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, to_build
+from stackwise_modes.budget import budget, masks, shares_of, to_build
 from stackwise_modes.stretch import stretch_of
 
 
@@ -14,6 +14,7 @@ class Blockwise(TrainerMode):
     """A phase a stack: the first trains with embedding and head, each later one alone on top of what is frozen."""
 
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
+        stacks = to_build(rack, "blockwise")
         return [
             Phase(
                 name=f"stack {stack}",
@@ -24,9 +25,9 @@ class Blockwise(TrainerMode):
                 progress=stretch_of(stack, rack.stacks, training),
                 start=self.options.start if stack else "random",
                 **masks(training),
-                **budget(training, 1),
+                **budget(training, share),
             )
-            for stack in to_build(rack, "blockwise")
+            for stack, share in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
         ]
 
 

@@ -15,6 +15,21 @@ def budget(training: TrainingConfig, stacks: float, begins: float = 0.0) -> dict
     return {"steps": steps, "begins": round(training.steps_per_stack * begins)}
 
 
+def shares_of(shares: tuple[float, ...], stacks: int) -> list[float]:
+    """The budget of each stack to build, in what one stack has on average.
+
+    Raises:
+        UsageError: there are more or fewer shares than stacks.
+    """
+    if not shares:
+        return [1.0] * stacks
+    if len(shares) != stacks:
+        raise UsageError(
+            f"trainer_mode.shares has {len(shares)} entries, and {stacks} stacks are built: give each its share."
+        )
+    return [share * stacks / sum(shares) for share in shares]
+
+
 def masks(training: TrainingConfig) -> dict[str, Any]:
     """A phase's masks as [training] has them."""
     return {"masks": training.masks, "masks_per_sample": training.masks_per_sample}

@@ -1,10 +1,12 @@
 """New stacks over a trunk that runs live on fresh masks, or that goes on training with them."""
 
+from typing import Any
+
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time, to_build
+from stackwise_modes.budget import budget, masks, only_over_time, shares_of, to_build
 from stackwise_modes.stretch import stretch_of
 
 
@@ -13,8 +15,10 @@ class Fused(TrainerMode):
 
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
         stacks = to_build(rack, "fused")
+        shares = shares_of(self.options.shares, len(stacks))
+        budgets = [budget(training, share, sum(shares[:place])) for place, share in enumerate(shares)]
         if self.options.fusion == "frozen":
-            return [self._over_frozen(stack, rack, training) for stack in stacks]
+            return [self._over_frozen(stack, rack, training, each) for stack, each in zip(stacks, budgets, strict=True)]
         only_over_time(training, 'fusion = "trainable"')
         return [
             Phase(
@@ -25,12 +29,12 @@ class Fused(TrainerMode):
                 head=True,
                 start=self.options.start if stack else "random",
                 **masks(training),
-                **budget(training, 1, place),
+                **each,
             )
-            for place, stack in enumerate(stacks)
+            for stack, each in zip(stacks, budgets, strict=True)
         ]
 
-    def _over_frozen(self, stack: int, rack: RackSpec, training: TrainingConfig) -> Phase:
+    def _over_frozen(self, stack: int, rack: RackSpec, training: TrainingConfig, share: dict[str, Any]) -> Phase:
         return Phase(
             name=f"stack {stack}",
             path=range(stack + 1),
@@ -41,5 +45,5 @@ class Fused(TrainerMode):
             masks="resampled",
             start=self.options.start if stack else "random",
             boundaries="window",
-            **budget(training, 1, stack),
+            **share,
         )

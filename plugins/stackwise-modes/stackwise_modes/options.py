@@ -1,6 +1,6 @@
 """Options of the trainer modes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import frozen
 
@@ -17,6 +17,20 @@ def _start() -> Start:
     )
 
 
+def _all_above_zero(instance: Any, attribute: Any, value: tuple[float, ...]) -> None:
+    if not all(share > 0 for share in value):
+        raise ValueError("expected numbers above 0, one a stack to build")
+
+
+def _shares() -> tuple[float, ...]:
+    return option(
+        (),
+        "How the budget is shared out to the stacks in the order in which they are built, such as [3, 2, 2, 1]. Left "
+        "out: evenly.",
+        check=_all_above_zero,
+    )
+
+
 def _cycles(default: int, what: str) -> int:
     return option(default, f"How often {what}.", check=at_least(1))
 
@@ -24,6 +38,7 @@ def _cycles(default: int, what: str) -> int:
 @frozen
 class BlockwiseOptions:
     start: Start = _start()
+    shares: tuple[float, ...] = _shares()
 
 
 @frozen
@@ -40,6 +55,7 @@ class ProgressiveOptions:
         check=at_least(1),
     )
     start: Start = _start()
+    shares: tuple[float, ...] = _shares()
     finale: float = option(
         0.0,
         "Share of the budget for a last stretch of training with the whole rack in the path.",
@@ -60,6 +76,7 @@ class FusedOptions:
         "stacks below train along, with embedding and head.",
     )
     start: Start = _start()
+    shares: tuple[float, ...] = _shares()
 
 
 @frozen

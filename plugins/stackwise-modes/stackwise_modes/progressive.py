@@ -9,7 +9,7 @@ from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time, to_build
+from stackwise_modes.budget import budget, masks, only_over_time, shares_of, to_build
 from stackwise_modes.joint import all_at_once, one_at_a_time
 from stackwise_modes.stretch import stretch_of
 
@@ -37,8 +37,8 @@ class Progressive(TrainerMode):
         there = sorted(rack.given)
         build, finale = 1 - self.options.finale, self.options.finale * len(order)
         phases: list[Phase] = []
-        for place, stack in enumerate(order):
-            phases.append(self._joins(stack, there, place, build, rack, training))
+        for stack, share in zip(order, shares_of(self.options.shares, len(order)), strict=True):
+            phases.append(self._joins(stack, there, build * share, rack, training))
             there = sorted([*there, stack])
         if finale:
             only_over_time(training, "a finale")
@@ -51,10 +51,8 @@ class Progressive(TrainerMode):
                 phases.append(all_at_once(rack, training, finale, begins, self.options.finale_lr, "finale"))
         return phases
 
-    def _joins(
-        self, stack: int, there: list[int], place: int, share: float, rack: RackSpec, training: TrainingConfig
-    ) -> Phase:
-        """The phase in which a stack joins those that are there, as the ``place``-th to be built."""
+    def _joins(self, stack: int, there: list[int], share: float, rack: RackSpec, training: TrainingConfig) -> Phase:
+        """The phase in which a stack joins those that are there, with its share of what a stack has."""
         first = not there
         return Phase(
             name=f"stack {stack}",
