@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import psutil
 from attrs import asdict, frozen
@@ -54,7 +55,7 @@ class PhasePlan:
     """Mask fractions at the two ends of its progress."""
     memory: Memory
     disk: int
-    """Most bytes of boundaries on disk, the one below included."""
+    """Most bytes of boundaries on disk, those before it that are kept included."""
     made_from_below: bool
     """Whether its boundaries are made from those of the phase before."""
     flops: float
@@ -96,8 +97,9 @@ def phase_epochs(phase: Phase, order: Order) -> float:
     return phase.steps / order.steps_per_epoch() if phase.steps else phase.epochs
 
 
-def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
-    """Estimate what a phase costs."""
+def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
+    """Estimate what a phase costs, after those before it."""
+    below = before[-1] if before else None
     spec, training, implementations = setup.spec, setup.config.training, setup.implementations
     order, layout = sample_order(setup), cache_layout(setup)
     steps = phase_steps(phase, order)
@@ -115,7 +117,7 @@ def price(phase: Phase, below: Phase | None, setup: Setup) -> PhasePlan:
     frozen_weights = sum(spec.stack_parameters(stack) for stack in set(phase.path) - phase.trains)
     weights = 4 * (resident - frozen_weights) + round(implementations.trunk.bytes_per_weight * frozen_weights)
     cache = cache_of(phase, setup)
-    stored = boundary_bytes(phase, below, setup) if cache is not None else 0
+    stored = boundary_bytes(phase, before, setup) if cache is not None else 0
     stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
     durable = cache is not None and cache.durable
     window = min(training.window, len(setup.corpus.train)) * layout.bytes_per_entry if phase.frozen_prefix else 0
@@ -174,13 +176,21 @@ def made_from_below(phase: Phase, below: Phase | None, setup: Setup) -> bool:
     return draws[0] == draws[1] and phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
 
 
-def boundary_bytes(phase: Phase, below: Phase | None, setup: Setup) -> int:
-    """Bytes of a phase's boundaries, and of those below that they are made from, if nothing is evicted."""
+def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
+    """Bytes of a phase's boundaries and of the earlier ones that are kept meanwhile, if nothing is evicted."""
+    cache = cache_of(phase, setup)
+    kept = 0 if cache is None else cache.options.keep_time_steps - 1
+    if before and made_from_below(phase, before[-1], setup):
+        kept = max(kept, 1)
+    with_boundary = [earlier for earlier in before if earlier.frozen_prefix and cache_of(earlier, setup) is not None]
+    return sum(_own_boundary_bytes(each, setup) for each in (phase, *with_boundary[len(with_boundary) - kept :]))
+
+
+def _own_boundary_bytes(phase: Phase, setup: Setup) -> int:
     if not phase.frozen_prefix:
         return 0
     samples = math.ceil(distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train))
-    one = samples * cache_layout(setup).bytes_per_entry
-    return 2 * one if made_from_below(phase, below, setup) else one
+    return samples * cache_layout(setup).bytes_per_entry
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:

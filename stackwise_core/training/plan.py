@@ -94,12 +94,8 @@ def make_plan(setup: Setup) -> Plan:
             f'training.objective = "clm" masks nothing, and trainer mode "{name}" gives each stack a band of mask '
             "fractions. Use another mode."
         )
-    planned: list[PhasePlan] = []
-    below: Phase | None = None
-    for phase in phases:
-        settled = settle_objective(phase, setup.noise, training)
-        planned.append(price(settled, below, setup))
-        below = settled
+    settled = [settle_objective(phase, setup.noise, training) for phase in phases]
+    planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
     exits = {phase.exit_norm for phase in phases if phase.exit_norm is not None}
     if setup.source is not None:
         exits |= setup.source.exits
@@ -251,8 +247,8 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
             else:
                 said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
         if cache.options.capacity is not None:
-            below = [None, *(plan.phase for plan in planned)]
-            needed = max(boundary_bytes(plan.phase, lower, setup) for plan, lower in zip(planned, below, strict=False))
+            phases = [plan.phase for plan in planned]
+            needed = max(boundary_bytes(phase, phases[:place], setup) for place, phase in enumerate(phases))
             window = min(training.window, len(setup.corpus.train)) * cache_layout(setup).bytes_per_entry
             if 2 * window > cache.options.capacity:
                 said.append(

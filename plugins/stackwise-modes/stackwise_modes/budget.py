@@ -57,7 +57,8 @@ def only_over_time(training: TrainingConfig, what: str) -> None:
         UsageError: it runs over depth, or over both.
     """
     if training.noise_over != "time":
+        key = "over" if training.over else "time"
         raise UsageError(
-            f'training.over = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
-            f'{what} has no place for that. Use "time".'
+            f'training.{key} = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
+            f'{what} has no place for that. Use over = "time".'
         )

@@ -54,11 +54,11 @@ def test_cycles_in_steps():
 @pytest.mark.parametrize("over", ["depth", "both"])
 def test_depth_needs_phases(over):
     """One phase has no depth for the schedule to run over: the message names the key and what to write."""
-    with pytest.raises(UsageError, match=rf'training\.over = "{over}".*Use "time"'):
+    with pytest.raises(UsageError, match=rf'training\.over = "{over}".*Use over = "time"'):
         plan(TrainingConfig(over=over))
 
 
 def test_time_as_depth_is_over_depth():
     """``time = "depth"`` runs the schedule over depth, also where ``over`` was left out."""
-    with pytest.raises(UsageError, match=r'training\.over = "depth"'):
+    with pytest.raises(UsageError, match=r'training\.time = "depth"'):
         plan(TrainingConfig(time="depth"))
