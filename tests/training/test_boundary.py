@@ -334,22 +334,27 @@ def test_a_batch_is_whole_after_part_of_it_was_lost(finished, tmp_path, store):
 
 
 def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
-    """Within a run no more than two phases' are on disk, and after it none."""
-    most = 0
+    """While a boundary is made from the one below there are two, once it is whole it alone, and after the run none."""
+    held: dict[str, list[int]] = {}
 
     def watch(ran: Ran) -> None:
         listener = ran.engine._listener
 
         def listen(event):
-            nonlocal most
             if isinstance(event, StepDone):
-                most = max(most, len(list(ran.engine._directory.cache.glob("*"))))
+                there = len(list(ran.engine._directory.cache.glob("*")))
+                held.setdefault(event.planned.phase.name, []).append(there)
             listener(event)
 
         ran.engine._listener = listen
 
-    ran = run_tiny(tmp_path, FP32_DISK | {"rack.stacks": 4, "training.epochs_per_stack": 1}, before=watch)
-    assert most == 2
+    ran = run_tiny(tmp_path, FP32_DISK | {"rack.stacks": 4}, before=watch)
+    assert {name: (max(counts), counts[-1]) for name, counts in held.items()} == {
+        "stack 0": (0, 0),
+        "stack 1": (1, 1),
+        "stack 2": (2, 1),
+        "stack 3": (2, 1),
+    }
     assert not list(ran.directory.glob("cache/*"))
 
 

@@ -10,25 +10,52 @@ from stackwise_core.config.load import load
 from stackwise_core.data.draws import Stream
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_core.training.events import PhaseDone, PhaseStarted, RunDone, RunStarted, StepDone
+from stackwise_core.rack.rack import new_stack
+from stackwise_core.training.engine import Engine
+from stackwise_core.training.events import PhaseDone, PhaseStarted, RunDone, RunStarted, StepDone, Validated
 from stackwise_core.training.plan import make_plan
-from tests.tiny import Ran, run_tiny
+from stackwise_core.training.setup import set_up
+from tests.tiny import Ran, run_tiny, tiny_config
 
 
 def hashes(ran: Ran) -> dict[str, str]:
-    """A hash of every weight that the engine holds or has on disk."""
-    residency = ran.engine._residency
-    tensors = {f"ends.{name}": tensor for name, tensor in residency.ends(0).state_dict().items()}
+    """A hash of every weight of the rack, from memory or, where a stack isn't there, from its master on disk."""
+    residency, tensors = ran.engine._residency, {}
+    for owner, ends in residency.all_ends():
+        where = "ends" if owner is None else f"ends.{owner}"
+        tensors |= {f"{where}.{name}": tensor for name, tensor in ends.state_dict().items()}
     for index in range(ran.setup.spec.stacks):
+        state = {}
         if index in residency:
-            tensors |= {f"stacks.{index}.{name}": t for name, t in residency.stack(index).state_dict().items()}
+            state = residency.stack(index).state_dict()
+        elif ran.engine._directory.has_stack(index):
+            state = ran.engine._directory.read_stack(index)
+        tensors |= {f"stacks.{index}.{name}": tensor for name, tensor in state.items()}
     return {name: hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
-def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]]]:
-    """The names of the tensors that each phase changed, by their hashes before and after it."""
-    changed, before = [], {}
+def named_by(phase: Phase, ran: Ran) -> set[str]:
+    """Every tensor that a phase says it trains."""
+    # Of the exit norms only the last one of the path is read out, and so has a gradient.
+    named = {
+        f"stacks.{index}.{name}"
+        for index in phase.trains
+        for name in ran.engine._residency.stack(index).state_dict()
+        if index == phase.path[-1] or not name.startswith("norm.")
+    }
+    own = ran.setup.spec.ends == "per_stack"
+    below, above = (f"ends.{phase.path[place]}" if own else "ends" for place in (0, -1))
+    timed = {f"{below}.embed_time.weight"} if ran.setup.spec.time_encoding else set()
+    named |= {f"{below}.embed_tokens.weight"} | timed if phase.embedding else set()
+    named |= {f"{above}.lm_head.weight"} if phase.head and not ran.setup.spec.tie_embeddings else set()
+    return named
+
+
+def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]], list[set[str]]]:
+    """For each phase the names of the tensors that it changed, by their hashes, and of those that it should."""
+    changed, expected, before = [], [], {}
 
     def watch(ran: Ran) -> None:
         residency, listener = ran.engine._residency, ran.engine._listener
@@ -38,46 +65,362 @@ def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]]]:
             place(phase)
             before.clear()
             before.update(hashes(ran))
+            trainable = sum(parameter.numel() for _, parameter in residency.trainable())
+            (planned,) = [planned for planned in ran.plan.phases if planned.phase is phase]
+            assert planned.trainable_parameters == trainable
 
         def listen(event):
             if isinstance(event, PhaseDone):
                 after = hashes(ran)
                 assert after.keys() == before.keys()
                 changed.append({name for name in after if after[name] != before[name]})
+                expected.append(named_by(event.planned.phase, ran))
             listener(event)
 
         residency.place = placed
         ran.engine._listener = listen
 
-    return run_tiny(tmp_path, changes, before=watch), changed
+    ran = run_tiny(tmp_path, changes, before=watch)
+    assert len(changed) == len(ran.plan.phases)
+    return ran, changed, expected
 
 
-@pytest.mark.parametrize("head", ["frozen", "trains"])
-@pytest.mark.parametrize("mode", ["blockwise", "layerwise", "end_to_end"])
-def test_just_what_the_plan_says_changes(tmp_path, mode, head):
-    """Each phase changes every tensor that it trains, and no other by a bit."""
-    ran, changed = changed_by_phase(
+APPEND = {"use": "progressive"}
+PREPEND = {"use": "progressive", "building": "prepend"}
+MODES = {
+    "blockwise": {"use": "blockwise"},
+    "blockwise, copies": {"use": "blockwise", "start": "copy"},
+    "layerwise": {"use": "layerwise"},
+    "append": APPEND,
+    "append, zero output": APPEND | {"start": "zero_output", "target_stacks": 3},
+    "append, finale": APPEND | {"start": "copy", "finale": 0.3},
+    "append, stackwise finale": APPEND | {"finale": 0.5, "finale_scope": "stackwise", "cycles": 2},
+    "prepend": PREPEND,
+    "prepend, zero output": PREPEND | {"start": "zero_output", "target_stacks": 3},
+    "prepend, finale": PREPEND | {"start": "copy", "finale": 0.5, "finale_scope": "stackwise"},
+    "fused, frozen": {"use": "fused", "start": "copy"},
+    "fused, trainable": {"use": "fused", "fusion": "trainable"},
+    "end to end": {"use": "end_to_end"},
+    "end to end, stackwise": {"use": "end_to_end", "scope": "stackwise", "cycles": 2},
+    "banded, interleaved": {"use": "banded", "cycles": 2},
+    "banded, after first": {"use": "banded", "shared": "after_first", "cycles": 2, "widen": 0.5},
+    "banded, per stack": {"use": "banded", "shared": "per_stack", "cycles": 2},
+}
+SMALL = {"stacks": 2, "blocks_per_stack": 1, "d_model": 32, "n_heads": 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_just_what_the_plan_says_changes(tmp_path, mode):
+    """Each phase changes every tensor that it trains, and no other by a bit; the plan has counted them."""
+    rack = SMALL | {"tie_embeddings": False, "blocks_per_stack": 2 if mode == "layerwise" else 1}
+    _, changed, expected = changed_by_phase(
+        tmp_path, {"trainer_mode": MODES[mode], "rack": rack, "training.epochs_per_stack": 1}
+    )
+    assert changed == expected
+
+
+@pytest.mark.parametrize("mode", ["blockwise", "append", "fused, frozen", "end to end, stackwise", "prepend"])
+def test_a_head_that_trains_changes_in_every_phase(tmp_path, mode):
+    """With head = "trains" it goes on in the phases that would else leave it."""
+    _, changed, expected = changed_by_phase(
         tmp_path,
         {
-            "trainer_mode": {"use": mode},
-            "rack": {"stacks": 2, "blocks_per_stack": 2, "d_model": 32, "n_heads": 2, "tie_embeddings": False},
-            "training.head": head,
+            "trainer_mode": MODES[mode],
+            "rack": SMALL | {"tie_embeddings": False},
+            "training.head": "trains",
             "training.epochs_per_stack": 1,
         },
     )
-    assert len(changed) == len(ran.plan.phases)
-    for planned, names in zip(ran.plan.phases, changed, strict=True):
-        phase = planned.phase
-        # Of the exit norms only the last one of the path is read out, and so has a gradient.
-        allowed = {
-            f"stacks.{index}.{name}"
-            for index in phase.trains
-            for name in ran.engine._residency.stack(index).state_dict()
-            if index == phase.path[-1] or not name.startswith("norm.")
-        }
-        allowed |= {"ends.embed_tokens.weight"} if phase.embedding else set()
-        allowed |= {"ends.lm_head.weight"} if phase.head else set()
-        assert names == allowed
+    assert changed == expected
+    assert all("ends.lm_head.weight" in names for names in changed)
+
+
+@pytest.mark.parametrize(
+    "mode", ["append, finale", "banded, interleaved", "banded, after first", "banded, per stack", "fused, trainable"]
+)
+def test_a_tied_head_changes_with_the_embedding_and_the_time_with_both(tmp_path, mode):
+    """A tied rack that is told the time trains both embeddings where the plan says so, and neither elsewhere."""
+    ran, changed, expected = changed_by_phase(
+        tmp_path,
+        {"trainer_mode": MODES[mode], "rack": SMALL, "training.time": "input", "training.epochs_per_stack": 1},
+    )
+    assert changed == expected
+    embeddings = [planned.phase.embedding for planned in ran.plan.phases]
+    assert [any(name.endswith("embed_time.weight") for name in names) for names in changed] == embeddings
+
+
+@pytest.mark.parametrize(
+    ("mode", "start"),
+    [
+        (mode, start)
+        for mode in ("blockwise", "append", "prepend", "fused, trainable")
+        for start in ("copy", "zero_output")
+    ],
+)
+def test_a_new_stack_begins_as_asked(tmp_path, mode, start):
+    """At its phase's first step a copy is its neighbour's master to the bit; zero output hands the hidden states on."""
+    begun = []
+
+    def watch(ran: Ran) -> None:
+        residency = ran.engine._residency
+        place = residency.place
+
+        def placed(phase):
+            place(phase)
+            new = [stack for stack in phase.path if not ran.engine._directory.has_stack(stack)]
+            if len(phase.path) == 1:
+                return
+            (stack,) = new
+            state = residency.stack(stack).state_dict()
+            neighbour = stack + 1 if mode == "prepend" else stack - 1
+            if start == "copy":
+                master = ran.engine._directory.read_stack(neighbour)
+                assert all(torch.equal(state[name], master[name]) for name in master)
+            else:
+                hidden = torch.randn(2, 32, 32)
+                context = residency.context(torch.ones(2, 32))
+                assert torch.equal(residency.through(stack, hidden, context), hidden)
+            begun.append(stack)
+
+        residency.place = placed
+
+    changes = {"trainer_mode": MODES[mode] | {"start": start}, "training.steps_per_stack": 2}
+    run_tiny(tmp_path, changes, before=watch)
+    assert begun == ([1, 0] if mode == "prepend" else [1, 2])
+
+
+def losses_by_phase(ran: Ran) -> dict[str, list[float]]:
+    by_phase: dict[str, list[float]] = {}
+    for event in ran.events:
+        if isinstance(event, StepDone):
+            by_phase.setdefault(event.planned.phase.name, []).append(event.loss)
+    return by_phase
+
+
+@pytest.mark.parametrize("index", ["build", "position"])
+def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
+    """Through the frozen stack above, which stays as it was to the bit, its loss on equal masks falls."""
+    tops = []
+
+    def watch(ran: Ran) -> None:
+        listener = ran.engine._listener
+
+        def listen(event):
+            if isinstance(event, PhaseDone):
+                tops.append((ran.engine._directory.path / "stacks/001.safetensors").read_bytes())
+            listener(event)
+
+        ran.engine._listener = listen
+
+    ran = run_tiny(
+        tmp_path,
+        {
+            "trainer_mode": PREPEND,
+            "training.over": "depth",
+            "training.noise_index": index,
+            "training.epochs_per_stack": 4,
+            "training.masks_per_sample": 1,
+            "training.block_lr": 1e-2,
+            # The stack on top learns so little that there is something left to learn below it.
+            "training.stack_lr_multipliers": {1: 0.03},
+            "rack.stacks": 2,
+        },
+        before=watch,
+    )
+    assert len(set(tops)) == 1
+    losses, epoch = losses_by_phase(ran), ran.engine._order.steps_per_epoch()
+    assert list(losses) == ["stack 1", "stack 0"]
+    first, last = losses["stack 0"][:epoch], losses["stack 0"][-epoch:]  # every sample once, under its one mask
+    assert sum(last) / epoch < sum(first) / epoch - 0.04
+    # Each phase's draws have the mask fraction of its stack's place.
+    drawn = [
+        ran.engine._drawer(planned, ran.setup.corpus.train, Stream.TRAINING).draw([0], 0).fraction.item()
+        for planned in ran.plan.phases
+    ]
+    assert drawn == pytest.approx([0.15, 0.9] if index == "build" else [0.9, 0.15])
+
+
+def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
+    """Other stacks aren't there, and so have no gradient; nor have other stacks' own embeddings and heads."""
+    seen = set()
+
+    def watch(ran: Ran) -> None:
+        residency = ran.engine._residency
+        fit = ran.engine._fit
+
+        def fitted(planned, boundary, listener):
+            made = fit(planned, boundary, listener)
+            (stack,) = planned.phase.path
+            assert boundary is None
+            draws = made.drawer.draw(range(4), 0)
+            made._accumulate([draws], 0, None)
+            assert [index in residency for index in range(3)] == [index == stack for index in range(3)]
+            for owner, ends in residency.all_ends():
+                assert all((parameter.grad is not None) == (owner == stack) for parameter in ends.parameters())
+            for parameter in (*residency.stack(stack).parameters(), *residency.ends(stack).parameters()):
+                assert parameter.grad.any()
+                parameter.grad = None
+            seen.add(stack)
+            return made
+
+        ran.engine._fit = fitted
+
+    mode = {"use": "banded", "shared": "per_stack", "cycles": 1}
+    changes = {"trainer_mode": mode, "training.steps_per_stack": 3, "rack.tie_embeddings": False}
+    ran = run_tiny(tmp_path, changes, before=watch)
+    assert seen == {0, 1, 2}
+    files = {path.name for path in ran.directory.glob("stacks/*")}
+    kinds = ("", ".embedding", ".head")
+    assert files == {f"{stack:03d}{kind}.safetensors" for stack in range(3) for kind in kinds}
+    for kind in kinds:
+        assert len({(ran.directory / f"stacks/{stack:03d}{kind}.safetensors").read_bytes() for stack in range(3)}) == 3
+    assert not (ran.directory / "embedding.safetensors").exists()
+
+
+def visits(tmp_path, changes) -> list[tuple[list[int], list[int], str]]:
+    """The samples of every step of a run in order, their input ids, and how its draw is numbered."""
+    config, registry = tiny_config(tmp_path, changes)
+    setup = set_up(config, registry)
+    plan = make_plan(setup)
+    engine = Engine(setup, plan, registry, lambda event: None)
+    return [
+        (draws.samples.tolist(), draws.inputs.tolist(), number)
+        for planned in plan.phases
+        for step, number in engine._fit(planned, None, lambda event: None)._steps()
+        for draws in step
+    ]
+
+
+@pytest.mark.parametrize("masks", ["fixed", "resampled"])
+@pytest.mark.parametrize("budget", [{"training.epochs_per_stack": 2}, {"training.steps_per_stack": 24}])
+def test_cycles_go_through_the_samples_as_one_run_does(tmp_path, budget, masks):
+    """Phases of a fraction of an epoch go on where the one before stopped: the same samples under the same masks."""
+    changes = budget | {"training.masks": masks, "training.batch_size": 6}
+    at_once = visits(tmp_path, changes | {"trainer_mode": {"use": "end_to_end"}})
+    for cycles in (3, 4):
+        mode = {"use": "end_to_end", "scope": "stackwise", "cycles": cycles}
+        in_turn = visits(tmp_path, changes | {"trainer_mode": mode})
+        assert in_turn == at_once
+    samples = len(set_up(*tiny_config(tmp_path, changes)).corpus.train)
+    assert sorted(s for members, _, _ in at_once[: -(-samples // 6)] for s in members) == list(range(samples))
+
+
+@pytest.mark.parametrize("budget", [{"training.epochs_per_stack": 2}, {"training.steps_per_stack": 24}])
+def test_the_bands_of_a_cycle_share_its_samples(tmp_path, budget):
+    """Each stack of a banded rack goes through the text on its own, cycle by cycle, in the same order."""
+    config, registry = tiny_config(tmp_path, budget | {"trainer_mode": {"use": "banded", "cycles": 4}})
+    setup = set_up(config, registry)
+    plan = make_plan(setup)
+    engine = Engine(setup, plan, registry, lambda event: None)
+    by_stack: dict[int, list] = {0: [], 1: [], 2: []}
+    for planned in plan.phases:
+        for step, number in engine._fit(planned, None, lambda event: None)._steps():
+            by_stack[planned.phase.path[0]] += [(draws.samples.tolist(), number) for draws in step]
+    alone = visits(tmp_path, budget | {"trainer_mode": {"use": "end_to_end"}, "rack.stacks": 1})
+    assert by_stack[0] == by_stack[1] == by_stack[2] == [(samples, number) for samples, _, number in alone]
+
+
+def test_a_factor_of_nothing_freezes_a_stack_and_nothing_else(tmp_path):
+    """stack_lr_multipliers = { 1 = 0 } leaves that stack as it began, to the bit, while the others train."""
+    changes = {"trainer_mode": {"use": "end_to_end"}, "training.epochs_per_stack": 1}
+    ran = run_tiny(tmp_path, changes | {"training.stack_lr_multipliers": {1: 0.0}})
+    for index in range(3):
+        begun = new_stack(ran.setup.spec, index, ran.setup.config.run.seed).state_dict()
+        ended = load_file(ran.directory / f"stacks/{index:03d}.safetensors")
+        moved = {name for name in ended if not torch.equal(ended[name], begun[name])}
+        read = {"norm.weight"} if index < 2 else set()
+        assert moved == (set() if index == 1 else set(ended) - read)
+
+
+def test_a_phase_s_factor_is_on_all_its_learning_rates(tmp_path):
+    """A finale with a factor of 0 changes nothing, whatever the phases before it did."""
+    ended = []
+
+    def watch(ran: Ran) -> None:
+        listener = ran.engine._listener
+
+        def listen(event):
+            if isinstance(event, PhaseDone):
+                files = sorted(ran.engine._directory.path.glob("**/*.safetensors"))
+                ended.append([path.read_bytes() for path in files])
+            listener(event)
+
+        ran.engine._listener = listen
+
+    mode = APPEND | {"finale": 0.5, "finale_lr": 0.0}
+    ran = run_tiny(tmp_path, {"trainer_mode": mode, "training.epochs_per_stack": 1, "rack": SMALL}, before=watch)
+    assert [planned.phase.name for planned in ran.plan.phases] == ["stack 0", "stack 1", "finale"]
+    assert ended[2] == ended[1]
+    assert ended[1] != ended[0]
+    rates = {e.planned.phase.name: e.learning_rate for e in ran.events if isinstance(e, StepDone) if e.step == 3}
+    assert rates["finale"] == 0
+    assert rates["stack 1"] > 0
+
+
+def test_a_phase_ends_at_a_plateau(tmp_path):
+    """After the first best, two validations without a gain on the same masks, and it ends."""
+    still = {"training.block_lr": 0.0, "training.embedding_lr": 0.0, "training.patience": 2, "evaluation.every": 4}
+    ran = run_tiny(tmp_path, still | {"rack.stacks": 2})
+    for phase in ran.result.phases:
+        assert (phase.steps, phase.stopped_early) == (12, True)
+    lines = [json.loads(line) for line in ran.engine._directory.metrics.read_text().splitlines()]
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert [(line["phase"], line["step"]) for line in validations] == [
+        (f"stack {stack}", step) for stack in (0, 1) for step in (4, 8, 12)
+    ]
+    assert len({line["loss"] for line in validations[:3]}) == 1
+    assert [line["stopped_early"] for line in lines if line["kind"] == "phase"] == [True, True]
+    steps = sum(line["kind"] == "step" for line in lines)
+    assert steps == 24
+
+
+def test_validation_leaves_training_as_it_is(tmp_path):
+    """A run that is validated has the losses of one that isn't, and no phase of it stops early without a plateau."""
+    silent = run_tiny(tmp_path / "silent", {"training.epochs_per_stack": 1})
+    watched = run_tiny(tmp_path / "watched", {"training.epochs_per_stack": 1, "evaluation.every": 3})
+    patient = run_tiny(
+        tmp_path / "patient", {"training.epochs_per_stack": 1, "evaluation.every": 3, "training.patience": 50}
+    )
+    assert silent.losses == watched.losses == patient.losses
+    assert not any(phase.stopped_early for phase in patient.result.phases)
+    assert not any(isinstance(event, Validated) for event in silent.events)
+    every = [event.loss for event in watched.events if isinstance(event, Validated)]
+    assert len(every) == sum(planned.steps // 3 for planned in watched.plan.phases)
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("mode", ["end_to_end", "blockwise"])
+def test_activation_checkpointing_leaves_every_loss_as_it_is(tmp_path, mode):
+    """It computes each stack again on the way back, and to the same bits."""
+    passes = []
+
+    def count(ran: Ran) -> None:
+        through, passed = ran.engine._residency.through, []
+        passes.append(passed)
+
+        def counted(index, hidden, context):
+            if torch.is_grad_enabled():
+                passed.append(index)
+            return through(index, hidden, context)
+
+        ran.engine._residency.through = counted
+
+    changes = {"trainer_mode": {"use": mode}, "training.epochs_per_stack": 1}
+    plain = run_tiny(tmp_path / "plain", changes, before=count)
+    saving = run_tiny(tmp_path / "saving", changes | {"training.activation_checkpointing": True}, before=count)
+    assert saving.losses == plain.losses
+    assert (saving.directory / "stacks/002.safetensors").read_bytes() == (
+        plain.directory / "stacks/002.safetensors"
+    ).read_bytes()
+    assert len(passes[1]) == 2 * len(passes[0])
+
+
+def test_clm_needs_one_boundary_a_sample(tmp_path):
+    """Nothing is masked, so that every epoch reads what the first one made."""
+    ran = run_tiny(tmp_path, {"training.objective": "clm", "rack.attention": "causal", "rack.stacks": 2})
+    samples = len(ran.setup.corpus.train)
+    assert (ran.result.phases[1].boundaries_computed, ran.result.phases[1].boundaries_read) == (samples, 3 * samples)
+    assert ran.result.phases[0].last_loss < ran.result.phases[0].first_loss - 0.5
 
 
 def test_a_run_trains_and_says_so(tmp_path):
@@ -273,10 +616,7 @@ def test_any_plan_is_executed(tmp_path):
         ran.plan = ran.engine._plan = make_plan(evolve(ran.setup, implementations=implementations))
 
     ran = run_tiny(tmp_path, {"precision": {"active": {"use": "bf16"}}}, before=backwards)
-    losses = {event.planned.phase.name: [] for event in ran.events if isinstance(event, StepDone)}
-    for event in ran.events:
-        if isinstance(event, StepDone):
-            losses[event.planned.phase.name].append(event.loss)
+    losses = losses_by_phase(ran)
     assert list(losses) == ["top", "bottom", "top again"]
     assert losses["top again"][-1] < losses["top"][0]
     master = load_file(ran.directory / "stacks/002.safetensors")
@@ -286,14 +626,17 @@ def test_any_plan_is_executed(tmp_path):
 
 
 class JustTheFirst(TrainerMode):
-    """Trains a part of the rack."""
+    """Trains a part of the rack, and serves with that part."""
+
+    def routes(self, rack):
+        return [Route(path=(0,))]
 
     def plan(self, rack, training):
         return [Phase(name="first", path=(0,), trains={0}, embedding=True, head=True, epochs=1)]
 
 
 def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
-    """The bound is measured along the last phase's path."""
+    """The bound is measured along the mode's routes."""
 
     def just_the_first(ran: Ran) -> None:
         implementations = evolve(ran.setup.implementations, mode=JustTheFirst(None))

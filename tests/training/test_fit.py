@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import corrupt
+from stackwise_core.training.fit import make_optimizer
 from tests.tiny import run_tiny
 
 
@@ -27,3 +31,83 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     assert torch.equal(other.targets, draws.targets)
     assert torch.equal(other.masked, draws.masked)
     assert not torch.equal(other.inputs, draws.inputs)
+
+
+def llama_of(residency, mask_id: int) -> LlamaForCausalLM:
+    """The rack as transformers' Llama, with a vocabulary that lacks the mask token."""
+    spec = residency.spec
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=spec.vocab_size - 1,
+            hidden_size=spec.d_model,
+            intermediate_size=spec.d_ff,
+            num_hidden_layers=sum(spec.blocks),
+            num_attention_heads=spec.n_heads,
+            num_key_value_heads=spec.n_kv_heads,
+            rms_norm_eps=spec.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+        )
+    )
+    embedding = residency.ends(0).embed_tokens.weight
+    keep = torch.arange(spec.vocab_size) != mask_id
+    state = {"model.embed_tokens.weight": embedding[keep], "lm_head.weight": embedding[keep]}
+    state["model.norm.weight"] = residency.stack(spec.stacks - 1).norm.weight
+    blocks = [block for index in range(spec.stacks) for block in residency.stack(index).layers]
+    for place, block in enumerate(blocks):
+        state |= {f"model.layers.{place}.{name}": tensor for name, tensor in block.state_dict().items()}
+    missing, unexpected = llama.load_state_dict(state, strict=False)
+    assert not missing
+    assert not unexpected
+    return llama
+
+
+def test_the_causal_loss_and_its_gradient_are_those_of_transformers_llama(tmp_path):
+    """On the same weights: labels shifted by one, the mean over a sequence of one document."""
+    mode = {"trainer_mode": {"use": "end_to_end"}, "training.objective": "clm", "rack.attention": "causal"}
+    ran = run_tiny(tmp_path, mode | {"training.steps_per_stack": 4, "training.max_grad_norm": 0.0})
+    residency, engine = ran.engine._residency, ran.engine
+    residency.place(ran.plan.phases[0].phase)
+    fit = engine._fit(ran.plan.phases[0], None, lambda event: None)
+    llama = llama_of(residency, mask_id=256)
+    draws = fit.drawer.draw([2, 5], 0)
+    assert (draws.segments == 1).all()
+    ids = draws.inputs
+    assert int(ids.max()) < 256
+    expected = llama(ids, labels=ids).loss
+    expected.backward()
+    assert fit._accumulate([draws], 0, None) == pytest.approx(expected.item(), abs=1e-5)
+    theirs = dict(llama.named_parameters())
+    for place in range(3):
+        for name, parameter in residency.stack(place).layers[0].named_parameters():
+            torch.testing.assert_close(
+                parameter.grad, theirs[f"model.layers.{place}.{name}"].grad, rtol=1e-3, atol=1e-5
+            )
+
+
+def test_each_part_has_its_own_learning_rate():
+    """block_lr by stack, embedding_lr for both embeddings, head_lr, all times the phase's factor; matrices decay."""
+    training = TrainingConfig(
+        block_lr=1e-3, embedding_lr=2e-3, head_lr=3e-3, stack_lr_multipliers={1: 0.5, 2: 0.0}, weight_decay=0.1
+    )
+    shapes = {
+        "embed_tokens.weight": (4, 2),
+        "embed_time.weight": (2, 2),
+        "lm_head.weight": (4, 2),
+        "stacks.0.layers.0.mlp.up_proj.weight": (2, 2),
+        "stacks.1.layers.0.mlp.up_proj.weight": (2, 2),
+        "stacks.2.layers.0.mlp.up_proj.weight": (2, 2),
+        "stacks.10.norm.weight": (2,),
+    }
+    named = [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in shapes.items()]
+    optimizer = make_optimizer(named, training, factor=10)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for name, parameter in named
+        for group in optimizer.param_groups
+        if any(parameter is member for member in group["params"])
+    }
+    rates = (2e-2, 2e-2, 3e-2, 1e-2, 5e-3, 0.0, 1e-2)
+    decays = (0.1,) * 6 + (0.0,)
+    assert list(found.values()) == [pytest.approx(pair) for pair in zip(rates, decays, strict=True)]

@@ -57,3 +57,26 @@ def test_chunks_depend_on_the_sequence_length_alone():
     assert chunk_size(256) == 16
     assert chunk_size(100_000) == 1
     assert np.concatenate([ORDER.chunk(c) for c in range(ORDER.chunks)]).tolist() == list(range(1000))
+
+
+def test_a_step_s_epoch_and_an_epoch_s_step_are_inverse():
+    """Every step lies in the epoch that its count says, also where epochs differ by a step."""
+    order = evolve(ORDER, samples=997, window=50, batch_size=7, accumulation=1)
+    lengths = [order.steps_per_epoch(number) for number in range(4)]
+    assert len(set(lengths)) > 1
+    expected = [(epoch, place) for epoch, length in enumerate(lengths) for place in range(length)]
+    assert [order.epoch_of(step) for step in range(sum(lengths))] == expected
+    for epoch in range(4):
+        assert order.step_at(epoch) == sum(lengths[:epoch])
+        assert order.epoch_of(order.step_at(epoch)) == (epoch, 0)
+        for place in (1, lengths[epoch] // 2, lengths[epoch] - 1):
+            assert order.epoch_of(order.step_at(epoch + place / lengths[epoch])) == (epoch, place)
+
+
+def test_stretches_of_epochs_leave_no_step_out():
+    """However finely epochs are divided, one stretch begins at the step at which the one before it ends."""
+    for parts in (3, 7, 36):
+        ends = [ORDER.step_at(3 * part / parts) for part in range(parts + 1)]
+        assert ends == sorted(ends)
+        assert ends[0] == 0
+        assert ends[-1] == sum(ORDER.steps_per_epoch(number) for number in range(3))

@@ -3,10 +3,15 @@ import shutil
 import pytest
 from attrs import evolve
 
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.data.noise import Noise
 from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_core.training.plan import check_disk, check_phases, make_plan
+from stackwise_core.training.plan import check_disk, check_phases, make_plan, settle_routes
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
 from tests.tiny import run_tiny, tiny_config
@@ -84,7 +89,8 @@ def test_memory_counts_what_trains(tmp_path):
     blockwise = plan_of(tmp_path, {"rack.stacks": 6})
     whole = plan_of(tmp_path, {"rack.stacks": 6, "trainer_mode": {"use": "end_to_end"}})
     assert len({planned.memory.optimizer for planned in blockwise.phases[1:]}) == 1
-    assert whole.phases[0].memory.optimizer == 8 * whole.spec.parameters
+    # Of the six exit norms only the last has a gradient.
+    assert whole.phases[0].memory.optimizer == 8 * (whole.spec.parameters - 5 * whole.spec.d_model)
     assert whole.phases[0].memory.total > blockwise.phases[-1].memory.total
 
 
@@ -169,11 +175,11 @@ def test_the_bound_is_refused_where_it_means_nothing(tmp_path):
             raise AssertionError
 
     setup = set_up(*tiny_config(tmp_path, {"training.weighting": "nelbo"}))
-    spans = evolve(setup.implementations, schedule=Spans(setup.implementations.schedule.options))
+    spans = Noise(Spans(setup.implementations.schedule.options))
     with pytest.raises(UsageError, match="independently masked"):
-        make_plan(evolve(setup, implementations=spans))
+        make_plan(evolve(setup, noise=spans))
     open_weighting = set_up(*tiny_config(tmp_path))
-    left_open = make_plan(evolve(open_weighting, implementations=spans))
+    left_open = make_plan(evolve(open_weighting, noise=spans))
     assert {planned.phase.weighting for planned in left_open.phases} == {"mean"}
 
 
@@ -199,7 +205,7 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
         (WithoutSlope, "WithoutSlope can't be differentiated"),
     ):
         with pytest.raises(StackwiseError, match=message):
-            make_plan(evolve(setup, implementations=evolve(setup.implementations, schedule=schedule(None))))
+            make_plan(evolve(setup, noise=Noise(schedule(None))))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,10 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
         (Phase(name="x", path=(0,), trains={0}, epochs=0), "has no budget"),
         (Phase(name="x", path=(0,), trains={0}, masks_per_sample=0), "has no budget"),
         (Phase(name="x", path=(0, 1), trains={1}, adapts={0}), "no adapters"),
+        (Phase(name="x", path=(0,), trains={0}, begins=-1), "begins before the first step"),
+        (Phase(name="x", path=(0,), trains={0}, lr=-0.5), "negative learning rate"),
+        (Phase(name="x", path=(0,), trains={0}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
+        (Phase(name="x", path=(0, 1), trains={1}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
         ("no phase", "no list of phases"),
     ],
 )
@@ -223,6 +233,120 @@ def test_a_plan_that_makes_no_sense_is_the_mode_s_fault(tmp_path, phase, message
     with pytest.raises(StackwiseError, match=message) as refused:
         check_phases([phase], spec, "mine")
     assert 'trainer mode "mine"' in str(refused.value)
+
+
+def test_a_copy_needs_a_neighbour_of_its_size(tmp_path):
+    """What was trained before, and lies beside it in the path, with as many blocks."""
+    spec = set_up(*tiny_config(tmp_path)).spec
+    first = Phase(name="first", path=(0,), trains={0}, embedding=True, head=True)
+    copy = Phase(name="x", path=(0, 1), trains={1}, start="copy")
+    check_phases([first, copy], spec, "mine")
+    check_phases([copy], evolve(spec, given={0}), "mine")
+    check_phases([evolve(copy, path=(1, 2))], evolve(spec, given={2}), "mine")
+    with pytest.raises(StackwiseError, match="another number of blocks"):
+        check_phases([first, copy], evolve(spec, blocks=(2, 1, 1)), "mine")
+    with pytest.raises(StackwiseError, match="stack 2 as a copy, and nothing beside it was trained before"):
+        check_phases([first, evolve(copy, path=(2,), trains={2})], spec, "mine")
+
+
+def test_stacks_with_ends_of_their_own_train_them_one_by_one(tmp_path):
+    """A path of several has no one embedding below it and head above it."""
+    spec = evolve(set_up(*tiny_config(tmp_path)).spec, ends="per_stack")
+    check_phases([Phase(name="x", path=(1,), trains={1}, embedding=True, head=True)], spec, "mine")
+    with pytest.raises(StackwiseError, match="each of which has an embedding and a head of its own"):
+        check_phases([Phase(name="x", path=(0, 1), trains={1}, embedding=True, head=True)], spec, "mine")
+
+
+def settled(spec: RackSpec, noise: Noise, *progress: tuple[float, float]) -> tuple[BandRoute, ...]:
+    routes = [Route(path=(k,), progress=stretch) for k, stretch in enumerate(progress)]
+    return settle_routes(routes, spec, noise, "mine")
+
+
+def test_routes_divide_all_mask_fractions_between_them(tmp_path):
+    """Also what the schedule leaves out of (0, 1], and under a schedule that falls."""
+    setup = set_up(
+        *tiny_config(tmp_path, {"mask_schedule": {"use": "linear", "min_fraction": 0.2, "max_fraction": 0.8}})
+    )
+    halves = ((0.5, 1.0), (0.0, 0.5))
+    rising = settled(setup.spec, setup.noise, *halves)
+    assert [(route.path, route.band) for route in rising] == [((1,), (0.0, 0.5)), ((0,), (0.5, 1.0))]
+
+    class Falling(Linear):
+        def fraction(self, progress):
+            return 1 - super().fraction(progress)
+
+    falling = Falling(setup.implementations.schedule.options)
+    for noise in (Noise(falling), Noise.of(falling, TrainingConfig(time_steps=4))):
+        turned = settled(setup.spec, noise, *halves)
+        assert [route.path for route in turned] == [(0,), (1,)]
+        assert [fraction for route in turned for fraction in route.band] == pytest.approx([0, 0.5, 0.5, 1])
+    stepped = settled(setup.spec, Noise(setup.noise.schedule, (0.1, 0.3, 0.7)), (0.0, 1 / 3), (1 / 3, 1.0))
+    assert [route.band for route in stepped] == [(0.0, 0.1), (0.1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "progress", [[], [(0.0, 0.9)], [(0.1, 1.0)], [(0.0, 0.4), (0.5, 1.0)], [(0.0, 0.6), (0.5, 1.0)]]
+)
+def test_routes_with_gaps_or_overlaps_are_refused(tmp_path, progress):
+    """Every mask fraction has one route."""
+    setup = set_up(*tiny_config(tmp_path))
+    with pytest.raises(StackwiseError, match=r'trainer mode "mine": its routes have the progress .*all of \[0, 1\]'):
+        settled(setup.spec, setup.noise, *progress)
+    with pytest.raises(StackwiseError, match="a route goes through a stack that the rack doesn't have"):
+        settle_routes([Route(path=(0, 3))], setup.spec, setup.noise, "mine")
+
+
+@pytest.mark.parametrize(
+    ("stacks", "expected"),
+    [
+        (2, [0.24375, 0.9]),
+        (4, [0.24375, 0.43125, 0.7125, 0.9]),
+        (8, [0.24375, 0.3375, 0.43125, 0.525, 0.61875, 0.7125, 0.80625, 0.9]),
+    ],
+)
+def test_time_steps_are_spread_over_the_depth(tmp_path, stacks, expected):
+    """Eight steps from 15 to 90 %: the first stack has the first, the last one the last, the others theirs between."""
+    depth = {"training.over": "depth", "training.time_steps": 8, "rack.stacks": stacks}
+    plan = plan_of(tmp_path, depth)
+    assert [planned.band for planned in plan.phases] == [pytest.approx((fraction, fraction)) for fraction in expected]
+    assert {planned.phase.weighting for planned in plan.phases} == {"mean"}
+
+
+def test_given_time_steps_are_those_of_the_depth(tmp_path):
+    """With a step a stack each has the fraction that the table or the list gives it."""
+    depth = {"training.time": "depth", "training.time_steps": 3}
+    for fractions in ((0.2, 0.5, 0.8), {0: 0.2, 2: 0.8}):
+        plan = plan_of(tmp_path, depth | {"training.time_step_fractions": fractions})
+        assert [planned.band[0] for planned in plan.phases] == pytest.approx([0.2, 0.5, 0.8])
+
+
+def test_stacks_are_counted_as_they_are_built_or_as_they_stand(tmp_path):
+    """Prepended, the first to be built is at the top: it has the lightest noise, by position the heaviest."""
+    prepend = {"training.over": "depth", "trainer_mode": {"use": "progressive", "building": "prepend"}}
+    for index, fractions in (("build", [0.15, 0.525, 0.9]), ("position", [0.9, 0.525, 0.15])):
+        plan = plan_of(tmp_path, prepend | {"training.noise_index": index})
+        assert [planned.phase.trains for planned in plan.phases] == [{2}, {1}, {0}]
+        assert [planned.band[0] for planned in plan.phases] == pytest.approx(fractions)
+
+
+def test_mlm_is_the_mean_over_masked_tokens(tmp_path):
+    """It is no bound, whatever the schedule; clm has one draw a sample."""
+    mlm = plan_of(tmp_path, {"training.objective": "mlm"})
+    assert {planned.phase.weighting for planned in mlm.phases} == {"mean"}
+    clm = plan_of(tmp_path, {"training.objective": "clm", "rack.attention": "causal"})
+    assert {(p.phase.weighting, p.phase.masks, p.phase.masks_per_sample) for p in clm.phases} == {("mean", "fixed", 1)}
+
+
+def test_clm_has_no_bands_to_divide(tmp_path):
+    """A banded rack has nothing to tell its stacks apart by."""
+    with pytest.raises(UsageError, match='"clm" masks nothing, and trainer mode "banded"'):
+        plan_of(tmp_path, {"training.objective": "clm", "rack.attention": "causal", "trainer_mode": {"use": "banded"}})
+
+
+def test_a_multiplier_names_a_stack_that_is_there(tmp_path):
+    """Counted from 0, as everywhere."""
+    with pytest.raises(UsageError, match="stack_lr_multipliers names stack 3, and the rack's stacks are 0 to 2"):
+        plan_of(tmp_path, {"training.stack_lr_multipliers": {3: 0.5}})
 
 
 def test_boundaries_that_do_not_fit_on_the_disk_are_refused(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--corpora", type=names_of(SOURCES), default=["kjv"], help=f"of {','.join(SOURCES)}; default: kjv")
     add("--regimes", type=names_of(REGIMES), default=list(REGIMES), help=f"of {','.join(REGIMES)}; default: all")
     add("--seeds", type=positive, help="default: 3, with --quick 1")
-    add("--steps", type=positive, help="optimizer steps of end-to-end training; default: 640, with --quick 64")
+    add("--steps", type=positive, help="optimizer steps of end-to-end training; default: 800, with --quick 64")
     add("--threads", type=positive, default=1, help="torch's threads in each run; default: 1")
     add("--jobs", type=positive, default=2, help="runs at once; default: 2")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parsed = parser.parse_args()
     folder = ROOT / "runs/quality" / ("quick" if parsed.quick else "")
     parsed.seeds = parsed.seeds or (1 if parsed.quick else 3)
-    parsed.steps = parsed.steps or (64 if parsed.quick else 640)
+    parsed.steps = parsed.steps or (64 if parsed.quick else 800)
     parsed.results = parsed.results or folder / "results.jsonl"
     parsed.page = parsed.page or (folder if parsed.quick else ROOT / "docs/benchmarks") / "quality.md"
     return parsed

@@ -9,9 +9,9 @@ from attrs import Factory, frozen
 BASE: dict[str, dict[str, Any]] = {
     "run": {"name": "quality", "log_every": 100},
     "data": {"tokenizer": "bytes", "seq_len": 128},
-    "rack": {"stacks": 4, "blocks_per_stack": 2, "d_model": 128, "n_heads": 2},
-    "training": {"batch_size": 16, "block_lr": 4e-3, "embedding_lr": 4e-3, "masks": "resampled"},
-    "evaluation": {"draws": 4, "sequences": 1024},
+    "rack": {"stacks": 4, "blocks_per_stack": 1, "d_model": 64, "n_heads": 4},
+    "training": {"batch_size": 16, "block_lr": 1.5e-3, "embedding_lr": 1.5e-3, "masks": "resampled", "window": 256},
+    "evaluation": {"draws": 2, "sequences": 1024},
     "mask_schedule": {"use": "linear", "min_fraction": 0.0, "max_fraction": 1.0},
     "precision": {"active": {"use": "bf16"}},
     "cache_backend": {"use": "disk"},
@@ -36,37 +36,40 @@ class Regime:
 
 BASELINE = "end_to_end"
 
+COPIES = {"start": "copy", "shares": [4.0, 3.0, 2.0, 1.0]}
+"""New stacks begin as copies of their neighbours, and the first have more of the budget."""
+
 REGIMES = {
     BASELINE: Regime("end to end", {"use": "end_to_end"}),
     "end_to_end_checkpointed": Regime(
         "end to end, activation checkpointing", {"use": "end_to_end"}, {"training.activation_checkpointing": True}
     ),
     "end_to_end_stackwise": Regime(
-        "end to end, one stack at a time", {"use": "end_to_end", "scope": "stackwise", "cycles": 4}
+        "end to end, one stack at a time, 2 cycles", {"use": "end_to_end", "scope": "stackwise", "cycles": 2}
     ),
-    "layerwise": Regime("layerwise", {"use": "layerwise"}, {"training.masks": "fixed"}),
-    "blockwise": Regime("blockwise", {"use": "blockwise"}, {"training.masks": "fixed"}),
-    "progressive": Regime("progressive", {"use": "progressive", "building": "append", "start": "copy"}),
+    "blockwise": Regime("blockwise", {"use": "blockwise"}),
+    "layerwise_copies": Regime(
+        "layerwise, copies",
+        {"use": "layerwise", "start": "copy"},
+        {"rack.stacks": 2, "rack.blocks_per_stack": 2},
+    ),
+    "blockwise_copies": Regime("blockwise, copies, 4:3:2:1", {"use": "blockwise", **COPIES}),
     "progressive_finale": Regime(
-        "progressive, with a finale", {"use": "progressive", "building": "append", "start": "copy", "finale": 0.2}
+        "progressive, copies, 4:3:2:1, finale of 20 %", {"use": "progressive", "finale": 0.2, **COPIES}
     ),
     "progressive_finale_stackwise": Regime(
-        "progressive, finale one stack at a time",
-        {
-            "use": "progressive",
-            "building": "append",
-            "start": "copy",
-            "finale": 0.2,
-            "finale_scope": "stackwise",
-            "cycles": 3,
-        },
+        "progressive, copies, 4:3:2:1, finale of 20 % one stack at a time",
+        {"use": "progressive", "finale": 0.2, "finale_scope": "stackwise", **COPIES},
     ),
     "progressive_prepend": Regime(
-        "progressive, prepending", {"use": "progressive", "building": "prepend", "start": "copy"}
+        "progressive, prepending copies, 4:3:2:1", {"use": "progressive", "building": "prepend", **COPIES}
     ),
-    "fused_frozen": Regime("fused, frozen trunk", {"use": "fused", "fusion": "frozen"}),
-    "fused_trainable": Regime("fused, trainable trunk", {"use": "fused", "fusion": "trainable"}),
-    "banded": Regime("banded", {"use": "banded", "shared": "interleaved", "cycles": 4, "widen": 0.1}),
+    "fused_frozen": Regime("fused, frozen trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "frozen", **COPIES}),
+    "fused_trainable": Regime(
+        "fused, trainable trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "trainable", **COPIES}
+    ),
+    "banded": Regime("banded, widened by 10 %, 2 cycles", {"use": "banded", "cycles": 2, "widen": 0.1}),
+    "one_stack": Regime("control: a rack of one stack, end to end", {"use": "end_to_end"}, {"rack.stacks": 1}),
 }
 """By the name that ``--regimes`` takes; the order is the tables'."""
 

@@ -1,0 +1,111 @@
+"""Every configuration under docs/examples is right, costs what it says, and stands in the table there."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stackwise_core.cli import main
+from stackwise_core.config.load import load
+from stackwise_core.registry import Registry
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+NAMES = sorted(file.stem for file in EXAMPLES.glob("*.toml"))
+CHAIN = [name for name in NAMES if name.startswith("chain-")]
+ROW = re.compile(r"^\| \[(.+?)\]\((.+?)\.toml\) \| `(\w+)` \| \S.*\|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A working directory with a copy of the examples, where they are run from."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(EXAMPLES, folder / "docs" / "examples")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def reader(here, monkeypatch):
+    """The reader stands in the clone, in an environment that sets nothing."""
+    for variable in [name for name in os.environ if name.startswith("STACKWISE_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(here)
+
+
+@pytest.fixture(scope="module")
+def chain(here):
+    """The runs of the chain, each of a step or two, from the one before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        for name in CHAIN:
+            run(name, "training.steps_per_stack=1", "evaluation.sequences=2")
+    return here / "runs"
+
+
+def run(name: str, *changes: str) -> str:
+    """What an example prints when it is run."""
+    changed = [word for change in changes for word in ("--set", change)]
+    done = CliRunner().invoke(main, ["run", f"docs/examples/{name}.toml", *changed])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def rows() -> dict[str, str]:
+    """The mode of each example, as the table has it."""
+    found = ROW.findall((EXAMPLES / "README.md").read_text())
+    assert all(shown == f"{name}.toml" for shown, name, _ in found)
+    return {name: mode for _, name, mode in found}
+
+
+def test_the_table_is_complete():
+    """Each file has its row, and no row is about a file that isn't there."""
+    assert sorted(rows()) == NAMES
+
+
+def test_every_mode_of_ours_has_an_example():
+    """No trainer mode of stackwise-modes is without a configuration to start from."""
+    modes = {
+        declared.name
+        for declared in Registry.discover(environ={}).implementations("trainer_mode")
+        if declared.distribution == "stackwise-modes"
+    }
+    assert modes == set(rows().values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_what_it_says(name, chain):
+    """It loads, is named after its file, has the mode of its row, and its plan costs what its comment says."""
+    from stackwise_core.training.plan import make_plan
+    from stackwise_core.training.setup import set_up
+
+    config, registry = load(f"docs/examples/{name}.toml", environ={})
+    assert config.run.name == name
+    assert config.trainer_mode.use == rows()[name]
+    comment = (EXAMPLES / f"{name}.toml").read_text().split("\n\n")[0].splitlines()
+    assert len(comment) == 3
+    assert all(line.startswith("# ") for line in comment)
+    said = re.fullmatch(r"# Cost: ([\d.]+) TFLOP(?: at most)?\.", comment[-1])
+    assert said, comment[-1]
+    # The built-in corpus differs from one version of Python to the next.
+    planned = sum(phase.flops for phase in make_plan(set_up(config, registry)).phases) / 1e12
+    assert float(said[1]) == pytest.approx(planned, rel=0.15)
+
+
+def test_the_smallest_runs_as_it_is():
+    """Whoever runs it sees a bound below that of guessing: ln 257 = 5.55 nats."""
+    printed = run("smallest")
+    bounds = re.findall(r"^(\d) stacks? +(\d+\.\d+) +± ", printed, re.MULTILINE)
+    assert [depth for depth, _ in bounds] == ["1", "2"]
+    assert all(float(bound) < 5.5 for _, bound in bounds)
+
+
+def test_a_chain_goes_on_from_what_was_trained(chain):
+    """The second run has the first one's stacks, to the byte; the third has changed all of them."""
+    first, second, third = (chain / name / "stacks" for name in CHAIN)
+    shared = sorted(file.name for file in first.iterdir())
+    assert shared == ["000.safetensors", "001.safetensors"]
+    for stack in shared:
+        assert (second / stack).read_bytes() == (first / stack).read_bytes()
+        assert (third / stack).read_bytes() != (second / stack).read_bytes()

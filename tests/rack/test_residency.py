@@ -1,0 +1,163 @@
+import pytest
+import torch
+from attrs import evolve
+
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.rack import INTO_RESIDUAL, new_ends, new_stack
+from stackwise_core.rack.residency import Residency
+from stackwise_precision.floats import Bf16, Fp32
+
+SPEC = RackSpec(blocks=(1, 1, 1), vocab_size=40, seq_len=12, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
+MASK = 39
+
+
+class Shelf(dict):
+    """Masters in memory."""
+
+    def has_stack(self, index):
+        return index in self
+
+    def read_stack(self, index):
+        return self[index]
+
+    def write_stack(self, index, tensors):
+        self[index] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **precisions) -> Residency:
+    fp32 = Fp32(None)
+    return Residency(
+        spec,
+        mask_id=MASK,
+        seed=seed,
+        active=precisions.get("active", fp32),
+        trunk=precisions.get("trunk", fp32),
+        device=torch.device("cpu"),
+        masters=Shelf() if masters is None else masters,
+    )
+
+
+def trained(*stacks: int) -> Shelf:
+    """Masters of stacks that are nothing like new ones, norms included."""
+    shelf = Shelf()
+    for index in stacks:
+        state = new_stack(SPEC, index, seed=100).state_dict()
+        shelf[index] = {name: torch.rand_like(tensor) + index for name, tensor in state.items()}
+    return shelf
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "neighbour"), [((0, 1), 1, 0), ((1, 2), 1, 2), ((0, 2), 2, 0), ((0, 1, 2), 1, 0)]
+)
+def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
+    """Appended it is the stack below it in the path, prepended the one above, and its weights are its own."""
+    held = residency(masters=trained(*set(path) - {new}))
+    held.bring(path, active={new}, start="copy")
+    assert equal(held.stack(new).state_dict(), held._masters.read_stack(neighbour))
+    with torch.no_grad():
+        held.stack(new).norm.weight.add_(1)
+    assert not equal(held.stack(new).state_dict(), held.stack(neighbour).state_dict())
+
+
+@pytest.mark.parametrize("path", [(0, 1), (1, 2)])
+def test_a_stack_of_zero_output_changes_nothing_at_first(path):
+    """Hidden states leave it as they came, to the bit, though its other weights are random."""
+    held = residency(masters=trained(0 if path == (0, 1) else 2))
+    held.bring(path, active={1}, start="zero_output")
+    hidden = torch.randn(2, 12, 32)
+    assert torch.equal(held.through(1, hidden, held.context(torch.ones(2, 12))), hidden)
+    random = new_stack(SPEC, 1, seed=0).state_dict()
+    for name, tensor in held.stack(1).state_dict().items():
+        if name.endswith(INTO_RESIDUAL):
+            assert not tensor.any()
+        elif name != "norm.weight":
+            assert torch.equal(tensor, random[name])
+
+
+def test_start_is_for_new_stacks_only():
+    """A stack that was trained comes back as it was, whatever the phase says of new ones."""
+    masters = trained(0, 1)
+    held = residency(masters=masters)
+    for start in ("copy", "zero_output"):
+        held.bring((0, 1), active={1}, start=start)
+        assert equal(held.stack(1).state_dict(), masters[1])
+        held.bring((0,), active=())
+
+
+def test_a_new_stack_is_read_through_the_norm_below_it():
+    """It is nearly the identity at first; at the bottom there is none."""
+    held = residency(masters=trained(0, 2))
+    held.bring((0, 1, 2), active={1})
+    assert torch.equal(held.stack(1).norm.weight, held._masters[0]["norm.weight"])
+    assert torch.equal(held.stack(1).layers[0].mlp.up_proj.weight, new_stack(SPEC, 1, 0).layers[0].mlp.up_proj.weight)
+
+
+def test_only_the_path_is_in_memory():
+    """What a phase doesn't pass isn't there."""
+    held = residency(masters=trained(0, 1, 2))
+    held.bring((0, 1, 2), active={2})
+    held.bring((1,), active={1})
+    assert [index in held for index in range(3)] == [False, True, False]
+
+
+def test_a_stack_is_at_its_role_s_precision():
+    """From the trunk it comes back into training from its full-precision master."""
+    masters = trained(0, 1)
+    held = residency(masters=masters, trunk=Bf16(None))
+    held.bring((0, 1), active={1})
+    assert held.tensors(0)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    held.bring((0, 1), active={0})
+    assert equal(held.stack(0).state_dict(), masters[0])
+    assert held.tensors(1)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+def requiring(held: Residency) -> set[str]:
+    return {name for name, _ in held.trainable()}
+
+
+def test_a_phase_unfreezes_just_what_it_names():
+    """Stacks, embedding with the time's, head, and of the exit norms the last one where its stack trains."""
+    spec = evolve(SPEC, tie_embeddings=False, time_encoding="sinusoidal")
+    held = residency(spec, trained(0, 1, 2))
+
+    def unfrozen(**phase) -> set[str]:
+        held.place(Phase(name="x", **phase))
+        return {".".join(name.split(".")[:2]) + (".norm" if ".norm." in name else "") for name in requiring(held)}
+
+    every = range(3)
+    assert unfrozen(path=every, trains=every, embedding=True, head=True) == {
+        "embed_tokens.weight",
+        "embed_time.weight",
+        "lm_head.weight",
+        "stacks.0",
+        "stacks.1",
+        "stacks.2",
+        "stacks.2.norm",
+    }
+    assert unfrozen(path=every, trains={0}) == {"stacks.0"}
+    assert unfrozen(path=every, trains={2}, head=True) == {"stacks.2", "stacks.2.norm", "lm_head.weight"}
+    assert unfrozen(path=every, trains=(), embedding=True) == {"embed_tokens.weight", "embed_time.weight"}
+
+
+def test_each_stack_may_have_ends_of_its_own():
+    """Begun alike, loaded and trained apart; shared ends are one."""
+    held = residency(evolve(SPEC, ends="per_stack"), trained(0, 1, 2))
+    assert [owner for owner, _ in held.all_ends()] == [0, 1, 2]
+    assert held.ends(1) is not held.ends(0)
+    weight = torch.rand(40, 32)
+    held.load_ends({1: {"embed_tokens.weight": weight}})
+    begun = new_ends(SPEC, MASK, 0).embed_tokens.weight
+    assert torch.equal(held.ends(1).embed_tokens.weight, weight)
+    assert torch.equal(held.ends(0).embed_tokens.weight, begun)
+    held.place(Phase(name="x", path=[1], trains={1}, embedding=True, head=True))
+    assert [ends.embed_tokens.weight.requires_grad for _, ends in held.all_ends()] == [False, True, False]
+    ids = torch.tensor([[3, 4]])
+    assert torch.equal(held.embed(1, ids, torch.zeros(1)), weight[ids])
+    shared = residency()
+    assert shared.ends(2) is shared.ends(0)
+    assert [owner for owner, _ in shared.all_ends()] == [None]
