@@ -61,6 +61,8 @@ def evaluate(
 
     aside = Console(stderr=True)
     run = FinishedRun.open(directory, device=device, plugins=plugins)
+    if bands is not None and len(run.routes) > 1:
+        raise UsageError(f"--bands: {directory} is banded, and has a band for each of its {len(run.routes)} stacks.")
     with tokenising(aside) as progress:
         split = run.text(None if corpus is None else absolute(corpus, Path.cwd()), progress)
     asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed}
@@ -89,6 +91,6 @@ def evaluate(
         soft_wrap=True,
     )
     console.print()
-    print_likelihoods(console, likelihoods, run.routes)
+    print_likelihoods(console, likelihoods, run.routes, "validation" if corpus is None else "text")
     for note in unseen(run.trained_bands) if not evaluation.causal else []:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -11,9 +11,11 @@ from stackwise_core.inference.evaluate import BandRoute, Likelihood
 from stackwise_core.training.plan import band_text
 
 
-def print_likelihoods(console: Console, likelihoods: Sequence[Likelihood], routes: Sequence[BandRoute]) -> None:
-    """A row a depth, and then a row for each band of the whole rack."""
-    bound = "validation NELBO" if likelihoods[-1].bands else "validation NLL"
+def print_likelihoods(
+    console: Console, likelihoods: Sequence[Likelihood], routes: Sequence[BandRoute], text: str = "validation"
+) -> None:
+    """A row a depth, and then a row for each band of the whole rack; ``text`` says what was measured on."""
+    bound = f"{text} {'NELBO' if likelihoods[-1].bands else 'NLL'}"
     rows, before = [], None
     for likelihood in likelihoods:
         gain = "" if before is None else f"{likelihood.nats_per_token - before:+.4f}"

@@ -38,13 +38,20 @@ def _row(planned: PhasePlan) -> dict[str, str]:
         "trains": what_trains(planned),
         "params": count(planned.trainable_parameters),
         "frozen": count(planned.frozen_parameters) if planned.frozen_parameters else "-",
-        "masked": band_text(planned.band),
-        "masks": "fresh" if phase.masks == "resampled" else f"{phase.masks_per_sample} fixed",
+        "masked": "-" if planned.band is None else band_text(planned.band),
+        "masks": masks_text(planned),
         "steps": str(planned.steps),
         "memory": str(ByteSize(planned.memory.total)),
         "disk": str(ByteSize(planned.disk)) if planned.disk else "-",
         "FLOPs": count(planned.flops),
     }
+
+
+def masks_text(planned: PhasePlan) -> str:
+    """``fresh``, ``4 fixed``, or a dash where nothing is masked."""
+    if planned.band is None:
+        return "-"
+    return "fresh" if planned.phase.masks == "resampled" else f"{planned.phase.masks_per_sample} fixed"
 
 
 def what_trains(planned: PhasePlan) -> str:

@@ -26,6 +26,9 @@ from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
 from stackwise_core.rack.residency import Residency
 
+NEGLIGIBLE = 1e-12
+"""A mask that weighs less than this in a band isn't passed through that band's route."""
+
 
 def binomial_tail(trials: int, probability: float) -> np.ndarray:
     """P(X >= l) for l = 1..trials, X binomial: the regularised incomplete beta function I_p(l, trials - l + 1)."""
@@ -191,24 +194,17 @@ def evaluate(
         residency.bring(route.path, active=active)
         ours = slice(None) if sequential else slice(number, number + 1)  # the bands that this route serves
         for batch, members in evaluation.batches():
-            rows = split.rows(members)
+            places = np.arange(batch.start, batch.start + len(members))
             for draw in range(evaluation.draws):
-                mask = np.zeros(rows.tokens.shape, dtype=bool)
-                for row, sample in enumerate(members):
-                    rng = generator(seed, draw, Stream.EVALUATION, int(sample))
-                    scorable = np.flatnonzero(rows.scorable[row])
-                    mask[row, rng.permutation(scorable)[: counts[batch][row, draw]]] = True
-                fraction = torch.from_numpy(counts[batch, draw] / scored[batch])
-                corrupted = corrupt(rows, members, mask, evaluation.mask_id, fraction, fraction)
                 weighed = np.stack(  # [bands of this route, sequences]
-                    [
-                        weights[int(length)][ours, count - 1]
-                        for length, count in zip(scored[batch], counts[batch, draw], strict=True)
-                    ],
-                    axis=1,
+                    [weights[int(scored[place])][ours, counts[place, draw] - 1] for place in places], axis=1
                 )
+                matters = weighed.sum(axis=0) > NEGLIGIBLE
+                if not matters.any():
+                    continue
+                corrupted = _corrupted(evaluation, samples, counts[:, draw], places[matters], draw)
                 for depth, means in enumerate(_mean_cross_entropies(residency, corrupted, route.path, read)):
-                    nelbo[depth, ours, batch] += weighed * means / evaluation.draws
+                    nelbo[depth][ours, places[matters]] += weighed[:, matters] * means / evaluation.draws
             if progress is not None:
                 progress(number * len(samples) + int(members.size + batch.start), len(routes) * len(samples))
     results = []
@@ -220,6 +216,17 @@ def evaluate(
         passed = routes[0].path.index(read_at[0][depth]) + 1 if sequential else len({s for r in routes for s in r.path})
         results.append(Likelihood(passed, mean, error, _bits_per_byte(mean, split), int(scored.sum()), tuple(parts)))
     return results
+
+
+def _corrupted(evaluation: Evaluation, samples: np.ndarray, counts: np.ndarray, places: np.ndarray, draw: int) -> Draws:
+    """The sequences at some places of the sample, each with as many masked tokens as counts [n] has for it."""
+    rows = evaluation.split.rows(samples[places])
+    mask = np.zeros(rows.tokens.shape, dtype=bool)
+    for row, place in enumerate(places):
+        rng = generator(evaluation.seed, draw, Stream.EVALUATION, int(samples[place]))
+        mask[row, rng.permutation(np.flatnonzero(rows.scorable[row]))[: counts[place]]] = True
+    fraction = torch.from_numpy(counts[places] / rows.scorable.sum(axis=1))
+    return corrupt(rows, samples[places], mask, evaluation.mask_id, fraction, fraction)
 
 
 def _evaluate_causal(

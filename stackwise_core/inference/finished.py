@@ -124,7 +124,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
             BandRoute(tuple(map(int, route["path"])), (float(route["band"][0]), float(route["band"][1])))
             for route in data["routes"]
         )
-        bands = tuple((float(phase["band"][0]), float(phase["band"][1])) for phase in data["phases"])
+        trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
+        bands = tuple((float(band[0]), float(band[1])) for band in trained)
         active = frozenset(map(int, data["phases"][-1]["trains"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error

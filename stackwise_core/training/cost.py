@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 
 import psutil
@@ -51,8 +51,8 @@ class PhasePlan:
     """Tokens that training steps pass, in all."""
     trainable_parameters: int
     frozen_parameters: int
-    band: tuple[float, float]
-    """Mask fractions at the two ends of its progress."""
+    band: tuple[float, float] | None
+    """Mask fractions at the two ends of its progress; None where nothing is masked."""
     memory: Memory
     disk: int
     """Most bytes of boundaries on disk, those before it that are kept included."""
@@ -104,7 +104,6 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     order, layout = sample_order(setup), cache_layout(setup)
     steps = phase_steps(phase, order)
     tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
-    low, high = setup.noise.band(phase.progress)
     trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
     # Of the stacks' exit norms only the last one's trains, and only where its stack does.
     trainable -= spec.d_model * (len(phase.trains) - (phase.exit_norm is not None))
@@ -138,8 +137,9 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         steps=steps,
         tokens=tokens,
         trainable_parameters=trainable,
-        frozen_parameters=resident - trainable,
-        band=(low, high),
+        # Nothing reads the exit norms below the last.
+        frozen_parameters=resident - trainable - spec.d_model * (len(phase.path) - 1),
+        band=None if training.objective == "clm" else setup.noise.band(phase.progress),
         memory=memory,
         disk=stored if durable else 0,
         made_from_below=made_from_below(phase, below, setup),
@@ -189,8 +189,23 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
 def _own_boundary_bytes(phase: Phase, setup: Setup) -> int:
     if not phase.frozen_prefix:
         return 0
-    samples = math.ceil(distinct_draws(phase, sample_order(setup)) * len(setup.corpus.train))
-    return samples * cache_layout(setup).bytes_per_entry
+    return boundary_samples(phase, sample_order(setup), cached=True) * cache_layout(setup).bytes_per_entry
+
+
+def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
+    """Boundaries that a phase computes, a whole window at a time; with a cache, each draw of a sample once."""
+    left = phase_steps(phase, order)
+    epoch, skipped = order.epoch_of(first_step(phase, order))
+    by_draw: Counter[int] = Counter()
+    while left > 0:
+        for samples, steps in order.window_sizes(epoch):
+            passed = min(steps, skipped)
+            skipped -= passed
+            if steps > passed and left > 0:
+                by_draw[phase.draw_number(epoch) if cached else epoch] += samples
+                left -= steps - passed
+        epoch += 1
+    return sum(min(samples, order.samples) for samples in by_draw.values())
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -232,9 +247,10 @@ def phase_flops(phase: Phase, below: Phase | None, spec: RackSpec, tokens: int, 
     # A tied head trains with the embedding.
     head_passes = 3 if phase.head or (phase.embedding and spec.tie_embeddings) else 2
     total += 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
-    split_tokens = len(setup.corpus.train) * spec.seq_len
-    order, cached = sample_order(setup), cache_of(phase, setup) is not None
-    computed = split_tokens * (distinct_draws(phase, order) if cached else phase_epochs(phase, order))
+    if not phase.frozen_prefix:
+        return total
+    cached = cache_of(phase, setup) is not None
+    computed = spec.seq_len * boundary_samples(phase, sample_order(setup), cached=cached)
     done = len(below.frozen_prefix) if below is not None and made_from_below(phase, below, setup) else 0
     trunk = phase.frozen_prefix[done:]
     return total + sum(spec.stack_flops(stack) for stack in trunk) * computed

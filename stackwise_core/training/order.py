@@ -71,11 +71,15 @@ class Order:
         chunks, size = rng.permutation(self.chunks).tolist(), self._chunks_per_window
         return [chunks[start : start + size] for start in range(0, self.chunks, size)]
 
+    def window_sizes(self, number: int) -> list[tuple[int, int]]:
+        """Samples and optimizer steps of each window of an epoch."""
+        dealt = self._dealt(generator(self.seed, number, Stream.ORDER))
+        samples = [sum(len(self.chunk(chunk)) for chunk in members) for members in dealt]
+        return [(size, math.ceil(math.ceil(size / self.batch_size) / self.accumulation)) for size in samples]
+
     def steps_per_epoch(self, number: int = 0) -> int:
         """Optimizer steps of an epoch; epochs can differ by a step where the last chunk is short."""
-        windows = self._dealt(generator(self.seed, number, Stream.ORDER))
-        sizes = [sum(len(self.chunk(chunk)) for chunk in members) for members in windows]
-        return sum(math.ceil(math.ceil(size / self.batch_size) / self.accumulation) for size in sizes)
+        return sum(steps for _, steps in self.window_sizes(number))
 
     def step_at(self, epochs: float) -> int:
         """The optimizer step, counted from the first epoch's first, at which so many epochs have passed."""

@@ -67,7 +67,7 @@ class Plan:
                     "tokens": planned.tokens,
                     "trainable_parameters": planned.trainable_parameters,
                     "frozen_parameters": planned.frozen_parameters,
-                    "band": list(planned.band),
+                    "band": planned.band and list(planned.band),
                     "memory": {**asdict(planned.memory), "total": planned.memory.total},
                     "disk": planned.disk,
                     "flops": planned.flops,
@@ -89,11 +89,20 @@ def make_plan(setup: Setup) -> Plan:
     phases = mode.plan(setup.spec, training)
     check_phases(phases, setup.spec, name)
     routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, name)
+    there = setup.spec.given.union(*(phase.path for phase in phases))
+    untrained = {stack for route in routes for stack in route.path} - there
+    if untrained:
+        raise StackwiseError(
+            f'trainer mode "{name}": no phase passes stack {min(untrained)}, and its routes use it. '
+            "Plan a phase for it, or give the mode routes() of its own."
+        )
     if training.objective == "clm" and len(routes) > 1:
         raise UsageError(
             f'training.objective = "clm" masks nothing, and trainer mode "{name}" gives each stack a band of mask '
             "fractions. Use another mode."
         )
+    if training.noise_over == "both":
+        check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
     settled = [settle_objective(phase, setup.noise, training) for phase in phases]
     planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
     exits = {phase.exit_norm for phase in phases if phase.exit_norm is not None}
@@ -123,6 +132,7 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
 
     Raises:
         StackwiseError: they don't; the fault is the trainer mode's.
+        UsageError: discrete time steps lie across them.
     """
     ordered = sorted(routes, key=lambda route: route.progress)
     ends = [end for route in ordered for end in route.progress]
@@ -130,6 +140,7 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
         raise StackwiseError(f'trainer mode "{mode}": its routes have the progress {ends}, which isn\'t all of [0, 1]')
     if not all(route.path and set(route.path) <= set(range(spec.stacks)) for route in ordered):
         raise StackwiseError(f'trainer mode "{mode}": a route goes through a stack that the rack doesn\'t have')
+    check_steps_divide([edge for route in ordered for edge in route.progress], noise)
     low, high = noise.band((0.0, 1.0))
     # The first and the last take what the schedule leaves out of (0, 1].
     first, last = (0.0, 1.0) if low <= high else (1.0, 0.0)
@@ -139,6 +150,20 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
         for route, edge, following in zip(ordered, edges, edges[1:], strict=False)
     ]
     return tuple(sorted(settled, key=lambda route: route.band))
+
+
+def check_steps_divide(edges: Iterable[float], noise: Noise) -> None:
+    """Refuse discrete time steps of which one would belong to two stacks in part.
+
+    Args:
+        edges: of the stretches of progress that stacks have for themselves.
+    """
+    count = len(noise.steps)
+    if any(abs(edge * count - round(edge * count)) > 1e-6 for edge in edges):
+        raise UsageError(
+            f"training.time_steps: {count} time steps can't be divided evenly among the stacks, each of which has its "
+            "own. Take a multiple of the number of stacks."
+        )
 
 
 def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
@@ -160,7 +185,10 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
         if phase.head and not phase.embedding and spec.tie_embeddings:
             raise wrong(phase, "trains the head, which is the embedding's transpose, over a frozen embedding")
         if phase.adapts:
-            raise wrong(phase, "adapts stacks, and this version has no adapters")
+            raise UsageError(
+                f'trainer mode "{mode}": phase "{phase.name}" trains adapters, which this version doesn\'t have yet. '
+                'Of progressive, set trainer_mode.trunk = "frozen".'
+            )
         if phase.epochs <= 0 or phase.masks_per_sample < 1 or (phase.steps is not None and phase.steps < 1):
             raise wrong(phase, "has no budget: epochs must be above 0, steps and masks_per_sample 1 or more")
         if phase.begins < 0 or phase.lr < 0:
@@ -244,8 +272,10 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
             trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:.3g}, draws a sample: {draws:.3g})"
             if any(plan.made_from_below for plan in planned):
                 said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
-            else:
+            elif len(with_trunk) > 1:
                 said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
+            else:
+                said.append(f"{trained_on}, so the cache saves nothing.")
         if cache.options.capacity is not None:
             phases = [plan.phase for plan in planned]
             needed = max(boundary_bytes(phase, phases[:place], setup) for place, phase in enumerate(phases))
@@ -262,7 +292,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     "boundaries: some are evicted and computed again."
                 )
     if masked:
-        said += unseen([plan.band for plan in planned])
+        said += unseen([plan.band for plan in planned if plan.band is not None])
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available

@@ -1,1 +1,1 @@
-"""Trainer modes for Stackwise: blockwise, layerwise and end-to-end."""
+"""Trainer modes for Stackwise: which phases a rack is trained in."""

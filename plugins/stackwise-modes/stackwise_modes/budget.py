@@ -11,8 +11,9 @@ def budget(training: TrainingConfig, stacks: float, begins: float = 0.0) -> dict
     """A phase's ``epochs``, ``steps`` and ``begins``, for what so many stacks would have, after as many before it."""
     if training.steps_per_stack is None:
         return {"epochs": training.epochs_per_stack * stacks, "begins": training.epochs_per_stack * begins}
-    steps = max(1, round(training.steps_per_stack * stacks))
-    return {"steps": steps, "begins": round(training.steps_per_stack * begins)}
+    # Rounded at both ends, so that phases which follow one another leave no step out.
+    begin, end = (round(training.steps_per_stack * at) for at in (begins, begins + stacks))
+    return {"steps": max(1, end - begin), "begins": begin}
 
 
 def shares_of(shares: tuple[float, ...], stacks: int) -> list[float]:

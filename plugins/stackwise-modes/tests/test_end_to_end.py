@@ -1,5 +1,7 @@
 """The phases of end_to_end in both scopes, and what it refuses."""
 
+import itertools
+
 import pytest
 
 from stackwise_core.config.model import TrainingConfig
@@ -48,6 +50,9 @@ def test_cycles_in_steps():
     """The steps of all stacks together are shared out evenly, at least one a phase."""
     phases = plan(TrainingConfig(steps_per_stack=8), "stackwise", 2)
     assert [(phase.begins, phase.steps) for phase in phases] == [(4 * place, 4) for place in range(6)]
+    uneven = plan(TrainingConfig(steps_per_stack=10), "stackwise", 4)
+    assert [phase.begins for phase in uneven] == list(itertools.accumulate([0, *(p.steps for p in uneven[:-1])]))
+    assert sum(phase.steps for phase in uneven) == 30
     assert {phase.steps for phase in plan(TrainingConfig(steps_per_stack=1), "stackwise", 5)} == {1}
 
 
