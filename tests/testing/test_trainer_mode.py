@@ -9,6 +9,7 @@ import pytest
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.testing.small import small_rack
 from stackwise_core.testing.trainer_mode import TrainerModeContract
@@ -16,6 +17,7 @@ from stackwise_core.testing.trainer_mode import TrainerModeContract
 RIGHT = """
 from attrs import frozen
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 
 @frozen
@@ -58,9 +60,12 @@ class TestRight(TrainerModeContract):
 class Made(TrainerMode):
     """A stack after the other; `wrong` changes the phases."""
 
-    def __init__(self, wrong, partition=lambda rack: rack):
+    def __init__(self, wrong, partition=lambda rack: rack, served=(0.0, 1.0)):
         super().__init__(None)
-        self._wrong, self._partition = wrong, partition
+        self._wrong, self._partition, self._served = wrong, partition, served
+
+    def routes(self, rack):
+        return [Route(path=range(rack.stacks), progress=self._served)]
 
     def partition(self, rack):
         return self._partition(rack)
@@ -88,8 +93,9 @@ def each(**changes):
 TURNS = itertools.count()
 
 WRONG = {
-    "loses a block": ("test_partition_keeps_the_blocks", Made(list, lambda rack: attrs.evolve(rack, blocks=(1,)))),
-    "changes the width": ("test_partition_keeps_the_blocks", Made(list, lambda rack: attrs.evolve(rack, d_model=32))),
+    "loses a block": ("test_partition_loses_no_block", Made(list, lambda rack: attrs.evolve(rack, blocks=(1,)))),
+    "changes the width": ("test_partition_loses_no_block", Made(list, lambda rack: attrs.evolve(rack, d_model=32))),
+    "serves half": ("test_routes_divide_the_schedule", Made(list, served=(0.0, 0.5))),
     "no phases": ("test_the_engine_can_execute_the_plan", Made(lambda phases: [])),
     "trains outside of its path": ("test_the_engine_can_execute_the_plan", Made(each(path=[0]))),
     "leaves a stack out": ("test_every_part_is_trained", Made(lambda phases: phases[:-1])),
@@ -112,7 +118,7 @@ def test_wrong_modes_are_refused(what, refuses):
     """Each wrong mode fails the check that is about it."""
     check, mode = WRONG[what]
     rack = {} if "budget" in check else {"rack": small_rack(2, 2)}
-    training = {} if "partition" in check else {"training": TrainingConfig()}
+    training = {} if "partition" in check or "routes" in check else {"training": TrainingConfig()}
     refuses(TrainerModeContract(), check, StackwiseError, mode=mode, **rack, **training)
 
 

@@ -11,6 +11,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.training.cost import boundary_bytes, boundary_samples, sample_order
 from stackwise_core.training.plan import check_disk, check_phases, make_plan, settle_routes
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
@@ -28,9 +29,10 @@ def test_steps_and_parameters_are_those_of_the_run(tmp_path):
     spec = ran.setup.spec
     first, second, _ = ran.plan.phases
     assert first.trainable_parameters == spec.stack_parameters(0) + spec.embedding_parameters
+    # The first stack's exit norm is read no longer.
     assert (second.trainable_parameters, second.frozen_parameters) == (
         spec.stack_parameters(1),
-        first.trainable_parameters,
+        first.trainable_parameters - spec.d_model,
     )
 
 
@@ -121,9 +123,51 @@ def test_a_phase_may_settle_its_own_weighting(tmp_path):
         def plan(self, rack, training):
             return [Phase(name="x", path=(0,), trains={0}, embedding=True, head=True, weighting="mean")]
 
+        def routes(self, rack):
+            return [Route(path=(0,))]
+
     setup = set_up(*tiny_config(tmp_path))
     plan = make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Mean(None))))
     assert plan.phases[0].phase.weighting == "mean"
+
+
+def test_routes_use_what_was_trained(tmp_path):
+    """A rack isn't read through stacks that no phase passes: the modes that train a part have routes of their own."""
+
+    class Half(TrainerMode):
+        def plan(self, rack, training):
+            return [Phase(name="x", path=(0,), trains={0}, embedding=True, head=True)]
+
+    setup = set_up(*tiny_config(tmp_path))
+    with pytest.raises(StackwiseError, match=r'"blockwise": no phase passes stack 1.*routes\(\) of its own'):
+        make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Half(None))))
+
+
+def test_time_steps_are_shared_out_whole(tmp_path):
+    """A time step that would belong to two stacks in part is refused, over both and in a banded rack."""
+    for changes in ({"training.over": "both"}, {"trainer_mode": {"use": "banded"}}):
+        plan_of(tmp_path, {**changes, "training.time_steps": 6})
+        with pytest.raises(UsageError, match=r"4 time steps can't be divided evenly.*multiple"):
+            plan_of(tmp_path, {**changes, "training.time_steps": 4})
+
+
+def test_nothing_is_masked_in_causal_training(tmp_path):
+    """A plan for clm has no band, and a draw a sample."""
+    plan = plan_of(tmp_path, {"training.objective": "clm"})
+    assert [planned.band for planned in plan.phases] == [None] * 3
+    assert {planned.phase.masks_per_sample for planned in plan.phases} == {1}
+
+
+def test_a_short_phase_computes_whole_windows(tmp_path):
+    """What is planned on disk is what a phase writes that ends within its first window."""
+    changes = {"training.steps_per_stack": 2, "training.window": 40, "cache_backend": {"use": "memory"}}
+    ran = run_tiny(tmp_path, changes)
+    entry = ran.setup.config.data.seq_len * ran.setup.spec.d_model * 2
+    order = sample_order(ran.setup)
+    for planned, measured in zip(ran.plan.phases[1:], ran.result.phases[1:], strict=True):
+        assert boundary_samples(planned.phase, order, cached=True) == measured.boundaries_computed
+        assert measured.boundaries_computed > 2 * ran.setup.config.training.batch_size
+    assert boundary_bytes(ran.plan.phases[1].phase, [], ran.setup) == measured.boundaries_computed * entry
 
 
 def test_one_fixed_mask_is_warned_of(tmp_path):
@@ -219,7 +263,7 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
         (Phase(name="x", path=(0,), trains={0}, progress=(0.5, 1.5)), "progress"),
         (Phase(name="x", path=(0,), trains={0}, epochs=0), "has no budget"),
         (Phase(name="x", path=(0,), trains={0}, masks_per_sample=0), "has no budget"),
-        (Phase(name="x", path=(0, 1), trains={1}, adapts={0}), "no adapters"),
+        (Phase(name="x", path=(0, 1), trains={1}, adapts={0}), "trains adapters, which this version doesn't have"),
         (Phase(name="x", path=(0,), trains={0}, begins=-1), "begins before the first step"),
         (Phase(name="x", path=(0,), trains={0}, lr=-0.5), "negative learning rate"),
         (Phase(name="x", path=(0,), trains={0}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
