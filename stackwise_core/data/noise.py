@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -102,10 +103,4 @@ def interpolated(given: Sequence[float] | Mapping[int, float], count: int) -> tu
     if not isinstance(given, Mapping):
         return tuple(given)
     known = sorted(given)
-    fractions = []
-    for step in range(count):
-        below = max((key for key in known if key <= step), default=known[0])
-        above = min((key for key in known if key >= step), default=known[-1])
-        share = 0.0 if below == above else (step - below) / (above - below)
-        fractions.append(given[below] + share * (given[above] - given[below]))
-    return tuple(fractions)
+    return tuple(np.interp(range(count), known, [given[step] for step in known]).tolist())
