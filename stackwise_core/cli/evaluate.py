@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +78,11 @@ def evaluate(
             "draws": evaluation.draws,
             "seed": evaluation.seed,
             "likelihoods": [
-                {**unstructure(likelihood), "perplexity": likelihood.perplexity} for likelihood in likelihoods
+                {
+                    **unstructure(likelihood),
+                    "perplexity": likelihood.perplexity if isfinite(likelihood.perplexity) else None,
+                }
+                for likelihood in likelihoods
             ],
         }
         click.echo(json.dumps(result, indent=2))

@@ -162,6 +162,13 @@ _of_no_use_to_clm("weighting", None)
 _of_no_use_to_clm("masks", "fixed")
 
 
+@_cross_check("training.noise_index", "training.over", "training.time")
+def _an_index_needs_depth(config: Config) -> str | None:
+    if config.training.noise_index == "build" or config.training.noise_over != "time":
+        return None
+    return 'noise_index = "position" is for a mask schedule over depth: set over = "depth" or "both"'
+
+
 @_cross_check("training.decay", "training.warmup")
 def _warmup_and_decay_fit_a_phase(config: Config) -> str | None:
     training = config.training

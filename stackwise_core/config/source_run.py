@@ -12,6 +12,8 @@ from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
 
 PLAN = "plan.json"
+FINISHED = "finished.json"
+"""Written when the last phase's weights are on disk."""
 _RACK: dict[str, type] = {
     "d_model": int,
     "n_heads": int,
@@ -59,13 +61,16 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     rack = _entry(plan, data, "rack", dict)
     for key, kind in _RACK.items():
         _entry(plan, data, f"rack.{key}", kind)
-    return SourceRun(
+    source = SourceRun(
         path=directory,
         blocks=_whole_numbers(plan, data, "rack.blocks", at_least=1, fewest=1),
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
     )
+    if not os.path.isfile(directory / FINISHED):
+        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}")
+    return source
 
 
 def nearest_run(path: str | os.PathLike[str]) -> str | None:

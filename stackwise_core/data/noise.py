@@ -71,7 +71,8 @@ class Noise:
     def step(self, progress: Tensor) -> Tensor:
         """The time step of each progress, int64."""
         along = 1 - progress if self.falls else progress
-        return (along * len(self.steps)).long().clamp(max=len(self.steps) - 1)
+        # Rounded, since 1/3 of 3 steps is one step and not a little less.
+        return torch.round(along * len(self.steps), decimals=9).long().clamp(max=len(self.steps) - 1)
 
     def fraction(self, progress: Tensor) -> Tensor:
         """The mask fraction of each progress."""
@@ -92,7 +93,6 @@ class Noise:
             return low, high
         count = len(self.steps)
         begin, end = (1 - stretch[1], 1 - stretch[0]) if self.falls else stretch
-        # Rounded, since 1/3 of 3 steps is one step and not a little less.
         first, last = math.floor(round(begin * count, 9)), math.ceil(round(end * count, 9)) - 1
         low, high = (self.steps[first - 1] if first else self.start), self.steps[max(first, last)]
         return (high, low) if self.falls else (low, high)

@@ -64,6 +64,11 @@ class Split:
     def __len__(self) -> int:
         return self._numbers.size
 
+    def evenly_spaced(self, count: int | None) -> NDArray[np.int64]:
+        """Ids of so many samples, from the first to the last; None: of all."""
+        count = len(self) if count is None else min(count, len(self))
+        return np.unique(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+
     def rows(self, indices: NDArray[np.integer[Any]]) -> Rows:
         """Read rows by sample id, in the order asked for.
 

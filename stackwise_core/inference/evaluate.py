@@ -17,11 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from attrs import frozen
 
+from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
 from stackwise_core.rack.residency import Residency
@@ -85,8 +87,11 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """A bound on the perplexity a token."""
-        return math.exp(self.nats_per_token)
+        """A bound on the perplexity a token; infinite where it is more than a float holds."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -142,11 +147,23 @@ class Evaluation:
     causal: bool = False
     """Whether each token is predicted from those before it, and nothing is masked."""
 
+    @classmethod
+    def of(cls, config: Config, split: Split, mask_id: int, **changes: Any) -> Evaluation:
+        """As a configuration has it, but for the changes."""
+        settings: dict[str, Any] = {
+            "seed": config.run.seed,
+            "draws": config.evaluation.draws,
+            "sequences": config.evaluation.sequences,
+            "batch_size": config.training.batch_size,
+            "bands": config.evaluation.bands,
+            "causal": config.training.objective == "clm",
+        }
+        return cls(split=split, mask_id=mask_id, **{**settings, **changes})
+
     @property
     def samples(self) -> np.ndarray:
         """The sequences to use, int64 [n]."""
-        count = len(self.split) if self.sequences is None else min(self.sequences, len(self.split))
-        return np.unique(np.linspace(0, len(self.split) - 1, count).round().astype(np.int64))
+        return self.split.evenly_spaced(self.sequences)
 
     def batches(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Places among the samples, and the samples there."""
@@ -271,14 +288,7 @@ def _mean_cross_entropies(
     residency: Residency, draws: Draws, path: Sequence[int], read: Collection[int]
 ) -> Iterator[np.ndarray]:
     """At each stack to read at, the mean cross entropy of each sequence's predicted tokens, float64 [B]."""
-    device = residency.device
-    hidden = residency.embed(path[0], draws.inputs, draws.fraction)
-    context = residency.context(draws.segments)
-    predicted, targets = draws.masked.to(device), draws.targets.to(device)
     rows = draws.rows.numpy()
     per_row = np.maximum(np.bincount(rows, minlength=len(draws.inputs)), 1)
-    for index in path:
-        hidden = residency.through(index, hidden, context)
-        if index in read:
-            losses = residency.cross_entropy(index, hidden.flatten(0, 1)[predicted], targets)
-            yield np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(per_row)) / per_row
+    for losses in residency.cross_entropies(draws, path, read):
+        yield np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(per_row)) / per_row

@@ -67,12 +67,6 @@ class FinishedRun:
             device=parts.device,
             masters=directory,
         )
-        missing = {stack for route in plan["routes"] for stack in route.path if not directory.has_stack(stack)}
-        if missing:
-            raise UsageError(
-                f"{path}: it never finished: stack {min(missing)} wasn't written. "
-                f"stackwise run {path / 'config.toml'} trains it again, into a new directory."
-            )
         residency.load_ends({owner: _read_ends(directory, owner, parts) for owner, _ in residency.all_ends()})
         return cls(path, parts, residency, exits=frozenset(planned.exits), **plan)
 
@@ -95,17 +89,7 @@ class FinishedRun:
 
     def evaluation(self, split: Split, **changes: Any) -> Evaluation:
         """The run's own settings for a split, with these of them changed."""
-        config = self.parts.config
-        settings: dict[str, Any] = {
-            "draws": config.evaluation.draws,
-            "sequences": config.evaluation.sequences,
-            "bands": config.evaluation.bands,
-            "seed": config.run.seed,
-            "batch_size": config.training.batch_size,
-            **changes,
-        }
-        causal = config.training.objective == "clm"
-        return Evaluation(split=split, mask_id=self.parts.tokenizer.mask_id, causal=causal, **settings)
+        return Evaluation.of(self.parts.config, split, self.parts.tokenizer.mask_id, **changes)
 
     def likelihoods(
         self, evaluation: Evaluation, progress: Callable[[int, int], None] | None = None

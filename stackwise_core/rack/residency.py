@@ -9,6 +9,7 @@ import torch
 from attrs import define
 from torch import Tensor, nn
 
+from stackwise_core.data.draws import Draws
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -165,6 +166,16 @@ class Residency:
         """Pass hidden states [B, T, D] through a stack; the residual stream is fp32 before and after."""
         with self.precision(index).autocast(self.device):
             return self.stack(index)(hidden, context)
+
+    def cross_entropies(self, draws: Draws, path: Sequence[int], read: Collection[int]) -> Iterator[Tensor]:
+        """From the tokens on, the cross entropies [N] of a batch's predictions at each stack of a path to read at."""
+        hidden = self.embed(path[0], draws.inputs, draws.fraction)
+        context = self.context(draws.segments)
+        predicted, targets = draws.masked.to(self.device), draws.targets.to(self.device)
+        for index in path:
+            hidden = self.through(index, hidden, context)
+            if index in read:
+                yield self.cross_entropy(index, hidden.flatten(0, 1).index_select(0, predicted), targets)
 
     def cross_entropy(self, index: int, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""

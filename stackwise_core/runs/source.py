@@ -19,8 +19,6 @@ class Source:
     """A finished run's blocks, dealt to the stacks of a rack that has as many or more."""
 
     run: SourceRun
-    first_block: int
-    """The block of this rack that the source's first one becomes."""
     stacks: dict[int, range]
     """By stack of this rack, the source's blocks that it is made of."""
     exits: frozenset[int]
@@ -52,7 +50,7 @@ class Source:
                     "Choose rack.blocks_per_stack so that they fill whole stacks."
                 )
         last_blocks = [sum(run.blocks[: stack + 1]) for stack in run.exits]
-        return cls(run, first, stacks, frozenset(ends[block] for block in last_blocks if block in ends))
+        return cls(run, stacks, frozenset(ends[block] for block in last_blocks if block in ends))
 
     def check_ends(self, spec: RackSpec, tokenizer: str) -> None:
         """Refuse a source whose embedding or head isn't for this rack.
@@ -88,7 +86,7 @@ class Source:
         own = self.run.rack.get("ends", "shared") == "per_stack"
         ends: dict[int | None, dict[str, Tensor]] = {}
         for owner in owners:
-            if owner is not None and owner not in self.stacks:
+            if own and owner is not None and owner not in self.stacks:
                 continue
             theirs = self._source_stack(self.stacks[owner][-1]) if own and owner is not None else None
             tensors = source.read_tensors(embedding_file(theirs))

@@ -110,6 +110,11 @@ class Boundary:
         self._held: dict[Key, Tensor] = {}
         self.counts = BoundaryCounts()
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether a store keeps activations beyond their window."""
+        return self._store is not None
+
     def prepare(self, window: Iterable[int], number: int) -> Iterator[int]:
         """Make the boundaries of a window's chunks available, computing what isn't; gives each chunk once it is."""
         if self._store is None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import psutil
+import torch
 from attrs import asdict, frozen
 
 from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
@@ -75,9 +76,9 @@ def sample_order(setup: Setup) -> Order:
     )
 
 
-def cache_layout(setup: Setup) -> Layout:
-    """The shape of a stored boundary; without a cache, of one held in a window."""
-    cache = setup.implementations.cache
+def boundary_layout(phase: Phase, setup: Setup) -> Layout:
+    """The shape of a phase's boundaries; those held in a window are in fp32."""
+    cache = cache_of(phase, setup)
     dtype = "fp32" if cache is None else cache.options.dtype
     return Layout(tokens=setup.config.data.seq_len, d_model=setup.spec.d_model, dtype=dtype)
 
@@ -101,7 +102,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     """Estimate what a phase costs, after those before it."""
     below = before[-1] if before else None
     spec, training, implementations = setup.spec, setup.config.training, setup.implementations
-    order, layout = sample_order(setup), cache_layout(setup)
+    order, layout = sample_order(setup), boundary_layout(phase, setup)
     steps = phase_steps(phase, order)
     tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
     trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
@@ -119,7 +120,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     stored = boundary_bytes(phase, before, setup) if cache is not None else 0
     stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
     durable = cache is not None and cache.durable
-    window = min(training.window, len(setup.corpus.train)) * layout.bytes_per_entry if phase.frozen_prefix else 0
+    window = max(samples for samples, _ in order.window_sizes(0)) * layout.bytes_per_entry if phase.frozen_prefix else 0
     boundaries = window if cache is None else (0 if durable else stored)
     memory = Memory(
         process=psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0,
@@ -151,8 +152,9 @@ def predicted_share(phase: Phase, setup: Setup) -> float:
     """Expected share of the tokens that the head is asked for."""
     if setup.config.training.objective == "clm":
         return 1.0
-    low, high = setup.noise.band(phase.progress)
-    return (low + high) / 2
+    low, high = phase.progress
+    places = low + (high - low) * (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    return float(setup.noise.fraction(places).mean())
 
 
 def cache_of(phase: Phase, setup: Setup) -> CacheBackend | None:
@@ -189,7 +191,7 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
 def _own_boundary_bytes(phase: Phase, setup: Setup) -> int:
     if not phase.frozen_prefix:
         return 0
-    return boundary_samples(phase, sample_order(setup), cached=True) * cache_layout(setup).bytes_per_entry
+    return boundary_samples(phase, sample_order(setup), cached=True) * boundary_layout(phase, setup).bytes_per_entry
 
 
 def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
@@ -223,7 +225,7 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
     live = [spec.blocks[stack] for stack in phase.live_path]
     if setup.config.training.activation_checkpointing:
         between = 4 * spec.d_model * len(live) * tokens
-        live = [max(live)]
+        live = [max(live, default=0)]
     else:
         between = 0
     live_blocks = sum(live)

@@ -13,6 +13,7 @@ from cattrs import unstructure
 from stackwise_core import __version__
 from stackwise_core.config.dump import dump
 from stackwise_core.config.model import Config
+from stackwise_core.config.source_run import FINISHED
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
@@ -21,7 +22,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary, namespace
-from stackwise_core.training.cost import PhasePlan, cache_layout, cache_of, sample_order
+from stackwise_core.training.cost import PhasePlan, boundary_layout, cache_of, sample_order
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
     EvaluationProgress,
@@ -65,7 +66,6 @@ class Engine:
             masters=self._directory,
         )
         self._order = sample_order(setup)
-        self._layout = cache_layout(setup)
 
     def run(self) -> RunResult:
         """Train every phase, then measure every depth."""
@@ -94,9 +94,12 @@ class Engine:
                 if boundary is not None:
                     # Nothing resumes a run yet, so what an interrupted one cached is of no use to anybody.
                     interrupted.callback(boundary.drop)
-                    kept.append(boundary)
+                    if boundary.is_stored:
+                        kept.append(boundary)
                 measured = self._fit(planned, boundary, tell).run()
                 self._write_weights(planned)
+                if boundary is not None and not boundary.is_stored:
+                    boundary.drop()
                 self._drop_all_but(kept, self._keep)
                 phases.append(measured)
                 tell(PhaseDone(planned, measured))
@@ -104,6 +107,7 @@ class Engine:
             for boundary in kept:
                 boundary.close()
             interrupted.pop_all()
+            self._directory.write_json(FINISHED, {"phases": unstructure(phases)})
             likelihoods = tuple(self._evaluate(tell))
             result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
             tell(RunDone(result))
@@ -168,19 +172,20 @@ class Engine:
         if not trunk:
             return None
         cache, store = cache_of(planned.phase, self._setup), None
+        layout = boundary_layout(planned.phase, self._setup)
         if cache is not None:
-            name = namespace(self._residency, trunk, self._layout, self._settings())
+            name = namespace(self._residency, trunk, layout, self._settings())
             capacity: int | None = cache.options.capacity
-            if capacity is not None and planned.made_from_below:
-                capacity //= 2  # the one below takes its part, until this one is whole
-            store = cache.open(self._directory.cache / name, self._layout, capacity)
+            if capacity is not None:
+                capacity //= self._plan.stores
+            store = cache.open(self._directory.cache / name, layout, capacity)
         return Boundary(
             trunk,
             self._residency,
             self._drawer(planned, self._setup.corpus.train, Stream.TRAINING),
             self._order,
             store,
-            self._layout,
+            layout,
             below if planned.made_from_below else None,
             keep_below=self._keep > 1,
         )
@@ -211,22 +216,13 @@ class Engine:
             self._directory.write_stack(index, self._residency.stack(index).state_dict())
 
     def _evaluate(self, tell: Listener) -> list[Likelihood]:
-        setup, config = self._setup, self._setup.config
+        setup = self._setup
         split = setup.corpus.validation
         if not len(split):
             return []
         return evaluate(
             self._residency,
-            Evaluation(
-                split=split,
-                mask_id=setup.tokenizer.mask_id,
-                seed=config.run.seed,
-                draws=config.evaluation.draws,
-                sequences=config.evaluation.sequences,
-                batch_size=config.training.batch_size,
-                bands=config.evaluation.bands,
-                causal=config.training.objective == "clm",
-            ),
+            Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
             routes=self._plan.routes,
             exits=self._plan.exits,
             active=self._plan.phases[-1].phase.trains,

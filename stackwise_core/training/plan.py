@@ -20,10 +20,11 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.options import ByteSize
+from stackwise_core.runs.source import Source
 from stackwise_core.training.cost import (
     PhasePlan,
     boundary_bytes,
-    cache_layout,
+    boundary_layout,
     distinct_draws,
     phase_epochs,
     price,
@@ -46,6 +47,8 @@ class Plan:
     """How the finished rack uses its stacks."""
     exits: frozenset[int]
     """Stacks whose exit the head was trained to read at."""
+    stores: int
+    """How many boundaries are kept at the same time, at most; they share the cache's capacity."""
     tokenizer: str
     """Fingerprint of the tokenizer, in hexadecimal."""
     notes: tuple[str, ...]
@@ -105,17 +108,30 @@ def make_plan(setup: Setup) -> Plan:
         check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
     settled = [settle_objective(phase, setup.noise, training) for phase in phases]
     planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
-    exits = {phase.exit_norm for phase in phases if phase.exit_norm is not None}
-    if setup.source is not None:
-        exits |= setup.source.exits
     return Plan(
         spec=setup.spec,
         phases=tuple(planned),
         routes=routes,
-        exits=frozenset(exits),
+        exits=trained_exits(phases, routes, setup.source),
+        stores=stores_at_once(planned, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         notes=tuple(notes(planned, setup)),
     )
+
+
+def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:
+    """Stacks whose exit was read in training, with nothing below it that changed since."""
+    paths: dict[int, tuple[int, ...]] = {}
+    if source is not None:
+        given = sorted(source.stacks)
+        paths = {stack: tuple(given[: given.index(stack) + 1]) for stack in source.exits}
+    for phase in phases:
+        unchanged = {} if phase.embedding else paths
+        paths = {stack: path for stack, path in unchanged.items() if not phase.trains & set(path)}
+        if phase.exit_norm is not None:
+            paths[phase.exit_norm] = phase.path
+    prefixes = {route.path[: place + 1] for route in routes for place in range(len(route.path))}
+    return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
 def check_multipliers(training: TrainingConfig, spec: RackSpec) -> None:
@@ -149,6 +165,11 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
         BandRoute(route.path, (min(edge, following), max(edge, following)))
         for route, edge, following in zip(ordered, edges, edges[1:], strict=False)
     ]
+    if len(ordered) > 1 and any(low == high for low, high in (noise.band(route.progress) for route in ordered)):
+        raise UsageError(
+            f'trainer mode "{mode}" gives each stack a band of mask fractions, and the mask schedule has no width for '
+            "all of them. Take a schedule that rises all the way, such as linear from 0 to 1."
+        )
     return tuple(sorted(settled, key=lambda route: route.band))
 
 
@@ -252,35 +273,44 @@ def check_schedule(phase: Phase, schedule: MaskSchedule) -> None:
         raise StackwiseError(f"{name} can't be differentiated by autograd, and the loss weight needs its slope")
 
 
+def stores_at_once(planned: Sequence[PhasePlan], setup: Setup) -> int:
+    """Of how many phases boundaries are kept at the same time, at most."""
+    cache = setup.implementations.cache
+    kept = 1 if cache is None else cache.options.keep_time_steps
+    return max(kept, 2 if any(plan.made_from_below for plan in planned) else 1)
+
+
 def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     """What a user should know before starting."""
     training, cache = setup.config.training, setup.implementations.cache
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
+    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
     said = []
     masked = training.objective != "clm"
     if masked and with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
         said.append(
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
         )
-    if cache is not None and not with_trunk:
-        said.append("No phase starts at a boundary, so nothing is cached.")
-    with_trunk = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
-    if with_trunk and cache is not None:
+    if cache is not None and not cached:
+        said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
+    if cached and cache is not None:
         order = sample_order(setup)
-        epochs, draws = (max(f(plan.phase, order) for plan in with_trunk) for f in (phase_epochs, distinct_draws))
+        epochs, draws = (max(f(plan.phase, order) for plan in cached) for f in (phase_epochs, distinct_draws))
         if epochs <= draws:
             trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:.3g}, draws a sample: {draws:.3g})"
             if any(plan.made_from_below for plan in planned):
                 said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
-            elif len(with_trunk) > 1:
+            elif len(cached) > 1:
                 said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
             else:
                 said.append(f"{trained_on}, so the cache saves nothing.")
         if cache.options.capacity is not None:
             phases = [plan.phase for plan in planned]
             needed = max(boundary_bytes(phase, phases[:place], setup) for place, phase in enumerate(phases))
-            window = min(training.window, len(setup.corpus.train)) * cache_layout(setup).bytes_per_entry
-            if 2 * window > cache.options.capacity:
+            window = (
+                min(training.window, len(setup.corpus.train)) * boundary_layout(cached[0].phase, setup).bytes_per_entry
+            )
+            if 2 * window > cache.options.capacity // stores_at_once(planned, setup):
                 said.append(
                     f"cache_backend.capacity = {cache.options.capacity} doesn't hold the {ByteSize(2 * window)} of two "
                     "windows: most boundaries are computed again for each batch, which is slower than no cache at "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from attrs import define, frozen
 
@@ -34,20 +33,13 @@ class Validation:
     @torch.no_grad()
     def loss(self, residency: Residency, path: Sequence[int]) -> float:
         """Nats a token at the exit of a path, from the tokens on."""
-        split = self.drawer.split
-        count = len(split) if self.sequences is None else min(self.sequences, len(split))
-        samples = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
+        samples = self.drawer.split.evenly_spaced(self.sequences)
         batches = [
             self.drawer.draw(samples[at : at + self.batch_size], 0) for at in range(0, len(samples), self.batch_size)
         ]
         total = 0.0
         for draws in batches:
-            hidden = residency.embed(path[0], draws.inputs, draws.fraction)
-            context = residency.context(draws.segments)
-            for index in path:
-                hidden = residency.through(index, hidden, context)
-            read = hidden.flatten(0, 1).index_select(0, draws.masked.to(residency.device))
-            losses = residency.cross_entropy(path[-1], read, draws.targets.to(residency.device))
+            (losses,) = residency.cross_entropies(draws, path, path[-1:])
             total += self.objective.weighted_sum(losses, draws).item()
         return total / self.objective.normaliser(batches)
 

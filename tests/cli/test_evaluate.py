@@ -1,6 +1,7 @@
 """``stackwise evaluate`` on real runs."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stackwise_core.cli import main
+from stackwise_core.inference.evaluate import Likelihood
+from stackwise_core.training.events import PhaseDone
 from tests.tiny import TEXT, run_tiny
 
 RUNS = {
@@ -112,6 +115,7 @@ def test_mistakes_have_one_message(runs, monkeypatch, arguments, code, message):
         ("stacks/001.safetensors", "flip", "damaged"),
         ("embedding.safetensors", "remove", "not there"),
         ("plan.json", "empty", "plan.json"),
+        ("finished.json", "remove", "never finished"),
         ("config.toml", "empty", "isn't that of its configuration"),
     ],
 )
@@ -134,13 +138,30 @@ def test_a_harmed_run_is_refused(runs, tmp_path, file, harm, message):
     assert "Traceback" not in result.output
 
 
-def test_a_run_that_never_finished(runs, tmp_path):
-    """Stacks that weren't written are named, with the command that trains them."""
-    directory = tmp_path / "broken-off"
-    shutil.copytree(runs["blockwise"].directory, directory)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    del manifest["files"]["stacks/002.safetensors"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+def test_a_run_that_broke_off(tmp_path):
+    """A mode that writes every stack early on is not taken for finished when it is interrupted later."""
+
+    class Interrupted(Exception):
+        pass
+
+    def break_off(ran):
+        def listener(event):
+            if isinstance(event, PhaseDone):
+                raise Interrupted
+
+        ran.engine._listener = listener
+
+    changes = {"trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 1}}
+    with pytest.raises(Interrupted):
+        run_tiny(tmp_path, changes, before=break_off)
+    directory = tmp_path / "runs" / "tiny"
+    assert (directory / "stacks" / "002.safetensors").exists()
     result = evaluate(directory)
     assert result.exit_code == 2
-    assert "it never finished: stack 2 wasn't written" in result.output
+    assert "never finished" in result.output
+
+
+def test_a_perplexity_beyond_floats():
+    """A run that diverged has a likelihood, and no crash at its end."""
+    likelihood = Likelihood(1, 12000.0, None, 17312.0, 100, ())
+    assert likelihood.perplexity == math.inf

@@ -52,8 +52,16 @@ def test_a_plan_that_no_run_wrote(tmp_path, content, message):
     assert str(plan) in str(caught.value)
 
 
+def test_a_run_that_never_finished(tmp_path):
+    """The mark that a run sets at its end tells it from one that wrote all its stacks and broke off."""
+    (tmp_path / "plan.json").write_text(json.dumps(DATA))
+    with pytest.raises(UsageError, match=r"never finished: there is no finished\.json"):
+        read_source_run(tmp_path)
+
+
 def test_a_number_may_be_written_as_an_integer(tmp_path):
     """JSON doesn't tell 10000.0 from 10000 everywhere."""
+    (tmp_path / "finished.json").touch()
     (tmp_path / "plan.json").write_text(json.dumps(DATA | {"rack": DATA["rack"] | {"rope_theta": 10000}}))
     assert read_source_run(tmp_path).rack["rope_theta"] == 10000
 

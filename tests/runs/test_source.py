@@ -23,8 +23,8 @@ def source_run(blocks=(1, 1), exits=(0, 1), tokenizer="ab", **rack) -> SourceRun
 def test_blocks_are_matched_from_the_bottom_or_the_top():
     """A rack that grows up has the source's stacks at the tokens, one that grows down at the head."""
     up, down = (Source.of(source_run(), SPEC, grows) for grows in ("up", "down"))
-    assert (up.first_block, up.stacks, up.exits) == (0, {0: range(0, 1), 1: range(1, 2)}, {0, 1})
-    assert (down.first_block, down.stacks, down.exits) == (2, {2: range(0, 1), 3: range(1, 2)}, {2, 3})
+    assert (up.stacks, up.exits) == ({0: range(0, 1), 1: range(1, 2)}, {0, 1})
+    assert (down.stacks, down.exits) == ({2: range(0, 1), 3: range(1, 2)}, {2, 3})
 
 
 def test_blocks_are_regrouped_and_keep_the_exits_that_still_are_exits():

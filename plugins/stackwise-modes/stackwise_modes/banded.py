@@ -7,7 +7,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time
+from stackwise_modes.budget import budget, masks, only_over_time, refuse_less_than_a_step
 
 
 class Banded(TrainerMode):
@@ -22,6 +22,7 @@ class Banded(TrainerMode):
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
         only_over_time(training, 'trainer mode "banded"')
         share = 1 / self.options.cycles
+        refuse_less_than_a_step(training, share, self.options.cycles)
         phases: list[Phase] = []
         for cycle in range(self.options.cycles):
             for stack in range(rack.stacks):
@@ -34,7 +35,7 @@ class Banded(TrainerMode):
                         path=[stack],
                         trains={stack},
                         embedding=first or self.options.shared != "after_first",
-                        head=first or self.options.shared != "after_first",
+                        head=first or self.options.shared != "after_first" or training.head == "trains",
                         progress=(max(0.0, low - wider), min(1.0, high + wider)),
                         **masks(training),
                         **budget(training, share, share * cycle),

@@ -25,9 +25,9 @@ class Blockwise(TrainerMode):
                 progress=stretch_of(stack, rack.stacks, training),
                 start=self.options.start if stack else "random",
                 **masks(training),
-                **budget(training, share),
+                **budget(training, share, after, anew=True),
             )
-            for stack, share in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
+            for stack, (share, after) in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
         ]
 
 

@@ -15,8 +15,7 @@ class Fused(TrainerMode):
 
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
         stacks = to_build(rack, "fused")
-        shares = shares_of(self.options.shares, len(stacks))
-        budgets = [budget(training, share, sum(shares[:place])) for place, share in enumerate(shares)]
+        budgets = [budget(training, *share) for share in shares_of(self.options.shares, len(stacks))]
         if self.options.fusion == "frozen":
             return [self._over_frozen(stack, rack, training, each) for stack, each in zip(stacks, budgets, strict=True)]
         only_over_time(training, 'fusion = "trainable"')

@@ -3,7 +3,7 @@
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_modes.budget import budget, masks
+from stackwise_modes.budget import budget, masks, refuse_less_than_a_step
 
 
 def all_at_once(
@@ -41,6 +41,7 @@ def one_at_a_time(
     That is block-coordinate descent (BAdam, arXiv 2404.02827). Embedding and head train with stack 0.
     """
     share = stacks / (cycles * rack.stacks)
+    refuse_less_than_a_step(training, share, cycles)
     return [
         Phase(
             name=f"{name} {cycle}, stack {stack}",

@@ -1,5 +1,6 @@
 """Options of the trainer modes."""
 
+import math
 from typing import Any, Literal
 
 from attrs import frozen
@@ -18,8 +19,21 @@ def _start() -> Start:
 
 
 def _all_above_zero(instance: Any, attribute: Any, value: tuple[float, ...]) -> None:
-    if not all(share > 0 for share in value):
+    if not all(0 < share < math.inf for share in value) or not math.isfinite(sum(value)):
         raise ValueError("expected numbers above 0, one a stack to build")
+
+
+def _with_a_finale(instance: Any, attribute: Any, value: Any) -> None:
+    if isinstance(value, float):
+        at_least(0)(instance, attribute, value)
+    if value != attribute.default and not instance.finale:
+        raise ValueError(f"expected {attribute.default!r} without a finale")
+
+
+def _with_a_stackwise_finale(instance: Any, attribute: Any, value: int) -> None:
+    at_least(1)(instance, attribute, value)
+    if value != attribute.default and (not instance.finale or instance.finale_scope != "stackwise"):
+        raise ValueError('expected 1 without a finale of finale_scope "stackwise"')
 
 
 def _shares() -> tuple[float, ...]:
@@ -62,10 +76,12 @@ class ProgressiveOptions:
         check=between(0, 0.9),
     )
     finale_scope: Literal["rackwise", "stackwise"] = option(
-        "rackwise", "Whether the finale trains everything at once, or one stack at a time in cycles."
+        "rackwise",
+        "Whether the finale trains everything at once, or one stack at a time in cycles.",
+        check=_with_a_finale,
     )
-    finale_lr: float = option(1.0, "Factor of all learning rates in the finale.", check=at_least(0))
-    cycles: int = _cycles(1, "a stackwise finale goes through the stacks")
+    finale_lr: float = option(1.0, "Factor of all learning rates in the finale.", check=_with_a_finale)
+    cycles: int = option(1, "How often a stackwise finale goes through the stacks.", check=_with_a_stackwise_finale)
 
 
 @frozen

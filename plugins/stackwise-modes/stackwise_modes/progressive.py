@@ -1,6 +1,6 @@
 """A rack that grows: upwards or downwards, from stacks that train together, with a joint phase at its end."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import evolve
 
@@ -33,12 +33,13 @@ class Progressive(TrainerMode):
         return evolve(rack, blocks=new + rack.blocks if self.grows == "down" else rack.blocks + new)
 
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
-        order = list(reversed(to_build(rack, "progressive"))) if self.grows == "down" else to_build(rack, "progressive")
+        order = to_build(rack, "progressive")[:: -1 if self.grows == "down" else 1]
         there = sorted(rack.given)
         build, finale = 1 - self.options.finale, self.options.finale * len(order)
         phases: list[Phase] = []
-        for stack, share in zip(order, shares_of(self.options.shares, len(order)), strict=True):
-            phases.append(self._joins(stack, there, build * share, rack, training))
+        for stack, (share, after) in zip(order, shares_of(self.options.shares, len(order)), strict=True):
+            share_of_all = budget(training, build * share, build * after, anew=True)
+            phases.append(self._joins(stack, there, share_of_all, rack, training))
             there = sorted([*there, stack])
         if finale:
             only_over_time(training, "a finale")
@@ -51,8 +52,10 @@ class Progressive(TrainerMode):
                 phases.append(all_at_once(rack, training, finale, begins, self.options.finale_lr, "finale"))
         return phases
 
-    def _joins(self, stack: int, there: list[int], share: float, rack: RackSpec, training: TrainingConfig) -> Phase:
-        """The phase in which a stack joins those that are there, with its share of what a stack has."""
+    def _joins(
+        self, stack: int, there: list[int], share_of_all: dict[str, Any], rack: RackSpec, training: TrainingConfig
+    ) -> Phase:
+        """The phase in which a stack joins those that are there, with its share of the budget."""
         first = not there
         return Phase(
             name=f"stack {stack}",
@@ -64,5 +67,5 @@ class Progressive(TrainerMode):
             progress=stretch_of(stack, rack.stacks, training, built=len(there)),
             start="random" if first else self.options.start,
             **masks(training),
-            **budget(training, share),
+            **share_of_all,
         )

@@ -54,6 +54,18 @@ def test_embedding_and_head(shared, expected, ends):
     assert mode(shared=shared).partition(small_rack(1, 1)).ends == ends
 
 
+def test_an_untied_head_goes_on():
+    """``head = "trains"`` holds in each phase, also where the embedding is frozen after the first."""
+    phases = plan(TrainingConfig(head="trains", epochs_per_stack=4), shared="after_first", cycles=1)
+    assert [(phase.embedding, phase.head) for phase in phases] == [(True, True), (False, True)]
+
+
+def test_cycles_need_a_step_a_phase():
+    """More cycles than a stack has steps are refused."""
+    with pytest.raises(UsageError, match="cycles = 3 leaves less than a step"):
+        plan(TrainingConfig(steps_per_stack=2), cycles=3)
+
+
 def test_over_time_only():
     """Bands are the mode's own."""
     with pytest.raises(UsageError, match=r'over = "both".*"banded"'):

@@ -24,6 +24,30 @@ def test_shares_keep_the_whole_budget():
     assert [(phase.path[0], phase.steps) for phase in downwards] == [(2, 120), (1, 80), (0, 40)]
 
 
+def test_the_total_stays():
+    """However a budget is cut, its steps add up to what all stacks have."""
+    training = TrainingConfig(steps_per_stack=5)
+    options = ProgressiveOptions(shares=SHARES, finale=0.3)
+    assert sum(phase.steps for phase in Progressive(options).plan(RACK, training)) == 15
+    assert sum(phase.steps for phase in Blockwise(BlockwiseOptions(shares=(1.0, 1.0, 2.0))).plan(RACK, training)) == 15
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"finale_lr": 0.5}, "expected 1.0 without a finale"),
+        ({"finale_lr": -1.0, "finale": 0.2}, "at least 0"),
+        ({"finale_scope": "stackwise"}, "expected 'rackwise' without a finale"),
+        ({"cycles": 2, "finale": 0.2}, 'finale_scope "stackwise"'),
+        ({"cycles": 0, "finale": 0.2}, "at least 1"),
+    ],
+)
+def test_a_finale_s_options_need_one(options, expected):
+    """What would have no effect is refused."""
+    with pytest.raises(ValueError, match=expected):
+        ProgressiveOptions(**options)
+
+
 def test_fresh_masks_go_on_from_phase_to_phase():
     """Where phases share no draws, each begins where the one before it ended."""
     for fusion in ("frozen", "trainable"):
@@ -46,6 +70,7 @@ def test_every_stack_has_a_share(shares):
 
 
 def test_shares_are_above_zero():
-    """A stack that never trains isn't built."""
-    with pytest.raises(ValueError, match="above 0"):
-        BlockwiseOptions(shares=(1.0, 0.0))
+    """A stack that never trains isn't built, and no share can be out of all proportion."""
+    for shares in ((1.0, 0.0), (1e308, 1e308)):
+        with pytest.raises(ValueError, match="above 0"):
+            BlockwiseOptions(shares=shares)

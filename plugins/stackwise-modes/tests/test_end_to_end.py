@@ -53,7 +53,12 @@ def test_cycles_in_steps():
     uneven = plan(TrainingConfig(steps_per_stack=10), "stackwise", 4)
     assert [phase.begins for phase in uneven] == list(itertools.accumulate([0, *(p.steps for p in uneven[:-1])]))
     assert sum(phase.steps for phase in uneven) == 30
-    assert {phase.steps for phase in plan(TrainingConfig(steps_per_stack=1), "stackwise", 5)} == {1}
+
+
+def test_cycles_need_a_step_a_phase():
+    """More cycles than the budget has steps for are refused, with both keys."""
+    with pytest.raises(UsageError, match=r"cycles = 5 leaves less than a step.*steps_per_stack = 4"):
+        plan(TrainingConfig(steps_per_stack=4), "stackwise", 5)
 
 
 @pytest.mark.parametrize("over", ["depth", "both"])
@@ -65,5 +70,5 @@ def test_depth_needs_phases(over):
 
 def test_time_as_depth_is_over_depth():
     """``time = "depth"`` runs the schedule over depth, also where ``over`` was left out."""
-    with pytest.raises(UsageError, match=r'training\.time = "depth"'):
+    with pytest.raises(UsageError, match=r'training\.time = "depth".*Use time = "none"'):
         plan(TrainingConfig(time="depth"))
