@@ -48,7 +48,7 @@ class StepDone:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
-    """Over the phase so far, boundaries included."""
+    """Over the phase so far, boundaries and validations included."""
     peak_bytes: int
     """Most memory held in this phase so far."""
 

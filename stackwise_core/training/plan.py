@@ -195,8 +195,11 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
 
     if not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise StackwiseError(f'trainer mode "{mode}": plan() gave no list of phases')
-    there = set(spec.given)
+    there, names = set(spec.given), set[str]()
     for phase in phases:
+        if phase.name in names:
+            raise wrong(phase, "has the name of another phase, and measurements go by name")
+        names.add(phase.name)
         if not phase.path or len(set(phase.path)) < len(phase.path) or not set(phase.path) <= set(range(spec.stacks)):
             raise wrong(phase, f"has the path {phase.path} in a rack of {spec.stacks} stacks")
         if not phase.trains | phase.adapts <= set(phase.path):

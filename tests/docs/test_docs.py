@@ -282,7 +282,8 @@ def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch)
     ]
     assert [phase.steps for phase in result.phases] == [2, 1, 1, 1, 1]
     assert [planned.phase.begins for planned in plan.phases] == [0, 0, 1, 0, 1]
-    assert len(result.likelihoods) == 3
+    # What was trained again changed below the shallower exits.
+    assert [likelihood.depth for likelihood in result.likelihoods] == [3]
 
 
 def test_the_routes_of_the_page_are_taken(examples, tmp_path, monkeypatch, forget_modules):
