@@ -121,7 +121,7 @@ def test_show_as_json(arguments):
         "default": "256",
         "help": "Activations a shard file.",
     }
-    assert set(options) == {"dtype", "capacity", "shard_entries"}
+    assert set(options) == {"dtype", "capacity", "keep_time_steps", "shard_entries"}
 
 
 def test_show_gives_every_hook_that_has_the_name(install, hook_source, implementation_source):

@@ -16,6 +16,7 @@ from stackwise_core.inference.evaluate import (
     mean_and_error,
     stratified_counts,
 )
+from stackwise_core.rack.residency import Residency
 from tests.joint import Joint
 from tests.tiny import run_tiny
 
@@ -167,6 +168,7 @@ class JointRack:
     """A residency whose stack k predicts with the exact conditionals of the k-th joint distribution."""
 
     device = torch.device("cpu")
+    cross_entropies = Residency.cross_entropies
 
     def __init__(self, joints: list[Joint], causal: bool = False) -> None:
         self.joints, self.causal = joints, causal
@@ -225,6 +227,9 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def evenly_spaced(self, count) -> np.ndarray:
+        return np.arange(len(self))
 
     def rows(self, indices) -> Rows:
         return Rows(self.table[indices].astype(np.int32), np.ones_like(self.table[indices], dtype=np.int32))

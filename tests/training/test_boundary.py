@@ -14,10 +14,17 @@ from stackwise_core.data.noise import Noise
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.training.boundary import Boundary, draw_keys, namespace
+from stackwise_core.training.cost import boundary_layout
 from stackwise_core.training.events import PhaseDone, PhaseStarted, StepDone
 from stackwise_masking.options import ConstantOptions
 from stackwise_masking.schedules import Constant
 from tests.tiny import Ran, run_tiny
+
+
+def layout_of(ran: Ran) -> Layout:
+    """The shape of a run's last boundary."""
+    return boundary_layout(ran.plan.phases[-1].phase, ran.setup)
+
 
 FP32_DISK = {"cache_backend": {"use": "disk", "dtype": "fp32", "shard_entries": 16}}
 BF16_DISK = {"cache_backend": {"use": "disk", "shard_entries": 16}}
@@ -197,7 +204,7 @@ def training_drawer(ran: Ran, phase: int) -> Drawer:
 
 def names(ran: Ran):
     """Namespaces after each single change of what a boundary depends on, the unchanged one first."""
-    residency, layout = ran.engine._residency, ran.engine._layout
+    residency, layout = ran.engine._residency, layout_of(ran)
     settings = ran.engine._settings()
     yield "same", namespace(residency, (0, 1), layout, settings)
     yield "fewer stacks", namespace(residency, (0,), layout, settings)
@@ -228,13 +235,13 @@ def test_any_change_below_a_boundary_changes_its_name(finished):
     """Weights, precision, tokenizer, layout: each makes another namespace, and the same again makes the same."""
     made = dict(names(finished))
     assert len(set(made.values())) == len(made)
-    residency, layout = finished.engine._residency, finished.engine._layout
+    residency, layout = finished.engine._residency, layout_of(finished)
     assert namespace(residency, (0, 1), layout, finished.engine._settings()) == made["same"]
 
 
 def test_the_exit_norm_is_not_below_a_boundary(finished):
     """A boundary is read out through it, not made with it."""
-    residency, layout, settings = finished.engine._residency, finished.engine._layout, finished.engine._settings()
+    residency, layout, settings = finished.engine._residency, layout_of(finished), finished.engine._settings()
     before = namespace(residency, (0, 1), layout, settings)
     with torch.no_grad():
         residency.stack(1).norm.weight += 1
@@ -291,8 +298,8 @@ STORES = {
 def boundary_over_two_chunks(finished: Ran, directory: Path, store: str) -> tuple[Boundary, Drawer]:
     """The third phase's boundary with its first two chunks made, and what made their draws."""
     engine, drawer = finished.engine, training_drawer(finished, 2)
-    kept = STORES[store](directory, engine._layout)
-    boundary = Boundary((0, 1), engine._residency, drawer, engine._order, kept, engine._layout)
+    kept = STORES[store](directory, layout_of(finished))
+    boundary = Boundary((0, 1), engine._residency, drawer, engine._order, kept, layout_of(finished))
     assert list(boundary.prepare([0, 1], 0)) == [0, 1]
     return boundary, drawer
 
@@ -364,11 +371,11 @@ def test_boundaries_of_as_many_phases_are_kept_as_asked(tmp_path):
     ran = run_tiny(tmp_path, {"cache_backend": cache, "rack.stacks": 4, "training.epochs_per_stack": 1})
     engine = ran.engine
     left = {path.name for path in ran.directory.glob("cache/*")}
-    trunks = {namespace(engine._residency, range(top), engine._layout, engine._settings()): top for top in (2, 3)}
+    trunks = {namespace(engine._residency, range(top), layout_of(ran), engine._settings()): top for top in (2, 3)}
     assert left == set(trunks)
     draws = training_drawer(ran, 3).draw(range(16), 0)
     for name, top in trunks.items():
-        store = Disk(DiskOptions()).open(ran.directory / "cache" / name, engine._layout, None)
+        store = Disk(DiskOptions()).open(ran.directory / "cache" / name, layout_of(ran), None)
         assert store.stats().entries == len(ran.setup.corpus.train)
         with torch.no_grad():
             hidden = engine._residency.embed(0, draws.inputs, draws.fraction)
@@ -382,7 +389,7 @@ def test_the_same_again_hits_and_other_masks_miss(finished, monkeypatch, tmp_pat
     """Equal weights and draws are found; draws from another stretch of the schedule are not."""
     engine, planned = finished.engine, finished.plan.phases[2]
     cache = engine._setup.implementations.cache
-    store = cache.open(tmp_path, engine._layout, None)
+    store = cache.open(tmp_path, layout_of(finished), None)
     monkeypatch.setattr(cache, "open", lambda directory, layout, capacity: store)
     first, again = engine._boundary(planned, None), engine._boundary(planned, None)
     lighter = engine._boundary(evolve(planned, phase=evolve(planned.phase, progress=(0.0, 0.5))), None)

@@ -511,12 +511,9 @@ def test_the_run_directory_holds_what_it_should(tmp_path):
     """Configuration, plan, environment, weights and metrics are there, and load."""
     ran = run_tiny(tmp_path)
     names = {str(path.relative_to(ran.directory)) for path in ran.directory.rglob("*") if path.is_file()}
-    stacks = {f"stacks/{index:03d}.safetensors" for index in range(3)}
-    assert (
-        names
-        == {"config.toml", "plan.json", "environment.json", "embedding.safetensors", "manifest.json", "metrics.jsonl"}
-        | stacks
-    )
+    written = {f"stacks/{index:03d}.safetensors" for index in range(3)} | {"embedding.safetensors"}
+    written |= {"config.toml", "plan.json", "environment.json", "finished.json", "manifest.json", "metrics.jsonl"}
+    assert names == written
     manifest = json.loads((ran.directory / "manifest.json").read_text())["files"]
     assert set(manifest) == names - {"manifest.json", "metrics.jsonl"}
     assert load(ran.directory / "config.toml")[0] == ran.setup.config

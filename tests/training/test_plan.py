@@ -189,7 +189,7 @@ def test_a_capacity_that_is_too_small_is_mentioned(tmp_path):
         changes = {"cache_backend": {"use": "disk", "capacity": capacity}, "training.window": window}
         return " ".join(plan_of(tmp_path, changes).notes)
 
-    assert "capacity = 500 kB is less than the 819 kB" in said("500 kB", 64)
+    assert "capacity = 600 kB is less than the 819 kB" in said("600 kB", 64)
     assert "capacity = 100 kB doesn't hold the 410 kB of two windows" in said("100 kB", 1024)
     assert "capacity" not in said("1 MB", 64)
 
