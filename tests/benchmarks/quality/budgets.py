@@ -9,15 +9,18 @@ from attrs import evolve
 from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.setup import Setup
 
+LEAST_STEPS = 8
+"""Fewer a stack would leave phases of a mode with cycles without a step."""
 
-def nearest(quantity: Callable[[int], float], target: float) -> int:
-    """The number from 1 up whose quantity is nearest to the target; the quantity never falls as the number rises."""
+
+def nearest(quantity: Callable[[int], float], target: float, least: int = 1) -> int:
+    """The number from ``least`` up whose quantity is nearest to the target, which never falls as the number rises."""
     quantity = cache(quantity)
-    high = 1
+    high = least
     while quantity(high) < target:
         high *= 2
-    reached = bisect_left(range(high + 1), target, lo=1, key=quantity)
-    return min((max(1, reached - 1), reached), key=lambda number: (abs(quantity(number) - target), number))
+    reached = bisect_left(range(high + 1), target, lo=least, key=quantity)
+    return min((max(least, reached - 1), reached), key=lambda number: (abs(quantity(number) - target), number))
 
 
 def plan_with(setup: Setup, steps_per_stack: int) -> Plan:
@@ -33,4 +36,4 @@ def total(plan: Plan, budget: str) -> float:
 
 def matching_steps(setup: Setup, budget: str, target: float) -> int:
     """Steps a stack with which the regime's tokens or FLOPs are nearest to the target."""
-    return nearest(lambda steps: total(plan_with(setup, steps), budget), target)
+    return nearest(lambda steps: total(plan_with(setup, steps), budget), target, LEAST_STEPS)

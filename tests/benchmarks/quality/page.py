@@ -151,7 +151,7 @@ def gap_text(row: Row) -> str:
 def tables(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]], baselines: Mapping[str, Mapping[str, float]]) -> str:
     """All tables, and the plot above them."""
     parts = [
-        "![gap to end-to-end training against the share of its training state](quality.svg)",
+        "![gap to end-to-end training, by regime, with the share of its training state in brackets](quality.svg)",
         wrapped(
             "NELBO: mean ± standard deviation over the seeds. Gap: to end-to-end training with the same seed, mean "
             "(and range). Training state, FLOPs and tokens: shares of end-to-end training's, by the plan; training "

@@ -1,5 +1,6 @@
-"""The plot: gap to end-to-end training against the share of its training state."""
+"""The plot: each regime's gap to end-to-end training, with the share of its training state in brackets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,73 +18,68 @@ matplotlib.rcParams |= {"svg.hashsalt": "stackwise", "font.size": 10, "svg.fontt
 
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
 
-MARKERS = "osD^v<>PX*ph"
 GOAL = {"state": 0.5, "gap": 2.0}
 """What the project set out to reach: half the training state, and 2 % of the NELBO."""
+COLOURS = {True: "C0", False: "C1"}
+"""By whether a regime's training state is within the goal."""
 
 
 def draw(tables: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
-    """Write an SVG with a panel a corpus.
+    """Write an SVG with a panel a corpus: a line a regime, its gap at each budget, and the range over seeds.
 
     Args:
         tables: rows by the corpus's title and the budget.
     """
-    figure, panels = pyplot.subplots(
-        1, len(tables), figsize=(4.6 * len(tables) + 3.4, 5), squeeze=False, sharey=True, layout="constrained"
-    )
-    styles = {name: (MARKERS[i % len(MARKERS)], f"C{i % 10}") for i, name in enumerate(REGIMES)}
-    shown = set()
+    shown = {row.regime for by_budget in tables.values() for rows in by_budget.values() for row in rows}
+    regimes = [name for name in reversed(REGIMES) if name in shown and name != BASELINE]
+    size = (5.0 * len(tables) + 4.5, 0.42 * len(regimes) + 1.8)
+    figure, panels = pyplot.subplots(1, len(tables), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    states: dict[str, float] = {}
     for panel, (title, by_budget) in zip(panels[0], tables.items(), strict=True):
-        panel.add_patch(Rectangle((0, -100), GOAL["state"], 100 + GOAL["gap"], color="0.92", zorder=0))
-        panel.axhline(0, color="0.6", linewidth=0.8)
-        lowest, highest = 0.0, GOAL["gap"]
+        panel.axvspan(-100, GOAL["gap"], color="0.93", zorder=0)
+        panel.axvline(0, color="0.5", linewidth=0.8)
+        gaps = [0.0, GOAL["gap"]]
         for budget, rows in by_budget.items():
             for row in rows:
                 if row.gap is None or row.regime == BASELINE:
                     continue
-                marker, colour = styles[row.regime]
-                shown.add(row.regime)
-                lowest, highest = min(lowest, *row.gaps), max(highest, *row.gaps)
+                states[row.regime] = row.state
+                gaps += row.gaps
+                colour = COLOURS[row.state <= GOAL["state"]]
                 panel.errorbar(
-                    row.state,
                     row.gap,
-                    yerr=[[row.gap - min(row.gaps)], [max(row.gaps) - row.gap]],
-                    marker=marker,
+                    regimes.index(row.regime) + (0.14 if budget == "tokens" else -0.14),
+                    xerr=[[row.gap - min(row.gaps)], [max(row.gaps) - row.gap]],
+                    marker="o",
                     color=colour,
                     markerfacecolor=colour if budget == "flops" else "white",
-                    markersize=8,
                     capsize=3,
                 )
-        # The few regimes that are far off shall not press the others together.
-        panel.set_yscale("symlog", linthresh=5, linscale=2)
-        panel.set_yticks(
-            [tick for tick in (-2, 0, 2, 5, 10, 20, 50, 100, 200) if lowest - 2 <= tick <= 2 * highest + 5]
-        )
-        panel.yaxis.set_major_formatter("{x:g} %")
-        panel.minorticks_off()
-        panel.set_ylim(lowest - 1, 1.3 * highest + 1)
-        panel.set_xlim(0, 1.08)
-        panel.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0, symbol=" %"))
+        panel.set_xlim(min(gaps) - 2, max(gaps) + 2)
+        panel.xaxis.set_major_formatter("{x:+g} %")
         panel.set_title(title)
-        panel.set_xlabel("training state, share of end to end's")
+        panel.set_xlabel("gap to end to end's NELBO; further left is better")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("gap to end to end's NELBO")
-    figure.legend(handles=legend({name: styles[name] for name in REGIMES if name in shown}), loc="outside right upper")
+    panels[0][0].set_yticks(
+        range(len(regimes)), [f"{REGIMES[name].title} ({states.get(name, math.nan):.2f})" for name in regimes]
+    )
+    figure.legend(handles=legend(), loc="outside lower center", ncols=3)
     publish(path, lambda beside: figure.savefig(beside, format="svg", metadata={"Date": None}))
     pyplot.close(figure)
 
 
-def legend(styles: Mapping[str, tuple[str, str]]) -> list[Line2D]:
-    """A line for each regime, each budget, and the goal."""
+def legend() -> list[Line2D]:
+    """Budgets by face, training state by colour, and the goal."""
     lines = [
-        Line2D([], [], marker=marker, color=colour, linestyle="", markersize=8, label=REGIMES[name].title)
-        for name, (marker, colour) in styles.items()
+        Line2D([], [], marker="o", color="0.3", markerfacecolor=face, linestyle="", label=BUDGETS[budget])
+        for budget, face in (("tokens", "white"), ("flops", "0.3"))
     ]
-    for budget, title in BUDGETS.items():
-        face = "0.3" if budget == "flops" else "white"
-        lines.append(Line2D([], [], marker="o", color="0.3", markerfacecolor=face, linestyle="", label=title))
-    goal = f"goal: {GOAL['gap']:g} % at {100 * GOAL['state']:g} % of the state"
-    lines.append(Line2D([], [], marker="s", color="0.92", linestyle="", markersize=10, label=goal))
-    return lines
+    lines += [
+        Line2D(
+            [], [], marker="o", color=COLOURS[within], linestyle="", label=f"training state {sign} {GOAL['state']:g}"
+        )
+        for within, sign in ((True, "up to"), (False, "above"))
+    ]
+    goal = f"goal: gap of {GOAL['gap']:g} % at most"
+    return [*lines, Line2D([], [], marker="s", color="0.9", linestyle="", markersize=10, label=goal)]
