@@ -6,7 +6,7 @@ Run it from the root of the checkout. It needs matplotlib (the extra ``benchmark
 reach, for the two corpora. ``regimes.py`` says what is compared. ``--quick`` tries everything in a few steps, into
 runs/quality/quick. A benchmark that was stopped goes on where it was: results are in the file of ``--results``, and
 ``--page-only`` makes the page from those that there are. Writes docs/benchmarks/quality.md, whose text outside of the
-marked sections stays, and quality.svg beside it.
+marked sections stays, and a plot beside it, quality.svg.
 """
 
 import argparse
@@ -114,13 +114,14 @@ def make_page(bench: Bench, trials: Sequence[Trial], options: argparse.Namespace
     corpora = [corpus for corpus in bench.corpora if any(trial.corpus == corpus for trial in shown)]
     by_corpus = {corpus: {budget: rows(shown, results, corpus, budget) for budget in BUDGETS} for corpus in corpora}
     seeds = {corpus: len({trial.seed for trial in shown if trial.corpus == corpus}) for corpus in corpora}
+    plot = options.page.with_suffix(".svg")
     sections = {
         "setting": setting([results[trial.key] for trial in shown], options.steps, seeds, flags_of(options)),
-        "table": tables(by_corpus, {corpus: bench.baselines(corpus) for corpus in corpora}),
+        "table": tables(by_corpus, {corpus: bench.baselines(corpus) for corpus in corpora}, plot.name),
         "regimes": regimes_text(by_corpus),
     }
     write_page(options.page, sections)
-    draw({SOURCES[corpus].title: by_corpus[corpus] for corpus in corpora}, options.page.with_suffix(".svg"))
+    draw({SOURCES[corpus].title: by_corpus[corpus] for corpus in corpora}, plot)
 
 
 def main() -> int:

@@ -148,10 +148,12 @@ def gap_text(row: Row) -> str:
     return f"{mean} ({min(row.gaps):+.1f} to {max(row.gaps):+.1f})" if len(row.gaps) > 1 else mean
 
 
-def tables(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]], baselines: Mapping[str, Mapping[str, float]]) -> str:
-    """All tables, and the plot above them."""
+def tables(
+    by_corpus: Mapping[str, Mapping[str, Sequence[Row]]], baselines: Mapping[str, Mapping[str, float]], plot: str
+) -> str:
+    """All tables, and the plot of this file name above them."""
     parts = [
-        "![gap to end-to-end training, by regime, with the share of its training state in brackets](quality.svg)",
+        f"![gap to end-to-end training, by regime, with the share of its training state in brackets]({plot})",
         wrapped(
             "NELBO: mean ± standard deviation over the seeds. Gap: to end-to-end training with the same seed, mean "
             "(and range). Training state, FLOPs and tokens: shares of end-to-end training's, by the plan; training "

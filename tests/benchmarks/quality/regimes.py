@@ -54,6 +54,9 @@ REGIMES = {
         {"rack.stacks": 2, "rack.blocks_per_stack": 2},
     ),
     "blockwise_copies": Regime("blockwise, copies, 4:3:2:1", {"use": "blockwise", **COPIES}),
+    "blockwise_copies_steeper": Regime(
+        "blockwise, copies, 8:4:2:1", {"use": "blockwise", "start": "copy", "shares": [8.0, 4.0, 2.0, 1.0]}
+    ),
     "progressive_finale": Regime(
         "progressive, copies, 4:3:2:1, finale of 20 %", {"use": "progressive", "finale": 0.2, **COPIES}
     ),
