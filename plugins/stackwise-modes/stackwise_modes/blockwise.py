@@ -6,8 +6,8 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, shares_of, to_build
-from stackwise_modes.stretch import stretch_of
+from stackwise_modes.budget import budget, shares_of, to_build
+from stackwise_modes.growth import joins
 
 
 class Blockwise(TrainerMode):
@@ -16,17 +16,7 @@ class Blockwise(TrainerMode):
     def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
         stacks = to_build(rack, "blockwise")
         return [
-            Phase(
-                name=f"stack {stack}",
-                path=range(stack + 1),
-                trains={stack},
-                embedding=stack == 0,
-                head=stack == 0 or training.head == "trains",
-                progress=stretch_of(stack, rack.stacks, training),
-                start=self.options.start if stack else "random",
-                **masks(training),
-                **budget(training, share, after, anew=True),
-            )
+            joins(stack, range(stack), rack, training, self.options.start, budget(training, share, after, anew=True))
             for stack, (share, after) in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
         ]
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from attrs import evolve
+
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_modes.budget import budget, masks, only_over_time, shares_of, to_build
-from stackwise_modes.stretch import stretch_of
+from stackwise_modes.growth import joins
 
 
 class Fused(TrainerMode):
@@ -34,15 +36,5 @@ class Fused(TrainerMode):
         ]
 
     def _over_frozen(self, stack: int, rack: RackSpec, training: TrainingConfig, share: dict[str, Any]) -> Phase:
-        return Phase(
-            name=f"stack {stack}",
-            path=range(stack + 1),
-            trains={stack},
-            embedding=stack == 0,
-            head=stack == 0 or training.head == "trains",
-            progress=stretch_of(stack, rack.stacks, training),
-            masks="resampled",
-            start=self.options.start if stack else "random",
-            boundaries="window",
-            **share,
-        )
+        phase = joins(stack, range(stack), rack, training, self.options.start, share)
+        return evolve(phase, masks="resampled", boundaries="window")

@@ -1,6 +1,6 @@
 """A rack that grows: upwards or downwards, from stacks that train together, with a joint phase at its end."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from attrs import evolve
 
@@ -9,9 +9,9 @@ from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time, shares_of, to_build
+from stackwise_modes.budget import budget, only_over_time, shares_of, to_build
+from stackwise_modes.growth import joins
 from stackwise_modes.joint import all_at_once, one_at_a_time
-from stackwise_modes.stretch import stretch_of
 
 
 class Progressive(TrainerMode):
@@ -39,7 +39,8 @@ class Progressive(TrainerMode):
         phases: list[Phase] = []
         for stack, (share, after) in zip(order, shares_of(self.options.shares, len(order)), strict=True):
             share_of_all = budget(training, build * share, build * after, anew=True)
-            phases.append(self._joins(stack, there, share_of_all, rack, training))
+            phase = joins(stack, there, rack, training, self.options.start, share_of_all)
+            phases.append(evolve(phase, adapts=there) if self.options.trunk == "adapters" else phase)
             there = sorted([*there, stack])
         if finale:
             only_over_time(training, "a finale")
@@ -51,21 +52,3 @@ class Progressive(TrainerMode):
             else:
                 phases.append(all_at_once(rack, training, finale, begins, self.options.finale_lr, "finale"))
         return phases
-
-    def _joins(
-        self, stack: int, there: list[int], share_of_all: dict[str, Any], rack: RackSpec, training: TrainingConfig
-    ) -> Phase:
-        """The phase in which a stack joins those that are there, with its share of the budget."""
-        first = not there
-        return Phase(
-            name=f"stack {stack}",
-            path=sorted([*there, stack]),
-            trains={stack},
-            adapts=there if self.options.trunk == "adapters" else (),
-            embedding=first,
-            head=first or training.head == "trains",
-            progress=stretch_of(stack, rack.stacks, training, built=len(there)),
-            start="random" if first else self.options.start,
-            **masks(training),
-            **share_of_all,
-        )

@@ -3,7 +3,7 @@
 from stackwise_core.config.model import TrainingConfig
 
 
-def stretch_of(stack: int, stacks: int, training: TrainingConfig, built: int | None = None) -> tuple[float, float]:
+def stretch_of(stack: int, stacks: int, training: TrainingConfig, built: int) -> tuple[float, float]:
     """The stretch of progress that a stack's phase draws from.
 
     Over time, all of it. Over depth, the one point of its place: 0 for the first stack, 1 for the last. Over both, its
@@ -11,9 +11,9 @@ def stretch_of(stack: int, stacks: int, training: TrainingConfig, built: int | N
     ``training.noise_index`` says so.
 
     Args:
-        built: how many stacks were built before it; by default those below it.
+        built: how many stacks were built before it.
     """
-    place = stack if built is None or training.noise_index == "position" else built
+    place = stack if training.noise_index == "position" else built
     if training.noise_over == "time":
         return (0.0, 1.0)
     if training.noise_over == "depth":
