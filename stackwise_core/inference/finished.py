@@ -58,15 +58,7 @@ class FinishedRun:
             )
         plan = _read_plan(path / PLAN)
         directory = RunDirectory(path)
-        residency = Residency(
-            parts.spec,
-            mask_id=parts.tokenizer.mask_id,
-            seed=config.run.seed,
-            active=parts.implementations.active,
-            trunk=parts.implementations.trunk,
-            device=parts.device,
-            masters=directory,
-        )
+        residency = parts.residency(directory)
         residency.load_ends({owner: _read_ends(directory, owner, parts) for owner, _ in residency.all_ends()})
         return cls(path, parts, residency, exits=frozenset(planned.exits), **plan)
 

@@ -17,7 +17,6 @@ from stackwise_core.config.source_run import FINISHED
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
-from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.metrics import Metrics
@@ -56,15 +55,7 @@ class Engine:
         config = setup.config
         check_disk(plan, Path(config.run.directory))
         self._directory = RunDirectory.create(Path(config.run.directory), config.run.name)
-        self._residency = Residency(
-            setup.spec,
-            mask_id=setup.tokenizer.mask_id,
-            seed=config.run.seed,
-            active=setup.implementations.active,
-            trunk=setup.implementations.trunk,
-            device=setup.device,
-            masters=self._directory,
-        )
+        self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
 
     def run(self) -> RunResult:

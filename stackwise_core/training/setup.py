@@ -19,6 +19,7 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.rack.residency import Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
 
@@ -44,6 +45,18 @@ class Parts:
     tokenizer: Tokenizer
     noise: Noise
     spec: RackSpec
+
+    def residency(self, masters: Masters) -> Residency:
+        """The rack as it begins, with nothing in memory but its ends."""
+        return Residency(
+            self.spec,
+            mask_id=self.tokenizer.mask_id,
+            seed=self.config.run.seed,
+            active=self.implementations.active,
+            trunk=self.implementations.trunk,
+            device=self.device,
+            masters=masters,
+        )
 
 
 @frozen
