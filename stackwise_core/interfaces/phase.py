@@ -5,9 +5,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-
-def _ordered(stacks: Iterable[int]) -> tuple[int, ...]:
-    return tuple(stacks)
+from stackwise_core.interfaces.routing import in_order
 
 
 def _members(stacks: Iterable[int]) -> frozenset[int]:
@@ -19,7 +17,7 @@ class Phase:
     """What the engine executes; a trainer mode makes a list of them."""
 
     name: str
-    path: tuple[int, ...] = field(converter=_ordered)
+    path: tuple[int, ...] = field(converter=in_order)
     """Stacks in the order in which the hidden states pass them."""
     trains: frozenset[int] = field(converter=_members)
     """Stacks of the path whose full weights train; the rest is frozen."""
