@@ -101,15 +101,14 @@ class Source:
 
     def _stack(self, source: RunDirectory, blocks: range) -> dict[str, Tensor]:
         """Tensors of a stack made of these blocks of the source, read out through the norm of the last one's stack."""
-        tensors: dict[str, Tensor] = {}
-        for place, block in enumerate(blocks):
-            owner = self._source_stack(block)
+        owners = [self._source_stack(block) for block in blocks]
+        theirs = {owner: source.read_stack(owner) for owner in dict.fromkeys(owners)}
+        tensors = {"norm.weight": theirs[owners[-1]]["norm.weight"]}
+        for place, (block, owner) in enumerate(zip(blocks, owners, strict=True)):
             prefix = f"layers.{block - sum(self.run.blocks[:owner])}."
-            theirs = source.read_stack(owner)
             tensors |= {
                 f"layers.{place}.{name.removeprefix(prefix)}": tensor
-                for name, tensor in theirs.items()
+                for name, tensor in theirs[owner].items()
                 if name.startswith(prefix)
             }
-            tensors["norm.weight"] = theirs["norm.weight"]
         return tensors
