@@ -197,42 +197,67 @@ def evaluate(
     """
     if evaluation.causal:
         return _evaluate_causal(residency, evaluation, routes[0], exits, active, progress)
-    split, samples, seed = evaluation.split, evaluation.samples, evaluation.seed
+    split, samples = evaluation.split, evaluation.samples
     scored = split.rows(samples).scorable.sum(axis=1)
-    counts, order = stratified_counts(scored, evaluation.draws, generator(seed, 0, Stream.EVALUATION_COUNTS))
-    sequential = len(routes) == 1
-    edges = np.linspace(0, 1, evaluation.bands + 1) if sequential else [route.band[0] for route in routes] + [1.0]
-    bands = [(float(low), float(high)) for low, high in pairwise(edges)]
-    weights = {int(length): np.stack([count_weights(int(length), band) for band in bands]) for length in set(scored)}
-    read_at = [_exits_of(route, exits if sequential else ()) for route in routes]
-    depths = len(read_at[0])
-    nelbo = np.zeros((depths, len(bands), len(samples)))
-    for number, (route, read) in enumerate(zip(routes, read_at, strict=True)):
+    counts, order = stratified_counts(scored, evaluation.draws, generator(evaluation.seed, 0, Stream.EVALUATION_COUNTS))
+    if len(routes) == 1:
+        edges = np.linspace(0, 1, evaluation.bands + 1).tolist()
+        bands_of, read_at = [list(pairwise(edges))], [_exits_of(routes[0], exits)]
+        depths = [routes[0].path.index(stack) + 1 for stack in read_at[0]]
+    else:
+        bands_of, read_at = [[route.band] for route in routes], [[route.path[-1]] for route in routes]
+        depths = [len({stack for route in routes for stack in route.path})]
+    parts = []
+    for number, (route, read, bands) in enumerate(zip(routes, read_at, bands_of, strict=True)):
         residency.bring(route.path, active=active)
-        ours = slice(None) if sequential else slice(number, number + 1)  # the bands that this route serves
+        parts.append(np.zeros((len(read), len(bands), len(samples))))
         for batch, members in evaluation.batches():
             places = np.arange(batch.start, batch.start + len(members))
-            for draw in range(evaluation.draws):
-                weighed = np.stack(  # [bands of this route, sequences]
-                    [weights[int(scored[place])][ours, counts[place, draw] - 1] for place in places], axis=1
-                )
-                matters = weighed.sum(axis=0) > NEGLIGIBLE
-                if not matters.any():
-                    continue
-                corrupted = _corrupted(evaluation, samples, counts[:, draw], places[matters], draw)
-                for depth, means in enumerate(_mean_cross_entropies(residency, corrupted, route.path, read)):
-                    nelbo[depth][ours, places[matters]] += weighed[:, matters] * means / evaluation.draws
+            _add_bounds(parts[-1], residency, evaluation, route.path, read, bands, places, counts, scored)
             if progress is not None:
-                progress(number * len(samples) + int(members.size + batch.start), len(routes) * len(samples))
+                progress(number * len(samples) + int(places[-1]) + 1, len(routes) * len(samples))
+    # [depths, bands, sequences]: one route is read at several exits, and each of several has a band of its own.
+    nelbo, bands = np.concatenate(parts, axis=1), [band for of_route in bands_of for band in of_route]
     results = []
-    for depth in range(depths):
-        parts = [
-            BandLikelihood(band, *mean_and_error(nelbo[depth, at], scored, order)) for at, band in enumerate(bands)
-        ]
-        mean, error = mean_and_error(nelbo[depth].sum(axis=0), scored, order)
-        passed = routes[0].path.index(read_at[0][depth]) + 1 if sequential else len({s for r in routes for s in r.path})
-        results.append(Likelihood(passed, mean, error, _bits_per_byte(mean, split), int(scored.sum()), tuple(parts)))
+    for depth, of_depth in zip(depths, nelbo, strict=True):
+        by_band = tuple(
+            BandLikelihood(band, *mean_and_error(part, scored, order))
+            for band, part in zip(bands, of_depth, strict=True)
+        )
+        mean, error = mean_and_error(of_depth.sum(axis=0), scored, order)
+        results.append(Likelihood(depth, mean, error, _bits_per_byte(mean, split), int(scored.sum()), by_band))
     return results
+
+
+def _add_bounds(
+    nelbo: np.ndarray,
+    residency: Residency,
+    evaluation: Evaluation,
+    path: Sequence[int],
+    read: Sequence[int],
+    bands: Sequence[tuple[float, float]],
+    places: np.ndarray,
+    counts: np.ndarray,
+    scored: np.ndarray,
+) -> None:
+    """Add what some sequences' masks come to, in nats a token, to nelbo [exits to read at, bands, sequences].
+
+    Args:
+        places: of the sequences among all.
+        counts: int [sequences, draws], how many tokens are masked.
+        scored: int [sequences], how many there are to mask.
+    """
+    weights = {
+        int(length): np.stack([count_weights(int(length), band) for band in bands]) for length in set(scored[places])
+    }
+    for draw in range(evaluation.draws):
+        weighed = np.stack([weights[int(scored[at])][:, counts[at, draw] - 1] for at in places], axis=1)  # [bands, n]
+        matters = weighed.sum(axis=0) > NEGLIGIBLE
+        if not matters.any():
+            continue
+        corrupted = _corrupted(evaluation, evaluation.samples, counts[:, draw], places[matters], draw)
+        for exit_nelbo, means in zip(nelbo, _mean_cross_entropies(residency, corrupted, path, read), strict=True):
+            exit_nelbo[:, places[matters]] += weighed[:, matters] * means / evaluation.draws
 
 
 def _corrupted(evaluation: Evaluation, samples: np.ndarray, counts: np.ndarray, places: np.ndarray, draw: int) -> Draws:
