@@ -40,6 +40,8 @@ class Implementation:
     """Device types that it runs on."""
     packages: tuple[str, ...] = field(default=(), converter=tuple)
     """Importable modules that it needs at run time."""
+    aliases: tuple[str, ...] = field(default=(), converter=tuple)
+    """Other names that ``use =`` may say."""
 
 
 @hookspec

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stackwise_core.interfaces.component import Component
+from stackwise_core.interfaces.rack_spec import RackSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,12 +15,23 @@ if TYPE_CHECKING:
 class Adapter(Component):
     """Attaches named adapters to stacks; several may be active on one stack, each with its own rank."""
 
+    float_only: str = ""
+    """Why it can't stand on quantised weights; empty where it can."""
+    rewrites_base: bool = False
+    """Whether ``attach`` changes a stack's own weights in memory, which then can't train beside it."""
+
+    @abstractmethod
+    def size(self, rack: RackSpec, index: int) -> int:
+        """How many trainable weights it has on a stack of a rack; the plan counts with it."""
+
     @abstractmethod
     def attach(self, stack: "nn.Module", name: str, index: int, count: int) -> None:
         """Put a fresh adapter on a stack, in place; its output is unchanged by that.
 
+        What is random comes from torch's own generator, which the caller has seeded.
+
         Args:
-            stack: at any precision, its own weights frozen.
+            stack: at any precision, unless ``float_only`` says why not.
             name: the adapter's name on this stack.
             index: the stack's place, 0 at the tokens.
             count: how many stacks the rack has, for ranks that depend on depth.
@@ -27,16 +39,22 @@ class Adapter(Component):
 
     @abstractmethod
     def trainable(self, stack: "nn.Module", names: Collection[str]) -> "list[nn.Parameter]":
-        """Make just these adapters trainable and all others frozen, all of them staying active; give the parameters."""
+        """Make just these adapters trainable and all others frozen, all of them staying active; give the parameters.
+
+        The stack's own weights are left frozen or trainable, as they are.
+        """
 
     @abstractmethod
     def save(self, stack: "nn.Module", name: str, directory: Path) -> None:
-        """Write an adapter as peft's own files: adapter_config.json and adapter_model.safetensors."""
+        """Write an adapter as peft's own files, adapter_config.json and adapter_model.safetensors, into a directory.
+
+        Loaded onto the stack's weights as they were before ``attach``, they give the same output.
+        """
 
     @abstractmethod
     def load(self, stack: "nn.Module", name: str, directory: Path) -> None:
-        """Attach an adapter from the files that ``save`` wrote."""
+        """Attach an adapter from the files that ``save`` wrote; nothing in them is executed."""
 
     @abstractmethod
     def merge(self, stack: "nn.Module", name: str) -> None:
-        """Fold an adapter into the stack's weights and take it off; other adapters stay active."""
+        """Fold an adapter into the weights of a stack in fp32 and take it off; other adapters stay active."""

@@ -16,18 +16,27 @@ class Precision(Component):
 
     trainable: bool = True
     """Whether a stack's full weights can train at this precision."""
+    quantises: bool = False
+    """Whether a frozen stack's weights are codes with scales rather than plain floats."""
 
     @property
     @abstractmethod
     def bytes_per_weight(self) -> float:
         """Resident bytes of one frozen weight, scales included."""
 
+    def check(self, device: "torch.device") -> None:
+        """Refuse a device that can't compute it.
+
+        Raises:
+            UnavailableError: with what is missing, such as a GPU's generation.
+        """
+
     @abstractmethod
     def prepare(self, stack: "nn.Module", *, trainable: bool) -> None:
         """Bring a stack to this precision, in place.
 
         Args:
-            stack: holds fp32 masters on its device.
+            stack: holds fp32 masters on its device, and no adapters.
             trainable: True for a stack whose full weights are about to train: an implementation that computes in a
                 lower precision then keeps fp32 masters and leaves the rest to ``autocast``. False for a frozen one.
         """
@@ -41,10 +50,10 @@ class Precision(Component):
         return None
 
     def to_tensors(self, stack: "nn.Module") -> "dict[str, Tensor]":
-        """The prepared stack as named tensors for safetensors; ``from_tensors`` reads them back bit for bit."""
+        """A frozen prepared stack as named tensors for safetensors; ``from_tensors`` reads them back bit for bit."""
         return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
 
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
-        """Load what ``to_tensors`` gave into a stack that was freshly built in fp32."""
+        """Load what ``to_tensors`` gave into a stack that was freshly built in fp32, which is frozen then."""
         self.prepare(stack, trainable=False)
         stack.load_state_dict(tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stackwise_core.interfaces.adapter import Adapter
-from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
-
-
-def output(stack: nn.Module) -> Tensor:
-    """Hidden states at the stack's exit, for one fixed input."""
-    return stack(hidden_states(), everything_visible()).detach()
+from stackwise_core.interfaces.precision import Precision
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack
 
 
 def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
@@ -27,10 +24,12 @@ def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
 
 
 class AdapterContract:
-    """Subclass it and provide the fixture ``adapter``; ``tolerance`` may be widened for a quantised stack."""
+    """Subclass it and provide the fixture ``adapter``; one subclass for each precision that it should stand on."""
 
     tolerance = 1e-5
     """Largest difference, relative and absolute, of outputs that should be the same but for rounding."""
+    precision: Precision | None = None
+    """What the stacks are at; None for fp32."""
 
     @pytest.fixture
     def adapter(self) -> Adapter:
@@ -38,13 +37,25 @@ class AdapterContract:
         raise NotImplementedError("the subclass provides the fixture `adapter`")
 
     def new_stack(self) -> nn.Module:
-        """A frozen stack with the same weights each time. Override it to test at a precision of your own."""
-        return frozen_stack()
+        """A frozen stack with the same weights each time."""
+        stack = frozen_stack()
+        if self.precision is not None:
+            self.precision.prepare(stack, trainable=False)
+        return stack
 
     @pytest.fixture
     def stack(self) -> nn.Module:
         """The stack that a test puts adapters on."""
         return self.new_stack()
+
+    def forward(self, stack: nn.Module, x: Tensor) -> Tensor:
+        """Hidden states [B, T, D] at the exit of a stack."""
+        with nullcontext() if self.precision is None else self.precision.autocast(torch.device("cpu")):
+            return stack(x, everything_visible())
+
+    def output(self, stack: nn.Module) -> Tensor:
+        """Hidden states at the stack's exit, for one fixed input."""
+        return self.forward(stack.eval(), hidden_states()).detach()
 
     def close(self, left: Tensor, right: Tensor) -> bool:
         """Whether two outputs are the same but for rounding."""
@@ -57,20 +68,20 @@ class AdapterContract:
 
     def test_attaching_leaves_the_output(self, adapter: Adapter, stack: nn.Module) -> None:
         """A fresh adapter changes nothing yet, first or second."""
-        before = output(stack)
+        before = self.output(stack)
         adapter.attach(stack, "first", 0, 4)
-        assert self.close(output(stack), before)
+        assert self.close(self.output(stack), before)
         fill(adapter.trainable(stack, ["first"]), 1)
-        filled = output(stack)
+        filled = self.output(stack)
         adapter.attach(stack, "second", 0, 4)
-        assert self.close(output(stack), filled)
+        assert self.close(self.output(stack), filled)
 
     def test_an_adapter_is_in_the_path(self, adapter: Adapter, stack: nn.Module) -> None:
         """Its weights change the output, and on every place in the rack."""
-        before = output(stack)
+        before = self.output(stack)
         adapter.attach(stack, "late", 3, 4)
         fill(adapter.trainable(stack, ["late"]), 1)
-        assert not self.close(output(stack), before)
+        assert not self.close(self.output(stack), before)
 
     def test_only_the_named_train(self, adapter: Adapter, stack: nn.Module) -> None:
         """``trainable`` gives the parameters of the named adapters, and nothing else asks for a gradient."""
@@ -87,48 +98,68 @@ class AdapterContract:
             assert given == asking == set().union(*(named[name] for name in names))
             assert not given & own
 
+    def test_its_size_is_as_declared(self, adapter: Adapter, stack: nn.Module) -> None:
+        """``size`` is how many weights train, which the plan counts with."""
+        for index in (0, 3):
+            adapter.attach(stack, f"at_{index}", index, 4)
+            found = sum(each.numel() for each in adapter.trainable(stack, [f"at_{index}"]))
+            assert found == adapter.size(small_rack(2, 2, 2, 2), index)
+
+    def test_the_stack_s_own_weights_are_left(self, adapter: Adapter, stack: nn.Module) -> None:
+        """Choosing which adapters train freezes and unfreezes none of the stack's own weights."""
+        if adapter.rewrites_base:
+            pytest.skip("the stack's own weights can't train beside it")
+        own = [parameter for parameter in stack.parameters() if parameter.is_floating_point()]
+        adapter.attach(stack, "first", 0, 4)
+        for asks in (True, False):
+            for parameter in own:
+                parameter.requires_grad_(asks)
+            adapter.trainable(stack, ["first"])
+            assert all(parameter.requires_grad == asks for parameter in own)
+
     def test_frozen_adapters_stay_active(self, adapter: Adapter, stack: nn.Module) -> None:
         """Which adapter trains makes no difference to the output."""
         for seed, name in enumerate(("first", "second")):
             self.filled(adapter, stack, name, seed)
-        both = output(stack)
+        both = self.output(stack)
         for names in (["first"], ["second"], []):
             adapter.trainable(stack, names)
-            assert self.close(output(stack), both)
+            assert self.close(self.output(stack), both)
 
     def test_gradients_reach_the_named(self, adapter: Adapter, stack: nn.Module) -> None:
         """Every parameter of an adapter that has weights gets a gradient, and the input gets one too."""
         self.filled(adapter, stack, "first", 1)
         parameters, x = adapter.trainable(stack, ["first"]), hidden_states().requires_grad_()
-        stack(x, everything_visible()).square().sum().backward()
+        self.forward(stack, x).square().sum().backward()
         assert all(each.grad is not None and bool(each.grad.any()) for each in [*parameters, x])
 
     def test_files_bring_it_back(self, adapter: Adapter, stack: nn.Module, tmp_path: Path) -> None:
         """A stack without adapters gets the same output from the files, which are peft's by name."""
         self.filled(adapter, stack, "first", 1)
-        with_first = output(stack)
+        with_first = self.output(stack)
         self.filled(adapter, stack, "second", 2)
         for name in ("first", "second"):
             adapter.save(stack, name, tmp_path / name)
         files = {path.name for path in (tmp_path / "first").iterdir()}
         assert files >= {"adapter_config.json", "adapter_model.safetensors"}
-        both, fresh = output(stack), self.new_stack()
+        both, fresh = self.output(stack), self.new_stack()
         adapter.load(fresh, "first", tmp_path / "first")
-        assert self.close(output(fresh), with_first)
+        assert self.close(self.output(fresh), with_first)
         adapter.load(fresh, "second", tmp_path / "second")
-        assert self.close(output(fresh), both)
+        assert self.close(self.output(fresh), both)
 
-    def test_merging_keeps_the_output(self, adapter: Adapter, stack: nn.Module) -> None:
-        """Adapters fold into the weights one after the other, and the output stays through each."""
+    def test_merging_keeps_the_output(self, adapter: Adapter) -> None:
+        """In fp32 adapters fold into the weights one after the other, and the output stays through each."""
+        stack, self.precision = frozen_stack(), None
         weights = sum(parameter.numel() for parameter in stack.parameters())
         for seed, name in enumerate(("first", "second")):
             self.filled(adapter, stack, name, seed)
-        both = output(stack)
+        both = self.output(stack)
         adapter.merge(stack, "first")
-        assert self.close(output(stack), both)
+        assert self.close(self.output(stack), both)
         fill(adapter.trainable(stack, ["second"]), 7)
-        assert not self.close(output(stack), both), "the other adapter was taken out of the path"
-        changed = output(stack)
+        assert not self.close(self.output(stack), both), "the other adapter was taken out of the path"
+        changed = self.output(stack)
         adapter.merge(stack, "second")
-        assert self.close(output(stack), changed)
+        assert self.close(self.output(stack), changed)
         assert sum(parameter.numel() for parameter in stack.parameters()) == weights

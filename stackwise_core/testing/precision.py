@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stackwise_core.interfaces.precision import Precision
-from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack
 
 CPU = torch.device("cpu")
 
@@ -21,9 +22,18 @@ def output(precision: Precision, stack: nn.Module, x: Tensor) -> Tensor:
         return stack(x, everything_visible())
 
 
-def resident_bytes(stack: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*stack.parameters(), *stack.buffers()))
+def frozen_bytes(precision: Precision, stack: nn.Module) -> int:
+    """Bytes of a prepared stack's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in precision.to_tensors(stack).values())
+
+
+def bits_of(precision: Precision, stack: nn.Module) -> dict[str, tuple[torch.dtype, bytes]]:
+    """A prepared stack's tensors as they would be in a file."""
+    tensors = precision.to_tensors(stack)
+    return {
+        name: (tensor.dtype, tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
 
 
 class PrecisionContract:
@@ -54,6 +64,32 @@ class PrecisionContract:
         assert bool(found.isfinite().all())
         assert (found - expected).norm() <= (4 * self.largest_error + 1e-5) * expected.norm()
 
+    def test_using_a_frozen_stack_leaves_it(self, precision: Precision) -> None:
+        """Forward passes with and without gradients, in evaluation and in training, change none of its tensors."""
+        stack, x = frozen_stack(), hidden_states()
+        precision.prepare(stack, trainable=False)
+        before = bits_of(precision, stack)
+        results = []
+        for training in (False, True):
+            stack.train(training)
+            with torch.no_grad():
+                without = output(precision, stack, x)
+            given = hidden_states().requires_grad_()
+            result = output(precision, stack, given)
+            results.append((without, result.detach(), *torch.autograd.grad(result.square().sum(), given)))
+        assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        assert bits_of(precision, stack) == before
+
+    def test_a_row_of_zeros_stays_finite(self, precision: Precision) -> None:
+        """Weights that are all zero quantise to zero, not to NaN."""
+        stack, x = frozen_stack(), hidden_states()
+        with torch.no_grad():
+            for block in stack.layers:
+                block.mlp.up_proj.weight[0] = 0
+                block.self_attn.v_proj.weight.zero_()
+        precision.prepare(stack, trainable=False)
+        assert bool(output(precision, stack, x).isfinite().all())
+
     def test_a_frozen_stack_has_nothing_that_trains(self, precision: Precision) -> None:
         """No parameter of a frozen stack asks for a gradient."""
         stack = frozen_stack()
@@ -69,24 +105,20 @@ class PrecisionContract:
 
     def test_bytes_are_as_declared(self, precision: Precision) -> None:
         """A frozen stack takes ``bytes_per_weight``, which the plan counts with, to within a twentieth."""
-        stack = frozen_stack()
+        stack = frozen_stack(spec=evolve(small_rack(1), d_model=256, d_ff=704))
         weights = sum(parameter.numel() for parameter in stack.parameters())
         precision.prepare(stack, trainable=False)
-        assert resident_bytes(stack) / weights == pytest.approx(precision.bytes_per_weight, rel=0.05)
+        assert frozen_bytes(precision, stack) / weights == pytest.approx(precision.bytes_per_weight, rel=0.05)
 
     def test_tensors_come_back_from_a_file(self, precision: Precision, tmp_path: Path) -> None:
         """A stack that went through a safetensors file has the same tensors and the same output, to the bit."""
         stack, fresh, x = frozen_stack(), frozen_stack(seed=1), hidden_states()
         precision.prepare(stack, trainable=False)
-        written = precision.to_tensors(stack)
-        save_file({name: tensor.contiguous() for name, tensor in written.items()}, tmp_path / "stack.safetensors")
+        written = {name: tensor.contiguous() for name, tensor in precision.to_tensors(stack).items()}
+        save_file(written, tmp_path / "stack.safetensors")
         precision.from_tensors(fresh, load_file(tmp_path / "stack.safetensors"))
-        found = precision.to_tensors(fresh)
-        assert {name: tensor.dtype for name, tensor in found.items()} == {
-            name: tensor.dtype for name, tensor in written.items()
-        }
-        for name, tensor in written.items():
-            assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
+        assert bits_of(precision, fresh) == bits_of(precision, stack)
+        assert all(not parameter.requires_grad for parameter in fresh.parameters())
         assert torch.equal(output(precision, fresh, x), output(precision, stack, x))
 
     def test_a_stack_that_trains_keeps_its_masters(self, precision: Precision) -> None:

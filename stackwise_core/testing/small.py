@@ -15,9 +15,9 @@ def small_rack(*blocks: int) -> RackSpec:
     return RackSpec(blocks=blocks or (1, 1), vocab_size=50, seq_len=12, d_model=64, n_heads=4, n_kv_heads=2, d_ff=192)
 
 
-def frozen_stack(seed: int = 0) -> Stack:
-    """A stack of two blocks in fp32, with weights of a trained one's size, all frozen."""
-    spec = small_rack(2)
+def frozen_stack(seed: int = 0, spec: RackSpec | None = None) -> Stack:
+    """A stack of two blocks (or a rack's first) in fp32, with weights of a trained one's size, all frozen."""
+    spec = spec or small_rack(2)
     stack = new_stack(spec, 0, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

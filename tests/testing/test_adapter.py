@@ -31,6 +31,9 @@ class Right(Adapter):
     def layers(self, stack):
         return [block.mlp for block in stack.layers]
 
+    def size(self, rack, index):
+        return rack.blocks[index] * RANK * (rack.d_ff + rack.d_model)
+
     def attach(self, stack, name, index, count):
         for mlp in self.layers(stack):
             if not isinstance(mlp.down_proj, Adapted):
@@ -41,14 +44,11 @@ class Right(Adapter):
             adapted.active.add(name)
 
     def trainable(self, stack, names):
-        stack.requires_grad_(False)
-        found = [
-            weights[name]
-            for mlp in self.layers(stack)
-            for name in names
-            for weights in (mlp.down_proj.downs, mlp.down_proj.ups)
-        ]
-        return [parameter.requires_grad_() for parameter in found]
+        of_all = [weights for mlp in self.layers(stack) for weights in (mlp.down_proj.downs, mlp.down_proj.ups)]
+        for weights in of_all:
+            for name, parameter in weights.items():
+                parameter.requires_grad_(name in names)
+        return [weights[name] for weights in of_all for name in names]
 
     def save(self, stack, name, directory):
         directory.mkdir()
@@ -103,6 +103,19 @@ class Idle(Right):
         super().attach(stack, name, index, count)
         for mlp in self.layers(stack):
             mlp.down_proj.active.clear()
+
+
+class Larger(Right):
+    def size(self, rack, index):
+        return 2 * super().size(rack, index)
+
+
+class FreezesTheStack(Right):
+    """As if no stack trained beside its adapter."""
+
+    def trainable(self, stack, names):
+        stack.requires_grad_(False)
+        return super().trainable(stack, names)
 
 
 class TrainsTheStack(Right):
@@ -166,6 +179,8 @@ WRONG = {
     FreshNoise: "test_attaching_leaves_the_output",
     OnlyTheLatest: "test_attaching_leaves_the_output",
     Idle: "test_an_adapter_is_in_the_path",
+    Larger: "test_its_size_is_as_declared",
+    FreezesTheStack: "test_the_stack_s_own_weights_are_left",
     TrainsTheStack: "test_only_the_named_train",
     TrainsAll: "test_only_the_named_train",
     OnlyTheTrainable: "test_frozen_adapters_stay_active",
@@ -181,8 +196,10 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_adapters_are_refused(wrong, refuses, tmp_path):
     """Each wrong adapter fails the check that is about it."""
-    files = {"tmp_path": tmp_path} if "files" in WRONG[wrong] else {}
-    refuses(AdapterContract(), WRONG[wrong], adapter=wrong(None), stack=frozen_stack(), **files)
+    given = {"tmp_path": tmp_path} if "files" in WRONG[wrong] else {}
+    if "merging" not in WRONG[wrong]:
+        given["stack"] = frozen_stack()
+    refuses(AdapterContract(), WRONG[wrong], adapter=wrong(None), **given)
 
 
 def test_no_check_is_idle(every_check):

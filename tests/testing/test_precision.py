@@ -43,6 +43,28 @@ class Detached(Right):
         stack.layers[0].register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(), *inputs[1:]))
 
 
+class Repacks(Right):
+    """Stores its weights another way when it is first used for inference."""
+
+    def prepare(self, stack, *, trainable):
+        super().prepare(stack, trainable=trainable)
+
+        def repack(module, inputs):
+            if not module.training:
+                module.layers[0].mlp.up_proj.weight.data = module.layers[0].mlp.up_proj.weight.data.flip(0)
+
+        stack.register_forward_pre_hook(repack)
+
+
+class ByRow(Right):
+    """A scale a row, and 0 / 0 where there is nothing to scale."""
+
+    def prepare(self, stack, *, trainable):
+        for parameter in stack.parameters():
+            scale = parameter.data.abs().amax(dim=-1, keepdim=True)
+            parameter.data = (parameter.data / scale * 127).round() / 127 * scale
+
+
 class Unfreezes(Right):
     def prepare(self, stack, *, trainable):
         stack.requires_grad_(True)
@@ -94,6 +116,8 @@ class Overflows(Right):
 WRONG = {
     Coarse: "test_a_frozen_stack_computes_the_same",
     Detached: "test_a_frozen_stack_passes_gradients_down",
+    Repacks: "test_using_a_frozen_stack_leaves_it",
+    ByRow: "test_a_row_of_zeros_stays_finite",
     Unfreezes: "test_a_frozen_stack_has_nothing_that_trains",
     Narrow: "test_the_residual_stream_is_fp32",
     Understated: "test_bytes_are_as_declared",
