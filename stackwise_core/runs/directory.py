@@ -1,10 +1,14 @@
-"""A run's directory: what it was asked to do, where it ran, its full-precision weights, and a checksum of each file.
+"""A run's directory: what it was asked to do, where it ran, its weights, and a checksum of each file.
 
 runs/NAME/
   config.toml  plan.json  environment.json
-  embedding.safetensors  head.safetensors  stacks/000.safetensors ...
-  stacks/000.embedding.safetensors  stacks/000.head.safetensors ...   where each stack has its own
-  manifest.json     SHA-256 and size of each of these, written after them
+  embedding.safetensors  head.safetensors  stacks/000.safetensors ...   full-precision masters
+  stacks/000.embedding.safetensors  stacks/000.head.safetensors ...     where each stack has its own
+  adapters/000/NAME/{adapter_config.json, adapter_model.safetensors}    peft's own files
+  trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
+  progress.json     what each phase came to, written with its weights
+  finished.json     written after the last phase
+  manifest.json     size and SHA-256 of each of these
   metrics.jsonl     grows while the run goes on, so it stands in no manifest
   cache/            boundaries, deleted when they are no longer needed
 """
@@ -12,7 +16,10 @@ runs/NAME/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +28,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import publish, publish_text, sha256
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.runs.manifest import Manifest
 
-MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def embedding_file(stack: int | None) -> str:
@@ -41,10 +49,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        manifest = path / MANIFEST
-        self._files: dict[str, dict[str, Any]] = {}
-        if manifest.exists():
-            self._files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        self.manifest = Manifest(path)
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunDirectory:
@@ -58,7 +63,6 @@ class RunDirectory:
             except FileExistsError:
                 number += 1
                 continue
-            (path / "stacks").mkdir()
             return cls(path)
 
     @property
@@ -71,28 +75,82 @@ class RunDirectory:
         """The directory of the boundaries' stores."""
         return self.path / "cache"
 
+    def together(self) -> AbstractContextManager[None]:
+        """What is written in it counts at its end, all of it or nothing."""
+        return self.manifest.together()
+
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file and enter it in the manifest."""
-        publish_text(self.path / name, text)
-        self._enter(name)
+        """Write a text file."""
+
+        def fill(beside: Path) -> None:
+            beside.write_text(text, encoding="utf-8")
+
+        self.manifest.write(name, fill)
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a JSON file and enter it in the manifest."""
+        """Write a JSON file."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a safetensors file and enter it in the manifest."""
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file, after checking it.
+
+        Raises:
+            StackwiseError: it is missing, or isn't what was written.
+        """
+        return json.loads(self.manifest.checked(name).read_text(encoding="utf-8"))
+
+    def copy(self, name: str, source: RunDirectory) -> None:
+        """Copy a file of another run, after checking it.
+
+        Raises:
+            StackwiseError: it is missing, or isn't what was written.
+        """
+        path, entry = source.manifest.checked(name), source.manifest.about(name)
+        about = {key: value for key, value in entry.items() if key not in ("bytes", "sha256")}
+        self.manifest.write(name, lambda beside: _copy(path, beside), **about)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
+        """Write a safetensors file; ``about`` is kept in the manifest."""
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        publish(self.path / name, lambda beside: save_file(contiguous, beside, metadata={"format": "pt"}))
-        self._enter(name)
+        self.manifest.write(name, lambda beside: save_file(contiguous, beside, metadata={"format": "pt"}), **about)
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read a safetensors file, after checking it.
+
+        Raises:
+            StackwiseError: it is missing, or isn't what was written.
+        """
+        path = self.manifest.checked(name)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise StackwiseError(f"{path}: not a safetensors file: {error}") from error
+
+    def read_ends(self, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
+        """Embedding and head by the stack whose own they are, None for those that all share.
+
+        Raises:
+            StackwiseError: a file is missing, or isn't what was written.
+        """
+        ends: dict[int | None, dict[str, Tensor]] = {}
+        for owner in range(spec.stacks) if spec.ends == "per_stack" else (None,):
+            ends[owner] = self.read_tensors(embedding_file(owner))
+            if not spec.tie_embeddings:
+                ends[owner] |= self.read_tensors(head_file(owner))
+        return ends
+
+    def has(self, name: str) -> bool:
+        """Whether a file was written."""
+        return name in self.manifest
+
+    @staticmethod
+    def stack_file(index: int) -> str:
+        """Name of the file of a stack's masters."""
+        return f"stacks/{index:03d}.safetensors"
 
     def has_stack(self, index: int) -> bool:
         """Whether a stack's weights were written."""
         return self.has(self.stack_file(index))
-
-    def has(self, name: str) -> bool:
-        """Whether a file was written."""
-        return name in self._files
 
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a stack's full-precision weights."""
@@ -103,30 +161,56 @@ class RunDirectory:
         return self.read_tensors(self.stack_file(index))
 
     @staticmethod
-    def stack_file(index: int) -> str:
-        """Name of a stack's file within the run's directory."""
-        return f"stacks/{index:03d}.safetensors"
+    def prepared_file(index: int) -> str:
+        """Name of the file of a frozen stack at the trunk's precision."""
+        return f"trunk/{index:03d}.safetensors"
 
-    def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """Read a safetensors file after comparing it with the manifest.
+    def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a frozen stack as a precision (a JSON value) holds it, made from the masters as they are now."""
+        master = self.manifest.about(self.stack_file(index))["sha256"]
+        self.write_tensors(self.prepared_file(index), tensors, precision=precision, master=master)
+
+    def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
+        """A frozen stack as a precision holds it; None where that wasn't kept, or the masters are others now."""
+        name = self.prepared_file(index)
+        if name not in self.manifest:
+            return None
+        about, master = self.manifest.about(name), self.manifest.about(self.stack_file(index))["sha256"]
+        if (about.get("precision"), about.get("master")) != (precision, master):
+            return None
+        return self.read_tensors(name)
+
+    def adapters(self, index: int) -> list[str]:
+        """Names of the adapters that a stack has."""
+        folder = f"adapters/{index:03d}/"
+        return sorted({name.split("/")[2] for name in self.manifest if name.startswith(folder)})
+
+    def write_adapter(self, index: int, name: str, save: Callable[[Path], None]) -> None:
+        """Let ``save`` write peft's files of an adapter into a directory, and keep them."""
+        with tempfile.TemporaryDirectory() as scratch, self.together():
+            save(Path(scratch))
+            for file in ADAPTER_FILES:
+                # Bound now, since `fill` is called within the loop.
+                def fill(beside: Path, written: Path = Path(scratch) / file) -> None:
+                    _copy(written, beside)
+
+                self.manifest.write(f"adapters/{index:03d}/{name}/{file}", fill)
+
+    def adapter(self, index: int, name: str) -> Path:
+        """The directory of an adapter, after checking its files.
 
         Raises:
-            StackwiseError: it is missing, or isn't what was written.
+            StackwiseError: one is missing, or isn't what was written.
         """
-        path = self.path / name
-        entry = self._files.get(name)
-        if entry is None or not path.exists():
-            raise StackwiseError(f"{path}: not there; the run hasn't written it, or it was deleted since.")
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            raise StackwiseError(f"{path}: damaged; its checksum isn't the one in {MANIFEST}.")
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise StackwiseError(f"{path}: not a safetensors file: {error}") from error
+        files = [self.manifest.checked(f"adapters/{index:03d}/{name}/{file}") for file in ADAPTER_FILES]
+        return files[0].parent
 
-    def _enter(self, name: str) -> None:
-        path = self.path / name
-        self._files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        publish_text(
-            self.path / MANIFEST, json.dumps({"format": 1, "files": dict(sorted(self._files.items()))}, indent=2) + "\n"
-        )
+    def drop_adapter(self, index: int, name: str) -> None:
+        """Delete an adapter."""
+        with self.together():
+            for file in ADAPTER_FILES:
+                self.manifest.drop(f"adapters/{index:03d}/{name}/{file}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
