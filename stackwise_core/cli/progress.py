@@ -111,7 +111,7 @@ class Bars:
         progress = self._progress
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
-            self._console.print(f"\nrun directory: {event.directory}\n", highlight=False)
+            self._console.print(f"\n{where(event)}\n", highlight=False)
             progress.start()
         elif isinstance(event, PhaseStarted):
             self._loss, self._held_out = SmoothedLoss(), ""
@@ -163,7 +163,7 @@ class Lines:
         quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
-            self._say(f"run directory: {event.directory}")
+            self._say(where(event))
         elif isinstance(event, PhaseStarted):
             self._loss = SmoothedLoss()
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
@@ -195,6 +195,15 @@ class Lines:
 
     def stop(self) -> None:
         """Nothing is held that would have to be given back."""
+
+
+def where(started: RunStarted) -> str:
+    """Where the run is, and of one that goes on, with what."""
+    if not started.phases_done:
+        return f"run directory: {started.directory}"
+    phases = started.plan.phases
+    following = f', "{phases[started.phases_done].phase.name}" is next' if started.phases_done < len(phases) else ""
+    return f"run directory: {started.directory} ({started.phases_done} of {len(phases)} phases done{following})"
 
 
 def print_result(console: Console, result: RunResult) -> None:

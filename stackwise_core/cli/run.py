@@ -1,7 +1,9 @@
-"""``stackwise run``: train what a configuration describes."""
+"""``stackwise run``: train what a configuration describes, or go on with a run that broke off."""
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -13,15 +15,26 @@ from stackwise_core.cli.arguments import config_options
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; progress goes to stderr.")
 def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
-    """Train the rack that FILE describes, phase by phase, into a directory of its own."""
-    from stackwise_core.config.load import load
+    """Train the rack that FILE describes, phase by phase, into a directory of its own.
 
-    config, registry = load(file, overrides=overrides, plugins=plugins)
+    FILE may also be the directory of a run that broke off. It goes on with the first phase that isn't done.
+    """
+    from stackwise_core.config.load import load, load_run
+
+    directory = Path(file) if os.path.isdir(file) else None
+    if directory is None:
+        config, registry = load(file, overrides=overrides, plugins=plugins)
+    else:
+        if _is_finished(directory, overrides):
+            click.echo(f'{directory} is finished. "stackwise evaluate {directory}" measures it.', err=as_json)
+            return
+        config, registry = load_run(directory, plugins=plugins)
 
     # torch comes in here, after the configuration was found to be right.
     from cattrs import unstructure
 
     from stackwise_core.cli.progress import tokenising, watching
+    from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.training.engine import Engine
     from stackwise_core.training.plan import make_plan
     from stackwise_core.training.setup import set_up
@@ -31,6 +44,23 @@ def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bo
         setup = set_up(config, registry, progress)
         plan = make_plan(setup)
     with watching(console) as listener:
-        result = Engine(setup, plan, registry, listener).run()
+        begun = None if directory is None else RunDirectory(directory)
+        result = Engine(setup, plan, registry, listener, begun).run()
     if as_json:
         click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
+
+
+def _is_finished(directory: Path, overrides: Sequence[str]) -> bool:
+    """Whether a run has nothing left to do.
+
+    Raises:
+        UsageError: it is no run, or it can't go on as asked.
+    """
+    from stackwise_core.config.source_run import FINISHED, PROGRESS
+    from stackwise_core.errors import UsageError
+
+    if not os.path.isfile(directory / PROGRESS):
+        raise UsageError(f"{directory}: expected a configuration, or the directory of a run; there is no {PROGRESS}")
+    if overrides:
+        raise UsageError(f"--set: the run in {directory} goes on as it began. Leave it out, or start from a TOML.")
+    return os.path.isfile(directory / FINISHED)

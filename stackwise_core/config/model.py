@@ -143,12 +143,20 @@ class TrainingConfig:
     gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=at_least(1))
     block_lr: float = option(1e-3, "Peak learning rate of the stacks.", check=at_least(0))
     stack_lr_multipliers: dict[int, float] = option(
-        dict, "Factors of block_lr by stack, such as { 0 = 0.5, 3 = 2 }; 1 for the others.", check=_multipliers
+        dict,
+        "Factors of block_lr and adapter_lr by stack, such as { 0 = 0.5, 3 = 2 }; 1 for the others.",
+        check=_multipliers,
     )
     embedding_lr: float = option(
         1e-3, "Peak learning rate of the token embedding and of the time embedding.", check=at_least(0)
     )
     head_lr: float = option(1e-3, "Peak learning rate of an untied LM head.", check=at_least(0))
+    adapter_lr: float = option(1e-4, "Peak learning rate of adapters.", check=at_least(0))
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = option(
+        "adamw",
+        "adamw is torch's; adamw_8bit keeps its two moments in 8 bits (bitsandbytes); the paged ones move them to the "
+        "CPU's memory when a CUDA device runs out of its own.",
+    )
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
         "Course of the learning rate in each phase after its warm-up: wsd holds it and then decays linearly, cosine "
@@ -274,6 +282,44 @@ class PrecisionConfig:
 
     active: Choice = option(lambda: {"use": "fp32"}, "Of the stacks that train.", hook="precision")
     trunk: Choice | None = option(None, "Of the frozen stacks. Left out: as active.", hook="precision")
+    stacks: dict[int, Choice] = option(
+        dict,
+        'Of single stacks when they are frozen, such as { 0 = "bf16", 3 = "nf4" }; trunk for the others.',
+        hook="precision",
+    )
+
+
+@frozen
+class AdapterConfig:
+    """Small trainable weights beside those of frozen stacks; docs/adapters.md says when each of them trains."""
+
+    stack: Choice | None = option(None, "On every stack as it is built (stack LoRA). Left out: none.", hook="adapter")
+    trunk: Choice | None = option(
+        None,
+        "On the frozen stacks of a phase that trains their adapters (progressive QLoRA). Left out: those of stack go "
+        "on training there.",
+        hook="adapter",
+    )
+    attach: Literal["freeze", "birth"] = option(
+        "freeze",
+        "When a stack gets its own adapter: freeze, when its full weights are done and at the trunk's precision; "
+        "birth, with its weights, beside which it trains.",
+    )
+    share: float = option(
+        0.2,
+        'With attach = "freeze", the share of a stack\'s budget in which its adapter trains over the frozen weights.',
+        check=between(0.001, 0.999),
+    )
+    active: Literal["full", "adapters"] = option(
+        "full",
+        "What trains of a stack that joins with weights (a copy, or init_from's): all of them, or its adapter only, "
+        "over frozen ones at the trunk's precision.",
+    )
+    growth: Literal["continue", "merge"] = option(
+        "continue",
+        "What becomes of the trunk's adapters when another stack joins: they go on training, or they are merged into "
+        "the full-precision masters and begin afresh.",
+    )
 
 
 @frozen
@@ -287,6 +333,7 @@ class Config:
     evaluation: EvaluationConfig = option(dict, "")
     mask_schedule: Choice = option(lambda: {"use": "linear"}, "Mask fraction by progress.", hook="mask_schedule")
     precision: PrecisionConfig = option(dict, "")
+    adapter: AdapterConfig = option(dict, "")
     cache_backend: Choice | None = option(
         None,
         "Where boundaries are kept. Left out: they are computed anew for each window.",

@@ -29,6 +29,9 @@ def source_checks(config: Config) -> Iterator[tuple[Sequence[KeyPath], str, str]
         near = nearest_run(rack.init_from)
         yield [_SOURCE], str(error), f"did you mean {near}?" if near else ""
         return
+    if source.has_adapters:
+        message = f"expected a run without adapters; {source.path} has some beside its weights"
+        yield [_SOURCE], message, f'"stackwise merge {source.path}" folds them into the weights of a copy'
     ours = rack_shape(config)
     differing = [key for key in ours if ours[key] != source.rack[key]]
     for key in differing:

@@ -12,6 +12,8 @@ from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
 
 PLAN = "plan.json"
+PROGRESS = "progress.json"
+"""What each phase came to that is done; written with its weights."""
 FINISHED = "finished.json"
 """Written when the last phase's weights are on disk."""
 _RACK: dict[str, type] = {
@@ -40,6 +42,8 @@ class SourceRun:
     """Stacks whose exit norms are trained."""
     tokenizer: str
     """The fingerprint of its tokenizer in hexadecimal."""
+    has_adapters: bool = False
+    """Whether some of what it learnt isn't in its full-precision weights."""
 
 
 def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
@@ -67,9 +71,11 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
+        has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
     )
     if not os.path.isfile(directory / FINISHED):
-        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}")
+        goes_on = f'. "stackwise run {directory}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
+        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
     return source
 
 

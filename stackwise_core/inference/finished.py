@@ -10,18 +10,18 @@ from typing import Any, Literal
 from attrs import evolve, frozen
 
 from stackwise_core.config.load import load_run
-from stackwise_core.config.source_run import PLAN, read_source_run
+from stackwise_core.config.source_run import FINISHED, PLAN, read_source_run
 from stackwise_core.data.sequences import Split, prepare
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
-from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.setup import Parts, set_up_parts
 
 
 @frozen
 class FinishedRun:
-    """A rack from its masters on disk; the stacks that trained last are at the active precision, as when it ended."""
+    """A rack from a run's directory, as it was when the run ended."""
 
     path: Path
     parts: Parts
@@ -29,6 +29,7 @@ class FinishedRun:
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
     active: frozenset[int]
+    """Stacks at the active precision: those that trained last. The others are at the trunk's."""
     trained_bands: tuple[tuple[float, float], ...]
     """The mask fractions that each phase trained on."""
 
@@ -59,8 +60,9 @@ class FinishedRun:
         plan = _read_plan(path / PLAN)
         directory = RunDirectory(path)
         residency = parts.residency(directory)
-        residency.load_ends({owner: _read_ends(directory, owner, parts) for owner, _ in residency.all_ends()})
-        return cls(path, parts, residency, exits=frozenset(planned.exits), **plan)
+        residency.load_ends(directory.read_ends(parts.spec))
+        active = frozenset(map(int, directory.read_json(FINISHED)["active"]))
+        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
 
     def text(self, corpus: str | None, progress: Callable[[int], None] | None = None) -> Split:
         """The run's validation split, or the whole of another text.
@@ -93,7 +95,7 @@ class FinishedRun:
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    """Routes, the stacks that trained last, and the bands that were trained on."""
+    """Routes, and the bands that were trained on."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         routes = tuple(
@@ -102,16 +104,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
         )
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
-        active = frozenset(map(int, data["phases"][-1]["trains"]))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    return {"routes": routes, "active": active, "trained_bands": bands}
-
-
-def _read_ends(directory: RunDirectory, owner: int | None, parts: Parts) -> dict[str, Any]:
-    tensors = directory.read_tensors(embedding_file(owner))
-    if not parts.spec.tie_embeddings:
-        tensors |= directory.read_tensors(head_file(owner))
-    return tensors
+    return {"routes": routes, "trained_bands": bands}

@@ -23,6 +23,13 @@ class Phase:
     """Stacks of the path whose full weights train; the rest is frozen."""
     adapts: frozenset[int] = field(default=frozenset(), converter=_members)
     """Stacks of the path of which only adapters train."""
+    adapters: tuple[tuple[int, str], ...] = ()
+    """Which adapters train, as pairs of a stack and an adapter's name; ``[adapter]`` decides, not the mode."""
+    merges: tuple[tuple[int, str], ...] = ()
+    """Adapters that are folded into the full-precision masters before the phase begins; decided likewise."""
+    restores: bool = True
+    """Whether stacks of ``trains`` that were frozen before come back from their masters, to train in full. If not,
+    those whose precision in the trunk can't train have their adapters trained over it instead."""
     embedding: bool = False
     """Whether the token embedding trains."""
     head: bool = False
@@ -62,6 +69,11 @@ class Phase:
     def exit_norm(self) -> int | None:
         """The stack whose exit norm trains: the path's last, where it trains. No other exit is read."""
         return self.path[-1] if self.path[-1] in self.trains else None
+
+    @property
+    def trains_adapters(self) -> dict[int, tuple[str, ...]]:
+        """Names of the adapters that train, by stack."""
+        return {stack: tuple(name for of, name in self.adapters if of == stack) for stack, _ in self.adapters}
 
     @property
     def live_path(self) -> tuple[int, ...]:

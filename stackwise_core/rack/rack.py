@@ -132,10 +132,14 @@ class Ends(nn.Module):
         return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _generator(seed: int, *what: object) -> torch.Generator:
-    """A generator for one part of the model: its weights depend on the seed and its own name alone."""
+def derived_seed(seed: int, *what: object) -> int:
+    """A seed for one part of the model: its weights depend on the run's seed and its own name alone."""
     digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(seed: int, *what: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, *what))
 
 
 def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import torch
-from attrs import define
+from attrs import define, frozen
 from torch import Tensor, nn
 
 from stackwise_core.data.draws import Draws
+from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.rack import AttentionContext, Ends, Stack, new_ends, new_stack, silence
+from stackwise_core.rack.rack import AttentionContext, Ends, Stack, derived_seed, new_ends, new_stack, silence
 
 Role = Literal["active", "trunk"]
+Start = Literal["random", "copy", "zero_output"]
 
 
 @define
 class Resident:
-    """A stack in memory, prepared for training or for the trunk."""
+    """A stack in memory, prepared for training or for the trunk, with its adapters."""
 
     stack: Stack
     role: Role
+    own: dict[str, Tensor]
+    """The stack's own weights by name."""
+    adapters: tuple[str, ...]
+    """Names of its adapters."""
+    adapter_weights: dict[str, nn.Parameter]
+    """The weights of all of them by name."""
 
 
 class Masters(Protocol):
-    """Where stacks' full-precision tensors are kept, by their index."""
+    """Where stacks' full-precision tensors and adapters are kept, by the stack's index."""
 
     def has_stack(self, index: int) -> bool:
         """Whether a stack was written."""
@@ -38,6 +48,34 @@ class Masters(Protocol):
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a stack's tensors."""
 
+    def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
+        """A frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is still the same."""
+
+    def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a frozen stack as a precision holds it."""
+
+    def adapters(self, index: int) -> Collection[str]:
+        """Names of the adapters that a stack has."""
+
+    def adapter(self, index: int, name: str) -> Path:
+        """The directory of an adapter's files."""
+
+
+@frozen
+class Formats:
+    """The precisions of a rack's stacks, and the adapters that they may have."""
+
+    active: Precision
+    trunk: Precision
+    stacks: Mapping[int, Precision] = {}
+    """Of single stacks when they are frozen."""
+    adapters: Mapping[str, Adapter] = {}
+    """By name: what makes a stack's adapters of that name."""
+
+    def precision(self, index: int, role: Role) -> Precision:
+        """The precision of a stack in a role."""
+        return self.active if role == "active" else self.stacks.get(index, self.trunk)
+
 
 class Residency:
     """The rack as it stands in memory: its ends, and the stacks of the path in use.
@@ -47,30 +85,27 @@ class Residency:
     """
 
     def __init__(
-        self,
-        spec: RackSpec,
-        *,
-        mask_id: int,
-        seed: int,
-        active: Precision,
-        trunk: Precision,
-        device: torch.device,
-        masters: Masters,
+        self, spec: RackSpec, *, mask_id: int, seed: int, formats: Formats, device: torch.device, masters: Masters
     ) -> None:
         self.spec, self.seed, self.device = spec, seed, device
-        self._precisions: dict[Role, Precision] = {"active": active, "trunk": trunk}
-        self._masters = masters
+        self._formats, self._masters = formats, masters
         self._residents: dict[int, Resident] = {}
         owners = range(spec.stacks) if spec.ends == "per_stack" else range(1)
         self._ends = {owner: new_ends(spec, mask_id, seed).to(device) for owner in owners}
 
     def place(self, phase: Phase) -> None:
-        """Bring every stack of a phase's path to the precision that it has there, and freeze all but what trains."""
-        self.bring(phase.path, active=phase.trains, start=phase.start)
+        """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains."""
+        self.bring(phase.path, active=phase.trains, start=phase.start, adapters=phase.trains_adapters)
         for index in phase.path:
-            stack = self.stack(index)
-            stack.requires_grad_(index in phase.trains)
-            stack.norm.requires_grad_(index == phase.exit_norm)
+            resident = self._residents[index]
+            trained = phase.trains_adapters.get(index, ())
+            chosen = [
+                each for name in trained for each in self._formats.adapters[name].trainable(resident.stack, [name])
+            ]
+            resident.stack.requires_grad_(False)
+            for parameter in [*chosen, *(resident.own.values() if index in phase.trains else ())]:
+                parameter.requires_grad_()
+            resident.stack.norm.requires_grad_(index == phase.exit_norm)
         for ends in self._ends.values():
             ends.requires_grad_(False)
         below, above = self.ends(phase.path[0]), self.ends(phase.path[-1])
@@ -85,30 +120,79 @@ class Residency:
         path: Sequence[int],
         *,
         active: Collection[int],
-        start: Literal["random", "copy", "zero_output"] = "random",
+        start: Start = "random",
+        adapters: Mapping[int, Collection[str]] = MappingProxyType({}),
     ) -> None:
-        """Have the stacks of a path in memory, and no others; ``start`` says how those begin that are new."""
+        """Have the stacks of a path in memory, with their adapters, and no others.
+
+        Args:
+            active: stacks to prepare for training; the others are frozen.
+            start: how those begin that are new.
+            adapters: names of those that a stack has in any case, fresh ones if need be.
+        """
         for index in set(self._residents) - set(path):
             del self._residents[index]
         for place, index in enumerate(path):
             role: Role = "active" if index in active else "trunk"
+            names = tuple(sorted({*self._masters.adapters(index), *adapters.get(index, ())}))
             resident = self._residents.get(index)
-            if resident is not None and resident.role == role:
-                continue
-            if resident is not None and role == "trunk":
-                stack = resident.stack
-            elif self._masters.has_stack(index):
-                stack = Stack(self.spec, index)
-                stack.load_state_dict(self._masters.read_stack(index))
-            else:
-                stack = self._new(path, place, start)
-                if role == "trunk":
-                    self._masters.write_stack(index, stack.state_dict())
-            stack.to(self.device)
-            self._precisions[role].prepare(stack, trainable=role == "active")
-            self._residents[index] = Resident(stack, role)
+            if resident is None or (resident.role, resident.adapters) != (role, names):
+                self._residents.pop(index, None)  # before the next one takes its room
+                self._residents[index] = self._resident(path, place, role, start, names)
 
-    def _new(self, path: Sequence[int], place: int, start: Literal["random", "copy", "zero_output"]) -> Stack:
+    def let_go(self, stacks: Collection[int]) -> None:
+        """Forget stacks, which are read again when they are next needed."""
+        for index in stacks:
+            self._residents.pop(index, None)
+
+    def _resident(
+        self, path: Sequence[int], place: int, role: Role, start: Start, adapters: tuple[str, ...]
+    ) -> Resident:
+        index = path[place]
+        precision = self._formats.precision(index, role)
+        keeps = role == "trunk" and precision.quantises
+        prepared = None
+        if keeps and self._masters.has_stack(index):
+            prepared = self._masters.read_prepared(index, precision.described)
+        if prepared is not None:
+            stack = Stack(self.spec, index).to(self.device)
+            precision.from_tensors(stack, prepared)
+        else:
+            stack = self._in_full(path, place, start)
+            if role == "trunk" and not self._masters.has_stack(index):
+                self._masters.write_stack(index, stack.state_dict())
+            stack.to(self.device)
+            precision.prepare(stack, trainable=role == "active")
+            if keeps:
+                self._masters.write_prepared(index, precision.described, precision.to_tensors(stack))
+        own = stack.state_dict(keep_vars=True) if role == "active" else precision.to_tensors(stack)
+        before = {id(parameter) for parameter in stack.parameters()}
+        for name in adapters:
+            self._put_on(stack, name, index)
+        of_adapters = {name: each for name, each in stack.named_parameters() if id(each) not in before}
+        return Resident(stack, role, own, adapters, of_adapters)
+
+    def _put_on(self, stack: Stack, name: str, index: int) -> None:
+        """Give a stack the adapter that it was left with, or a fresh one, whose weights depend on its place alone."""
+        adapter = self._formats.adapters[name]
+        if name in self._masters.adapters(index):
+            adapter.load(stack, name, self._masters.adapter(index, name))
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derived_seed(self.seed, "adapter", name, index))
+            adapter.attach(stack, name, index, self.spec.stacks)
+
+    def _in_full(self, path: Sequence[int], place: int, start: Start) -> Stack:
+        """A stack from its master, or a new one."""
+        index = path[place]
+        if not self._masters.has_stack(index):
+            return self._new(path, place, start)
+        stack = Stack(self.spec, index)
+        stack.load_state_dict(self._masters.read_stack(index))
+        return stack
+
+    def _new(self, path: Sequence[int], place: int, start: Start) -> Stack:
         """A stack that was never trained. Its neighbour is the one before it in the path, or else the one after."""
         index = path[place]
         if start == "copy":
@@ -148,11 +232,22 @@ class Residency:
 
     def precision(self, index: int) -> Precision:
         """The precision that a stack is at."""
-        return self._precisions[self._residents[index].role]
+        return self._formats.precision(index, self._residents[index].role)
+
+    def master(self, index: int) -> dict[str, Tensor]:
+        """The full-precision weights of a stack that trains, by name."""
+        resident = self._residents[index]
+        assert resident.role == "active"
+        return resident.own
 
     def tensors(self, index: int) -> dict[str, Tensor]:
-        """A stack's weights as they compute, by name."""
-        return self.precision(index).to_tensors(self.stack(index))
+        """A stack's weights as they compute, its adapters' among them, by name."""
+        resident = self._residents[index]
+        return {**resident.own, **{f"adapters.{name}": each for name, each in resident.adapter_weights.items()}}
+
+    def save_adapter(self, index: int, name: str, directory: Path) -> None:
+        """Write a stack's adapter into a directory, as peft's files."""
+        self._formats.adapters[name].save(self.stack(index), name, directory)
 
     def embed(self, index: int, inputs: Tensor, fraction: Tensor) -> Tensor:
         """Hidden states [B, T, D] that enter a stack from input ids [B, T] at mask fractions float64 [B]."""
@@ -164,8 +259,11 @@ class Residency:
 
     def through(self, index: int, hidden: Tensor, context: AttentionContext) -> Tensor:
         """Pass hidden states [B, T, D] through a stack; the residual stream is fp32 before and after."""
+        stack = self.stack(index)
+        if stack.training != torch.is_grad_enabled():
+            stack.train(torch.is_grad_enabled())  # dropout is for training steps, which alone keep a graph
         with self.precision(index).autocast(self.device):
-            return self.stack(index)(hidden, context)
+            return stack(hidden, context)
 
     def cross_entropies(self, draws: Draws, path: Sequence[int], read: Collection[int]) -> Iterator[Tensor]:
         """From the tokens on, the cross entropies [N] of a batch's predictions at each stack of a path to read at."""
@@ -183,7 +281,7 @@ class Residency:
             return self.ends(index).cross_entropy(hidden, targets, self.stack(index).norm)
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """What trains now, by name: ``embed_tokens.weight``, ``lm_head.weight``, ``stacks.0.layers.0...``."""
+        """What trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0.layers.0...``."""
         found = [
             (name, parameter)
             for ends in self._ends.values()
@@ -191,9 +289,9 @@ class Residency:
             if parameter.requires_grad
         ]
         for index, resident in sorted(self._residents.items()):
+            own = [(f"stacks.{index}.{name}", each) for name, each in resident.own.items()]
+            adapters = [(f"adapters.{index}.{name}", each) for name, each in resident.adapter_weights.items()]
             found += [
-                (f"stacks.{index}.{name}", parameter)
-                for name, parameter in resident.stack.named_parameters()
-                if parameter.requires_grad
+                (name, each) for name, each in own + adapters if isinstance(each, nn.Parameter) and each.requires_grad
             ]
         return found

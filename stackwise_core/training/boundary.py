@@ -109,6 +109,7 @@ class Boundary:
         self._below, self._keep_below = below, keep_below
         self._held: dict[Key, Tensor] = {}
         self.counts = BoundaryCounts()
+        self._before = self._all_stats()
 
     @property
     def is_stored(self) -> bool:
@@ -224,6 +225,22 @@ class Boundary:
         if self._store is not None:
             self._store.close()
 
-    def stats(self) -> CacheStats:
-        """The store's own counts; nothing but zeros without one."""
+    def passed_on(self, drawer: Drawer) -> Boundary:
+        """The same boundary for another phase, which has the store from now on."""
+        store, self._store = self._store, None
+        return Boundary(
+            self.trunk, self._residency, drawer, self._order, store, self._layout, keep_below=self._keep_below
+        )
+
+    @property
+    def evicted(self) -> int:
+        """How many activations the store gave up for others in this phase."""
+        return self._all_stats().evicted - self._before.evicted
+
+    @property
+    def damaged(self) -> int:
+        """How many activations the store found damaged in this phase."""
+        return self._all_stats().damaged - self._before.damaged
+
+    def _all_stats(self) -> CacheStats:
         return CacheStats() if self._store is None else self._store.stats()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 import torch
@@ -12,6 +12,7 @@ from attrs import asdict, frozen
 from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.training.optimizer import STATE_BYTES
 from stackwise_core.training.order import Order, chunk_size
 from stackwise_core.training.setup import Setup
 
@@ -59,6 +60,8 @@ class PhasePlan:
     """Most bytes of boundaries on disk, those before it that are kept included."""
     made_from_below: bool
     """Whether its boundaries are made from those of the phase before."""
+    same_boundary: bool
+    """Whether its boundaries are those of the phase before."""
     flops: float
     """Floating-point operations of training steps and boundaries."""
 
@@ -110,12 +113,18 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     trainable -= spec.d_model * (len(phase.trains) - (phase.exit_norm is not None))
     trainable += spec.embedding_parameters if phase.embedding else 0
     trainable += spec.head_parameters if phase.head else 0
+    on_stacks = adapter_sizes({pair for each in (*before, phase) for pair in each.adapters}, setup)
+    adapters = sum(on_stacks.get(stack, 0) for stack in phase.path)
+    trainable += sum(adapter_sizes(phase.adapters, setup).values())
     resident = sum(spec.stack_parameters(stack) for stack in phase.path)
     ends = spec.stacks if spec.ends == "per_stack" else 1
     resident += ends * (spec.embedding_parameters + spec.head_parameters)
 
-    frozen_weights = sum(spec.stack_parameters(stack) for stack in set(phase.path) - phase.trains)
-    weights = 4 * (resident - frozen_weights) + round(implementations.trunk.bytes_per_weight * frozen_weights)
+    frozen = set(phase.path) - phase.trains
+    weights = 4 * (resident + adapters - sum(spec.stack_parameters(stack) for stack in frozen))
+    for stack in frozen:
+        held = implementations.formats.precision(stack, "trunk").bytes_per_weight
+        weights += round(held * spec.stack_parameters(stack))
     cache = cache_of(phase, setup)
     stored = boundary_bytes(phase, before, setup) if cache is not None else 0
     stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
@@ -126,7 +135,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         process=psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0,
         weights=weights,
         gradients=4 * trainable,
-        optimizer=8 * trainable,
+        optimizer=round(STATE_BYTES[training.optimizer] * trainable),
         activations=max(
             step_activations(phase, spec, training.batch_size * spec.seq_len, predicted_share(phase, setup), setup),
             chunk_activations(phase, spec),
@@ -139,13 +148,22 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         tokens=tokens,
         trainable_parameters=trainable,
         # Nothing reads the exit norms below the last.
-        frozen_parameters=resident - trainable - spec.d_model * (len(phase.path) - 1),
+        frozen_parameters=resident + adapters - trainable - spec.d_model * (len(phase.path) - 1),
         band=None if training.objective == "clm" else setup.noise.band(phase.progress),
         memory=memory,
         disk=stored if durable else 0,
         made_from_below=made_from_below(phase, below, setup),
-        flops=phase_flops(phase, below, spec, tokens, setup),
+        same_boundary=same_boundary(phase, below, setup),
+        flops=phase_flops(phase, below, on_stacks, tokens, setup),
     )
+
+
+def adapter_sizes(pairs: Iterable[tuple[int, str]], setup: Setup) -> dict[int, int]:
+    """How many weights adapters, given as stack and name, add to each stack."""
+    sizes: Counter[int] = Counter()
+    for stack, name in pairs:
+        sizes[stack] += setup.implementations.formats.adapters[name].size(setup.spec, stack)
+    return dict(sizes)
 
 
 def predicted_share(phase: Phase, setup: Setup) -> float:
@@ -174,8 +192,21 @@ def made_from_below(phase: Phase, below: Phase | None, setup: Setup) -> bool:
         return False
     if cache_of(phase, setup) is None or cache_of(below, setup) is None:
         return False
-    draws = [(p.progress, p.masks, p.masks_per_sample, p.weighting, p.begins) for p in (phase, below)]
-    return draws[0] == draws[1] and phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
+    shorter = len(below.frozen_prefix) < len(phase.frozen_prefix)
+    same_trunk = phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
+    return shorter and same_trunk and phase.begins == below.begins and _draws(phase) == _draws(below)
+
+
+def same_boundary(phase: Phase, below: Phase | None, setup: Setup) -> bool:
+    """Whether a phase's boundaries are those of the phase before: one trunk, under equal draws, in one store."""
+    if below is None or not phase.frozen_prefix or phase.frozen_prefix != below.frozen_prefix:
+        return False
+    cached = cache_of(phase, setup) is not None and cache_of(below, setup) is not None
+    return cached and _draws(phase) == _draws(below)
+
+
+def _draws(phase: Phase) -> tuple[object, ...]:
+    return (phase.progress, phase.masks, phase.masks_per_sample, phase.weighting)
 
 
 def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
@@ -196,6 +227,10 @@ def _own_boundary_bytes(phase: Phase, setup: Setup) -> int:
 
 def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
     """Boundaries that a phase computes, a whole window at a time; with a cache, each draw of a sample once."""
+    return sum(_boundaries_by_draw(phase, order, cached=cached).values())
+
+
+def _boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> dict[int, int]:
     left = phase_steps(phase, order)
     epoch, skipped = order.epoch_of(first_step(phase, order))
     by_draw: Counter[int] = Counter()
@@ -207,7 +242,7 @@ def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
                 by_draw[phase.draw_number(epoch) if cached else epoch] += samples
                 left -= steps - passed
         epoch += 1
-    return sum(min(samples, order.samples) for samples in by_draw.values())
+    return {draw: min(samples, order.samples) for draw, samples in by_draw.items()}
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -218,7 +253,7 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
     The head holds logits, their softmax and their gradient, over the masked tokens.
     """
     kv = 2 * spec.n_kv_heads * spec.head_dim
-    if setup.implementations.active.bytes_per_weight < 4:
+    if setup.implementations.formats.active.bytes_per_weight < 4:
         a_token_and_block = 4 * (6 * spec.d_model + kv) + 2 * (3 * spec.d_model + 4 * spec.d_ff)
     else:  # the projection's input is attention's output
         a_token_and_block = 4 * (8 * spec.d_model + kv + 4 * spec.d_ff)
@@ -241,18 +276,26 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(phase: Phase, below: Phase | None, spec: RackSpec, tokens: int, setup: Setup) -> float:
-    """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train."""
+def phase_flops(phase: Phase, below: Phase | None, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
+    """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train.
+
+    Args:
+        on_stacks: how many weights of adapters each stack has.
+    """
+    spec, order = setup.spec, sample_order(setup)
     total, again = 0.0, int(setup.config.training.activation_checkpointing)
     for stack in phase.live_path:
         total += spec.stack_flops(stack) * tokens * ((3 if stack in phase.trains else 2) + again)
+        total += 2 * on_stacks.get(stack, 0) * tokens * ((3 if stack in phase.trains_adapters else 2) + again)
     # A tied head trains with the embedding.
     head_passes = 3 if phase.head or (phase.embedding and spec.tie_embeddings) else 2
     total += 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
     if not phase.frozen_prefix:
         return total
-    cached = cache_of(phase, setup) is not None
-    computed = spec.seq_len * boundary_samples(phase, sample_order(setup), cached=cached)
+    computed = _boundaries_by_draw(phase, order, cached=cache_of(phase, setup) is not None)
+    if below is not None and same_boundary(phase, below, setup):
+        there = _boundaries_by_draw(below, order, cached=True)
+        computed = {draw: max(0, samples - there.get(draw, 0)) for draw, samples in computed.items()}
     done = len(below.frozen_prefix) if below is not None and made_from_below(phase, below, setup) else 0
-    trunk = phase.frozen_prefix[done:]
-    return total + sum(spec.stack_flops(stack) for stack in trunk) * computed
+    a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
+    return total + a_token * spec.seq_len * sum(computed.values())

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from contextlib import ExitStack
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from cattrs import unstructure
+from cattrs import structure, unstructure
 
 from stackwise_core import __version__
+from stackwise_core.config.choices import chosen
 from stackwise_core.config.dump import dump
 from stackwise_core.config.model import Config
-from stackwise_core.config.source_run import FINISHED
+from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
+from stackwise_core.interfaces.phase import Phase
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary, namespace
 from stackwise_core.training.cost import PhasePlan, boundary_layout, cache_of, sample_order
@@ -38,7 +43,7 @@ from stackwise_core.training.events import (
 )
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.objective import Objective
-from stackwise_core.training.plan import Plan, check_disk
+from stackwise_core.training.plan import Plan, check_disk, check_same_plan
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.validation import Validation
 
@@ -48,61 +53,80 @@ class Engine:
 
     Args:
         listener: told of everything that happens.
+        directory: of a run that broke off, to go on with; None for a new one.
     """
 
-    def __init__(self, setup: Setup, plan: Plan, registry: Registry, listener: Listener) -> None:
+    def __init__(
+        self, setup: Setup, plan: Plan, registry: Registry, listener: Listener, directory: RunDirectory | None = None
+    ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
-        config = setup.config
-        check_disk(plan, Path(config.run.directory))
-        self._directory = RunDirectory.create(Path(config.run.directory), config.run.name)
+        run = setup.config.run
+        check_disk(plan, Path(run.directory))
+        if directory is not None:
+            check_same_plan(plan, directory)
+        self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
 
     def run(self) -> RunResult:
-        """Train every phase, then measure every depth."""
-        config = self._setup.config
-        if self._setup.source is not None:
-            given = self._setup.source.copy_into(self._directory, self._setup.spec)
-            self._residency.load_ends(given)
-        self._directory.write_text("config.toml", dump(config))
-        self._directory.write_json("plan.json", self._plan.to_json())
-        self._directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
+        """Train every phase that isn't done yet, then measure every depth."""
+        config, done = self._setup.config, self._begin()
         with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as interrupted:
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
                 self._listener(event)
 
-            tell(RunStarted(self._plan, self._directory.path))
-            phases: list[PhaseResult] = []
+            tell(RunStarted(self._plan, self._directory.path, len(done)))
+            phases: list[PhaseResult] = done
             kept: list[Boundary] = []
-            for planned in self._plan.phases:
+            for planned in self._plan.phases[len(done) :]:
                 tell(PhaseStarted(planned))
-                if not planned.made_from_below:
+                if not (planned.made_from_below or planned.same_boundary):
                     self._drop_all_but(kept, self._keep - 1)
+                self._merge(planned.phase)
                 self._residency.place(planned.phase)
-                boundary = self._boundary(planned, kept[-1] if kept else None)
+                boundary = self._boundary(planned, kept)
                 if boundary is not None:
-                    # Nothing resumes a run yet, so what an interrupted one cached is of no use to anybody.
+                    # The phase begins anew when the run goes on, and what was cached under it too.
                     interrupted.callback(boundary.drop)
                     if boundary.is_stored:
                         kept.append(boundary)
                 measured = self._fit(planned, boundary, tell).run()
-                self._write_weights(planned)
+                phases.append(measured)
+                self._write(planned, phases)
                 if boundary is not None and not boundary.is_stored:
                     boundary.drop()
                 self._drop_all_but(kept, self._keep)
-                phases.append(measured)
                 tell(PhaseDone(planned, measured))
             self._drop_all_but(kept, self._keep if self._keep > 1 else 0)
             for boundary in kept:
                 boundary.close()
             interrupted.pop_all()
-            self._directory.write_json(FINISHED, {"phases": unstructure(phases)})
+            active = sorted(self._plan.phases[-1].phase.trains)
+            self._directory.write_json(FINISHED, {"phases": unstructure(phases), "active": active})
             likelihoods = tuple(self._evaluate(tell))
             result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
             tell(RunDone(result))
         return result
+
+    def _begin(self) -> list[PhaseResult]:
+        """Write what there is before the first phase, or read what a run that broke off has behind it."""
+        config, directory = self._setup.config, self._directory
+        if directory.has(PROGRESS):
+            directory.manifest.recover()
+            self._residency.load_ends(directory.read_ends(self._setup.spec))
+            shutil.rmtree(directory.cache, ignore_errors=True)
+            return structure(directory.read_json(PROGRESS)["phases"], list[PhaseResult])
+        with directory.together():
+            if self._setup.source is not None:
+                self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
+            self._write_ends(None)
+            directory.write_text("config.toml", dump(config))
+            directory.write_json(PLAN, self._plan.to_json())
+            directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
+            directory.write_json(PROGRESS, {"phases": []})
+        return []
 
     @property
     def _keep(self) -> int:
@@ -157,11 +181,14 @@ class Engine:
             stream=stream,
         )
 
-    def _boundary(self, planned: PhasePlan, below: Boundary | None) -> Boundary | None:
+    def _boundary(self, planned: PhasePlan, kept: list[Boundary]) -> Boundary | None:
         """The boundary that a phase starts from, or None where it starts at the tokens."""
         trunk = planned.phase.frozen_prefix
         if not trunk:
             return None
+        drawer = self._drawer(planned, self._setup.corpus.train, Stream.TRAINING)
+        if planned.same_boundary and kept:
+            return kept.pop().passed_on(drawer)
         cache, store = cache_of(planned.phase, self._setup), None
         layout = boundary_layout(planned.phase, self._setup)
         if cache is not None:
@@ -173,38 +200,57 @@ class Engine:
         return Boundary(
             trunk,
             self._residency,
-            self._drawer(planned, self._setup.corpus.train, Stream.TRAINING),
+            drawer,
             self._order,
             store,
             layout,
-            below if planned.made_from_below else None,
+            kept[-1] if planned.made_from_below and kept else None,
             keep_below=self._keep > 1,
         )
 
     def _settings(self) -> dict[str, object]:
         """What besides weights and draws decides a boundary's bits."""
-        setup = self._setup
+        setup, formats = self._setup, self._setup.implementations.formats
         return {
             "tokenizer": setup.tokenizer.fingerprint.hex(),
             "device": setup.device.type,
-            "precision": unstructure(setup.config.precision.trunk or setup.config.precision.active),
+            "precisions": [formats.precision(stack, "trunk").described for stack in range(setup.spec.stacks)],
+            "adapters": {name: adapter.described for name, adapter in formats.adapters.items()},
         }
 
-    def _write_weights(self, planned: PhasePlan) -> None:
-        """Put what a phase trained on disk, in full precision."""
-        phase = planned.phase
+    def _merge(self, phase: Phase) -> None:
+        """Fold those adapters into the masters that the phase begins afresh."""
+        formats = self._setup.implementations.formats
+        with self._directory.together():
+            for stack, name in phase.merges:
+                if name in self._directory.adapters(stack):  # a run that broke off may have done it
+                    merge_adapter(self._directory, self._setup.spec, formats.adapters[name], stack, name)
+        self._residency.let_go({stack for stack, _ in phase.merges})
+
+    def _write(self, planned: PhasePlan, phases: list[PhaseResult]) -> None:
+        """Put what a phase trained on disk, in full precision, and what it came to; all of it or nothing."""
+        phase, residency, directory = planned.phase, self._residency, self._directory
+        with directory.together():
+            self._write_ends(phase)
+            for index in sorted(phase.trains):
+                directory.write_stack(index, residency.master(index))
+            for index, name in phase.adapters:
+                directory.write_adapter(index, name, partial(residency.save_adapter, index, name))
+            directory.write_json(PROGRESS, {"phases": unstructure(phases)})
+        # So that a run that goes on without a break has them from the files too, as one that broke off.
+        residency.let_go({stack for stack, _ in phase.adapters})
+
+    def _write_ends(self, phase: Phase | None) -> None:
+        """Write embedding and head where a phase trained them; all of them before the first phase."""
         for owner, ends in self._residency.all_ends():
             tensors = ends.state_dict()
-            for file, prefix, trained, place in (
-                (embedding_file(owner), "embed_", phase.embedding, 0),
-                (head_file(owner), "lm_head.", phase.head, -1),
+            for file, prefix, trains, place in (
+                (embedding_file(owner), "embed_", phase is None or phase.embedding, 0),
+                (head_file(owner), "lm_head.", phase is None or phase.head, -1),
             ):
                 part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                theirs = trained and owner in (None, phase.path[place])
-                if part and (theirs or not self._directory.has(file)):
+                if part and trains and (phase is None or owner in (None, phase.path[place])):
                     self._directory.write_tensors(file, part)
-        for index in sorted(phase.trains):
-            self._directory.write_stack(index, self._residency.stack(index).state_dict())
 
     def _evaluate(self, tell: Listener) -> list[Likelihood]:
         setup = self._setup
@@ -245,25 +291,16 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
 
 def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
     """What the run ran on: versions of the core, its plugins and torch, and the device."""
-    chosen = {
-        "mask_schedule": config.mask_schedule,
-        "precision.active": config.precision.active,
-        "precision.trunk": config.precision.trunk,
-        "cache_backend": config.cache_backend,
-        "trainer_mode": config.trainer_mode,
-    }
-    plugins = {}
-    for where, choice in chosen.items():
-        if choice is not None:
-            declared = registry.resolve(where.split(".")[0], choice.use)
-            plugins[where] = {
-                "use": declared.implementation.name,
-                "distribution": declared.distribution,
-                "version": declared.version,
-            }
+    plugins, libraries = {}, set[str]()
+    for where, hook, choice in chosen(config):
+        declared = registry.resolve(hook, choice.use)
+        plugins[where] = {"use": declared.name, "distribution": declared.distribution, "version": declared.version}
+        for package in declared.implementation.packages:
+            libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
     return {
         "stackwise-core": __version__,
         "plugins": plugins,
+        "packages": {name: metadata.version(name) for name in sorted(libraries)},
         "python": platform.python_version(),
         "torch": torch.__version__,
         "safetensors": metadata.version("safetensors"),

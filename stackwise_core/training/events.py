@@ -14,10 +14,12 @@ from stackwise_core.training.plan import Plan
 
 @frozen
 class RunStarted:
-    """The plan stands, and the run's directory was made."""
+    """The plan stands, and so does the run's directory."""
 
     plan: Plan
     directory: Path
+    phases_done: int = 0
+    """Of a run that goes on."""
 
 
 @frozen

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
-from stackwise_core.interfaces.cache_backend import CacheStats
+from stackwise_core.rack.rack import derived_seed
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
 from stackwise_core.training.cost import PhasePlan, first_step
@@ -23,6 +23,7 @@ from stackwise_core.training.events import BoundaryProgress, Listener, PhaseResu
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
 from stackwise_core.training.objective import Objective
+from stackwise_core.training.optimizer import make_optimizer
 from stackwise_core.training.order import Order
 from stackwise_core.training.validation import Plateau, Validation
 
@@ -57,11 +58,14 @@ class Fit:
         optimizer = make_optimizer(named, self.training, phase.lr)
         peaks = [group["lr"] for group in optimizer.param_groups]
         scaler = self.residency.precision(max(phase.trains or phase.path)).loss_scaler(device)
+        main_lr = self.training.block_lr if phase.trains or not phase.adapts else self.training.adapter_lr
         reset_peak(device)
         began, tokens_done, overflows = time.perf_counter(), 0, 0
         losses: list[float] = []
         plateau = Plateau(self.training.patience)
         for step, (draws, number) in enumerate(self._steps()):
+            # What dropout draws depends on the step alone.
+            torch.manual_seed(derived_seed(self.residency.seed, "step", phase.name, step))
             factor = learning_rate_factor(step, self.planned.steps, self.training)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
@@ -85,7 +89,7 @@ class Fit:
             losses.append(loss)
             tokens_done += sum(batch.inputs.numel() for batch in draws)
             speed = tokens_done / (time.perf_counter() - began)
-            rate, peak = factor * phase.lr * self.training.block_lr, peak_bytes(device)
+            rate, peak = factor * phase.lr * main_lr, peak_bytes(device)
             self.listener(StepDone(self.planned, step + 1, loss, rate, grad_norm, speed, peak))
             if self.validation is not None and self.validation.is_due(step + 1):
                 held_out = self.validation.loss(self.residency, phase.path)
@@ -95,7 +99,6 @@ class Fit:
         seconds = time.perf_counter() - began
         tenth = max(1, len(losses) // 10)
         counts = self.boundary.counts if self.boundary else BoundaryCounts()
-        store = self.boundary.stats() if self.boundary else CacheStats()
         return PhaseResult(
             name=phase.name,
             steps=len(losses),
@@ -107,8 +110,8 @@ class Fit:
             stopped_early=len(losses) < self.planned.steps,
             boundaries_computed=counts.computed,
             boundaries_read=counts.read,
-            boundaries_evicted=store.evicted,
-            boundaries_damaged=store.damaged,
+            boundaries_evicted=self.boundary.evicted if self.boundary else 0,
+            boundaries_damaged=self.boundary.damaged if self.boundary else 0,
         )
 
     def _steps(self) -> Iterator[tuple[list[Draws], int]]:
@@ -175,28 +178,3 @@ class Fit:
         """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where that is set."""
         limit = self.training.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(parameters, limit))
-
-
-def learning_rate(name: str, training: TrainingConfig) -> float:
-    """The peak learning rate of a parameter by its name in ``Residency.trainable``."""
-    part, *rest = name.split(".")
-    if part == "stacks":
-        return training.block_lr * training.stack_lr_multipliers.get(int(rest[0]), 1.0)
-    return training.head_lr if part == "lm_head" else training.embedding_lr
-
-
-def make_optimizer(
-    named: list[tuple[str, nn.Parameter]], training: TrainingConfig, factor: float = 1.0
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused, with a learning rate for each part; only matrices decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        lr = factor * learning_rate(name, training)
-        decay = training.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()],
-        betas=training.betas,
-        eps=training.eps,
-        fused=True,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import psutil
 import torch
 from attrs import asdict, evolve, frozen
 
-from stackwise_core.config.model import TrainingConfig
+from stackwise_core.config.model import Config, TrainingConfig
+from stackwise_core.config.source_run import PLAN
 from stackwise_core.data.noise import Noise
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute
@@ -20,7 +22,9 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.options import ByteSize
+from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.source import Source
+from stackwise_core.training.adapting import settle_adapters
 from stackwise_core.training.cost import (
     PhasePlan,
     boundary_bytes,
@@ -88,9 +92,10 @@ def make_plan(setup: Setup) -> Plan:
         StackwiseError: the mode is a plugin whose plan makes no sense.
     """
     training, mode, name = setup.config.training, setup.implementations.mode, setup.config.trainer_mode.use
-    check_multipliers(training, setup.spec)
+    check_stacks_named(setup.config, setup.spec)
     phases = mode.plan(setup.spec, training)
     check_phases(phases, setup.spec, name)
+    phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
     routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, name)
     there = setup.spec.given.union(*(phase.path for phase in phases))
     untrained = {stack for route in routes for stack in route.path} - there
@@ -126,21 +131,25 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
         given = sorted(source.stacks)
         paths = {stack: tuple(given[: given.index(stack) + 1]) for stack in source.exits}
     for phase in phases:
-        unchanged = {} if phase.embedding else paths
-        paths = {stack: path for stack, path in unchanged.items() if not phase.trains & set(path)}
-        if phase.exit_norm is not None:
-            paths[phase.exit_norm] = phase.path
+        read, trained = phase.path[-1], set(paths)
+        unchanged, changes = {} if phase.embedding else paths, phase.trains | phase.adapts
+        paths = {stack: path for stack, path in unchanged.items() if not changes & set(path)}
+        if phase.exit_norm is not None or read in trained:
+            paths[read] = phase.path
     prefixes = {route.path[: place + 1] for route in routes for place in range(len(route.path))}
     return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
-def check_multipliers(training: TrainingConfig, spec: RackSpec) -> None:
-    """Refuse a learning rate for a stack that the rack doesn't have."""
-    beyond = [stack for stack in training.stack_lr_multipliers if stack >= spec.stacks]
-    if beyond:
-        raise UsageError(
-            f"training.stack_lr_multipliers names stack {beyond[0]}, and the rack's stacks are 0 to {spec.stacks - 1}."
-        )
+def check_stacks_named(config: Config, spec: RackSpec) -> None:
+    """Refuse a setting for a stack that the rack doesn't have."""
+    tables = {
+        "training.stack_lr_multipliers": config.training.stack_lr_multipliers,
+        "precision.stacks": config.precision.stacks,
+    }
+    for key, table in tables.items():
+        beyond = [stack for stack in table if stack >= spec.stacks]
+        if beyond:
+            raise UsageError(f"{key} names stack {beyond[0]}, and the rack's stacks are 0 to {spec.stacks - 1}.")
 
 
 def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
@@ -208,11 +217,10 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
             raise wrong(phase, "trains nothing")
         if phase.head and not phase.embedding and spec.tie_embeddings:
             raise wrong(phase, "trains the head, which is the embedding's transpose, over a frozen embedding")
-        if phase.adapts:
-            raise UsageError(
-                f'trainer mode "{mode}": phase "{phase.name}" trains adapters, which this version doesn\'t have yet. '
-                'Of progressive, set trainer_mode.trunk = "frozen".'
-            )
+        if phase.trains & phase.adapts:
+            raise wrong(phase, "trains all of a stack, and its adapters only")
+        if phase.adapters or phase.merges:
+            raise wrong(phase, "names adapters, which [adapter] decides on")
         if phase.epochs <= 0 or phase.masks_per_sample < 1 or (phase.steps is not None and phase.steps < 1):
             raise wrong(phase, "has no budget: epochs must be above 0, steps and masks_per_sample 1 or more")
         if phase.begins < 0 or phase.lr < 0:
@@ -296,6 +304,12 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         )
     if cache is not None and not cached:
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
+    live = [plan.phase for plan in planned if plan.phase.adapts and plan.phase.trains and not plan.phase.frozen_prefix]
+    if cache is not None and live:
+        names = ", ".join(phase.name for phase in live)
+        said.append(
+            f"The cache is off in {names}: adapters train in the trunk, so that its boundary changes with every step."
+        )
     if cached and cache is not None:
         order = sample_order(setup)
         epochs, draws = (max(f(plan.phase, order) for plan in cached) for f in (phase_epochs, distinct_draws))
@@ -371,4 +385,25 @@ def check_disk(plan: Plan, directory: Path) -> None:
         raise UsageError(
             f"The boundaries need {ByteSize(needed)} on disk, and {directory} has {ByteSize(free)} free. "
             "Set cache_backend.capacity, fewer training.masks_per_sample, or a shorter data.seq_len."
+        )
+
+
+def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
+    """Refuse to go on with a run whose plan isn't what its configuration comes to now.
+
+    Raises:
+        UsageError: the corpus, the tokenizer or a plugin is another than when it began.
+        StackwiseError: its plan is damaged.
+    """
+
+    def essence(values: dict[str, Any]) -> dict[str, Any]:
+        costs = ("memory", "disk", "flops")
+        phases = [{key: value for key, value in phase.items() if key not in costs} for phase in values["phases"]]
+        return {**values, "phases": phases, "notes": []}
+
+    now = json.loads(json.dumps(essence(plan.to_json())))
+    if now != essence(directory.read_json(PLAN)):
+        raise UsageError(
+            f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
+            "corpus, the tokenizer or a plugin changed?"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from attrs import asdict, evolve, frozen
@@ -14,14 +15,18 @@ from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Corpus, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.cache_backend import CacheBackend
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_core.rack.residency import Masters, Residency
+from stackwise_core.rack.residency import Formats, Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
+from stackwise_core.training.optimizer import check_optimizer
+
+T = TypeVar("T")
 
 
 @frozen
@@ -29,8 +34,7 @@ class Implementations:
     """The five hooks' implementations that this configuration chose, made from their options."""
 
     schedule: MaskSchedule
-    active: Precision
-    trunk: Precision
+    formats: Formats
     cache: CacheBackend | None
     mode: TrainerMode
 
@@ -52,8 +56,7 @@ class Parts:
             self.spec,
             mask_id=self.tokenizer.mask_id,
             seed=self.config.run.seed,
-            active=self.implementations.active,
-            trunk=self.implementations.trunk,
+            formats=self.implementations.formats,
             device=self.device,
             masters=masters,
         )
@@ -95,6 +98,7 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
         UsageError: the tokenizer can't serve, or the trainer mode can't partition the rack.
     """
     device = select_device(config.run.device)
+    check_optimizer(config.training.optimizer, device)
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
     noise = Noise.of(implementations.schedule, config.training)
@@ -118,22 +122,36 @@ def select_device(name: str) -> torch.device:
 def build_implementations(config: Config, registry: Registry, device: torch.device) -> Implementations:
     """Make the chosen implementations from their options."""
 
-    def build(hook: str, choice: Choice) -> object:
-        return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
+    def build(hook: str, choice: Choice, interface: type[T]) -> T:
+        built = registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
+        assert isinstance(built, interface)  # registry.build has checked it; this tells the type checker
+        return built
 
-    active = build("precision", config.precision.active)
-    assert isinstance(active, Precision)
+    def precision(choice: Choice) -> Precision:
+        built = build("precision", choice, Precision)
+        built.check(device)
+        return built
+
+    active = precision(config.precision.active)
     if not active.trainable:
-        raise UsageError(f'precision.active = "{config.precision.active.use}": a stack can\'t train in full at it.')
-    trunk = active if config.precision.trunk is None else build("precision", config.precision.trunk)
-    cache = None if config.cache_backend is None else build("cache_backend", config.cache_backend)
-    schedule, mode = build("mask_schedule", config.mask_schedule), build("trainer_mode", config.trainer_mode)
-    # registry.build has checked these against the hooks' interfaces; this tells the type checker.
-    assert isinstance(trunk, Precision)
-    assert isinstance(schedule, MaskSchedule)
-    assert isinstance(mode, TrainerMode)
-    assert cache is None or isinstance(cache, CacheBackend)
-    return Implementations(schedule, active, trunk, cache, mode)
+        raise UsageError(
+            f"precision.active = \"{config.precision.active.use}\": a stack's full weights can't train at it. Use it "
+            "for precision.trunk."
+        )
+    adapters = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
+    formats = Formats(
+        active=active,
+        trunk=active if config.precision.trunk is None else precision(config.precision.trunk),
+        stacks={stack: precision(choice) for stack, choice in config.precision.stacks.items()},
+        adapters={name: build("adapter", choice, Adapter) for name, choice in adapters.items() if choice is not None},
+    )
+    cache = None if config.cache_backend is None else build("cache_backend", config.cache_backend, CacheBackend)
+    return Implementations(
+        schedule=build("mask_schedule", config.mask_schedule, MaskSchedule),
+        formats=formats,
+        cache=cache,
+        mode=build("trainer_mode", config.trainer_mode, TrainerMode),
+    )
 
 
 def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:

@@ -19,7 +19,8 @@ from attrs import evolve
 
 from stackwise_core.config.load import load
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.fit import Fit, make_optimizer
+from stackwise_core.training.fit import Fit
+from stackwise_core.training.optimizer import make_optimizer
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.plan import make_plan

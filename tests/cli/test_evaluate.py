@@ -113,7 +113,7 @@ def test_mistakes_have_one_message(runs, monkeypatch, arguments, code, message):
     ("file", "harm", "message"),
     [
         ("stacks/001.safetensors", "flip", "damaged"),
-        ("embedding.safetensors", "remove", "not there"),
+        ("embedding.safetensors", "remove", "missing"),
         ("plan.json", "empty", "plan.json"),
         ("finished.json", "remove", "never finished"),
         ("config.toml", "empty", "isn't that of its configuration"),

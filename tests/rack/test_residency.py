@@ -5,7 +5,7 @@ from attrs import evolve
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.rack import INTO_RESIDUAL, new_ends, new_stack
-from stackwise_core.rack.residency import Residency
+from stackwise_core.rack.residency import Formats, Residency
 from stackwise_precision.floats import Bf16, Fp32
 
 SPEC = RackSpec(blocks=(1, 1, 1), vocab_size=40, seq_len=12, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
@@ -24,6 +24,12 @@ class Shelf(dict):
     def write_stack(self, index, tensors):
         self[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
+    def read_prepared(self, index, precision):
+        return None
+
+    def adapters(self, index):
+        return []
+
 
 def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **precisions) -> Residency:
     fp32 = Fp32(None)
@@ -31,8 +37,7 @@ def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0
         spec,
         mask_id=MASK,
         seed=seed,
-        active=precisions.get("active", fp32),
-        trunk=precisions.get("trunk", fp32),
+        formats=Formats(active=precisions.get("active", fp32), trunk=precisions.get("trunk", fp32)),
         device=torch.device("cpu"),
         masters=Shelf() if masters is None else masters,
     )

@@ -218,5 +218,5 @@ def test_a_damaged_source_is_named_and_refused(tmp_path, first, name):
     with pytest.raises(StackwiseError, match=rf"{name}: damaged"):
         run_tiny(tmp_path, {"rack.init_from": str(copied), "trainer_mode": {"use": "end_to_end"}, "rack.stacks": 2})
     (copied / name).unlink()
-    with pytest.raises(StackwiseError, match=rf"{name}: not there"):
+    with pytest.raises(StackwiseError, match=rf"{name}: missing"):
         run_tiny(tmp_path, {"rack.init_from": str(copied), "trainer_mode": {"use": "end_to_end"}, "rack.stacks": 2})

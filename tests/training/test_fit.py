@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import corrupt
-from stackwise_core.training.fit import make_optimizer
+from stackwise_core.training.optimizer import make_optimizer
 from tests.tiny import run_tiny
 
 
