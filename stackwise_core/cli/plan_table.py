@@ -1,5 +1,7 @@
 """A plan as a table, for ``stackwise plan`` and at the start of ``stackwise run``."""
 
+from collections.abc import Collection
+
 from rich.console import Console
 
 from stackwise_core.cli.quantities import count
@@ -58,10 +60,16 @@ def what_trains(planned: PhasePlan) -> str:
     """``embedding, stack 0, head``."""
     phase = planned.phase
     parts = ["embedding"] if phase.embedding else []
-    for members, noun in ((phase.trains, "stack"), (phase.adapts, "adapters of")):
-        ordered = sorted(members)
-        if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-            parts.append(f"{noun}{'s' if noun == 'stack' else ''} {ordered[0]}-{ordered[-1]}")
-        elif ordered:
-            parts.append(f"{noun} {', '.join(map(str, ordered))}")
+    if phase.trains:
+        parts.append(f"stack{'s' if len(phase.trains) > 1 else ''} {_range(phase.trains)}")
+    for name in dict.fromkeys(name for _, name in phase.adapters):
+        parts.append(f"{name} adapter of {_range({stack for stack, of in phase.adapters if of == name})}")
     return ", ".join(parts + (["head"] if phase.head else []))
+
+
+def _range(stacks: Collection[int]) -> str:
+    """``0``, ``0-3`` or ``0, 2``."""
+    ordered = sorted(stacks)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}-{ordered[-1]}"
+    return ", ".join(map(str, ordered))

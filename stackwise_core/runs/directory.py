@@ -160,6 +160,11 @@ class RunDirectory:
         """Read a stack's full-precision weights, after checking them."""
         return self.read_tensors(self.stack_file(index))
 
+    def stack_bytes(self, index: int) -> int:
+        """Size of the file of a stack's masters."""
+        size: int = self.manifest.about(self.stack_file(index))["bytes"]
+        return size
+
     @staticmethod
     def prepared_file(index: int) -> str:
         """Name of the file of a frozen stack at the trunk's precision."""

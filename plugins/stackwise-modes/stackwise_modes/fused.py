@@ -28,6 +28,7 @@ class Fused(TrainerMode):
                 trains=range(stack + 1),
                 embedding=True,
                 head=True,
+                restores=self.options.restore,
                 start=self.options.start if stack else "random",
                 **masks(training),
                 **each,

@@ -36,6 +36,11 @@ def _with_a_stackwise_finale(instance: Any, attribute: Any, value: int) -> None:
         raise ValueError('expected 1 without a finale of finale_scope "stackwise"')
 
 
+def _with_trainable_fusion(instance: Any, attribute: Any, value: bool) -> None:
+    if value and instance.fusion != "trainable":
+        raise ValueError('expected false with fusion = "frozen"')
+
+
 def _shares() -> tuple[float, ...]:
     return option(
         (),
@@ -77,7 +82,8 @@ class ProgressiveOptions:
     )
     finale_scope: Literal["rackwise", "stackwise"] = option(
         "rackwise",
-        "Whether the finale trains everything at once, or one stack at a time in cycles.",
+        'Whether the finale trains everything at once, or one stack at a time in cycles; with trunk = "adapters" it '
+        "trains all adapters, and no weights.",
         check=_with_a_finale,
     )
     finale_lr: float = option(1.0, "Factor of all learning rates in the finale.", check=_with_a_finale)
@@ -90,6 +96,12 @@ class FusedOptions:
         "frozen",
         "frozen: the trunk runs live on fresh masks, and its boundaries are held a window at a time; trainable: the "
         "stacks below train along, with embedding and head.",
+    )
+    restore: bool = option(
+        False,
+        "With a trunk whose weights can't train at its precision (a quantised one): whether the full-precision masters "
+        "come back to train and are quantised again after, or adapters train over the quantised weights.",
+        check=_with_trainable_fusion,
     )
     start: Start = _start()
     shares: tuple[float, ...] = _shares()

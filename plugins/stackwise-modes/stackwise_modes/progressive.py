@@ -44,11 +44,15 @@ class Progressive(TrainerMode):
             there = sorted([*there, stack])
         if finale:
             only_over_time(training, "a finale")
-            begins = build * len(order)
-            if self.options.finale_scope == "stackwise":
-                phases += one_at_a_time(
-                    rack, training, finale, self.options.cycles, begins, self.options.finale_lr, "finale"
-                )
-            else:
-                phases.append(all_at_once(rack, training, finale, begins, self.options.finale_lr, "finale"))
+            phases += self._finale(rack, training, finale, begins=build * len(order))
         return phases
+
+    def _finale(self, rack: RackSpec, training: TrainingConfig, share: float, begins: float) -> list[Phase]:
+        """The last stretch, with the whole rack in the path."""
+        if self.options.finale_scope == "stackwise":
+            phases = one_at_a_time(rack, training, share, self.options.cycles, begins, self.options.finale_lr, "finale")
+        else:
+            phases = [all_at_once(rack, training, share, begins, self.options.finale_lr, "finale")]
+        if self.options.trunk == "frozen":
+            return phases
+        return [evolve(phase, trains=(), adapts=phase.trains, embedding=False, head=False) for phase in phases]

@@ -1,0 +1,71 @@
+"""``stackwise merge``: a run's adapters, folded into its full-precision weights."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from stackwise_core.cli.arguments import plugin_option
+
+
+@click.command(short_help="Fold a run's adapters into its weights.")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-merged]")
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json: bool) -> None:
+    """Make a copy of the finished run in the directory RUN whose full-precision masters have its adapters in them.
+
+    RUN stays as it is. The copy can be evaluated, and be what another run starts from.
+    """
+    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.errors import UsageError
+
+    source = read_source_run(directory)
+    if not source.has_adapters:
+        raise UsageError(f"{directory} has no adapters to merge.")
+
+    from attrs import evolve
+
+    from stackwise_core.config.load import load_run
+    from stackwise_core.config.model import AdapterConfig, TrainingConfig
+    from stackwise_core.runs.copy import copy_run
+    from stackwise_core.runs.directory import RunDirectory
+    from stackwise_core.runs.merge import merge_adapter
+    from stackwise_core.training.setup import set_up_parts
+
+    config, registry = load_run(directory, plugins=plugins)
+    parts = set_up_parts(config, registry)
+    merged: list[tuple[int, str]] = []
+
+    def fold(copy: RunDirectory) -> None:
+        for stack in range(parts.spec.stacks):
+            for name in copy.adapters(stack):
+                merge_adapter(copy, parts.spec, parts.implementations.formats.adapters[name], stack, name)
+                merged.append((stack, name))
+
+    # "qlora" is nf4 with adapters, and these have none.
+    held = config.precision
+    own_names = {
+        key: evolve(choice, use=registry.resolve("precision", choice.use).full_name)
+        for key, choice in (("active", held.active), ("trunk", held.trunk))
+        if choice is not None
+    }
+    stacks = {
+        stack: evolve(choice, use=registry.resolve("precision", choice.use).full_name)
+        for stack, choice in held.stacks.items()
+    }
+    without = evolve(
+        config,
+        adapter=AdapterConfig(),
+        training=evolve(config.training, adapter_lr=TrainingConfig().adapter_lr),
+        precision=evolve(held, **own_names, stacks=stacks),
+    )
+    copy = copy_run(RunDirectory(directory), target or directory.with_name(f"{directory.name}-merged"), without, fold)
+    if as_json:
+        listed = [{"stack": stack, "adapter": name} for stack, name in merged]
+        click.echo(json.dumps({"run": str(copy.path), "merged": listed}, indent=2))
+        return
+    plural = "s" if len(merged) > 1 else ""
+    click.echo(f"{copy.path}: {len(merged)} adapter{plural} folded into the weights of {parts.spec.stacks} stacks.")

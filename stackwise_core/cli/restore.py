@@ -1,0 +1,95 @@
+"""``stackwise restore``: a rack at another precision, from a run's full-precision masters."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.console import Console
+
+from stackwise_core.cli.arguments import plugin_option
+
+
+def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is not None and not re.fullmatch(r"\d{1,6}(,\d{1,6})*", value):
+        raise click.BadParameter("expected stacks such as 0,2")
+    return None if value is None else tuple(map(int, value.split(",")))
+
+
+@click.command(short_help="Rebuild a run's rack at another precision.")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    required=True,
+    metavar="P",
+    help="""Such as nf4, or with options '{ use = "nf4", double_quant = false }'.""",
+)
+@click.option("--stacks", metavar="LIST", callback=_stacks, help="Of these stacks only, such as 0,2. [default: all]")
+@click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-P]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def restore(
+    directory: Path,
+    precision: str,
+    stacks: tuple[int, ...] | None,
+    target: Path | None,
+    device: Literal["auto", "cpu", "cuda"] | None,
+    plugins: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Make a copy of the finished run in the directory RUN whose stacks are at the precision P.
+
+    They are made from the full-precision masters, a stack at a time, and the copy keeps both. It can be evaluated, and
+    be what another run starts from.
+    """
+    from attrs import evolve
+
+    from stackwise_core.config.load import load_run
+    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.errors import UsageError
+
+    source = read_source_run(directory)
+    config, _ = load_run(directory, plugins=plugins)
+    asked, registry = load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
+    choice = asked.precision.trunk
+    assert choice is not None
+    beyond = [stack for stack in stacks or () if stack >= len(source.blocks)]
+    if beyond:
+        raise UsageError(f"--stacks: stack {beyond[0]} isn't there; {directory} has 0 to {len(source.blocks) - 1}.")
+    if stacks is None:
+        held = evolve(config.precision, trunk=choice, stacks={})
+    else:
+        held = evolve(config.precision, stacks={**config.precision.stacks, **dict.fromkeys(stacks, choice)})
+    config = evolve(config, precision=held)
+
+    from stackwise_core.cli.tables import print_table
+    from stackwise_core.inference.finished import FinishedRun
+    from stackwise_core.options import ByteSize
+    from stackwise_core.runs.copy import copy_run
+    from stackwise_core.runs.directory import RunDirectory
+    from stackwise_core.training.setup import set_up_parts
+
+    set_up_parts(config, registry)  # so that what can't be had is found before anything is copied
+    copy = copy_run(RunDirectory(directory), target or directory.with_name(f"{directory.name}-{choice.use}"), config)
+    rebuilt = FinishedRun.open(copy.path, device=device, plugins=plugins)
+    rows = []
+    for stack in range(len(source.blocks)):
+        rebuilt.residency.bring((stack,), active=())
+        tensors = rebuilt.residency.tensors(stack).values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        rows.append((stack, held.stacks.get(stack, held.trunk or held.active).use, copy.stack_bytes(stack), size))
+    if as_json:
+        keys = ("stack", "precision", "bytes_in_full", "bytes")
+        listed = [dict(zip(keys, row, strict=True)) for row in rows]
+        click.echo(json.dumps({"run": str(copy.path), "stacks": listed}, indent=2))
+        return
+    print_table(
+        Console(),
+        ("stack", "precision", "in full", "at it"),
+        [(str(stack), use, str(ByteSize(full)), str(ByteSize(size))) for stack, use, full, size in rows],
+        left=2,
+    )
+    click.echo(f'\n{copy.path} holds the rack. "stackwise evaluate {copy.path}" measures it.')

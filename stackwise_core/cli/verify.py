@@ -1,0 +1,39 @@
+"""``stackwise verify``: whether a run's files are as they were written."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stackwise_core.cli.tables import print_table
+
+
+@click.command(short_help="Compare every file of a run with its checksum.")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(directory: Path, as_json: bool) -> None:
+    """Compare every file of the run in the directory RUN, finished or not, with its checksum."""
+    from stackwise_core.config.source_run import nearest_run
+    from stackwise_core.errors import UsageError
+    from stackwise_core.options import ByteSize
+    from stackwise_core.runs.manifest import MANIFEST, Manifest
+
+    if not (directory / MANIFEST).is_file():
+        near = nearest_run(directory)
+        guess = f" Did you mean {near}?" if near else ""
+        raise UsageError(f"expected the directory of a run, and there is no {MANIFEST} in {directory}.{guess}")
+    manifest = Manifest(directory)
+    problems = {name: problem for name in manifest if (problem := manifest.problem(name))}
+    size = sum(manifest.about(name)["bytes"] for name in manifest)
+    files = len(list(manifest))
+    if as_json:
+        result = {"run": str(directory), "ok": not problems, "files": files, "bytes": size, "problems": problems}
+        click.echo(json.dumps(result, indent=2))
+    elif problems:
+        print_table(Console(), ("file", "problem"), list(problems.items()), left=2)
+        click.echo(f"\n{directory}: {len(problems)} of {files} files aren't as they were written.")
+    else:
+        click.echo(f"{directory}: {files} files, {ByteSize(size)}, all as they were written.")
+    if problems:
+        raise SystemExit(1)
