@@ -14,7 +14,14 @@ from stackwise_core.registry import Declared, Registry
 
 TARGET = Path(__file__).with_name("config.md")
 # Those of this repository: whoever makes the page may have others installed.
-OURS = ("stackwise-masking", "stackwise-precision", "stackwise-cache", "stackwise-modes")
+OURS = (
+    "stackwise-masking",
+    "stackwise-precision",
+    "stackwise-bitsandbytes",
+    "stackwise-peft",
+    "stackwise-cache",
+    "stackwise-modes",
+)
 
 INTRODUCTION = """\
 # Configuration reference
@@ -40,11 +47,14 @@ layers add to tables key by key. A key that is *left out* by default can't be se
 **Paths** that the table calls relative to the TOML are taken from the folder of the file that sets them, or from the
 working directory where the environment or `--set` does. The others are relative to the working directory.
 
-**Hooks.** `mask_schedule`, `precision`, `cache_backend` and `trainer_mode` are filled by plugins. `use` picks one, and
-the other keys of its table are that plugin's own options, listed below it. A name alone is short for a table with
-nothing but `use`: `trunk = "bf16"` is `trunk = { use = "bf16" }`. Where two packages have one name,
-`use = "package:name"` picks one. A layer that changes `use` drops the options that the layers below it gave.
-`stackwise plugins` lists what is installed, also what others have published.
+**Hooks.** `mask_schedule`, `precision`, `adapter`, `cache_backend` and `trainer_mode` are filled by plugins. `use`
+picks one by its name or an alias, and the other keys of its table are that plugin's own options, listed below it. A
+name alone is short for a table with nothing but `use`: `trunk = "bf16"` is `trunk = { use = "bf16" }`. A *table of
+precisions by whole number* has such a choice for each number:
+`stacks = { 0 = "bf16", 3 = { use = "fp16", initial_scale = 1024 } }`, the 3 of which may also be a table
+`[precision.stacks.3]`. Where two packages have one name, `use = "package:name"` picks one. A layer that changes `use`
+drops the options that the layers below it gave. `stackwise plugins` lists what is installed, also what others have
+published.
 """
 
 
@@ -60,10 +70,12 @@ def _sections(registry: Registry) -> Iterator[str]:
         else:
             table = attribute.type
             yield f"\n## `[{attribute.name}]`\n\n{inspect.getdoc(table)}\n\n{_table(describe(table))}"
-        for hook in {hook for path, hook in hook_fields() if path[0] == attribute.name}:
+        for hook in {field.hook for field in hook_fields() if field.path[0] == attribute.name}:
+            described: dict[tuple[OptionRow, ...], str] = {}
             for declared in registry.implementations(hook):
                 if declared.distribution in OURS:
-                    yield _implementation(registry, declared)
+                    rows = describe(registry.options_class(declared))
+                    yield _implementation(declared, rows, described.setdefault(tuple(rows), declared.name))
 
 
 def _default(name: str) -> str:
@@ -71,10 +83,16 @@ def _default(name: str) -> str:
     return "" if uses == ["left out"] else f" By default `use = {uses[0]}`."
 
 
-def _implementation(registry: Registry, declared: Declared) -> str:
-    heading = f'\n### `use = "{declared.name}"`\n\n{declared.implementation.summary} ({declared.distribution}).\n'
-    rows = describe(registry.options_class(declared))
-    return f"{heading}\n{_table(rows)}" if rows else heading
+def _implementation(declared: Declared, rows: list[OptionRow], first: str) -> str:
+    """One implementation; ``first`` is the name of the first one of its hook that has the same options."""
+    summary, aliases = declared.implementation.summary, declared.implementation.aliases
+    also = f" Also {', '.join(f'`{alias}`' for alias in aliases)}." if aliases else ""
+    heading = f'\n### `use = "{declared.name}"`\n\n{summary} ({declared.distribution}).{also}\n'
+    if not rows:
+        return heading
+    return (
+        f"{heading}\n{_table(rows)}" if first == declared.name else f"{heading}\nIts options are those of `{first}`.\n"
+    )
 
 
 def _table(rows: list[OptionRow]) -> str:

@@ -19,7 +19,7 @@ from stackwise_core.registry import Declared, Plugin, Registry
 _STATE_STYLES = {"ready": "green", "broken": "bold red", "blocked": "dim"}
 
 _NARROW = 100
-"""Terminals of fewer columns get the version under its distribution."""
+"""Terminals of fewer columns get aliases under their name, and the version under its distribution."""
 
 
 @click.group(invoke_without_command=True, short_help="List plugins, and show their options.")
@@ -82,6 +82,7 @@ def _facts(registry: Registry, declared: Declared) -> dict[str, Any]:
     return {
         "hook": declared.hook,
         "name": declared.name,
+        "aliases": list(implementation.aliases),
         "distribution": declared.distribution,
         "version": declared.version,
         "devices": list(implementation.devices),
@@ -129,7 +130,7 @@ def _lines(registry: Registry) -> list[tuple[str, ...]]:
         for declared in registry.implementations(hook):
             devices = ",".join(declared.implementation.devices) or "-"
             state = registry.state(declared)
-            lines.append((hook, declared.name, declared.package, devices, state, declared.implementation.summary))
+            lines.append((hook, declared.title, declared.package, devices, state, declared.implementation.summary))
     for plugin in _unusable(registry):
         lines.append(("-", plugin.name, plugin.package, "-", plugin.state, str(plugin.problem)))
     return lines
@@ -160,14 +161,16 @@ def _implementations_table(registry: Registry, width: int) -> Table:
     table = _table("", "Package", "Devices", "State", "Summary")
     for column in table.columns[:3]:
         column.no_wrap = True
+    narrow = width < _NARROW
     for hook in INTERFACES:
         declared_here = registry.implementations(hook)
         if declared_here:
             table.add_row(Text(hook, style="bold cyan"))
         for place, declared in enumerate(declared_here):
+            title = f"  {declared.title}"
             table.add_row(
-                Text(f"  {declared.name}"),
-                Text(declared.package.replace(" ", "\n") if width < _NARROW else declared.package),
+                Text(title.replace(" (", "\n  (") if narrow else title),
+                Text(declared.package.replace(" ", "\n") if narrow else declared.package),
                 Text(", ".join(declared.implementation.devices)),
                 _styled(registry.state(declared)),
                 Text(declared.implementation.summary),
@@ -217,13 +220,13 @@ def _properties(registry: Registry, declared: Declared) -> list[tuple[str, str]]
     implementation = declared.implementation
     properties = [
         ("hook", declared.hook),
+        ("aliases", ", ".join(implementation.aliases)),
         ("package", declared.package),
-        ("devices", ", ".join(implementation.devices)),
+        ("devices", ", ".join(implementation.devices) or "-"),
         ("state", registry.state(declared)),
+        ("needs", ", ".join(implementation.packages)),
     ]
-    if implementation.packages:
-        properties.append(("needs", ", ".join(implementation.packages)))
-    return properties
+    return [(key, value) for key, value in properties if value]
 
 
 def _cells(row: OptionRow) -> tuple[str, str, str, str]:

@@ -1,28 +1,59 @@
 """Which keys of the configuration choose an implementation of a hook, and what they chose."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 import attrs
+from attrs import frozen
 
 from stackwise_core.config.model import Choice, Config
 
 
-def hook_fields(table: type = Config, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Key path and hook of every table whose ``use`` chooses."""
+@frozen
+class HookField:
+    """A key whose ``use`` chooses, or a table of such keys."""
+
+    path: tuple[str, ...]
+    hook: str
+    by_number: bool
+    """Whether it is a table of choices by whole number, such as ``precision.stacks``."""
+
+
+def hook_fields(table: type = Config, path: tuple[str, ...] = ()) -> Iterator[HookField]:
+    """Every key that chooses, in the order of the model."""
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if hook := attribute.metadata.get("hook"):
-            yield here, hook
+            yield HookField(here, hook, is_by_number(attribute))
         elif attribute.type is not None and attrs.has(attribute.type):
             yield from hook_fields(attribute.type, here)
 
 
+def is_by_number(attribute: "attrs.Attribute[Any]") -> bool:
+    """Whether a field that chooses is a table of choices by whole number."""
+    return get_origin(attribute.type) is dict
+
+
 def chosen(config: Config) -> Iterator[tuple[str, str, Choice]]:
-    """Dotted key, hook and choice wherever a configuration chooses: ``("precision.active", "precision", ...)``."""
-    for path, hook in hook_fields():
+    """Dotted key, hook and choice wherever a configuration chooses: ``("precision.stacks.3", "precision", ...)``."""
+    for field in hook_fields():
         value: Any = config
-        for key in path:
+        for key in field.path:
             value = getattr(value, key)
-        if value is not None:
-            yield ".".join(path), hook, value
+        key = ".".join(field.path)
+        if field.by_number:
+            yield from ((f"{key}.{number}", field.hook, value[number]) for number in sorted(value))
+        elif value is not None:
+            yield key, field.hook, value
+
+
+def lengthen(data: dict[str, Any]) -> None:
+    """Write each name alone out, in place: ``trunk = "nf4"`` is short for ``trunk = { use = "nf4" }``."""
+    for field in hook_fields():
+        table: Any = data
+        for key in field.path if field.by_number else field.path[:-1]:
+            table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            for key in list(table) if field.by_number else field.path[-1:]:
+                if isinstance(table.get(key), str):
+                    table[key] = {"use": table[key]}

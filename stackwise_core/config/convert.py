@@ -12,12 +12,13 @@ import attrs
 from cattrs import Converter, IterableValidationError, IterableValidationNote
 from cattrs.errors import AttributeValidationNote, BaseValidationError, ClassValidationError
 
+from stackwise_core.config.choices import is_by_number
 from stackwise_core.config.cross_checks import cross_checks
 from stackwise_core.config.defaults import default_of
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.locate import Part
 from stackwise_core.config.model import Choice, Config
-from stackwise_core.config.words import a, either, found, noun, shown
+from stackwise_core.config.words import a, either, found, noun, shown, with_article
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.options import ByteSize
 from stackwise_core.registry import Registry
@@ -164,8 +165,15 @@ class _Tables:
                 return default
             given = default
         if hook := attribute.metadata.get("hook"):
-            return self._choice(given, hook)
+            return self._choices(given, hook) if is_by_number(attribute) else self._choice(given, hook)
         return self.converter.structure(given, attribute.type)  # type: ignore[arg-type]
+
+    def _choices(self, value: Any, hook: str) -> dict[int, Choice]:
+        kind = f"table of {hook}s by whole number"
+        if not isinstance(value, Mapping):
+            help = f"for stack 3 alone: {{ 3 = {shown(value)} }}" if isinstance(value, str) else _array_of_tables(value)
+            raise Fault(f"expected a {kind}, found {found(value)}", help=help)
+        return _contents(value, _stack_number, partial(self._choice, hook=hook), Choice, kind)
 
     def _choice(self, value: Any, hook: str) -> Choice:
         if not isinstance(value, Mapping):
@@ -173,7 +181,7 @@ class _Tables:
         use = value.get("use", attrs.NOTHING)
         errors: list[Exception] = []
         if use is attrs.NOTHING:
-            errors.append(Fault(f"missing: expected the name of a {hook} implementation", part="key"))
+            errors.append(Fault(f"missing: expected the name of {with_article(hook)} implementation", part="key"))
         elif not isinstance(use, str):
             errors.append(Fault(f"expected {a(str)}, found {found(use)}"))
         else:
@@ -309,31 +317,46 @@ def _array(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
 
 def _mapping(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     key_kind, kind = get_args(type_)
+    read_key = _whole_number if key_kind is int else partial(converter.structure, cl=key_kind)
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _mismatch(value, type_)
-        contents: dict[Any, Any] = {}
-        errors: list[Exception] = []
-        for key, content in value.items():
-            # Each by itself, as the key and what it holds can both be wrong.
-            note = IterableValidationNote("", str(key), kind)
-            try:
-                known_as = _whole_number(key) if key_kind is int else converter.structure(key, key_kind)
-            except Exception as error:
-                known_as = key
-                error.__notes__ = [note]
-                errors.append(error)
-            try:
-                contents[known_as] = converter.structure(content, kind)
-            except Exception as error:
-                error.__notes__ = [note]
-                errors.append(error)
-        if errors:
-            raise IterableValidationError(f"{noun(type_)} can't be read", errors, type_)
-        return contents
+        return _contents(value, read_key, partial(converter.structure, cl=kind), kind, noun(type_))
 
     return structure
+
+
+def _contents(
+    table: Mapping[Any, Any], read_key: Callable[[Any], Any], read: Callable[[Any], Any], kind: Any, name: str
+) -> dict[Any, Any]:
+    """What a table with any keys holds."""
+    contents: dict[Any, Any] = {}
+    errors: list[Exception] = []
+    for key, content in table.items():
+        # Each by itself, as the key and what it holds can both be wrong.
+        note = IterableValidationNote("", str(key), kind)
+        try:
+            known_as = read_key(key)
+        except Exception as error:
+            known_as = key
+            error.__notes__ = [note]
+            errors.append(error)
+        try:
+            contents[known_as] = read(content)
+        except Exception as error:
+            error.__notes__ = [note]
+            errors.append(error)
+    if errors:
+        raise IterableValidationError(f"{name} can't be read", errors, dict)
+    return contents
+
+
+def _stack_number(key: Any) -> int:
+    number = _whole_number(key)
+    if number < 0:
+        raise Fault(f"expected a whole number of 0 or more as key, such as 3, found {shown(key)}", part="key")
+    return number
 
 
 def _whole_number(key: Any) -> int:

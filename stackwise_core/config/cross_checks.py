@@ -1,31 +1,39 @@
 """Checks that need several tables, or several keys none of which is to blame alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from stackwise_core.config.model import Config
+import attrs
+
+from stackwise_core.config.model import AdapterConfig, Config, TrainingConfig
+from stackwise_core.config.words import shown
+from stackwise_core.registry.blocking import normalised
 
 Check = Callable[[Config], str | None]
-_CHECKS: list[tuple[tuple[str, ...], Check]] = []
+Misfit = tuple[tuple[str, ...], str]
+_CHECKS: list[Callable[[Config], Iterable[Misfit]]] = []
 
 
-def cross_checks(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+def cross_checks(config: Config) -> Iterator[Misfit]:
     """The keys that don't fit together, the likeliest culprit first, and why.
 
     Args:
         config: may lack attributes, where tables of it were refused; what needs those isn't checked.
     """
-    for keys, check in _CHECKS:
+    for check in _CHECKS:
         try:
-            message = check(config)
+            misfits = list(check(config))
         except AttributeError:
             continue
-        if message:
-            yield keys, message
+        yield from misfits
 
 
 def _cross_check(*keys: str) -> Callable[[Check], Check]:
     def register(check: Check) -> Check:
-        _CHECKS.append((keys, check))
+        def misfits(config: Config) -> Iterator[Misfit]:
+            if message := check(config):
+                yield keys, message
+
+        _CHECKS.append(misfits)
         return check
 
     return register
@@ -182,3 +190,64 @@ def _bytes_have_no_named_tokens(config: Config) -> str | None:
     if config.data.mask_token is None or config.data.tokenizer != "bytes":
         return None
     return 'mask_token names a token of a tokenizer.json, and tokenizer = "bytes" has none: leave mask_token out'
+
+
+def _default(table: type, key: str) -> object:
+    return getattr(attrs.fields(table), key).default
+
+
+def _adapters_only_have(key: str, table: str, whose: str) -> None:
+    @_cross_check(f"adapter.{key}", f"adapter.{table}")
+    def check(config: Config) -> str | None:
+        value = getattr(config.adapter, key)
+        if getattr(config.adapter, table) is not None or value == _default(AdapterConfig, key):
+            return None
+        return f"{key} = {shown(value)} is about {whose}, and there are none: set adapter.{table}, or leave {key} out"
+
+
+_adapters_only_have("attach", "stack", "the stacks' own adapters")
+_adapters_only_have("share", "stack", "the stacks' own adapters")
+_adapters_only_have("active", "stack", "the stacks' own adapters")
+_adapters_only_have("growth", "trunk", "the trunk's adapters")
+
+
+@_cross_check("adapter.share", "adapter.attach")
+def _only_after_a_freeze_is_there_a_share(config: Config) -> str | None:
+    adapter = config.adapter
+    if adapter.stack is None or adapter.attach == "freeze" or adapter.share == _default(AdapterConfig, "share"):
+        return None
+    return f'share is for attach = "freeze", and this one is "{adapter.attach}": leave share out'
+
+
+def _no_adapters(config: Config) -> bool:
+    return config.adapter.stack is None and config.adapter.trunk is None
+
+
+@_cross_check("training.adapter_lr", "adapter.stack", "adapter.trunk")
+def _only_adapters_have_their_rate(config: Config) -> str | None:
+    if config.training.adapter_lr == _default(TrainingConfig, "adapter_lr") or not _no_adapters(config):
+        return None
+    return "there are no adapters for adapter_lr: set adapter.stack or adapter.trunk, or leave adapter_lr out"
+
+
+def _qlora_has_adapters(config: Config) -> Iterator[Misfit]:
+    choices = {"precision.trunk": config.precision.trunk}
+    choices |= {f"precision.stacks.{stack}": choice for stack, choice in config.precision.stacks.items()}
+    for key, choice in choices.items():
+        distribution, _, name = choice.use.rpartition(":") if choice else ("", "", "")
+        if name == "qlora" and normalised(distribution) in ("", "stackwise-bitsandbytes") and _no_adapters(config):
+            message = '"qlora" is nf4 with adapters: set adapter.trunk or adapter.stack, or use = "nf4"'
+            yield (f"{key}.use",), message
+
+
+_CHECKS.append(_qlora_has_adapters)
+
+
+@_cross_check("training.optimizer", "run.device")
+def _paging_needs_a_device(config: Config) -> str | None:
+    if not config.training.optimizer.startswith("paged_") or config.run.device != "cpu":
+        return None
+    return (
+        f'optimizer = "{config.training.optimizer}" needs a CUDA device, since a CPU has nothing to page from: '
+        'use "adamw" or "adamw_8bit"'
+    )

@@ -17,11 +17,10 @@ def default_of(attribute: "attrs.Attribute[Any]") -> Any:
 def default_uses() -> dict[str, Any]:
     """The tables with the ``use`` of each hook that has a default."""
     data: dict[str, Any] = {}
-    for path, _ in hook_fields():
+    for field in hook_fields():
         table, owner = data, Config
-        for key in path[:-1]:
+        for key in field.path[:-1]:
             table, owner = table.setdefault(key, {}), getattr(attrs.fields(owner), key).type
-        default = default_of(getattr(attrs.fields(owner), path[-1]))
-        if default is not None:
-            table[path[-1]] = default
+        if default := default_of(getattr(attrs.fields(owner), field.path[-1])):
+            table[field.path[-1]] = default
     return data

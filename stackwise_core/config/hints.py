@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from stackwise_core.config.choices import is_by_number
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
 from stackwise_core.config.model import Config
 from stackwise_core.config.words import dotted
@@ -40,7 +41,7 @@ def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if attribute.metadata.get("hook"):
-            yield (*here, "use")
+            yield here if is_by_number(attribute) else (*here, "use")
         elif attribute.type is not None and attrs.has(attribute.type):
             yield from _core_keys(attribute.type, here)
         else:

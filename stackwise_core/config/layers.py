@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from stackwise_core.config.choices import lengthen
 from stackwise_core.config.errors import Place
 from stackwise_core.config.locate import Part, TomlText
 
@@ -49,37 +50,6 @@ class FileLayer(Layer):
 
     def place(self, path: KeyPath, part: Part) -> Place:
         return self.source.place(path, part)
-
-
-@define
-class SettingsLayer(Layer):
-    """Single values: of all environment variables, or of all ``--set``."""
-
-    folder: Path = field(factory=Path.cwd)
-    data: dict[str, Any] = field(factory=dict, init=False)
-    labels: dict[KeyPath, str] = field(factory=dict, init=False)
-
-    def put(self, path: tuple[str, ...], value: Any, label: str) -> None:
-        """Set a value; a later one wins."""
-        table = self.data
-        for key in path[:-1]:
-            if not isinstance(table.get(key), dict):
-                table[key] = {}
-            table = table[key]
-        table[path[-1]] = value
-        self.labels.pop(path, None)  # the latest last
-        self.labels[path] = label
-
-    def place(self, path: KeyPath, part: Part) -> Place:
-        for length in range(len(path), -1, -1):
-            for labelled, label in reversed(self.labels.items()):
-                if labelled[:length] == path[:length]:
-                    return Place(label)
-        raise KeyError(path)
-
-
-class EnvironmentLayer(SettingsLayer):
-    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot."""
 
 
 @define
@@ -139,3 +109,44 @@ class Merged:
                 path = path[:-1]
         layer = self.origin(path)
         return layer.place(path, part) if layer else None
+
+
+@frozen
+class _Setting(Layer):
+    """One ``--set``, or one environment variable."""
+
+    data: dict[str, Any]
+    folder: Path
+    label: str
+
+    def place(self, path: KeyPath, part: Part) -> Place:
+        return Place(self.label)
+
+
+@define
+class SettingsLayer(Layer):
+    """Single values: of all environment variables, or of all ``--set``."""
+
+    folder: Path = field(factory=Path.cwd)
+    _merged: Merged = field(factory=Merged, init=False)
+
+    @property
+    def data(self) -> dict[str, Any]:  # type: ignore[override]
+        """All values in one."""
+        return self._merged.data
+
+    def put(self, path: tuple[str, ...], value: Any, label: str) -> None:
+        """Set a value; a later one wins."""
+        data = value
+        for key in reversed(path):
+            data = {key: data}
+        lengthen(data)
+        self._merged.overlay(_Setting(data, self.folder, label))
+
+    def place(self, path: KeyPath, part: Part) -> Place | None:
+        layer = self._merged.origin(path)
+        return layer.place(path, part) if layer else None
+
+
+class EnvironmentLayer(SettingsLayer):
+    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot."""

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from cattrs.errors import BaseValidationError
 
-from stackwise_core.config.choices import hook_fields
+from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
 from stackwise_core.config.errors import Problem, error_for
@@ -62,15 +62,22 @@ def load(
     return config, registry
 
 
-def load_run(directory: Path, *, plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
+def load_run(
+    directory: Path, *, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> tuple[Config, Registry]:
     """The configuration that a run wrote into its directory, whatever the environment says of other runs.
+
+    Args:
+        overrides: as ``load``.
+        plugins: as ``load``.
 
     Raises:
         ConfigError: as ``load``.
         ConfigUnavailable: as ``load``.
     """
     environ = {name: value for name, value in os.environ.items() if name in (AUTOLOAD, DISABLE)}
-    return load(directory / "config.toml", environ=environ, plugins=plugins, check_source=False)
+    path = directory / "config.toml"
+    return load(path, overrides=overrides, environ=environ, plugins=plugins, check_source=False)
 
 
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:
@@ -86,19 +93,9 @@ def structure(data: Mapping[str, Any], registry: Registry) -> Config:
 def _merged(layers: Sequence[Layer]) -> Merged:
     merged = Merged()
     for layer in layers:
-        for path, _ in hook_fields():
-            _lengthen(layer.data, path)
+        lengthen(layer.data)
         merged.overlay(layer)
     return merged
-
-
-def _lengthen(data: dict[str, Any], path: tuple[str, ...]) -> None:
-    """``trunk = "nf4"`` is short for ``trunk = { use = "nf4" }``."""
-    table: Any = data
-    for key in path[:-1]:
-        table = table.get(key) if isinstance(table, dict) else None
-    if isinstance(table, dict) and isinstance(table.get(path[-1]), str):
-        table[path[-1]] = {"use": table[path[-1]]}
 
 
 def _registry(

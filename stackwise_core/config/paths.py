@@ -23,15 +23,23 @@ def with_absolute_paths(instance: T, merged: Merged, path: KeyPath = ()) -> T:
     for attribute in attrs.fields(type(instance)):
         here = (*path, attribute.name)
         value, names = getattr(instance, attribute.name), attribute.metadata.get("path")
-        if isinstance(value, Choice):  # its options stand beside its `use`, in the same table
-            options = with_absolute_paths(value.options, merged, here)
-            changes[attribute.alias] = attrs.evolve(value, options=options)
+        if isinstance(value, Choice):
+            changes[attribute.alias] = _choice(value, merged, here)
+        elif attribute.metadata.get("hook") and isinstance(value, dict):
+            changes[attribute.alias] = {
+                number: _choice(choice, merged, (*here, str(number))) for number, choice in value.items()
+            }
         elif attrs.has(type(value)):
             changes[attribute.alias] = with_absolute_paths(value, merged, here)
         elif names is not None and value is not None and (folder := _folder(merged, here)):
             changes[attribute.alias] = _each(value, names, folder)
     with attrs.validators.disabled():
         return cast(T, attrs.evolve(cast(Any, instance), **changes))
+
+
+def _choice(choice: Choice, merged: Merged, path: KeyPath) -> Choice:
+    # Its options stand beside its `use`, in the same table.
+    return attrs.evolve(choice, options=with_absolute_paths(choice.options, merged, path))
 
 
 def _folder(merged: Merged, path: KeyPath) -> Path | None:

@@ -54,7 +54,12 @@ def a(type_: Any) -> str:
     if get_origin(type_) in (Union, UnionType):
         return either([a(part) for part in get_args(type_) if part is not NoneType])
     word = noun(type_)
-    return word if word.startswith('"') else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+    return word if word.startswith('"') else with_article(word)
+
+
+def with_article(word: str) -> str:
+    """``"a precision"``, ``"an adapter"``."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def either(words: Sequence[str]) -> str:
@@ -62,20 +67,20 @@ def either(words: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def shown(value: Any) -> str:
-    """A value as TOML would write it, cut short."""
+def shown(value: Any, longest: int | None = _LONGEST_VALUE) -> str:
+    """A value as TOML would write it, cut short where it is long."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, str):
         text = json.dumps(printable(value), ensure_ascii=False)
     elif isinstance(value, (list, tuple)):
-        text = f"[{', '.join(shown(part) for part in value)}]"
+        text = f"[{', '.join(shown(part, longest) for part in value)}]"
     elif isinstance(value, Mapping):
-        pairs = [f"{dotted([str(key)])} = {shown(part)}" for key, part in value.items()]
+        pairs = [f"{dotted([str(key)])} = {shown(part, longest)}" for key, part in value.items()]
         text = f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     else:
         text = str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def found(value: Any) -> str:

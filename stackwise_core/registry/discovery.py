@@ -34,6 +34,7 @@ _SHAPES = {
 # Two letters at least: a text in place of a tuple falls apart into letters.
 _DEVICE = r"[a-z][a-z0-9]+"
 _PACKAGE = r"[A-Za-z_]\w+(\.[A-Za-z_]\w*)*"
+_ALIAS = r"[A-Za-z0-9][\w.+-]+"
 
 
 def discover(select: Sequence[str], files: Sequence[Path], environ: Mapping[str, str]) -> list[Plugin]:
@@ -177,15 +178,17 @@ def _fault(result: object) -> str | None:
         for field, shape, expected in (
             ("devices", _DEVICE, '("cpu", "cuda")'),
             ("packages", _PACKAGE, '("peft",)'),
+            ("aliases", _ALIAS, '("half",)'),
         ):
             for value in getattr(each, field):
                 if not isinstance(value, str) or not re.fullmatch(shape, value):
                     return f'returned "{each.name}" with {value!r} in {field}; expected a tuple such as {expected}'
         if not isinstance(each.api, int) or isinstance(each.api, bool):
             return f'returned "{each.name}" with api = {each.api!r}; expected an integer'
-        if each.name in names:
-            return f'returned "{each.name}" twice'
-        names.add(each.name)
+        for name in (each.name, *each.aliases):
+            if name in names:
+                return f'returned "{name}" twice'
+            names.add(name)
     return None
 
 
@@ -197,16 +200,18 @@ def _a(value: object) -> str:
 def _without_repeats(plugin: Plugin, earlier: Sequence[Plugin]) -> Plugin:
     """Break a plugin that repeats a name of its distribution: no ``distribution:name`` could tell the two apart."""
     taken = {
-        (declared.distribution, declared.hook, declared.name): other.name
+        (declared.distribution, declared.hook, name): other.name
         for other in earlier
         if other.problem is None
         for declared in other.declared
+        for name in declared.names
     }
     for declared in plugin.declared:
-        other_name = taken.get((declared.distribution, declared.hook, declared.name))
-        if other_name is not None and plugin.problem is None:
-            message = f'{declared.hook}() returned "{declared.name}", which its plugin "{other_name}" has already'
-            return _misdeclared(plugin, message, "Its author can mend it.")
+        for name in declared.names:
+            other_name = taken.get((declared.distribution, declared.hook, name))
+            if other_name is not None and plugin.problem is None:
+                message = f'{declared.hook}() returned "{name}", which its plugin "{other_name}" has already'
+                return _misdeclared(plugin, message, "Its author can mend it.")
     return plugin
 
 

@@ -24,7 +24,7 @@ class AmbiguousImplementation(UsageError):
 
     def __init__(self, hook: str, use: str, candidates: Sequence[Declared]) -> None:
         packages = " and ".join(declared.package for declared in candidates)
-        choices = " or ".join(f'use = "{declared.full_name}"' for declared in candidates)
+        choices = " or ".join(f'use = "{declared.distribution}:{use.rpartition(":")[2]}"' for declared in candidates)
         super().__init__(f'{hook} "{use}" is in {packages}. Write {choices}.')
         self.hook, self.use, self.candidates = hook, use, list(candidates)
 

@@ -1,10 +1,13 @@
-"""Which of our packages has which name, so that an error can name the package to install. Nothing here is imported."""
+"""Which of our packages has which name, so that an error can name the package to install. Nothing here is imported.
+
+Aliases stand behind the names.
+"""
 
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "mask_schedule": {"stackwise-masking": ("constant", "linear", "exponential", "cosine")},
     "precision": {
-        "stackwise-precision": ("fp32", "bf16", "fp16", "fp8", "nvfp4", "nf_fp8"),
-        "stackwise-bitsandbytes": ("nf4", "fp4", "int8"),
+        "stackwise-precision": ("fp32", "bf16", "fp16", "fp8", "nvfp4", "nf_fp8", "full", "bfloat16", "half"),
+        "stackwise-bitsandbytes": ("nf4", "fp4", "int8", "qlora"),
     },
     "adapter": {"stackwise-peft": ("lora", "dora", "rslora", "pissa", "olora", "ia3")},
     "cache_backend": {"stackwise-cache": ("memory", "disk"), "stackwise-lmdb": ("lmdb",)},

@@ -33,6 +33,17 @@ class Declared:
         return self.implementation.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that ``use =`` may say, the name first and then its aliases."""
+        return (self.name, *self.implementation.aliases)
+
+    @property
+    def title(self) -> str:
+        """The name with its aliases, for people: ``"nf4 (qlora)"``."""
+        aliases = ", ".join(self.implementation.aliases)
+        return f"{self.name} ({aliases})" if aliases else self.name
+
+    @property
     def full_name(self) -> str:
         """What ``use =`` says where another distribution has one of the same name."""
         return f"{self.distribution}:{self.name}"

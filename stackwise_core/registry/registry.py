@@ -5,7 +5,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Registry:
         return [declared for plugin in usable for declared in plugin.declared if declared.hook == hook]
 
     def resolve(self, hook: str, use: str) -> Declared:
-        """The implementation that ``use = "name"`` or ``use = "distribution:name"`` means.
+        """The implementation that ``use = "name"`` or ``use = "distribution:name"`` means; an alias is a name too.
 
         Raises:
             UnknownImplementation: nobody has the name.
@@ -75,11 +75,7 @@ class Registry:
             UnavailableError: it is known, but not installed, blocked, broken, of another hook API, or lacks a package.
         """
         distribution, name = _split(use)
-        matches = [
-            declared
-            for declared in self.implementations(hook)
-            if declared.name == name and distribution in (None, normalised(declared.distribution))
-        ]
+        matches = [each for each in self.implementations(hook) if _means(distribution, name, each)]
         if not matches:
             raise self._missing(hook, use)
         if len(matches) > 1:
@@ -98,30 +94,30 @@ class Registry:
         """
         distribution, name = _split(use)
         everything = [declared for hook in INTERFACES for declared in self.implementations(hook)]
-        matches = [
-            declared
-            for declared in everything
-            if declared.name == name and distribution in (None, normalised(declared.distribution))
-        ]
+        matches = [each for each in everything if _means(distribution, name, each)]
         if matches:
             return matches
         for hook in INTERFACES:
             if name in OFFICIAL[hook]:
                 raise self._missing(hook, use)
         for plugin in self.plugins:
-            if plugin.problem and use in (plugin.name, plugin.distribution, *(each.name for each in plugin.declared)):
+            if plugin.problem and use in {plugin.name, plugin.distribution, *_names(plugin.declared)}:
                 raise _unavailable(use, plugin)
-        close = nearest(use, [each.full_name if distribution else each.name for each in everything])
+        close = nearest(use, _full_names(everything) if distribution else _names(everything))
         guess = f' Did you mean "{close}"?' if close else ""
         raise UsageError(f'no plugin has the name "{use}".{guess} "stackwise plugins" lists them all.')
 
     def state(self, declared: Declared) -> str:
-        """In a word or two, whether ``use = "name"`` would work: ``"ready"``, or what is in the way."""
+        """In a word or two, whether ``use =`` its name or an alias would work: ``"ready"``, or what is in the way."""
         obstacle = _obstacle(declared)
         if obstacle:
             return obstacle.state
-        rivals = [other for other in self.implementations(declared.hook) if other.name == declared.name]
-        return AmbiguousImplementation.state if len(rivals) > 1 else "ready"
+        others = _names(other for other in self.implementations(declared.hook) if other != declared)
+        shared = [name for name in declared.names if name in others]
+        if not shared:
+            return "ready"
+        state = AmbiguousImplementation.state
+        return state if declared.name in shared else f"{state} ({', '.join(shared)})"
 
     def options_class(self, declared: Declared) -> type:
         """Import the class of an implementation's options.
@@ -171,7 +167,7 @@ class Registry:
         package = distribution or official
         unusable = [plugin for plugin in self.plugins if plugin.problem]
         certain = [
-            plugin for plugin in unusable if (hook, name) in {(each.hook, each.name) for each in plugin.declared}
+            plugin for plugin in unusable if any(each.hook == hook and name in each.names for each in plugin.declared)
         ]
         likely = [plugin for plugin in unusable if _seems_to_have(plugin, name, package)]
         for plugin in (*certain, *likely):
@@ -185,15 +181,15 @@ class Registry:
     def _unknown(self, hook: str, use: str, unusable: Sequence[Plugin]) -> UnknownImplementation:
         distribution, name = _split(use)
         declared = self.implementations(hook)
-        known = sorted({each.name for each in declared})
+        known = sorted(set(_names(declared)))
         if distribution:
-            close = nearest(use, (each.full_name for each in declared))
+            close = nearest(use, _full_names(declared))
         else:
             close = nearest(name, known) or nearest(name, OFFICIAL[hook])
         note = ""
         if close in OFFICIAL[hook] and close not in known:
             note += f' "{close}" needs the package {OFFICIAL[hook][close]}.'
-        elsewhere = [other for other in INTERFACES if name in {each.name for each in self.implementations(other)}]
+        elsewhere = [other for other in INTERFACES if name in _names(self.implementations(other))]
         if elsewhere and hook not in elsewhere:
             note += f' "{name}" is a name of {" and ".join(elsewhere)}.'
         if unusable:
@@ -209,6 +205,18 @@ def _unavailable(asked: str, plugin: Plugin) -> UnavailableError:
 def _split(use: str) -> tuple[str | None, str]:
     distribution, colon, name = use.rpartition(":")
     return (normalised(distribution) if colon else None), name
+
+
+def _means(distribution: str | None, name: str, declared: Declared) -> bool:
+    return name in declared.names and distribution in (None, normalised(declared.distribution))
+
+
+def _names(declared: Iterable[Declared]) -> list[str]:
+    return [name for each in declared for name in each.names]
+
+
+def _full_names(declared: Iterable[Declared]) -> list[str]:
+    return [f"{each.distribution}:{name}" for each in declared for name in each.names]
 
 
 def _seems_to_have(plugin: Plugin, name: str, package: str | None) -> bool:

@@ -39,6 +39,20 @@ def test_a_good_file(file):
     ]
 
 
+def test_every_choice_is_listed(file, install, hook_source, implementation_source):
+    """Those of a table by number, and an alias as what it comes to."""
+    modules = {"other_hooks": hook_source(aliases=("wave",)), "somebody": implementation_source}
+    install("other", modules, {"other": "other_hooks"})
+    file.write_text('mask_schedule = "wave"\n[precision.stacks]\n12 = "bf16"\n3 = "fp16"\n')
+    assert [line.split()[:3] for line in invoke().output.splitlines()[1:]] == [
+        ["mask_schedule", "sine", "other"],
+        ["precision.active", "fp32", "stackwise-precision"],
+        ["precision.stacks.3", "fp16", "stackwise-precision"],
+        ["precision.stacks.12", "bf16", "stackwise-precision"],
+        ["trainer_mode", "blockwise", "stackwise-modes"],
+    ]
+
+
 def test_set(file):
     """``--set`` wins over the file."""
     assert "mask_schedule     cosine" in invoke("stackwise.toml", "--set", "mask_schedule=cosine").output

@@ -41,6 +41,22 @@ def test_the_listing_is_aligned_text_in_a_pipe():
     ]
 
 
+def test_aliases_are_listed_behind_their_name(install, hook_source, implementation_source):
+    """In the listing, in its JSON, and by show, which finds an implementation by its alias."""
+    modules = {"other_hooks": hook_source(aliases=("wave", "sinus")), "somebody": implementation_source}
+    install("other", modules, {"other": "other_hooks"})
+    assert rows(stackwise("plugins"))["sine (wave, sinus)"][2:] == ["other 1.0", "cpu,cuda", "ready", "Of somebody"]
+    listing = json.loads(stackwise("plugins", "--json").stdout)
+    aliases = {each["name"]: each["aliases"] for each in listing["implementations"]}
+    assert (aliases["sine"], aliases["linear"]) == (["wave", "sinus"], [])
+    lines = stackwise("plugins", "show", "wave").stdout.splitlines()
+    assert lines[0] == "sine: Of somebody"
+    assert [line.split(maxsplit=1) for line in lines[1:3]] == [["hook", "mask_schedule"], ["aliases", "wave, sinus"]]
+    (shown,) = json.loads(stackwise("plugins", "show", "sinus", "--json").stdout)
+    assert (shown["name"], shown["aliases"]) == ("sine", ["wave", "sinus"])
+    assert "aliases" not in stackwise("plugins", "show", "linear").stdout
+
+
 def test_broken_and_blocked_plugins_are_listed_with_the_reason(install):
     """What is not used is there too, and why."""
     install("stackwise-bad", {"bad_hooks": "1/0"}, {"bad": "bad_hooks"}, version="0.3")
@@ -78,7 +94,8 @@ def test_the_listing_as_json(install):
 def test_the_listing_on_a_terminal_fits_and_loses_nothing(install, hook_source, monkeypatch, width):
     """No line is wider than the terminal, and no name or state is cut."""
     install("stackwise-bad", {"bad_hooks": "1/0"}, {"bad": "bad_hooks"})
-    install("other", {"other_hooks": hook_source(packages=("nonesuch",))}, {"other": "other_hooks"})
+    modules = {"other_hooks": hook_source(packages=("nonesuch",), aliases=("another_wave",))}
+    install("other", modules, {"other": "other_hooks"})
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
@@ -95,6 +112,7 @@ def test_the_listing_on_a_terminal_fits_and_loses_nothing(install, hook_source, 
         "ready",
         "broken",
         "ZeroDivisionError",
+        "(another_wave)",
     ):
         assert word in result.stdout
 
@@ -135,7 +153,7 @@ def test_show_gives_every_hook_that_has_the_name(install, hook_source, implement
     ("name", "exit_code", "message"),
     [
         ("liner", 2, 'Did you mean "linear"?'),
-        ("nf4", 3, "pip install stackwise-bitsandbytes"),
+        ("lmdb", 3, "pip install stackwise-lmdb"),
         ("bad", 3, 'the plugin "bad" of stackwise-bad 1.0 failed at import: ZeroDivisionError'),
     ],
 )

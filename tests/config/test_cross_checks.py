@@ -1,7 +1,28 @@
 import pytest
+from attrs import frozen
 
 from stackwise_core.config.errors import ConfigError
-from stackwise_core.config.load import structure
+from stackwise_core.config.load import load, structure
+from stackwise_core.hookspecs import Implementation
+from stackwise_core.registry import Declared
+
+
+@frozen
+class NoOptions:
+    pass
+
+
+class EveryName:
+    """A registry in which every name means an implementation without options."""
+
+    def resolve(self, hook, use):
+        return Declared(hook, Implementation(use, "", "a:B", "a:C"), "fake", "fake", "1")
+
+    def options_class(self, declared):
+        return NoOptions
+
+
+LORA = {"use": "lora"}
 
 
 @pytest.mark.parametrize(
@@ -33,12 +54,27 @@ from stackwise_core.config.load import structure
         ({"training": {"objective": "clm", "masks": "resampled"}}, "training.masks"),
         ({"training": {"warmup": 0.75, "decay": 0.5}}, "training.decay"),
         ({"data": {"mask_token": "[MASK]"}}, "data.mask_token"),
+        ({"adapter": {"attach": "birth"}}, "adapter.attach"),
+        ({"adapter": {"attach": "birth", "trunk": LORA}}, "adapter.attach"),
+        ({"adapter": {"share": 0.25}}, "adapter.share"),
+        ({"adapter": {"share": 0.25, "trunk": "lora"}}, "adapter.share"),
+        ({"adapter": {"share": 0.25, "attach": "birth", "stack": LORA}}, "adapter.share"),
+        ({"adapter": {"active": "adapters"}}, "adapter.active"),
+        ({"adapter": {"active": "adapters", "trunk": LORA}}, "adapter.active"),
+        ({"adapter": {"growth": "merge"}}, "adapter.growth"),
+        ({"adapter": {"growth": "merge", "stack": LORA}}, "adapter.growth"),
+        ({"training": {"adapter_lr": 1e-3}}, "training.adapter_lr"),
+        ({"precision": {"trunk": "qlora"}}, "precision.trunk.use"),
+        ({"precision": {"trunk": {"use": "Stackwise_BitsAndBytes:qlora"}}}, "precision.trunk.use"),
+        ({"precision": {"stacks": {"0": "nf4", "3": "qlora"}}}, "precision.stacks.3.use"),
+        ({"training": {"optimizer": "paged_adamw"}, "run": {"device": "cpu"}}, "training.optimizer"),
+        ({"training": {"optimizer": "paged_adamw_8bit"}, "run": {"device": "cpu"}}, "training.optimizer"),
     ],
 )
-def test_keys_that_do_not_fit_together(registry, data, key):
+def test_keys_that_do_not_fit_together(data, key):
     """Each combination is refused at the key that is the likeliest culprit."""
     with pytest.raises(ConfigError) as caught:
-        structure(data, registry)
+        structure(data, EveryName())
     assert [problem.key for problem in caught.value.problems] == [key]
 
 
@@ -63,15 +99,52 @@ def test_keys_that_do_not_fit_together(registry, data, key):
         {"training": {"warmup": 0.75, "decay": 0.25}},
         {"training": {"warmup": 0.75, "decay": 0.5, "lr_schedule": "cosine"}},
         {"data": {"mask_token": "[MASK]", "tokenizer": "tokenizer.json"}},
+        {"adapter": {"attach": "freeze", "share": 0.2, "active": "full", "growth": "continue"}},
+        {"adapter": {"attach": "birth", "stack": LORA}},
+        {"adapter": {"share": 0.25, "active": "adapters", "stack": LORA}},
+        {"adapter": {"growth": "merge", "trunk": LORA}},
+        {"training": {"adapter_lr": 1e-4}},
+        {"training": {"adapter_lr": 1e-3}, "adapter": {"stack": LORA}},
+        {"training": {"adapter_lr": 1e-3}, "adapter": {"trunk": LORA}},
+        {"precision": {"trunk": "nf4"}},
+        {"precision": {"trunk": "somebody:qlora"}},
+        {"precision": {"trunk": "qlora", "stacks": {"3": "qlora"}}, "adapter": {"stack": LORA}},
+        {"precision": {"trunk": "qlora"}, "adapter": {"trunk": LORA}},
+        {"training": {"optimizer": "paged_adamw"}},
+        {"training": {"optimizer": "paged_adamw"}, "run": {"device": "cuda"}},
+        {"training": {"optimizer": "adamw_8bit"}, "run": {"device": "cpu"}},
     ],
 )
-def test_keys_that_fit(registry, data):
+def test_keys_that_fit(data):
     """The nearest right combination passes."""
-    structure(data, registry)
+    structure(data, EveryName())
 
 
 @pytest.mark.parametrize(("time", "over"), [("none", '"time" or "both"'), ("depth", '"both"')])
-def test_a_way_out_that_is_one(registry, time, over):
+def test_a_way_out_that_is_one(time, over):
     """What a bound over depth is told to set instead isn't refused by another check."""
     with pytest.raises(ConfigError, match=f"or set over = {over}\n"):
-        structure({"training": {"time": time, "over": "depth", "weighting": "nelbo"}}, registry)
+        structure({"training": {"time": time, "over": "depth", "weighting": "nelbo"}}, EveryName())
+
+
+def test_refused_adapters_are_not_missed():
+    """Where an adapter's own table is refused, the keys that need it aren't refused as well."""
+    with pytest.raises(ConfigError) as caught:
+        structure({"adapter": {"stack": {}, "attach": "birth"}, "training": {"adapter_lr": 1e-3}}, EveryName())
+    assert [problem.key for problem in caught.value.problems] == ["adapter.stack.use"]
+
+
+def test_qlora_without_adapters_is_located(install, hook_source, tmp_path):
+    """The alias of nf4 is blamed where it stands, in a table of choices too."""
+    where = {"hook": "precision", "module": "four_bits", "aliases": ("qlora",)}
+    modules = {
+        "four_hooks": hook_source("nf4", **where),
+        "four_bits": "from attrs import frozen\n@frozen\nclass Options: pass",
+    }
+    install("stackwise-bitsandbytes", modules, {"bitsandbytes": "four_hooks"})
+    path = tmp_path / "stackwise.toml"
+    path.write_text('[precision]\ntrunk = "qlora"\nstacks = { 0 = "nf4", 3 = "stackwise-bitsandbytes:qlora" }\n')
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={})
+    places = [(problem.place.line, problem.place.column, problem.key) for problem in caught.value.problems]
+    assert places == [(2, 9, "precision.trunk.use"), (3, 27, "precision.stacks.3.use")]

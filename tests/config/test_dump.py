@@ -46,6 +46,16 @@ def test_tables_by_whole_number(registry, tmp_path, fractions, multipliers):
     assert reloaded(config, tmp_path) == config
 
 
+@pytest.mark.parametrize("stacks", [{}, {"0": "bf16", "12": {"use": "stackwise-precision:fp16", "initial_scale": 3}}])
+def test_tables_of_choices(registry, tmp_path, stacks):
+    """Each choice comes back under its number, its ``use`` as it was written."""
+    config = structure({"precision": {"stacks": stacks}}, registry)
+    assert {str(number): choice.use for number, choice in config.precision.stacks.items()} == {
+        number: choice if isinstance(choice, str) else choice["use"] for number, choice in stacks.items()
+    }
+    assert reloaded(config, tmp_path) == config
+
+
 def test_use_comes_first(registry):
     """A hook's table begins with the choice that its other keys depend on, and None isn't written."""
     text = dump(structure({"cache_backend": {"use": "disk"}}, registry))

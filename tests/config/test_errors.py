@@ -6,6 +6,7 @@ Comment lines at the top of a TOML give the case its ``--set`` and its environme
 
 import json
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from stackwise_core.errors import UnavailableError, UsageError
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted({path.stem for path in GOLDEN.iterdir() if path.suffix in (".toml", ".txt")})
-OURS = ("masking", "precision", "cache", "modes")
+DISTRIBUTIONS = [folder.name for folder in Path(__file__).parents[2].glob("plugins/*")]
+OURS = [each.name for each in entry_points(group="stackwise") if each.dist and each.dist.name in DISTRIBUTIONS]
 
 
 def report(name: str) -> ProblemsError:

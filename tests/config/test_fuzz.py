@@ -14,7 +14,7 @@ from stackwise_core.errors import StackwiseError
 
 FEW = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 KNOWN = sorted(
-    {"use", "extends", "active", "capacity", "initial_scale", "cpu_compute", "min_fraction"}
+    {"use", "extends", "active", "capacity", "initial_scale", "cpu_compute", "min_fraction", "0", "3"}
     | {attribute.name for attribute in fields(Config)}
     | {inner.name for outer in fields(Config) if has(outer.type) for inner in fields(outer.type)}
 )

@@ -4,6 +4,7 @@ import pytest
 from attrs import frozen
 
 from stackwise_cache.options import DiskOptions
+from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load, structure
 from stackwise_core.config.model import Choice, TrainingConfig
@@ -166,6 +167,86 @@ def test_keys_from_python(registry):
     assert config.training.stack_lr_multipliers == {0: 1.0, 2: 0.5}
 
 
+def test_tables_of_choices(write):
+    """Each number has a choice of its own, as a name or a table; layers add to them number by number."""
+    write('[precision.stacks]\n0 = "bf16"\n3 = { use = "fp16", initial_scale = 2 }\n4 = "fp16"', "base.toml")
+    path = write(
+        'extends = "base.toml"\n[precision.stacks.3]\ncpu_compute = "fp16"\n[precision.stacks.5]\nuse = "fp16"'
+    )
+    stacks = config_of(
+        path,
+        environ={"STACKWISE_PRECISION__STACKS__4": "fp32", "STACKWISE_PRECISION__STACKS__6": "fp16"},
+        overrides=["precision.stacks.10=bf16", "precision.stacks.5.initial_scale=4", 'precision.stacks={0="fp32"}'],
+    ).precision.stacks
+    assert {number: choice.use for number, choice in stacks.items()} == {
+        0: "fp32",
+        3: "fp16",
+        4: "fp32",
+        5: "fp16",
+        6: "fp16",
+        10: "bf16",
+    }
+    assert stacks[3].options == Fp16Options("fp16", 2.0)
+    assert stacks[5].options == Fp16Options(initial_scale=4.0)
+
+
+def test_what_is_chosen(write):
+    """Every choice comes with its dotted key and its hook, those of a table by number."""
+    config = config_of(write('[precision]\nactive = "bf16"\nstacks = { 10 = "fp16", 2 = "bf16" }'))
+    assert [(key, hook, choice.use) for key, hook, choice in chosen(config)] == [
+        ("mask_schedule", "mask_schedule", "linear"),
+        ("precision.active", "precision", "bf16"),
+        ("precision.stacks.2", "precision", "bf16"),
+        ("precision.stacks.10", "precision", "fp16"),
+        ("trainer_mode", "trainer_mode", "blockwise"),
+    ]
+
+
+@pytest.mark.parametrize("overrides", [["{}=fp16", "{}.initial_scale=4"], ["{}.initial_scale=4", "{}=fp16"]])
+@pytest.mark.parametrize("key", ["precision.active", "precision.stacks.3"])
+def test_a_name_and_an_option_of_it_are_set_in_any_order(write, key, overrides):
+    """Neither drops the other, from the command line and from the environment."""
+    path = write("")
+    fp16 = Choice("fp16", Fp16Options(initial_scale=4.0))
+    config = config_of(path, overrides=[each.format(key) for each in overrides])
+    assert {where: choice for where, _, choice in chosen(config)}[key] == fp16
+    variable = f"STACKWISE_{key.upper().replace('.', '__')}"
+    config = config_of(path, environ={variable: "fp16", f"{variable}__INITIAL_SCALE": "4"})
+    assert {where: choice for where, _, choice in chosen(config)}[key] == fp16
+
+
+def test_each_of_two_settings_is_blamed_for_its_own(write):
+    """A name and an option of one table that are both wrong, or one of them, are located each at its own --set."""
+    path = write("")
+    for overrides, blamed in (
+        (["precision.stacks.3=fp61", "precision.stacks.3.initial_scale=4"], "precision.stacks.3=fp61"),
+        (["precision.stacks.3=fp16", "precision.stacks.3.initial_scale=x"], "precision.stacks.3.initial_scale=x"),
+        (
+            ["precision.stacks.3=fp61", 'precision.stacks={3="fp32"}', "precision.stacks.3.x=1"],
+            "precision.stacks.3.x=1",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            config_of(path, overrides=overrides)
+        assert [problem.place.origin for problem in caught.value.problems] == [f"--set {blamed}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[precision]\nstacks = { 0 = "bf16", 3 = "fp61" }', "2:28"),
+        ('[precision]\nstacks = { 0 = "bf16", 3 = { use = "fp61" } }', "2:36"),
+        ('[precision]\nstacks.3 = "fp61"', "2:12"),
+        ('[precision]\nactive = "bf16"\n[precision.stacks]\n0 = "bf16"\n3.use = "fp61"', "5:9"),
+        ('[precision.stacks.0]\nuse = "bf16"\n[adapter]\n[precision.stacks.3]\nuse = "fp61"', "5:7"),
+    ],
+)
+def test_an_unknown_name_in_a_table_of_choices_is_located(write, text, place):
+    """The carets lie under the name, however the table is written."""
+    with pytest.raises(ConfigError, match=rf'stackwise\.toml:{place}: precision\.stacks\.3\.use: unknown .* "fp61"\n'):
+        config_of(write(text))
+
+
 def test_paths_are_relative_to_the_layer_that_sets_them(write, tmp_path):
     """A file's paths are taken from its folder, those of --set from the working directory; names stay names."""
     write('[data]\ncorpus = "texts/*.md"\ntokenizer = "tokenizer.json"', "bases/base.toml")
@@ -259,6 +340,21 @@ class PluginOptions:
     file: Path | None = option(None, "A path.", path=())
 
 
+TABLES_OF_PRECISION = """
+from attrs import frozen
+from stackwise_core.hookspecs import Implementation, hookimpl
+from stackwise_core.options import option
+
+@frozen
+class Options:
+    file: str = option("none", "A path.", path=("none",))
+
+@hookimpl
+def precision():
+    return [Implementation("tabled", "By table", "tables_of_precision:Tabled", "tables_of_precision:Options")]
+"""
+
+
 class OneImplementation:
     """A registry in which every name means one implementation."""
 
@@ -282,6 +378,23 @@ def test_options_of_any_shape():
         1.0,
         0.5,
     )
+
+
+def test_paths_in_a_table_of_choices(write, tmp_path):
+    """The paths of each choice's options are taken from the folder of the file that sets them."""
+    write(TABLES_OF_PRECISION, "tables_of_precision.py")
+    write('[precision.stacks.0]\nuse = "tabled"\nfile = "low.txt"', "tables/base.toml")
+    config = config_of(
+        write(
+            'extends = "tables/base.toml"\n[run]\nplugins = ["tables_of_precision.py"]\n'
+            '[precision.stacks]\n1 = { use = "tabled", file = "high.txt" }\n2 = "tabled"'
+        )
+    )
+    assert {number: choice.options.file for number, choice in config.precision.stacks.items()} == {
+        0: str(tmp_path / "configs/tables/low.txt"),
+        1: str(tmp_path / "configs/high.txt"),
+        2: "none",
+    }
 
 
 def test_mistakes_in_options_of_any_shape():

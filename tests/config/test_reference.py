@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from stackwise_core.config.model import PrecisionConfig
+from stackwise_core.config.model import AdapterConfig, PrecisionConfig
 from stackwise_core.config.reference import OptionRow, describe
 from stackwise_core.options import ByteSize, option
 from stackwise_core.registry import Registry
@@ -23,6 +23,7 @@ class Options:
     size: ByteSize | None = option(None, "How much.")
     pair: tuple[float, float] = option((0.5, 1.0), "Two of them.")
     names: tuple[str, ...] = option((), "Any number.")
+    long: tuple[str, ...] = option(("a" * 30, "b" * 30), "More than an error would show.")
     word: Literal["a", "b"] | int = option("a", "One of them.")
     on: bool = option(True, "Whether.")
     factors: dict[int, float] = option(dict, "By place.")
@@ -39,6 +40,7 @@ def test_rows():
         OptionRow("size", "size", "left out", "How much."),
         OptionRow("pair", "array of 2 numbers", "[0.5, 1.0]", "Two of them."),
         OptionRow("names", "array of strings", "[]", "Any number."),
+        OptionRow("long", "array of strings", f'["{"a" * 30}", "{"b" * 30}"]', "More than an error would show."),
         OptionRow("word", '"a" or "b" or integer', '"a"', "One of them."),
         OptionRow("on", "boolean", "true", "Whether."),
         OptionRow("factors", "table of numbers by whole number", "{}", "By place."),
@@ -51,9 +53,11 @@ def test_rows():
 
 def test_a_hook_s_row():
     """A key that chooses an implementation says so, with the default's name."""
-    active, trunk = describe(PrecisionConfig)
+    active, trunk, stacks = describe(PrecisionConfig)
     assert (active.type, active.default) == ("name of a precision, or a table with use", '"fp32"')
     assert trunk.default == "left out"
+    assert (stacks.type, stacks.default) == ("table of precisions by whole number", "{}")
+    assert describe(AdapterConfig)[0].type == "name of an adapter, or a table with use"
 
 
 def test_the_page_is_up_to_date():

@@ -103,6 +103,13 @@ def test_an_entry_point_to_nowhere_asks_for_a_reinstallation(install):
         ("[evolve(GOOD, api='1')]", "api = '1'; expected an integer"),
         ("[evolve(GOOD, devices='cuda')]", "'c' in devices; expected a tuple"),
         ("[evolve(GOOD, packages='peft')]", "'p' in packages; expected a tuple"),
+        ("[evolve(GOOD, aliases='half')]", """'h' in aliases; expected a tuple such as ("half",)"""),
+        ("[evolve(GOOD, aliases=('a:b',))]", "'a:b' in aliases"),
+        ("[evolve(GOOD, aliases=('wave', 3))]", "3 in aliases"),
+        ("[evolve(GOOD, aliases=('sine',))]", 'returned "sine" twice'),
+        ("[evolve(GOOD, aliases=('wave', 'wave'))]", 'returned "wave" twice'),
+        ("[evolve(GOOD, aliases=('wave',)), evolve(GOOD, name='wave')]", 'returned "wave" twice'),
+        ("[GOOD, evolve(GOOD, name='wave', aliases=('sine',))]", 'returned "sine" twice'),
     ],
 )
 def test_what_a_hook_returns_is_checked(install, result, fault):
@@ -125,9 +132,10 @@ def test_a_later_hook_may_be_optional(install, hook_source):
     assert plugin(Registry.discover(environ={}), "new").state == "declared"
 
 
-def test_two_plugins_of_one_distribution_may_not_share_a_name(install, hook_source):
+@pytest.mark.parametrize("second", [{}, {"name": "cosecant", "aliases": ("sine",)}])
+def test_two_plugins_of_one_distribution_may_not_share_a_name(install, hook_source, second):
     """The second one is broken, since no distribution:name could settle it; the first still works."""
-    modules = {"hooks_one": hook_source(), "hooks_two": hook_source()}
+    modules = {"hooks_one": hook_source(), "hooks_two": hook_source(**second)}
     install("stackwise-twice", modules, {"one": "hooks_one", "two": "hooks_two"})
     registry = Registry.discover(environ={})
     assert (

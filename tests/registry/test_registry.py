@@ -45,7 +45,7 @@ def test_an_unknown_name_has_a_nearest_one():
 def test_an_unknown_name_may_be_near_one_that_is_not_installed():
     """The nearest name comes with the package that has it."""
     with pytest.raises(UnknownImplementation, match='"lora" needs the package stackwise-peft') as caught:
-        Registry.discover(environ={}).resolve("adapter", "loral")
+        Registry([]).resolve("adapter", "loral")
     assert caught.value.nearest == "lora"
     assert "No adapter is installed." in str(caught.value)
 
@@ -58,9 +58,14 @@ def test_a_name_of_another_hook_is_pointed_out():
 
 def test_a_known_name_that_is_not_installed_names_its_package():
     """It is exit code 3, with the command that installs it."""
-    with pytest.raises(NotInstalled, match="pip install stackwise-peft") as caught:
-        Registry.discover(environ={}).resolve("adapter", "lora")
-    assert caught.value.exit_code == 3
+    for hook, name, package in (
+        ("adapter", "lora", "stackwise-peft"),
+        ("precision", "qlora", "stackwise-bitsandbytes"),
+        ("precision", "half", "stackwise-precision"),
+    ):
+        with pytest.raises(NotInstalled, match=f"pip install {package}") as caught:
+            Registry([]).resolve(hook, name)
+        assert caught.value.exit_code == 3
 
 
 def test_a_known_name_of_a_later_version_asks_for_an_upgrade(install, hook_source):
@@ -82,6 +87,50 @@ def test_two_distributions_of_one_name_are_an_error_only_when_it_is_used(registr
     states = {declared.full_name: registry.state(declared) for declared in registry.implementations("mask_schedule")}
     assert states["stackwise-sine:linear"] == states["stackwise-masking:linear"] == "ambiguous"
     assert states["stackwise-masking:cosine"] == "ready"
+
+
+def test_an_alias_is_a_name(registry_with):
+    """It resolves, alone and with its distribution, is listed as known, and is near to a misspelt one."""
+    registry = registry_with(aliases=("wave", "sinus"))
+    for use in ("sine", "wave", "sinus", "Stackwise_Sine:wave"):
+        assert registry.resolve("mask_schedule", use).full_name == "stackwise-sine:sine"
+        assert [declared.name for declared in registry.named(use)] == ["sine"]
+    with pytest.raises(UnknownImplementation) as caught:
+        registry.resolve("mask_schedule", "wafe")
+    assert caught.value.nearest == "wave"
+    assert {"sine", "sinus", "wave"} <= set(caught.value.known)
+    with pytest.raises(UnknownImplementation) as caught:
+        registry.resolve("mask_schedule", "stackwise-sin:wave")
+    assert caught.value.nearest == "stackwise-sine:wave"
+    with pytest.raises(UnknownImplementation, match='"wave" is a name of mask_schedule'):
+        registry.resolve("precision", "wave")
+    with pytest.raises(UsageError, match='Did you mean "wave"'):
+        registry.named("wafe")
+
+
+def test_an_alias_that_two_distributions_have(install, hook_source, registry_with):
+    """It is ambiguous when used, whether the other has it for an alias or for its name; the other names work."""
+    install("stackwise-other", {"other_hooks": hook_source("ripple", aliases=("wave",))}, {"other": "other_hooks"})
+    registry = registry_with(aliases=("wave", "linear"))
+    for asked in ("wave", "linear"):
+        with pytest.raises(AmbiguousImplementation, match=f'use = "stackwise-sine:{asked}"'):
+            registry.resolve("mask_schedule", asked)
+        assert registry.resolve("mask_schedule", f"stackwise-sine:{asked}").name == "sine"
+    assert registry.resolve("mask_schedule", "sine").name == "sine"
+    states = {declared.name: registry.state(declared) for declared in registry.implementations("mask_schedule")}
+    assert states["sine"] == "ambiguous (wave, linear)"
+    assert (states["ripple"], states["linear"], states["cosine"]) == ("ambiguous (wave)", "ambiguous", "ready")
+
+
+def test_an_alias_of_a_broken_plugin_is_its_own(install, hook_source):
+    """A plugin that declared an alias before it broke is the reason why that is missing."""
+    source = hook_source(aliases=("wave",)) + "\n@hookimpl\ndef adaptor(): return []\n"
+    install("somebody-s", {"wave_hooks": source}, {"s": "wave_hooks"})
+    registry = Registry.discover(environ={})
+    with pytest.raises(BrokenPlugin, match="adaptor"):
+        registry.resolve("mask_schedule", "wave")
+    with pytest.raises(BrokenPlugin, match="adaptor"):
+        registry.named("wave")
 
 
 def test_a_wrong_distribution_is_unknown():
@@ -223,4 +272,4 @@ def test_named_finds_a_name_at_every_hook(install, hook_source):
     with pytest.raises(UsageError, match='Did you mean "linear"'):
         registry.named("liner")
     with pytest.raises(NotInstalled):
-        registry.named("nf4")
+        registry.named("lmdb")
