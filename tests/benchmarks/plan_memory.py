@@ -20,7 +20,7 @@ CASES = [
     ["training.batch_size=64"],
     ["data.seq_len=512"],
     ["rack.d_model=384", "rack.n_heads=6"],
-    ["rack.stacks=8"],
+    ["rack.stacks=8", "trainer_mode.shares=[]"],
     ["trainer_mode=end_to_end", "rack.stacks=8"],
     ["cache_backend=memory", "training.steps_per_stack=205"],
 ]

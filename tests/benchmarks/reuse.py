@@ -20,9 +20,8 @@ from attrs import evolve
 from stackwise_core.config.load import load
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.fit import Fit
-from stackwise_core.training.optimizer import make_optimizer
 from stackwise_core.training.learning_rate import learning_rate_factor
-from stackwise_core.training.objective import Objective
+from stackwise_core.training.optimizer import make_optimizer
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
 
@@ -33,6 +32,7 @@ REPEATS, STEPS = 5, 60
 def engine_for(directory: str, *overrides: str) -> Engine:
     common = [f"run.directory={directory}", f"data.tokens_directory={directory}/tokens", "run.name=bench"]
     common += [f"training.steps_per_stack={STEPS}", "training.window=512", "data.validation_fraction=0.0"]
+    common.append("trainer_mode.shares=[]")
     config, registry = load(ROOT / "stackwise.toml", overrides=[*common, *overrides])
     setup = set_up(config, registry)
     return Engine(setup, make_plan(setup), registry, lambda event: None)
@@ -41,17 +41,7 @@ def engine_for(directory: str, *overrides: str) -> Engine:
 def fit_of(engine: Engine, phase: int) -> Fit:
     planned = engine._plan.phases[phase]
     engine._residency.place(planned.phase)
-    objective = Objective(engine._setup.implementations.schedule, planned.phase.weighting, planned.phase.progress)
-    return Fit(
-        planned=planned,
-        residency=engine._residency,
-        drawer=engine._drawer(planned),
-        objective=objective,
-        order=engine._order,
-        boundary=engine._boundary(planned, None),
-        training=engine._setup.config.training,
-        listener=lambda event: None,
-    )
+    return engine._fit(planned, engine._boundary(planned, []), lambda event: None)
 
 
 def by_hand(fit: Fit) -> float:
@@ -68,7 +58,7 @@ def by_hand(fit: Fit) -> float:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * learning_rate_factor(number, STEPS, training)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = stack(ends.embed_tokens(draws.inputs), ends.context(draws.segments))
+            hidden = stack(ends.embed(draws.inputs, draws.fraction), ends.context(draws.segments))
             losses = ends.cross_entropy(hidden.flatten(0, 1)[draws.masked], draws.targets, stack.norm)
         weights = (1 / draws.progress.clamp(min=1e-9)).float()[draws.rows]
         loss = (weights * losses).sum() / draws.scored
