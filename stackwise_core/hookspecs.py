@@ -12,6 +12,8 @@ A plugin's entry point in the group ``stackwise`` names a light module that impo
         return [Implementation("sine", "More time at light masks", factory, options)]
 """
 
+from collections.abc import Iterable
+
 import pluggy
 from attrs import field, frozen
 
@@ -20,6 +22,10 @@ API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker("stackwise")
 hookimpl = pluggy.HookimplMarker("stackwise")
+
+
+def _tuple(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 @frozen
@@ -36,11 +42,11 @@ class Implementation:
     """``"package.module:Options"``, an attrs class in a module that doesn't import torch."""
     api: int = API_VERSION
     """The version of the hook API that it was written for."""
-    devices: tuple[str, ...] = field(default=("cpu", "cuda"), converter=tuple)
+    devices: tuple[str, ...] = field(default=("cpu", "cuda"), converter=_tuple)
     """Device types that it runs on."""
-    packages: tuple[str, ...] = field(default=(), converter=tuple)
+    packages: tuple[str, ...] = field(default=(), converter=_tuple)
     """Importable modules that it needs at run time."""
-    aliases: tuple[str, ...] = field(default=(), converter=tuple)
+    aliases: tuple[str, ...] = field(default=(), converter=_tuple)
     """Other names that ``use =`` may say."""
 
 

@@ -1,24 +1,38 @@
 """Which files a directory holds, each whole and with a checksum; those that are written together count together.
 
-``manifest.json`` names every file with its size and SHA-256. A new file is written beside its place (``NAME.new``) and
-entered in the manifest as pending, which is the instant from which it counts; then it is renamed. So a process that is
-killed at any point leaves all of the old files or all of the new ones.
+``manifest.json`` names every file with its size and SHA-256. A new file is written beside its place (``NAME.7.new``,
+with the number of the commit) and entered in the manifest as pending, which is the instant from which it counts; then
+it is renamed. So a process that is killed at any point leaves all of the old files or all of the new ones.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from attrs import evolve, frozen
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.files import publish, publish_text, sha256, sync
 
 MANIFEST = "manifest.json"
-STAGED = ".new"
+
+
+@frozen
+class _Content:
+    """What manifest.json says."""
+
+    files: dict[str, dict[str, Any]] = {}
+    commit: int = 0
+    """How many times files were written or dropped."""
+    pending: frozenset[str] = frozenset()
+    """Files of the last commit that may not be in their place yet."""
+    dropped: frozenset[str] = frozenset()
+    """What the last commit dropped and may still be there."""
 
 
 class Manifest:
@@ -31,24 +45,23 @@ class Manifest:
             StackwiseError: it is no manifest.
         """
         self.directory = directory
-        self._files: dict[str, dict[str, Any]] = {}
-        self._pending: frozenset[str] = frozenset()
+        self._content = self._read()
         self._staged: dict[str, dict[str, Any]] | None = None
         self._dropped: set[str] = set()
-        path = directory / MANIFEST
-        if path.exists():
-            self._files, self._pending = _read(path)
-            self._rename_pending()
+        for name in self._content.pending:
+            # The writer may do so at the same time, or may be dead. What can't be renamed is read where it is.
+            with suppress(OSError):
+                os.replace(self._beside(name), directory / name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._content.files
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._files))
+        return iter(sorted(self._content.files))
 
     def about(self, name: str) -> dict[str, Any]:
         """What is known of a file: ``bytes``, ``sha256``, and what was said when it was written."""
-        return self._files[name]
+        return self._content.files[name]
 
     def write(self, name: str, fill: Callable[[Path], None], **about: Any) -> None:
         """Let ``fill`` write a file, in place of an older one.
@@ -59,20 +72,20 @@ class Manifest:
         """
         with self.together():
             assert self._staged is not None
-            staged = self.directory / (name + STAGED)
-            if not staged.parent.exists():
-                staged.parent.mkdir(parents=True)
-                sync(staged.parent.parent)
-            publish(staged, fill)
-            self._staged[name] = {"bytes": staged.stat().st_size, "sha256": sha256(staged), **about}
+            beside = self._beside(name)
+            _make_folder(beside.parent)
+            publish(beside, fill)
+            self._staged[name] = {"bytes": beside.stat().st_size, "sha256": sha256(beside), **about}
             self._dropped.discard(name)
 
     def drop(self, name: str) -> None:
         """Delete a file."""
         with self.together():
             assert self._staged is not None
-            self._staged.pop(name, None)
-            self._dropped.add(name)
+            if self._staged.pop(name, None) is not None:
+                self._beside(name).unlink()
+            if name in self:
+                self._dropped.add(name)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -80,33 +93,44 @@ class Manifest:
         if self._staged is not None:
             yield
             return
-        self._staged = {}
+        self._put_in_place()
+        before = self._content
+        self._content = evolve(before, commit=before.commit + 1)
+        self._staged, self._dropped = {}, set()
         try:
             yield
-            kept = {name: entry for name, entry in self._files.items() if name not in self._dropped}
-            files = kept | self._staged
-            self._publish(files, self._staged)
-            self._files, self._pending = files, frozenset(self._staged)
+            if self._staged or self._dropped:
+                kept = {name: entry for name, entry in before.files.items() if name not in self._dropped}
+                self._publish(
+                    _Content(
+                        files=kept | self._staged,
+                        commit=self._content.commit,
+                        pending=frozenset(self._staged),
+                        dropped=frozenset(self._dropped),
+                    )
+                )
+            else:
+                self._content = before
         except BaseException:
-            for name in self._staged:
-                (self.directory / (name + STAGED)).unlink(missing_ok=True)
+            # A signal may come when manifest.json was renamed already; what stands there is what counts.
+            failed = self._content.commit
+            self._content = self._read()
+            if self._content.commit != failed:
+                self._delete(f"*.{failed}.new")
             raise
         finally:
-            dropped, self._staged, self._dropped = self._dropped, None, set()
+            self._staged, self._dropped = None, set()
         self._put_in_place()
-        for name in dropped:
-            (self.directory / name).unlink(missing_ok=True)
 
     def recover(self) -> None:
-        """Finish what a killed writer had begun; for the next writer."""
+        """Finish what a killed writer had begun, and delete what it hadn't; for the next writer."""
         self._put_in_place()
-        for stray in self.directory.rglob(f"*{STAGED}"):
-            stray.unlink()
+        self._delete("*.new", ".*.tmp")
 
     def where(self, name: str) -> Path:
         """The path at which a file is at this moment."""
-        path, staged = self.directory / name, self.directory / (name + STAGED)
-        return staged if name in self._pending and staged.exists() else path
+        beside = self._beside(name)
+        return beside if name in self._content.pending and beside.exists() else self.directory / name
 
     def checked(self, name: str) -> Path:
         """The path of a file, once it was compared with its entry.
@@ -115,14 +139,14 @@ class Manifest:
             StackwiseError: it is missing, or isn't what was written.
         """
         path = self.directory / name
-        problem = "the run hasn't written it" if name not in self._files else self.problem(name)
+        problem = self.problem(name) if name in self else "the run hasn't written it"
         if problem:
             raise StackwiseError(f"{path}: {problem}.")
         return self.where(name)
 
     def problem(self, name: str) -> str | None:
         """What is wrong with a file, or None."""
-        entry, path = self._files[name], self.where(name)
+        entry, path = self.about(name), self.where(name)
         if not path.is_file():
             return "missing; it was deleted since it was written"
         if (size := path.stat().st_size) != entry["bytes"]:
@@ -131,42 +155,78 @@ class Manifest:
             return f"damaged; its checksum isn't the one in {MANIFEST}"
         return None
 
-    def _rename_pending(self) -> None:
-        for name in self._pending:
-            # A reader that looks in meanwhile renames too, if it may: whoever comes first does it.
-            with suppress(FileNotFoundError, PermissionError):
-                os.replace(self.directory / (name + STAGED), self.directory / name)
+    def _beside(self, name: str) -> Path:
+        """Where a file of the last commit is until it is renamed. No other commit's has this name."""
+        return self.directory / f"{name}.{self._content.commit}.new"
+
+    def _delete(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for stray in self.directory.rglob(pattern):
+                stray.unlink()
 
     def _put_in_place(self) -> None:
-        if not self._pending:
+        """Finish the last commit."""
+        content = self._content
+        if not content.pending and not content.dropped:
             return
-        self._rename_pending()
-        for folder in {(self.directory / name).parent for name in self._pending}:
-            sync(folder)
-        self._publish(self._files, ())
-        self._pending = frozenset()
+        for name in content.pending:
+            with suppress(FileNotFoundError):  # a reader came first
+                os.replace(self._beside(name), self.directory / name)
+        for name in content.dropped:
+            (self.directory / name).unlink(missing_ok=True)
+        for folder in {(self.directory / name).parent for name in content.pending | content.dropped}:
+            if folder.is_dir():
+                sync(folder)
+        self._publish(evolve(content, pending=frozenset(), dropped=frozenset()))
 
-    def _publish(self, files: dict[str, dict[str, Any]], pending: Iterable[str]) -> None:
-        content = {"format": 1, "files": dict(sorted(files.items())), "pending": sorted(pending)}
-        publish_text(self.directory / MANIFEST, json.dumps(content, indent=2) + "\n")
+    def _publish(self, content: _Content) -> None:
+        data = {
+            "format": 1,
+            "files": dict(sorted(content.files.items())),
+            "commit": content.commit,
+            "pending": sorted(content.pending),
+            "dropped": sorted(content.dropped),
+        }
+        publish_text(self.directory / MANIFEST, json.dumps(data, indent=2) + "\n")
+        self._content = content
+
+    def _read(self) -> _Content:
+        path = self.directory / MANIFEST
+        if not path.exists():
+            return _Content()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found, files, commit = data["format"], data["files"], data.get("commit", 0)
+            pending, dropped = frozenset(data.get("pending", ())), frozenset(data.get("dropped", ()))
+            entries = files.items()
+            fine = (
+                type(commit) is int
+                and pending <= set(files)
+                and dropped.isdisjoint(files)
+                and all(type(name) is str and _stays_inside(name) for name in {*files, *dropped})
+                and all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for _, entry in entries)
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise StackwiseError(f"{path}: not a manifest: {type(error).__name__}: {error}") from error
+        if found != 1:
+            raise StackwiseError(f"{path}: expected a manifest of format 1, found format {found!r:.40}")
+        if not fine:
+            raise StackwiseError(
+                f"{path}: not a manifest: an entry isn't a file of this directory, its size and SHA-256"
+            )
+        return _Content(files, commit, pending, dropped)
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], frozenset[str]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        files, pending = data["files"], frozenset(data.get("pending", ()))
-        fine = data["format"] == 1 and all(
-            _stays_inside(name) and type(entry["bytes"]) is int and type(entry["sha256"]) is str
-            for name, entry in files.items()
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StackwiseError(f"{path}: not a manifest: {type(error).__name__}: {error}") from error
-    if not fine or not pending <= set(files):
-        raise StackwiseError(f"{path}: not a manifest: an entry isn't a file of this directory, its size and SHA-256")
-    return files, pending
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir()
+        sync(folder.parent)
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a name leads to nowhere outside of the directory."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not PurePosixPath(name).is_absolute() and ".." not in parts and "\\" not in name
+    """Whether a name leads to a file within the directory, other than the manifest itself."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return inside and "\\" not in name and "\0" not in name and path != PurePosixPath(MANIFEST)

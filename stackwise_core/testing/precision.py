@@ -84,9 +84,11 @@ class PrecisionContract:
         """Weights that are all zero quantise to zero, not to NaN."""
         stack, x = frozen_stack(), hidden_states()
         with torch.no_grad():
-            for block in stack.layers:
-                block.mlp.up_proj.weight[0] = 0
-                block.self_attn.v_proj.weight.zero_()
+            for name, parameter in stack.named_parameters():
+                if name.endswith("up_proj.weight"):
+                    parameter[0] = 0
+                if name.endswith("v_proj.weight"):
+                    parameter.zero_()
         precision.prepare(stack, trainable=False)
         assert bool(output(precision, stack, x).isfinite().all())
 

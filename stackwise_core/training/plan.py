@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
 
 def check_stacks_named(config: Config, spec: RackSpec) -> None:
     """Refuse a setting for a stack that the rack doesn't have."""
-    tables = {
+    tables: dict[str, Mapping[int, object]] = {
         "training.stack_lr_multipliers": config.training.stack_lr_multipliers,
         "precision.stacks": config.precision.stacks,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import torch
 from attrs import asdict, evolve, frozen
@@ -15,7 +15,6 @@ from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Corpus, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
-from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.cache_backend import CacheBackend
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.precision import Precision
@@ -25,8 +24,6 @@ from stackwise_core.rack.residency import Formats, Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
 from stackwise_core.training.optimizer import check_optimizer
-
-T = TypeVar("T")
 
 
 @frozen
@@ -122,13 +119,11 @@ def select_device(name: str) -> torch.device:
 def build_implementations(config: Config, registry: Registry, device: torch.device) -> Implementations:
     """Make the chosen implementations from their options."""
 
-    def build(hook: str, choice: Choice, interface: type[T]) -> T:
-        built = registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
-        assert isinstance(built, interface)  # registry.build has checked it; this tells the type checker
-        return built
+    def build(hook: str, choice: Choice) -> Any:
+        return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
 
     def precision(choice: Choice) -> Precision:
-        built = build("precision", choice, Precision)
+        built: Precision = build("precision", choice)
         built.check(device)
         return built
 
@@ -143,14 +138,13 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
         active=active,
         trunk=active if config.precision.trunk is None else precision(config.precision.trunk),
         stacks={stack: precision(choice) for stack, choice in config.precision.stacks.items()},
-        adapters={name: build("adapter", choice, Adapter) for name, choice in adapters.items() if choice is not None},
+        adapters={name: build("adapter", choice) for name, choice in adapters.items() if choice is not None},
     )
-    cache = None if config.cache_backend is None else build("cache_backend", config.cache_backend, CacheBackend)
     return Implementations(
-        schedule=build("mask_schedule", config.mask_schedule, MaskSchedule),
+        schedule=build("mask_schedule", config.mask_schedule),
         formats=formats,
-        cache=cache,
-        mode=build("trainer_mode", config.trainer_mode, TrainerMode),
+        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
+        mode=build("trainer_mode", config.trainer_mode),
     )
 
 
