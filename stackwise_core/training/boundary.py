@@ -46,7 +46,7 @@ def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
 def _fold_tensors(digest: hashlib.blake2b, tensors: dict[str, Tensor]) -> None:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def namespace(residency: Residency, trunk: Sequence[int], layout: Layout, settings: dict[str, object]) -> str:
