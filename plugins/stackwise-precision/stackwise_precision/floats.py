@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from stackwise_core.interfaces.precision import Precision
+from stackwise_precision.bf16_device import require_bf16
 
 
 class Fp32(Precision):
@@ -24,6 +25,9 @@ class Bf16(Precision):
     """bfloat16 matrix products; a stack that trains keeps fp32 masters, a frozen one is held in bf16."""
 
     bytes_per_weight = 2.0
+
+    def check(self, device: torch.device) -> None:
+        require_bf16(device, "fp16 or fp32")
 
     def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
         if not trainable:

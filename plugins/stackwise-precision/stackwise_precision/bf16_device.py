@@ -1,0 +1,26 @@
+"""Which devices compute in bf16."""
+
+import torch
+
+from stackwise_core.errors import UnavailableError
+
+
+def require_bf16(device: torch.device, instead: str) -> None:
+    """Any CPU does, and a CUDA device of compute capability 8.0 (Ampere) or later.
+
+    Args:
+        instead: what to ask for on one that doesn't.
+
+    Raises:
+        UnavailableError: it doesn't; torch would emulate it, slowly.
+    """
+    if device.type != "cuda":
+        return
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not native:
+        major, minor = torch.cuda.get_device_capability(device)
+        raise UnavailableError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor} and doesn't compute in bf16; "
+            f"expected 8.0 or later. Take {instead}."
+        )

@@ -1,0 +1,34 @@
+"""8-bit floats with 4 exponent and 3 mantissa bits (e4m3 of Micikevicius et al. 2022, arXiv 2209.05433), as bytes.
+
+They are kept as uint8: torch computes nothing in its float8 types, and peft would cast adapters to them.
+"""
+
+import torch
+from torch import Tensor
+
+LARGEST = 448.0
+SMALLEST_NORMAL = 2.0**-6
+SMALLEST = 2.0**-9
+SHIFT = 2.0**120
+"""2 to the power of bf16's exponent bias, 127, less e4m3's, 7."""
+
+
+def encode(values: Tensor) -> Tensor:
+    """The nearest e4m3 numbers, ties to even, of fp32 values; what lies beyond the largest becomes the largest."""
+    return values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def decode(codes: Tensor) -> Tensor:
+    """The numbers in fp32."""
+    return shifted(codes).float().mul_(SHIFT)
+
+
+def shifted(codes: Tensor) -> Tensor:
+    """The numbers over ``SHIFT`` in bf16, exactly: a shift of the bits, ten times as fast as torch's own cast.
+
+    Sign, exponent and mantissa only move to their places in bf16. The exponents' biases differ, hence ``SHIFT``.
+    """
+    bits = codes.view(torch.int8).to(torch.int16)  # the sign bit fills the upper byte
+    bits <<= 4
+    bits &= -0x7810  # 0x87F0: the sign, the last four bits of the exponent, the first three of the mantissa
+    return bits.view(torch.bfloat16)
