@@ -20,6 +20,10 @@ class Adapter(Component):
     rewrites_base: bool = False
     """Whether ``attach`` changes a stack's own weights in memory, which then can't train beside it."""
 
+    def clashes_with(self, other: "Adapter") -> str:
+        """Why the two can't stand on one stack; empty where they can."""
+        return ""
+
     @abstractmethod
     def size(self, rack: RackSpec, index: int) -> int:
         """How many trainable weights it has on a stack of a rack; the plan counts with it."""

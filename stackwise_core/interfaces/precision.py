@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from stackwise_core.interfaces.component import Component
+from stackwise_core.interfaces.rack_spec import RackSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,10 @@ class Precision(Component):
         Raises:
             UnavailableError: with what is missing, such as a GPU's generation.
         """
+
+    def refuses(self, rack: RackSpec) -> str:
+        """Why it can't hold a rack's frozen stacks; empty where it can."""
+        return ""
 
     @abstractmethod
     def prepare(self, stack: "nn.Module", *, trainable: bool) -> None:

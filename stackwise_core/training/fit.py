@@ -57,7 +57,8 @@ class Fit:
         parameters = [parameter for _, parameter in named]
         optimizer = make_optimizer(named, self.training, phase.lr)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        scaler = self.residency.precision(max(phase.trains or phase.path)).loss_scaler(device)
+        scalers = [self.residency.precision(stack).loss_scaler(device) for stack in phase.live_path]
+        scaler = next((scaler for scaler in scalers if scaler is not None), None)
         main_lr = self.training.block_lr if phase.trains or not phase.adapts else self.training.adapter_lr
         reset_peak(device)
         began, tokens_done, overflows = time.perf_counter(), 0, 0

@@ -92,7 +92,7 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
-        UsageError: the tokenizer can't serve, or the trainer mode can't partition the rack.
+        UsageError: the tokenizer can't serve, the trainer mode can't partition the rack, or a precision can't hold it.
     """
     device = select_device(config.run.device)
     check_optimizer(config.training.optimizer, device)
@@ -100,6 +100,9 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
     noise = Noise.of(implementations.schedule, config.training)
     spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
+    for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
+        if reason := precision.refuses(spec):
+            raise UsageError(reason)
     return Parts(config, device, implementations, tokenizer, noise, spec)
 
 
