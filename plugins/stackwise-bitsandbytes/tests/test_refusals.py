@@ -126,7 +126,7 @@ def test_the_scaler_is_where_fp16_computes(make, compute, there):
     ("widths", "key"), [({"d_model": 48, "n_heads": 4}, "d_model = 48"), ({"d_ff": 80}, "d_ff = 80")]
 )
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
-def test_a_rack_of_such_widths_is_refused_before_anything_runs(name, widths, key):
+def test_a_rack_of_such_widths_is_refused_before_anything_runs(make, name, widths, key):
     """The plan says so, and not the first stack that is frozen; int8 takes any width."""
     rack = evolve(small_rack(), **widths)
     assert key in make(name).refuses(rack)
