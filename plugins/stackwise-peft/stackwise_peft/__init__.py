@@ -1,0 +1,1 @@
+"""Adapters for Stackwise through peft: LoRA, DoRA, rsLoRA, PiSSA, OLoRA and (IA)³."""
