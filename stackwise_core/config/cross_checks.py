@@ -177,6 +177,16 @@ def _an_index_needs_depth(config: Config) -> str | None:
     return 'noise_index = "position" is for a mask schedule over depth: set over = "depth" or "both"'
 
 
+@_cross_check("cache_backend.dtype", "rack.d_model")
+def _int4_has_whole_groups(config: Config) -> str | None:
+    if config.cache_backend is None or config.cache_backend.options.dtype != "int4" or config.rack.d_model % 32 == 0:
+        return None
+    return (
+        'dtype = "int4" has a scale for every 32 features: expected a d_model that is a multiple of 32, found '
+        f"{config.rack.d_model}; or another dtype"
+    )
+
+
 @_cross_check("training.decay", "training.warmup")
 def _warmup_and_decay_fit_a_phase(config: Config) -> str | None:
     training = config.training

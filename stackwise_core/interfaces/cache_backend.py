@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 Key = bytes
 """16 bytes: a hash of everything that an activation depends on within its namespace."""
 
+Format = Literal["bf16", "fp32", "int8", "fp8", "int4"]
+INT4_GROUP = 32
+"""How many features of a token share a scale in int4."""
+
 
 @frozen
 class CacheOptions:
     """What every backend's options have; subclass it."""
 
-    dtype: Literal["bf16", "fp32"] = option("bf16", "Number format that boundaries are stored in.")
+    dtype: Format = option(
+        "bf16",
+        "Number format that boundaries are stored in. int8 and fp8 have a scale a token, int4 one for every 32 features.",
+    )
     capacity: ByteSize | None = option(
         None, 'Most bytes to hold, such as "20 GB"; the least recently used entries go first. None: no limit.'
     )
@@ -36,23 +43,35 @@ class CacheOptions:
 
 @frozen
 class Layout:
-    """The shape of every activation of one store: [tokens, d_model]."""
+    """What an entry of a store is: an activation [tokens, d_model], in a number format."""
 
     tokens: int
     d_model: int
-    dtype: Literal["bf16", "fp32"]
+    dtype: Format
+
+    @property
+    def row(self) -> int:
+        """Numbers, or bytes of codes and scales, that an entry has for each token."""
+        if self.dtype == "int4":
+            return self.d_model // 2 + 2 * (self.d_model // INT4_GROUP)
+        return self.d_model + (4 if self.dtype in ("int8", "fp8") else 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of an entry: [tokens, row]."""
+        return (self.tokens, self.row)
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        """The number format as torch has it."""
+        """Of an entry: floats, or uint8 for codes with their scales."""
         import torch
 
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(self.dtype, torch.uint8)
 
     @property
     def bytes_per_entry(self) -> int:
-        """Payload of one activation."""
-        return self.tokens * self.d_model * {"bf16": 2, "fp32": 4}[self.dtype]
+        """Payload of one entry."""
+        return self.tokens * self.row * {"bf16": 2, "fp32": 4}.get(self.dtype, 1)
 
 
 @define
@@ -80,12 +99,12 @@ class ActivationStore(ABC):
     """Activations of one namespace by key. One writer, many readers."""
 
     @abstractmethod
-    def put(self, keys: Sequence[Key], activations: "Tensor") -> None:
-        """Store activations [n, tokens, d_model], cast to the layout's dtype. A key that is there stays as it is."""
+    def put(self, keys: Sequence[Key], entries: "Tensor") -> None:
+        """Store entries [n, tokens, row] of the layout's dtype. A key that is there stays as it is."""
 
     @abstractmethod
     def get(self, keys: Sequence[Key]) -> "Tensor":
-        """Read activations [n, tokens, d_model] in the layout's dtype, on the CPU, in the keys' order.
+        """Read entries [n, tokens, row], on the CPU, in the keys' order, bit for bit as they were put.
 
         Raises:
             MissingEntries: an entry was never put, was evicted, or fails its checksum.

@@ -55,7 +55,8 @@ class AdapterContract:
 
     def output(self, stack: nn.Module) -> Tensor:
         """Hidden states at the stack's exit, for one fixed input."""
-        return self.forward(stack.eval(), hidden_states()).detach()
+        with torch.no_grad():  # with a gradient, attention may compute in another format
+            return self.forward(stack.eval(), hidden_states())
 
     def close(self, left: Tensor, right: Tensor) -> bool:
         """Whether two outputs are the same but for rounding."""
@@ -85,7 +86,7 @@ class AdapterContract:
 
     def test_only_the_named_train(self, adapter: Adapter, stack: nn.Module) -> None:
         """``trainable`` gives the parameters of the named adapters, and nothing else asks for a gradient."""
-        own = {id(parameter) for parameter in stack.parameters()}
+        own = {id(parameter): parameter for parameter in stack.parameters()}  # kept, so that no other gets their ids
         for name in ("first", "second"):
             adapter.attach(stack, name, 0, 4)
         named = {name: {id(each) for each in adapter.trainable(stack, [name])} for name in ("first", "second")}
@@ -96,7 +97,7 @@ class AdapterContract:
             given = {id(parameter) for parameter in adapter.trainable(stack, names)}
             asking = {id(parameter) for parameter in stack.parameters() if parameter.requires_grad}
             assert given == asking == set().union(*(named[name] for name in names))
-            assert not given & own
+            assert not given & own.keys()
 
     def test_its_size_is_as_declared(self, adapter: Adapter, stack: nn.Module) -> None:
         """``size`` is how many weights train, which the plan counts with."""
@@ -150,7 +151,7 @@ class AdapterContract:
 
     def test_merging_keeps_the_output(self, adapter: Adapter) -> None:
         """In fp32 adapters fold into the weights one after the other, and the output stays through each."""
-        stack, self.precision = frozen_stack(), None
+        stack, self.precision, self.tolerance = frozen_stack(), None, 1e-4
         weights = sum(parameter.numel() for parameter in stack.parameters())
         for seed, name in enumerate(("first", "second")):
             self.filled(adapter, stack, name, seed)

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Key, Layout, MissingEntries
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 def key_of(number: int) -> Key:
     """16 bytes that no other number has."""
@@ -25,16 +23,16 @@ def keys_of(*numbers: int) -> list[Key]:
     return [key_of(number) for number in numbers]
 
 
-def activations_of(layout: Layout, *numbers: int) -> Tensor:
-    """What the tests put under these numbers' keys: fp32 [n, tokens, d_model], none representable in bf16."""
-    shape = (layout.tokens, layout.d_model)
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in numbers]
+def entries_of(layout: Layout, *numbers: int) -> Tensor:
+    """What the tests put under these numbers' keys: [n, tokens, row], each of other bits than the others."""
+    rows = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        if layout.torch_dtype.is_floating_point:
+            rows.append(torch.randn(layout.shape, generator=generator).to(layout.torch_dtype))
+        else:
+            rows.append(torch.randint(256, layout.shape, dtype=layout.torch_dtype, generator=generator))
     return torch.stack(rows)
-
-
-def stored(layout: Layout, *numbers: int) -> Tensor:
-    """What a store must give for them."""
-    return activations_of(layout, *numbers).to(DTYPES[layout.dtype])
 
 
 class CacheBackendContract:
@@ -48,7 +46,7 @@ class CacheBackendContract:
         """The backend to test."""
         raise NotImplementedError("the subclass provides the fixture `backend`")
 
-    @pytest.fixture(params=["bf16", "fp32"])
+    @pytest.fixture(params=["bf16", "fp32", "int8"])
     def layout(self, request: pytest.FixtureRequest) -> Layout:
         """Activations [16, 32] in each format."""
         return Layout(tokens=16, d_model=32, dtype=request.param)
@@ -64,69 +62,69 @@ class CacheBackendContract:
         return backend.open(directory, layout, None)
 
     def test_gives_what_was_put(self, store: ActivationStore, layout: Layout) -> None:
-        """Activations come back in the layout's dtype, rounded to it and no further, on the CPU."""
-        store.put(keys_of(*range(10)), activations_of(layout, *range(10)))
+        """Entries come back bit for bit, in the layout's dtype, on the CPU."""
+        store.put(keys_of(*range(10)), entries_of(layout, *range(10)))
         found = store.get(keys_of(*range(10)))
-        assert (found.dtype, found.device.type) == (DTYPES[layout.dtype], "cpu")
-        assert torch.equal(found, stored(layout, *range(10)))
+        assert (found.dtype, found.device.type) == (layout.torch_dtype, "cpu")
+        assert torch.equal(found, entries_of(layout, *range(10)))
 
     def test_rows_are_in_the_keys_order(self, store: ActivationStore, layout: Layout) -> None:
         """``get`` answers in the order that it was asked in, and as often."""
-        store.put(keys_of(*range(6)), activations_of(layout, *range(6)))
-        assert torch.equal(store.get(keys_of(5, 0, 3, 0, 0)), stored(layout, 5, 0, 3, 0, 0))
+        store.put(keys_of(*range(6)), entries_of(layout, *range(6)))
+        assert torch.equal(store.get(keys_of(5, 0, 3, 0, 0)), entries_of(layout, 5, 0, 3, 0, 0))
 
     def test_no_keys_are_no_entries(self, store: ActivationStore, layout: Layout) -> None:
         """An empty question has an empty answer."""
-        store.put([], torch.empty(0, layout.tokens, layout.d_model))
-        assert store.get([]).shape == (0, layout.tokens, layout.d_model)
+        store.put([], torch.empty((0, *layout.shape), dtype=layout.torch_dtype))
+        assert store.get([]).shape == (0, *layout.shape)
         assert store.contains([]) == []
 
     def test_contains(self, store: ActivationStore, layout: Layout) -> None:
         """One answer a key, in order."""
-        store.put(keys_of(1, 2), activations_of(layout, 1, 2))
+        store.put(keys_of(1, 2), entries_of(layout, 1, 2))
         assert store.contains(keys_of(2, 9, 1)) == [True, False, True]
 
     def test_missing_entries_are_named(self, store: ActivationStore, layout: Layout) -> None:
         """``get`` raises with the keys that aren't there, and only these."""
-        store.put(keys_of(1), activations_of(layout, 1))
+        store.put(keys_of(1), entries_of(layout, 1))
         with pytest.raises(MissingEntries) as caught:
             store.get(keys_of(7, 1, 8))
         assert set(caught.value.keys) == set(keys_of(7, 8))
 
     def test_a_key_that_is_there_stays(self, store: ActivationStore, layout: Layout) -> None:
         """The first of two activations under one key is kept, and the second counted."""
-        store.put(keys_of(1), activations_of(layout, 1))
-        store.put(keys_of(2, 1, 2), activations_of(layout, 2, 3, 4))
-        assert torch.equal(store.get(keys_of(1, 2)), stored(layout, 1, 2))
+        store.put(keys_of(1), entries_of(layout, 1))
+        store.put(keys_of(2, 1, 2), entries_of(layout, 2, 3, 4))
+        assert torch.equal(store.get(keys_of(1, 2)), entries_of(layout, 1, 2))
         assert (store.stats().writes, store.stats().duplicates, store.stats().entries) == (2, 2, 2)
 
     def test_entries_are_the_stores_own(self, store: ActivationStore, layout: Layout) -> None:
         """What the caller does to its tensors afterwards changes nothing in the store."""
-        given = stored(layout, 1, 2)
+        given = entries_of(layout, 1, 2)
         store.put(keys_of(1, 2), given)
         given.zero_()
         store.get(keys_of(1, 2)).zero_()
-        assert torch.equal(store.get(keys_of(1, 2)), stored(layout, 1, 2))
+        assert torch.equal(store.get(keys_of(1, 2)), entries_of(layout, 1, 2))
 
     def test_activations_may_be_of_any_kind(self, store: ActivationStore, layout: Layout) -> None:
         """Tensors on autograd's graph, and ones that aren't contiguous, are stored like others."""
-        given = activations_of(layout, 1, 2).transpose(1, 2).contiguous().transpose(1, 2)
-        store.put(keys_of(1, 2), given.requires_grad_())
+        given = entries_of(layout, 1, 2).transpose(1, 2).contiguous().transpose(1, 2)
+        store.put(keys_of(1, 2), given.requires_grad_(given.is_floating_point()))
         found = store.get(keys_of(1, 2))
         assert not found.requires_grad
-        assert torch.equal(found, stored(layout, 1, 2))
+        assert torch.equal(found, entries_of(layout, 1, 2))
 
     def test_capacity_is_kept(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
         """A store never holds more bytes than its capacity; what went is counted, what stays is right."""
         capacity = 20 * layout.bytes_per_entry
         store = backend.open(directory, layout, capacity)
         for number in range(60):
-            store.put(keys_of(number), activations_of(layout, number))
+            store.put(keys_of(number), entries_of(layout, number))
             assert store.stats().bytes <= capacity
         store.flush()
         there = [number for number in range(60) if store.contains(keys_of(number)) == [True]]
         assert 0 < len(there) <= 20
-        assert torch.equal(store.get(keys_of(*there)), stored(layout, *there))
+        assert torch.equal(store.get(keys_of(*there)), entries_of(layout, *there))
         stats = store.stats()
         assert (stats.entries, stats.evicted, stats.bytes <= capacity) == (len(there), 60 - len(there), True)
 
@@ -134,34 +132,34 @@ class CacheBackendContract:
         """An entry that is read or asked after time and again outlives those that nobody wants."""
         store = backend.open(directory, layout, 20 * layout.bytes_per_entry)
         for number in range(60):
-            store.put(keys_of(number), activations_of(layout, number))
-            assert torch.equal(store.get(keys_of(0)), stored(layout, 0))
+            store.put(keys_of(number), entries_of(layout, number))
+            assert torch.equal(store.get(keys_of(0)), entries_of(layout, 0))
             assert store.contains(keys_of(min(number, 5))) == [True]
         assert store.contains(keys_of(0, 5, 59, 10)) == [True, True, True, False]
 
     def test_drop_empties_the_store(self, store: ActivationStore, directory: Path, layout: Layout) -> None:
         """Nothing is found after ``drop``, no file is left, and the store can be filled again."""
-        store.put(keys_of(*range(9)), activations_of(layout, *range(9)))
+        store.put(keys_of(*range(9)), entries_of(layout, *range(9)))
         store.flush()
         store.drop()
         assert store.contains(keys_of(*range(9))) == [False] * 9
         assert (store.stats().entries, store.stats().bytes) == (0, 0)
         assert [path for path in directory.rglob("*") if path.is_file()] == []
-        store.put(keys_of(3), activations_of(layout, 3))
-        assert torch.equal(store.get(keys_of(3)), stored(layout, 3))
+        store.put(keys_of(3), entries_of(layout, 3))
+        assert torch.equal(store.get(keys_of(3)), entries_of(layout, 3))
 
     def test_prefetch_changes_nothing(self, store: ActivationStore, layout: Layout) -> None:
         """Keys may be announced whether they are there or not, and needn't be read."""
-        store.put(keys_of(*range(6)), activations_of(layout, *range(6)))
+        store.put(keys_of(*range(6)), entries_of(layout, *range(6)))
         store.flush()
         store.prefetch(keys_of(1, 77, 5))
         assert store.contains(keys_of(77)) == [False]
-        assert torch.equal(store.get(keys_of(4, 5)), stored(layout, 4, 5))
+        assert torch.equal(store.get(keys_of(4, 5)), entries_of(layout, 4, 5))
 
     def test_stats_count(self, store: ActivationStore, layout: Layout) -> None:
         """Entries, writes, reads and bytes are counted, and an answer doesn't change after it was given."""
         before = store.stats()
-        store.put(keys_of(*range(8)), activations_of(layout, *range(8)))
+        store.put(keys_of(*range(8)), entries_of(layout, *range(8)))
         store.flush()
         store.get(keys_of(1, 2, 3))
         stats = store.stats()
@@ -174,13 +172,13 @@ class CacheBackendContract:
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         store = backend.open(directory, layout, None)
-        store.put(keys_of(*range(9)), activations_of(layout, *range(9)))
+        store.put(keys_of(*range(9)), entries_of(layout, *range(9)))
         store.flush()
         again = backend.open(directory, layout, None)
-        assert torch.equal(again.get(keys_of(*range(9))), stored(layout, *range(9)))
-        again.put(keys_of(9), activations_of(layout, 9))
+        assert torch.equal(again.get(keys_of(*range(9))), entries_of(layout, *range(9)))
+        again.put(keys_of(9), entries_of(layout, 9))
         again.close()
-        assert torch.equal(backend.open(directory, layout, None).get(keys_of(9, 0)), stored(layout, 9, 0))
+        assert torch.equal(backend.open(directory, layout, None).get(keys_of(9, 0)), entries_of(layout, 9, 0))
         small = backend.open(directory, layout, 7 * layout.bytes_per_entry)
         assert small.stats().bytes <= 7 * layout.bytes_per_entry
 
@@ -200,11 +198,11 @@ class CacheBackendContract:
             )
             if action == "put":
                 contents = [1000 * serial + place for place in range(len(numbers))]
-                store.put(keys_of(*numbers), activations_of(layout, *contents))
+                store.put(keys_of(*numbers), entries_of(layout, *contents))
                 for number, content in zip(numbers, contents, strict=True):
                     model.setdefault(number, content)
             elif action == "get" and set(numbers) <= set(model):
-                assert torch.equal(store.get(keys_of(*numbers)), stored(layout, *(model[each] for each in numbers)))
+                assert torch.equal(store.get(keys_of(*numbers)), entries_of(layout, *(model[each] for each in numbers)))
             elif action == "get":
                 with pytest.raises(MissingEntries) as caught:
                     store.get(keys_of(*numbers))

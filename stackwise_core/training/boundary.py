@@ -23,6 +23,7 @@ from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
 from stackwise_core.rack.residency import Residency
+from stackwise_core.training.codec import decode, encode
 from stackwise_core.training.order import Order, chunk_size
 
 FORMAT = 1
@@ -139,10 +140,10 @@ class Boundary:
         keys = self._keys(draws)
         if self._store is None:
             self._refuse_others(keys, self._held)
-            hidden = torch.stack([self._held[key] for key in keys])
+            entries = torch.stack([self._held[key] for key in keys])
         else:
-            hidden = self._fetch(draws, keys, number)
-        return hidden.to(self._residency.device).float()
+            entries = self._fetch(draws, keys, number)
+        return decode(entries.to(self._residency.device), self._layout)
 
     def prefetch(self, draws: Draws) -> None:
         """Say which batch comes next."""
@@ -165,7 +166,7 @@ class Boundary:
         size, found = chunk_size(self._layout.tokens), dict[Key, Tensor]()
         while wanted := [key for key in keys if key not in found]:
             try:
-                activations = self._store.get(wanted)
+                entries = self._store.get(wanted)
             except MissingEntries as missing:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
                 for chunk in sorted({int(draws.samples[place]) // size for place in lost}):
@@ -178,33 +179,33 @@ class Boundary:
                 continue
             self.counts.read += len(wanted)
             if not found:
-                return activations
-            found.update(zip(wanted, activations, strict=True))
+                return entries
+            found.update(zip(wanted, entries, strict=True))
         return torch.stack([found[key] for key in keys])
 
     @torch.no_grad()
     def _compute(self, draws: Draws, keys: list[Key]) -> Tensor:
-        """Hidden states [n, T, D] of one whole chunk, in the store's number format."""
+        """Entries [n, T, row] of one whole chunk."""
         residency = self._residency
         self.counts.computed += len(keys)
         done, hidden = self._from_below(keys)
         if hidden is None:
             hidden = residency.embed(self.trunk[0], draws.inputs, draws.fraction)
         context = residency.context(draws.segments)
-        stored = self._layout.torch_dtype
         for index in self.trunk[done:]:
-            hidden = residency.through(index, hidden, context).to(stored).float()
-        return hidden.to(stored)
+            entries = encode(residency.through(index, hidden, context), self._layout)
+            hidden = decode(entries, self._layout)
+        return entries
 
     def _from_below(self, keys: list[Key]) -> tuple[int, Tensor | None]:
         """How many stacks of the trunk the boundary below has behind it, and its hidden states, if it has them all."""
         if self._below is None or self._below._store is None:
             return 0, None
         try:
-            hidden = self._below._store.get(keys)
+            entries = self._below._store.get(keys)
         except MissingEntries:
             return 0, None
-        return len(self._below.trunk), hidden.to(self._residency.device).float()
+        return len(self._below.trunk), decode(entries.to(self._residency.device), self._layout)
 
     def drop_below(self) -> None:
         """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""

@@ -4,7 +4,7 @@ from attrs import frozen
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load, structure
 from stackwise_core.hookspecs import Implementation
-from stackwise_core.registry import Declared
+from stackwise_core.registry import Declared, Registry
 
 
 @frozen
@@ -148,3 +148,12 @@ def test_qlora_without_adapters_is_located(install, hook_source, tmp_path):
         load(path, environ={})
     places = [(problem.place.line, problem.place.column, problem.key) for problem in caught.value.problems]
     assert places == [(2, 9, "precision.trunk.use"), (3, 27, "precision.stacks.3.use")]
+
+
+def test_int4_needs_whole_groups():
+    """Its groups of 32 features divide d_model; the other formats take any."""
+    data = {"cache_backend": {"use": "memory", "dtype": "int4"}, "rack": {"d_model": 48, "n_heads": 4}}
+    with pytest.raises(ConfigError, match=r"cache_backend\.dtype: .*multiple of 32, found 48"):
+        structure(data, Registry.discover())
+    structure({**data, "rack": {"d_model": 96, "n_heads": 4}}, Registry.discover())
+    structure({**data, "cache_backend": {"use": "memory", "dtype": "int8"}}, Registry.discover())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout, MissingEntries
-from stackwise_core.testing.cache_backend import DTYPES, CacheBackendContract
+from stackwise_core.testing.cache_backend import CacheBackendContract
 
 
 class RightStore(ActivationStore):
@@ -24,7 +24,7 @@ class RightStore(ActivationStore):
             if key in self.entries:
                 self.counts.duplicates += 1
             else:
-                self.entries[key] = activation.to(DTYPES[self.layout.dtype], copy=True)
+                self.entries[key] = activation.clone()
                 self.counts.writes += 1
                 self.evict()
 
@@ -38,7 +38,7 @@ class RightStore(ActivationStore):
             raise MissingEntries(missing)
         self.use(keys)
         self.counts.reads += len(keys)
-        empty = torch.empty(0, self.layout.tokens, self.layout.d_model, dtype=DTYPES[self.layout.dtype])
+        empty = torch.empty((0, *self.layout.shape), dtype=self.layout.torch_dtype)
         return torch.cat([empty, *(self.entries[key][None] for key in keys)])
 
     def contains(self, keys):
@@ -95,7 +95,7 @@ def overwriting(self, keys, activations):
 
 
 def borrowing(self, keys, activations):
-    for key, activation in zip(keys, activations.detach().to(DTYPES[self.layout.dtype]), strict=True):
+    for key, activation in zip(keys, activations.detach(), strict=True):
         self.entries.setdefault(key, activation)
 
 

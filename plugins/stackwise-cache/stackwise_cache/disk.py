@@ -35,7 +35,7 @@ class DiskStore(ActivationStore):
     """A directory of shards. An entry waits in memory until its shard is full or ``flush`` is called.
 
     A shard is written whole, so a kill loses at most the one that was being filled. A file that isn't a whole shard of
-    this layout is deleted and counted as damaged when the store is opened; an activation whose checksum is wrong is
+    this layout is deleted and counted as damaged when the store is opened; an entry whose checksum is wrong is
     forgotten and counted when it is read.
     """
 
@@ -74,16 +74,14 @@ class DiskStore(ActivationStore):
         for index, key in enumerate(shard.keys):
             self._places[key] = Place(shard, index)
 
-    def put(self, keys: Sequence[Key], activations: Tensor) -> None:
-        stored = activations.detach().to(device="cpu", dtype=self._layout.torch_dtype)
-        for key, activation in zip(keys, stored, strict=True):
+    def put(self, keys: Sequence[Key], entries: Tensor) -> None:
+        for key, entry in zip(keys, entries.detach().cpu(), strict=True):
             if key in self._places:
                 self._stats.duplicates += 1
                 continue
             if self._buffer is None:
-                shape = (self._shard_entries, self._layout.tokens, self._layout.d_model)
-                self._buffer = torch.empty(shape, dtype=stored.dtype)
-            self._buffer[len(self._waiting)] = activation
+                self._buffer = torch.empty((self._shard_entries, *self._layout.shape), dtype=self._layout.torch_dtype)
+            self._buffer[len(self._waiting)] = entry
             self._places[key] = Place(None, len(self._waiting))
             self._waiting.append(key)
             self._stats.writes += 1
@@ -126,9 +124,8 @@ class DiskStore(ActivationStore):
         return sum(shard.bytes for shard in self._shards.values())
 
     def get(self, keys: Sequence[Key]) -> Tensor:
-        shape = (len(keys), self._layout.tokens, self._layout.d_model)
-        activations = torch.empty(shape, dtype=self._layout.torch_dtype)
-        rows = as_bytes(activations)
+        entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
+        rows = as_bytes(entries)
         missing = []
         for row, key in enumerate(keys):
             place = self._places.get(key)
@@ -136,7 +133,7 @@ class DiskStore(ActivationStore):
                 missing.append(key)
             elif place.shard is None:
                 assert self._buffer is not None
-                activations[row] = self._buffer[place.index]
+                entries[row] = self._buffer[place.index]
             elif place.shard.read(place.index, rows[row]):
                 self._shards.move_to_end(place.shard.path)
             else:
@@ -146,7 +143,7 @@ class DiskStore(ActivationStore):
         if missing:
             raise MissingEntries(missing)
         self._stats.reads += len(keys)
-        return activations
+        return entries
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         places = [self._places.get(key) for key in keys]

@@ -19,20 +19,19 @@ from stackwise_core.interfaces.cache_backend import (
 
 
 class MemoryStore(ActivationStore):
-    """A dict from keys to tensors [tokens, d_model], the least recently used first."""
+    """A dict from keys to entries, the least recently used first."""
 
     def __init__(self, layout: Layout, capacity: int | None) -> None:
         self._layout, self._capacity = layout, capacity
         self._entries: OrderedDict[Key, Tensor] = OrderedDict()
         self._stats = CacheStats()
 
-    def put(self, keys: Sequence[Key], activations: Tensor) -> None:
-        stored = activations.detach().to(device="cpu", dtype=self._layout.torch_dtype)
-        for key, activation in zip(keys, stored, strict=True):
+    def put(self, keys: Sequence[Key], entries: Tensor) -> None:
+        for key, entry in zip(keys, entries.detach().cpu(), strict=True):
             if key in self._entries:
                 self._stats.duplicates += 1
                 continue
-            self._entries[key] = activation.clone()  # a view would keep the whole batch alive
+            self._entries[key] = entry.clone()  # a view would keep the whole batch alive
             self._stats.writes += 1
             self._evict()
 
@@ -47,11 +46,10 @@ class MemoryStore(ActivationStore):
             raise MissingEntries(missing)
         self.contains(keys)
         self._stats.reads += len(keys)
-        shape = (len(keys), self._layout.tokens, self._layout.d_model)
-        activations = torch.empty(shape, dtype=self._layout.torch_dtype)
+        entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
         for row, key in enumerate(keys):
-            activations[row] = self._entries[key]
-        return activations
+            entries[row] = self._entries[key]
+        return entries
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         found = [key in self._entries for key in keys]

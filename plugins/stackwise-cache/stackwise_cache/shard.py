@@ -1,9 +1,9 @@
 """One shard: a safetensors file of some activations with their keys and checksums.
 
-A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each key and activation),
-and ``activations`` [n, tokens, d_model]. It is written beside, synced and renamed, so it is whole or not there, and it
-is its own index. The header is read as JSON, and activations with ``pread`` at the offsets that it gives: a memory map
-would add every page it touches to the process's resident memory.
+A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each key and entry), and
+``activations`` [n, tokens, row] in the layout's dtype. It is written beside, synced and renamed, so it is whole or not
+there, and it is its own index. The header is read as JSON, and entries with ``pread`` at the offsets that it gives: a
+memory map would add every page it touches to the process's resident memory.
 """
 
 import json
@@ -25,7 +25,8 @@ from stackwise_core.files import publish
 from stackwise_core.interfaces.cache_backend import Key, Layout
 
 LARGEST_HEADER = 1 << 16
-SAFETENSORS_DTYPE = {"bf16": "BF16", "fp32": "F32"}
+SAFETENSORS_DTYPE = {torch.bfloat16: ("BF16", 2), torch.float32: ("F32", 4), torch.uint8: ("U8", 1)}
+"""Its name in a header, and the bytes of a number."""
 
 
 class DamagedShard(ValueError):
@@ -89,13 +90,14 @@ class Shard:
         if type(count) is not int:
             raise DamagedShard(f"{self.path}: it has {count!r} activations")
         expected = {
-            "activations": (SAFETENSORS_DTYPE[layout.dtype], [count, layout.tokens, layout.d_model]),
-            "keys": ("U8", [count, 16]),
-            "checksums": ("U8", [count, 16]),
+            "activations": (layout.torch_dtype, [count, *layout.shape]),
+            "keys": (torch.uint8, [count, 16]),
+            "checksums": (torch.uint8, [count, 16]),
         }
         places = {}
-        for name, (dtype, shape) in expected.items():
-            size = math.prod(shape) * {"BF16": 2, "F32": 4, "U8": 1}[dtype]
+        for name, (torch_dtype, shape) in expected.items():
+            dtype, width = SAFETENSORS_DTYPE[torch_dtype]
+            size = math.prod(shape) * width
             first, last = header[name]["data_offsets"]
             if (header[name]["dtype"], header[name]["shape"], last - first) != (dtype, shape, size):
                 raise DamagedShard(f"{self.path}: {name} isn't {dtype} {shape}")

@@ -15,7 +15,7 @@ import torch
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
 from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.testing.cache_backend import activations_of, keys_of
+from stackwise_core.testing.cache_backend import entries_of, keys_of
 
 LAYOUT = Layout(tokens=16, d_model=32, dtype="fp32")
 
@@ -24,7 +24,7 @@ def write_for_ever(directory: Path, acknowledge: int) -> None:
     """Put entries 0, 1, 2, ... in shards of four, flush after every third, and report each flush on a pipe."""
     store, number = Disk(DiskOptions(shard_entries=4)).open(directory, LAYOUT, None), 0
     while True:
-        store.put(keys_of(number), activations_of(LAYOUT, number))
+        store.put(keys_of(number), entries_of(LAYOUT, number))
         number += 1
         if number % 3 == 0:
             store.flush()

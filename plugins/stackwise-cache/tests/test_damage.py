@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import MissingEntries
-from stackwise_core.testing.cache_backend import activations_of, keys_of, stored
+from stackwise_core.testing.cache_backend import entries_of, keys_of
 
 NUMBERS = (0, 1, 2, 3)
 
@@ -17,7 +17,7 @@ NUMBERS = (0, 1, 2, 3)
 @pytest.fixture
 def shard(open_store, directory, layout):
     """The one file of a store of four entries."""
-    open_store().put(keys_of(*NUMBERS), activations_of(layout, *NUMBERS))
+    open_store().put(keys_of(*NUMBERS), entries_of(layout, *NUMBERS))
     (path,) = directory.iterdir()
     return path
 
@@ -30,7 +30,7 @@ def readable(store, layout):
             activation = store.get(keys_of(number))
         except MissingEntries:
             continue
-        assert torch.equal(activation, stored(layout, number))
+        assert torch.equal(activation, entries_of(layout, number))
         found.append(number)
     return found
 
@@ -76,7 +76,7 @@ def test_a_damaged_entry_can_be_put_again(shard, open_store, layout):
     shard.write_bytes(flipped(whole, first_activation(whole), 1))
     store = open_store()
     assert readable(store, layout) == [1, 2, 3]
-    store.put(keys_of(0), activations_of(layout, 0))
+    store.put(keys_of(0), entries_of(layout, 0))
     store.close()
     assert readable(open_store(), layout) == [0, 1, 2, 3]
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from stackwise_core.interfaces.cache_backend import Layout, MissingEntries
-from stackwise_core.testing.cache_backend import activations_of, keys_of, stored
+from stackwise_core.testing.cache_backend import entries_of, keys_of
 
 
 def fill(store, layout, *numbers):
-    store.put(keys_of(*numbers), activations_of(layout, *numbers))
+    store.put(keys_of(*numbers), entries_of(layout, *numbers))
 
 
 def shards(directory):
@@ -26,7 +26,7 @@ def test_shards_are_safetensors(open_store, directory, layout):
     (path,) = shards(directory)
     tensors = load_file(path)
     assert tensors["keys"].numpy().tobytes() == b"".join(keys_of(3, 1, 2, 0))
-    assert torch.equal(tensors["activations"], stored(layout, 3, 1, 2, 0))
+    assert torch.equal(tensors["activations"], entries_of(layout, 3, 1, 2, 0))
 
 
 def test_a_shard_is_written_when_it_is_full(open_store, directory, layout):
@@ -105,7 +105,7 @@ def test_two_stores_write_the_same_directory(open_store, directory, layout):
     one.close()
     two.close()
     assert len(shards(directory)) == 3
-    assert torch.equal(open_store().get(keys_of(*range(9))), stored(layout, *range(9)))
+    assert torch.equal(open_store().get(keys_of(*range(9))), entries_of(layout, *range(9)))
 
 
 def test_another_stores_drop_is_a_miss(open_store, layout):
@@ -118,7 +118,7 @@ def test_another_stores_drop_is_a_miss(open_store, layout):
     with pytest.raises(MissingEntries):
         two.get(keys_of(0, 1, 2, 3))
     fill(two, layout, *range(4))
-    assert torch.equal(two.get(keys_of(*range(4))), stored(layout, *range(4)))
+    assert torch.equal(two.get(keys_of(*range(4))), entries_of(layout, *range(4)))
 
 
 def test_a_shard_of_another_layout_is_refused(open_store, directory, layout):

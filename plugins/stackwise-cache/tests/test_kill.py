@@ -8,7 +8,7 @@ import torch
 
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
-from stackwise_core.testing.cache_backend import keys_of, stored
+from stackwise_core.testing.cache_backend import entries_of, keys_of
 
 KILLS = 10
 
@@ -25,6 +25,6 @@ def test_what_was_flushed_survives_a_kill(tmp_path, layout):
         there = [number for number in range(least + 100) if store.contains(keys_of(number)) == [True]]
         assert there == list(range(len(there)))
         assert len(there) >= least > 0
-        assert torch.equal(store.get(keys_of(*there)), stored(layout, *there))
+        assert torch.equal(store.get(keys_of(*there)), entries_of(layout, *there))
         assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
         assert list(directory.glob(".*.tmp")) == []
