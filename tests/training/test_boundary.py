@@ -108,15 +108,17 @@ def test_a_boundary_is_made_from_the_one_below_by_one_stack(tmp_path):
     assert ran_stacks[0:6:2] == [{0}, {0, 1}, {1, 2}]
 
 
-def test_bits_do_not_depend_on_where_a_boundary_came_from(tmp_path):
-    """In bf16, a boundary made from the one below and one made from the tokens are the same, to the bit."""
-    kept = run_tiny(tmp_path / "kept", BF16_DISK)
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8", "int4"])
+def test_bits_do_not_depend_on_where_a_boundary_came_from(tmp_path, dtype):
+    """A boundary made from the one below and one made from the tokens are the same, to the bit, in each format."""
+    cache = {"cache_backend": {**BF16_DISK["cache_backend"], "dtype": dtype}}
+    kept = run_tiny(tmp_path / "kept", cache)
 
     def forget_below(ran: Ran) -> None:
         build = ran.engine._boundary
-        ran.engine._boundary = lambda planned, below: build(planned, None)
+        ran.engine._boundary = lambda planned, kept: build(planned, [])
 
-    assert run_tiny(tmp_path / "alone", BF16_DISK, before=forget_below).losses == kept.losses
+    assert run_tiny(tmp_path / "alone", cache, before=forget_below).losses == kept.losses
 
 
 def test_evicted_boundaries_are_computed_again(tmp_path):
