@@ -19,7 +19,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """
-    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.config.source_run import FINISHED, read_source_run
     from stackwise_core.errors import UsageError
 
     source = read_source_run(directory)
@@ -29,40 +29,46 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from attrs import evolve
 
     from stackwise_core.config.load import load_run
-    from stackwise_core.config.model import AdapterConfig, TrainingConfig
-    from stackwise_core.runs.copy import copy_run
+    from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
+    from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.merge import merge_adapter
     from stackwise_core.training.setup import set_up_parts
 
     config, registry = load_run(directory, plugins=plugins)
     parts = set_up_parts(config, registry)
-    merged: list[tuple[int, str]] = []
 
-    def fold(copy: RunDirectory) -> None:
-        for stack in range(parts.spec.stacks):
-            for name in copy.adapters(stack):
-                merge_adapter(copy, parts.spec, parts.implementations.formats.adapters[name], stack, name)
-                merged.append((stack, name))
+    def own_name(choice: Choice) -> Choice:
+        """By the name that isn't an alias: "qlora" is nf4 with adapters, and the copy has none."""
+        declared = registry.resolve("precision", choice.use)
+        return evolve(choice, use=declared.full_name if ":" in choice.use else declared.name)
 
-    # "qlora" is nf4 with adapters, and these have none.
     held = config.precision
-    own_names = {
-        key: evolve(choice, use=registry.resolve("precision", choice.use).full_name)
-        for key, choice in (("active", held.active), ("trunk", held.trunk))
-        if choice is not None
-    }
-    stacks = {
-        stack: evolve(choice, use=registry.resolve("precision", choice.use).full_name)
-        for stack, choice in held.stacks.items()
-    }
+    precision = evolve(
+        held,
+        active=own_name(held.active),
+        trunk=None if held.trunk is None else own_name(held.trunk),
+        stacks={stack: own_name(choice) for stack, choice in held.stacks.items()},
+    )
     without = evolve(
         config,
         adapter=AdapterConfig(),
         training=evolve(config.training, adapter_lr=TrainingConfig().adapter_lr),
-        precision=evolve(held, **own_names, stacks=stacks),
+        precision=precision,
     )
-    copy = copy_run(RunDirectory(directory), target or directory.with_name(f"{directory.name}-merged"), without, fold)
+    run = RunDirectory(directory)
+    active = run.read_json(FINISHED)["active"]
+    merged: list[tuple[int, str]] = []
+
+    def fold(copy: RunDirectory) -> None:
+        residency = set_up_parts(without, registry).residency(copy)
+        for stack in range(parts.spec.stacks):
+            for name in copy.adapters(stack):
+                merge_adapter(copy, parts.spec, parts.implementations.formats.adapters, stack, name)
+                merged.append((stack, name))
+            residency.bring((stack,), active=active)  # quantised anew where it is
+
+    copy = copy_run(run, target or beside(directory, "merged"), without, fold)
     if as_json:
         listed = [{"stack": stack, "adapter": name} for stack, name in merged]
         click.echo(json.dumps({"run": str(copy.path), "merged": listed}, indent=2))

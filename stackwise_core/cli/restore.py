@@ -47,13 +47,23 @@ def restore(
     """
     from attrs import evolve
 
+    from stackwise_core.config.errors import Place, ProblemsError, error_for
     from stackwise_core.config.load import load_run
     from stackwise_core.config.source_run import read_source_run
     from stackwise_core.errors import UsageError
 
     source = read_source_run(directory)
     config, _ = load_run(directory, plugins=plugins)
-    asked, registry = load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
+    try:
+        asked, registry = load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
+    except ProblemsError as error:  # in what was asked for, since the run's own configuration was right
+        place, here = Place(f"--precision {precision}"), "precision.trunk."
+        raise error_for(
+            [
+                evolve(each, place=place, key=f"{each.key}.".removeprefix(here).removeprefix("use.").rstrip("."))
+                for each in error.problems
+            ]
+        ) from None
     choice = asked.precision.trunk
     assert choice is not None
     beyond = [stack for stack in stacks or () if stack >= len(source.blocks)]
@@ -66,21 +76,27 @@ def restore(
     config = evolve(config, precision=held)
 
     from stackwise_core.cli.tables import print_table
-    from stackwise_core.inference.finished import FinishedRun
+    from stackwise_core.config.source_run import FINISHED
     from stackwise_core.options import ByteSize
-    from stackwise_core.runs.copy import copy_run
+    from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.training.setup import set_up_parts
 
-    set_up_parts(config, registry)  # so that what can't be had is found before anything is copied
-    copy = copy_run(RunDirectory(directory), target or directory.with_name(f"{directory.name}-{choice.use}"), config)
-    rebuilt = FinishedRun.open(copy.path, device=device, plugins=plugins)
+    # What can't be had is found before anything is copied.
+    parts = set_up_parts(config if device is None else evolve(config, run=evolve(config.run, device=device)), registry)
+    run = RunDirectory(directory)
+    active = [] if stacks is None else sorted({*run.read_json(FINISHED)["active"]} - {*stacks})
     rows = []
-    for stack in range(len(source.blocks)):
-        rebuilt.residency.bring((stack,), active=())
-        tensors = rebuilt.residency.tensors(stack).values()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        rows.append((stack, held.stacks.get(stack, held.trunk or held.active).use, copy.stack_bytes(stack), size))
+
+    def rebuild(copy: RunDirectory) -> None:
+        residency = parts.residency(copy)
+        for stack in range(parts.spec.stacks):
+            residency.bring((stack,), active=active)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
+            use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
+            rows.append((stack, use.use, copy.stack_bytes(stack), size))
+
+    copy = copy_run(run, target or beside(directory, choice.use), config, rebuild, active=active)
     if as_json:
         keys = ("stack", "precision", "bytes_in_full", "bytes")
         listed = [dict(zip(keys, row, strict=True)) for row in rows]

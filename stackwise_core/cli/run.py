@@ -55,12 +55,22 @@ def _is_finished(directory: Path, overrides: Sequence[str]) -> bool:
 
     Raises:
         UsageError: it is no run, or it can't go on as asked.
+        StackwiseError: its configuration isn't what it began with.
     """
-    from stackwise_core.config.source_run import FINISHED, PROGRESS
+    from stackwise_core.config.source_run import FINISHED, PROGRESS, nearest_run
     from stackwise_core.errors import UsageError
+    from stackwise_core.runs.manifest import Manifest
 
-    if not os.path.isfile(directory / PROGRESS):
-        raise UsageError(f"{directory}: expected a configuration, or the directory of a run; there is no {PROGRESS}")
+    manifest = Manifest(directory)
+    if PROGRESS not in manifest:
+        near = nearest_run(directory)
+        guess = f". Did you mean {near}?" if near else ""
+        raise UsageError(
+            f"{directory}: expected a configuration, or the directory of a run; there is no {PROGRESS}{guess}"
+        )
     if overrides:
         raise UsageError(f"--set: the run in {directory} goes on as it began. Leave it out, or start from a TOML.")
-    return os.path.isfile(directory / FINISHED)
+    if FINISHED in manifest:
+        return True
+    manifest.checked("config.toml")
+    return False

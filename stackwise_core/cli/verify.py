@@ -23,8 +23,13 @@ def verify(directory: Path, as_json: bool) -> None:
         near = nearest_run(directory)
         guess = f" Did you mean {near}?" if near else ""
         raise UsageError(f"expected the directory of a run, and there is no {MANIFEST} in {directory}.{guess}")
-    manifest = Manifest(directory)
-    problems = {name: problem for name in manifest if (problem := manifest.problem(name))}
+    while True:
+        said = (directory / MANIFEST).read_bytes()
+        manifest = Manifest(directory)
+        problems = {name: problem for name in manifest if (problem := manifest.problem(name))}
+        # A run that is going on may have replaced what it was just compared with.
+        if not problems or (directory / MANIFEST).read_bytes() == said:
+            break
     size = sum(manifest.about(name)["bytes"] for name in manifest)
     files = len(list(manifest))
     if as_json:
@@ -32,7 +37,8 @@ def verify(directory: Path, as_json: bool) -> None:
         click.echo(json.dumps(result, indent=2))
     elif problems:
         print_table(Console(), ("file", "problem"), list(problems.items()), left=2)
-        click.echo(f"\n{directory}: {len(problems)} of {files} files aren't as they were written.")
+        are = "is" if len(problems) == 1 else "are"
+        click.echo(f"\n{directory}: {len(problems)} of {files} files {are} damaged or missing.")
     else:
         click.echo(f"{directory}: {files} files, {ByteSize(size)}, all as they were written.")
     if problems:

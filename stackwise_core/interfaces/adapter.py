@@ -61,4 +61,7 @@ class Adapter(Component):
 
     @abstractmethod
     def merge(self, stack: "nn.Module", name: str) -> None:
-        """Fold an adapter into the weights of a stack in fp32 and take it off; other adapters stay active."""
+        """Fold an adapter into the weights of a stack in fp32, in place, and take it off; other adapters stay active.
+
+        What the others do may depend on the weights: those that a stack has are all attached, and may change with it.
+        """

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import evolve
 
 from stackwise_core.config.dump import dump
-from stackwise_core.config.model import Config
-from stackwise_core.config.source_run import FINISHED
+from stackwise_core.config.model import Config, RunConfig
+from stackwise_core.config.source_run import FINISHED, PROGRESS
 from stackwise_core.errors import UsageError
 from stackwise_core.runs.directory import RunDirectory
 
-MADE_ANEW = ("config.toml", FINISHED)
+MADE_ANEW = ("config.toml", PROGRESS, FINISHED)
 
 
 def copy_run(
-    source: RunDirectory, target: Path, config: Config, change: Callable[[RunDirectory], None] | None = None
+    source: RunDirectory,
+    target: Path,
+    config: Config,
+    change: Callable[[RunDirectory], None],
+    *,
+    active: Sequence[int] | None = None,
 ) -> RunDirectory:
     """Copy a run's files, all but the frozen stacks that its masters were quantised to.
 
-    Every stack of the copy is at the precision that it has when it is frozen.
-
     Args:
-        target: a directory that isn't there yet.
+        target: a directory that isn't there yet. It is deleted again where anything goes wrong.
         config: of the copy; its name and directory become the target's.
         change: what else is done to the copy before it counts as a finished run.
+        active: stacks that are at the active precision, where it isn't those of the source: the ones that trained last.
 
     Raises:
-        UsageError: the target is there already.
+        UsageError: the target is there already, or can't be a run's name.
         StackwiseError: a file is missing or damaged.
     """
+    run = _called(config.run, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.mkdir()
     except FileExistsError:
         raise UsageError(f"{target} is there already. Choose another directory with --to.") from None
-    run = evolve(config.run, name=target.name, directory=str(target.parent.absolute()))
-    copy = RunDirectory(target)
-    for name in source.manifest:
-        if name not in MADE_ANEW and not name.startswith("trunk/"):
-            copy.copy(name, source)
-    copy.write_text("config.toml", dump(evolve(config, run=run)))
-    if change is not None:
+    try:
+        copy = RunDirectory(target)
+        source.manifest.checked("config.toml")  # the files are copied as those of the run that it describes
+        for name in source.manifest:
+            if name not in MADE_ANEW and not name.startswith("trunk/"):
+                copy.copy(name, source)
+        copy.write_text("config.toml", dump(evolve(config, run=run)))
         change(copy)
-    copy.write_json(FINISHED, {**source.read_json(FINISHED), "active": []})
+        with copy.together():
+            copy.copy(PROGRESS, source)
+            finished = source.read_json(FINISHED)
+            copy.write_json(FINISHED, finished if active is None else {**finished, "active": active})
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     return copy
+
+
+def beside(run: Path, suffix: str) -> Path:
+    """The directory ``RUN-SUFFIX``."""
+    named = run if run.name not in ("", "..") else Path(os.path.abspath(run))
+    return named.with_name(f"{named.name}-{suffix}")
+
+
+def _called(run: RunConfig, target: Path) -> RunConfig:
+    try:
+        return evolve(run, name=target.name, directory=str(target.parent.absolute()))
+    except ValueError as error:
+        raise UsageError(f"{target} can't be a run's directory: {error}") from None

@@ -176,14 +176,22 @@ class RunDirectory:
         self.write_tensors(self.prepared_file(index), tensors, precision=precision, master=master)
 
     def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
-        """A frozen stack as a precision holds it; None where that wasn't kept, or the masters are others now."""
+        """A frozen stack as a precision holds it; None where that isn't kept, or the masters are others now.
+
+        Raises:
+            StackwiseError: it isn't what was written.
+        """
         name = self.prepared_file(index)
-        if name not in self.manifest:
+        if name not in self.manifest or not self.manifest.where(name).is_file():
             return None
         about, master = self.manifest.about(name), self.manifest.about(self.stack_file(index))["sha256"]
         if (about.get("precision"), about.get("master")) != (precision, master):
             return None
-        return self.read_tensors(name)
+        try:
+            return self.read_tensors(name)
+        except StackwiseError as error:
+            again = f"Delete the file, and it is made again from {self.stack_file(index)}."
+            raise StackwiseError(f"{error} {again}") from error
 
     def adapters(self, index: int) -> list[str]:
         """Names of the adapters that a stack has."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from attrs import evolve, frozen
@@ -26,7 +27,7 @@ MANIFEST = "manifest.json"
 class _Content:
     """What manifest.json says."""
 
-    files: dict[str, dict[str, Any]] = {}
+    files: Mapping[str, dict[str, Any]] = MappingProxyType({})
     commit: int = 0
     """How many times files were written or dropped."""
     pending: frozenset[str] = frozenset()
@@ -103,7 +104,7 @@ class Manifest:
                 kept = {name: entry for name, entry in before.files.items() if name not in self._dropped}
                 self._publish(
                     _Content(
-                        files=kept | self._staged,
+                        files={**kept, **self._staged},
                         commit=self._content.commit,
                         pending=frozenset(self._staged),
                         dropped=frozenset(self._dropped),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.rack import Stack
 from stackwise_core.runs.directory import RunDirectory
 
 
-def merge_adapter(directory: RunDirectory, spec: RackSpec, adapter: Adapter, stack: int, name: str) -> None:
+def merge_adapter(
+    directory: RunDirectory, spec: RackSpec, adapters: Mapping[str, Adapter], stack: int, name: str
+) -> None:
     """Fold a stack's adapter into its masters and delete its files, both or neither.
+
+    The stack's other adapters are written anew: what DoRA learnt, for one, is meant for the weights before.
+
+    Args:
+        adapters: by name, what makes each adapter that the stack has.
 
     Raises:
         StackwiseError: a file is missing or damaged.
@@ -17,8 +27,14 @@ def merge_adapter(directory: RunDirectory, spec: RackSpec, adapter: Adapter, sta
     module = Stack(spec, stack)
     module.load_state_dict(directory.read_stack(stack))
     module.requires_grad_(False)
-    adapter.load(module, name, directory.adapter(stack, name))
-    adapter.merge(module, name)
+    own = module.state_dict(keep_vars=True)
+    names = directory.adapters(stack)
+    for each in names:
+        adapters[each].load(module, each, directory.adapter(stack, each))
+    adapters[name].merge(module, name)
     with directory.together():
-        directory.write_stack(stack, module.state_dict())
+        for each in names:
+            if each != name:
+                directory.write_adapter(stack, each, partial(adapters[each].save, module, each))
         directory.drop_adapter(stack, name)
+        directory.write_stack(stack, own)

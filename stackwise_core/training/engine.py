@@ -224,7 +224,7 @@ class Engine:
         with self._directory.together():
             for stack, name in phase.merges:
                 if name in self._directory.adapters(stack):  # a run that broke off may have done it
-                    merge_adapter(self._directory, self._setup.spec, formats.adapters[name], stack, name)
+                    merge_adapter(self._directory, self._setup.spec, formats.adapters, stack, name)
         self._residency.let_go({stack for stack, _ in phase.merges})
 
     def _write(self, planned: PhasePlan, phases: list[PhaseResult]) -> None:

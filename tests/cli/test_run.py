@@ -1,6 +1,8 @@
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import site
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
+from stackwise_core.runs.directory import RunDirectory
 from tests.tiny import TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +48,10 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def stackwise(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def stackwise(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "stackwise_core.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=cwd, check=False)
 
 
 def test_a_run_prints_plan_progress_and_results(here):
@@ -110,7 +113,8 @@ def test_plan_prints_a_table_or_json_and_trains_nothing(here):
             2,
             "training.over",
         ),
-        (["plan", "small.toml", "--set", "precision.active=nf4"], 3, "stackwise-bitsandbytes"),
+        (["plan", "small.toml", "--set", "precision.active=nf4"], 2, "Use it for precision.trunk"),
+        (["plan", "small.toml", "--set", "cache_backend.use=lmdb"], 3, "pip install stackwise-lmdb"),
         (["run", "small.toml", "--set", "run.directory=small.toml"], 1, "small.toml"),
     ],
 )
@@ -125,7 +129,7 @@ def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, mes
 
 def test_too_large_a_model_says_so(here):
     """What doesn't fit into memory is no defect, and the message names the keys that need less."""
-    result = stackwise("run", "small.toml", "--set", "rack.d_model=4000000")
+    result = stackwise("run", "small.toml", "--set", "rack.d_ff=40000000000")
     assert result.returncode == 1
     assert "out of memory. Smaller rack.d_model" in result.stderr
 
@@ -254,3 +258,225 @@ def test_checking_a_file_with_six_mistakes_shows_all_six(here):
 def test_site_packages_are_where_the_test_looks():
     """The copy of site-packages that other tests make is of this environment's own."""
     assert sysconfig.get_paths()["purelib"] in site.getsitepackages()
+
+
+MORTAL = """
+import os
+import signal
+from pathlib import Path
+
+from stackwise_core.hookspecs import Implementation, hookimpl
+from stackwise_precision.floats import Fp32
+from stackwise_precision.nvfp4 import Nvfp4
+
+
+@hookimpl
+def precision():
+    options = "stackwise_precision.options"
+    return [
+        Implementation("mortal32", "fp32 that may die computing", "mortal:Mortal32", f"{options}:Fp32Options"),
+        Implementation("mortal4", "nvfp4 that may die quantising", "mortal:Mortal4", f"{options}:Nvfp4Options"),
+    ]
+
+
+def die_if_asked(name):
+    file = Path(__file__).with_name(name)
+    if file.exists():
+        left = int(file.read_text())
+        file.write_text(str(left - 1))
+        if left == 0:
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal32(Fp32):
+    def autocast(self, device):
+        die_if_asked("die-when-computing")
+        return super().autocast(device)
+
+
+class Mortal4(Nvfp4):
+    def prepare(self, stack, *, trainable):
+        die_if_asked("die-when-quantising")
+        super().prepare(stack, trainable=trainable)
+"""
+KILLED = """
+extends = "small.toml"
+[run]
+name = "killed"
+log_every = 1
+plugins = ["mortal.py"]
+[rack]
+stacks = 3
+[precision]
+active = "mortal32"
+trunk = "mortal4"
+[training]
+steps_per_stack = 6
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """Where a run with a quantising plugin ended; the plugin and its configuration stand beside."""
+    here: Path = tmp_path_factory.mktemp("killed")
+    (here / "mortal.py").write_text(MORTAL)
+    (here / "killed.toml").write_text(KILLED)
+    (here / "small.toml").write_text(CONFIG.replace('"tokens"', f'"{here}/tokens"'))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(here)
+        ran = CliRunner().invoke(main, ["run", "killed.toml"])
+    assert ran.exit_code == 0, ran.output
+    return here
+
+
+def bits(run: Path) -> dict[str, str]:
+    """A hash of every file with weights, by name."""
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in run.rglob("*")
+        if path.suffix == ".safetensors"
+    }
+
+
+def kill(here: Path, file: str, after: int) -> Path:
+    """Run it until it is killed with SIGKILL, and verify what it left."""
+    (here / file).write_text(str(after))
+    before = set((here / "runs").iterdir())
+    ran = stackwise("run", "killed.toml", cwd=here)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    (directory,) = set((here / "runs").iterdir()) - before
+    verified = CliRunner().invoke(main, ["verify", str(directory)])
+    assert verified.exit_code == 0, verified.output
+    return directory
+
+
+def goes_on(directory: Path, phase: str, undisturbed: Path) -> None:
+    """It goes on with a phase, and ends with an undisturbed run's bits."""
+    result = CliRunner().invoke(main, ["run", str(directory)])
+    assert result.exit_code == 0, result.output
+    began = re.findall(r"^(stack [^:]*): \d+ steps", result.output, re.MULTILINE)
+    assert began[0] == phase
+    assert bits(directory) == bits(undisturbed / "runs" / "killed")
+    assert CliRunner().invoke(main, ["verify", str(directory)]).exit_code == 0
+
+
+def test_a_run_that_is_killed_before_a_finished_stack_is_quantised_loses_nothing(undisturbed):
+    """Its master is whole on disk, and the run goes on with the phase that needs it quantised."""
+    directory = kill(undisturbed, "die-when-quantising", after=0)
+    assert sorted(bits(directory)) == ["embedding.safetensors", "stacks/000.safetensors"]
+    for name in ("embedding.safetensors", "stacks/000.safetensors"):
+        assert bits(directory)[name] == bits(undisturbed / "runs" / "killed")[name]
+    goes_on(directory, "stack 1", undisturbed)
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_phase_begins_the_phase_anew(undisturbed):
+    """What was done before stays done, and what the phase had learnt by then leaves no trace."""
+    directory = kill(undisturbed, "die-when-computing", after=17)
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines if line["kind"] == "phase"] == ["stack 0"]
+    assert [line["step"] for line in lines if line.get("phase") == "stack 1"] == [1, 2]
+    goes_on(directory, "stack 1", undisturbed)
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path) -> Path:
+    """A copy of the undisturbed run that may be changed."""
+    return Path(shutil.copytree(undisturbed / "runs/killed", tmp_path / "runs/first"))
+
+
+@pytest.fixture
+def broken_off(finished) -> Path:
+    """It, as if it had been killed before it was marked as finished."""
+    RunDirectory(finished).manifest.drop("finished.json")
+    return finished
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished):
+    """Exit code 0, and not a file is touched."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    result = CliRunner().invoke(main, ["run", str(finished)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f'{finished} is finished. "stackwise evaluate {finished}" measures it.\n'
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_with_all_phases_behind_it_is_measured_and_finished(broken_off, undisturbed):
+    """Nothing trains; the likelihoods are those of the undisturbed run."""
+    result = CliRunner().invoke(main, ["run", str(broken_off), "--json"])
+    assert result.exit_code == 0, result.output
+    read = json.loads(result.stdout)
+    assert read["directory"] == str(broken_off)
+    lines = [json.loads(line) for line in (undisturbed / "runs/killed/metrics.jsonl").read_text().splitlines()]
+    theirs = [line["nats_per_token"] for line in lines if line["kind"] == "likelihood"]
+    assert [likelihood["nats_per_token"] for likelihood in read["likelihoods"]] == theirs
+    assert [phase["name"] for phase in read["phases"]] == [line["name"] for line in lines if line["kind"] == "phase"]
+    assert not re.search(r"^stack .* steps from", result.stderr, re.MULTILINE)
+    assert (broken_off / "finished.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["finished", "broken_off"])
+def test_a_run_goes_on_as_it_began(request, name):
+    """--set is refused, whether or not there is anything left to do."""
+    directory = request.getfixturevalue(name)
+    result = CliRunner().invoke(main, ["run", str(directory), "--set", "training.batch_size=4"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"--set: the run in {directory} goes on as it began. Leave it out, or start from a TOML.\n"
+    )
+
+
+def test_what_the_environment_says_is_for_new_runs(broken_off, monkeypatch):
+    """A variable that was set since doesn't change a run that goes on."""
+    monkeypatch.setenv("STACKWISE_TRAINING__BATCH_SIZE", "0")
+    assert CliRunner().invoke(main, ["run", str(broken_off)]).exit_code == 0
+
+
+def test_a_configuration_that_was_changed_is_refused(broken_off):
+    """A run that goes on with another learning rate would be neither run."""
+    text = (broken_off / "config.toml").read_text()
+    (broken_off / "config.toml").write_text(text.replace("block_lr = 0.001", "block_lr = 0.002"))
+    result = CliRunner().invoke(main, ["run", str(broken_off)])
+    assert result.exit_code == 1
+    assert result.stderr == f"{broken_off}/config.toml: damaged; its checksum isn't the one in manifest.json.\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "guess"), [("runs", ". Did you mean {here}/runs/first?"), ("runs/frist", None), ("empty", "")]
+)
+def test_a_directory_that_is_no_run_is_refused(tmp_path, finished, path, guess):
+    """With the run that was probably meant."""
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(main, ["run", str(tmp_path / path)])
+    assert result.exit_code == 2
+    if guess is not None:
+        expected = "expected a configuration, or the directory of a run; there is no progress.json"
+        assert result.stderr == f"{tmp_path / path}: {expected}{guess.format(here=tmp_path)}\n"
+
+
+def test_a_run_does_not_go_on_with_another_text(here):
+    """Its plan would be another one."""
+    (here / "text.txt").write_text(TEXT.read_text())
+    ran = CliRunner().invoke(main, ["run", "small.toml", "--set", "data.corpus=text.txt"])
+    assert ran.exit_code == 0, ran.output
+    RunDirectory(here / "runs/small").manifest.drop("finished.json")
+    (here / "text.txt").write_text(TEXT.read_text() * 2)
+    result = CliRunner().invoke(main, ["run", "runs/small"])
+    assert result.exit_code == 2
+    assert "runs/small can't go on: its configuration comes to another plan now" in result.stderr
+
+
+def test_a_run_killed_between_its_first_commit_and_the_renames_goes_on(here):
+    """Its files are found beside their places, the configuration among them."""
+    assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+    directory = here / "runs/small"
+    manifest = directory / "manifest.json"
+    said = json.loads(manifest.read_text())
+    first = ["config.toml", "embedding.safetensors", "environment.json", "plan.json", "progress.json"]
+    del said["files"]["finished.json"]
+    manifest.write_text(json.dumps(said | {"pending": first, "dropped": ["finished.json"]}))
+    for name in first:
+        (directory / name).rename(directory / f"{name}.{said['commit']}.new")
+    result = CliRunner().invoke(main, ["run", "runs/small"])
+    assert result.exit_code == 0, result.output
+    assert (directory / "finished.json").is_file()

@@ -3,10 +3,12 @@ import json
 
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import load_file
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 
 TENSORS = {"layers.0.weight": torch.arange(12.0).reshape(3, 4), "norm.weight": torch.ones(3)}
 
@@ -63,3 +65,155 @@ def test_a_damaged_file_is_named_and_refused(run, damage):
         path.unlink()
     with pytest.raises(StackwiseError, match=r"000\.safetensors"):
         run.read_stack(0)
+
+
+NF4 = {"use": "nf4", "double_quant": True}
+CODES = {"layers.0.weight": torch.arange(6, dtype=torch.uint8)}
+
+
+def test_a_frozen_stack_is_found_again_at_its_precision(run):
+    """Also by another process, codes bit for bit; other stacks aren't there."""
+    run.write_stack(1, TENSORS)
+    run.write_prepared(1, NF4, CODES)
+    assert torch.equal(RunDirectory(run.path).read_prepared(1, NF4)["layers.0.weight"], CODES["layers.0.weight"])
+    run.write_stack(0, TENSORS)
+    assert run.read_prepared(0, NF4) is None
+
+
+def test_a_frozen_stack_at_another_precision_is_not_taken(run):
+    """Each option counts, since it decides what the codes mean."""
+    run.write_stack(1, TENSORS)
+    run.write_prepared(1, NF4, CODES)
+    assert run.read_prepared(1, NF4 | {"double_quant": False}) is None
+    run.write_prepared(1, NF4 | {"double_quant": False}, CODES)
+    assert run.read_prepared(1, NF4) is None
+    assert run.read_prepared(1, NF4 | {"double_quant": False}) is not None
+
+
+def test_a_frozen_stack_of_other_masters_is_not_taken(run):
+    """After its stack went on training it is stale, and not if the weights are the same again."""
+    run.write_stack(1, TENSORS)
+    run.write_prepared(1, NF4, CODES)
+    run.write_stack(1, TENSORS | {"norm.weight": torch.zeros(3)})
+    assert run.read_prepared(1, NF4) is None
+    run.write_stack(1, TENSORS)
+    assert run.read_prepared(1, NF4) is not None
+
+
+def test_a_frozen_stack_that_was_deleted_is_not_there(run):
+    """It can be made again; one with flipped bits is refused."""
+    run.write_stack(1, TENSORS)
+    run.write_prepared(1, NF4, CODES)
+    path = run.path / "trunk/001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StackwiseError, match=r"trunk/001\.safetensors: damaged; .*made again from stacks/001\.safe"):
+        run.read_prepared(1, NF4)
+    path.unlink()
+    assert run.read_prepared(1, NF4) is None
+
+
+def save_adapter(weights: bytes):
+    def save(directory):
+        (directory / "adapter_config.json").write_text("{}")
+        (directory / "adapter_model.safetensors").write_bytes(weights)
+
+    return save
+
+
+def test_adapters_are_listed_by_stack_and_dropped(run):
+    """A stack can have several; each is a directory of peft's two files."""
+    run.write_adapter(0, "trunk", save_adapter(b"zero, trunk"))
+    run.write_adapter(0, "stack", save_adapter(b"zero, stack"))
+    run.write_adapter(10, "stack", save_adapter(b"ten"))
+    assert [run.adapters(index) for index in (0, 1, 10, 100)] == [["stack", "trunk"], [], ["stack"], []]
+    assert run.adapter(0, "trunk") == run.path / "adapters/000/trunk"
+    assert (run.adapter(0, "trunk") / "adapter_model.safetensors").read_bytes() == b"zero, trunk"
+    run.drop_adapter(0, "trunk")
+    assert RunDirectory(run.path).adapters(0) == ["stack"]
+    assert not list((run.path / "adapters/000/trunk").iterdir())
+    with pytest.raises(StackwiseError, match=r"trunk/adapter_config\.json: the run hasn't written it"):
+        run.adapter(0, "trunk")
+
+
+def test_an_adapter_that_cannot_be_saved_leaves_the_old_one(run):
+    """Its two files count together."""
+    run.write_adapter(0, "stack", save_adapter(b"old"))
+
+    def half(directory):
+        (directory / "adapter_config.json").write_text("{'new': 1}")
+
+    with pytest.raises(FileNotFoundError):
+        run.write_adapter(0, "stack", half)
+    assert (run.adapter(0, "stack") / "adapter_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_named_and_refused(run, file):
+    """Both of its files are compared before anything reads them."""
+    run.write_adapter(0, "stack", save_adapter(b"weights"))
+    (run.path / "adapters/000/stack" / file).write_bytes(b"[]")
+    with pytest.raises(StackwiseError, match=rf"adapters/000/stack/{file}: damaged"):
+        run.adapter(0, "stack")
+
+
+SPEC = RackSpec(blocks=(1, 1), vocab_size=5, seq_len=8, d_model=4, n_heads=2, n_kv_heads=2, d_ff=4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("ends", "owners"), [("shared", [None]), ("per_stack", [0, 1])])
+def test_ends_are_read_by_their_owner(run, tied, ends, owners):
+    """One pair for all stacks or one each, with a head of its own where it isn't the embedding."""
+    for place, owner in enumerate(owners):
+        run.write_tensors(embedding_file(owner), {"embed_tokens.weight": torch.full((5, 4), float(place))})
+        if not tied:
+            run.write_tensors(head_file(owner), {"lm_head.weight": torch.full((5, 4), place + 0.5)})
+    read = run.read_ends(evolve(SPEC, tie_embeddings=tied, ends=ends))
+    assert list(read) == owners
+    for place, owner in enumerate(owners):
+        assert {name: tensor[0, 0].item() for name, tensor in read[owner].items()} == (
+            {"embed_tokens.weight": place} if tied else {"embed_tokens.weight": place, "lm_head.weight": place + 0.5}
+        )
+
+
+def test_a_missing_head_is_named(run):
+    """A rack whose head is its own needs that file."""
+    run.write_tensors(embedding_file(None), {"embed_tokens.weight": torch.zeros(5, 4)})
+    with pytest.raises(StackwiseError, match=r"head\.safetensors: the run hasn't written it"):
+        run.read_ends(evolve(SPEC, tie_embeddings=False))
+
+
+def test_a_copied_file_keeps_what_is_known_of_it(run, tmp_path):
+    """Bits, checksum, and what was said when it was written."""
+    run.write_stack(1, TENSORS)
+    run.write_prepared(1, NF4, CODES)
+    other = RunDirectory.create(tmp_path / "runs", "other")
+    for name in run.manifest:
+        other.copy(name, run)
+        assert other.manifest.about(name) == run.manifest.about(name)
+    assert torch.equal(RunDirectory(other.path).read_prepared(1, NF4)["layers.0.weight"], CODES["layers.0.weight"])
+
+
+def test_a_damaged_file_is_not_copied(run, tmp_path):
+    """A copy would give flipped bits a checksum that fits."""
+    run.write_stack(0, TENSORS)
+    path = run.path / "stacks/000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    other = RunDirectory.create(tmp_path / "runs", "other")
+    with pytest.raises(StackwiseError, match=r"first/stacks/000\.safetensors: damaged"):
+        other.copy("stacks/000.safetensors", run)
+    assert not list(other.manifest)
+    assert not list(other.path.rglob("*.safetensors*"))
+
+
+def test_damaged_json_is_refused(run):
+    """Also where it is still JSON."""
+    run.write_json("progress.json", {"phases": [1]})
+    assert run.read_json("progress.json") == {"phases": [1]}
+    text = (run.path / "progress.json").read_text()
+    (run.path / "progress.json").write_text(text.replace("1", "2"))
+    with pytest.raises(StackwiseError, match=r"progress\.json: damaged"):
+        run.read_json("progress.json")
