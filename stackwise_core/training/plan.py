@@ -55,6 +55,8 @@ class Plan:
     """How many boundaries are kept at the same time, at most; they share the cache's capacity."""
     tokenizer: str
     """Fingerprint of the tokenizer, in hexadecimal."""
+    corpus: str
+    """Fingerprint of the text and of how it was cut, in hexadecimal."""
     notes: tuple[str, ...]
     """What a user should know before starting."""
 
@@ -63,6 +65,7 @@ class Plan:
         return {
             "rack": {**asdict(self.spec, value_serializer=_json_value), "parameters": self.spec.parameters},
             "tokenizer": self.tokenizer,
+            "corpus": self.corpus,
             "routes": [asdict(route) for route in self.routes],
             "exits": sorted(self.exits),
             "notes": list(self.notes),
@@ -120,6 +123,7 @@ def make_plan(setup: Setup) -> Plan:
         exits=trained_exits(phases, routes, setup.source),
         stores=stores_at_once(planned, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
+        corpus=setup.corpus.fingerprint,
         notes=tuple(notes(planned, setup)),
     )
 
@@ -304,20 +308,21 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         )
     if cache is not None and not cached:
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
-    live = [plan.phase for plan in planned if plan.phase.adapts and plan.phase.trains and not plan.phase.frozen_prefix]
+    live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
     if cache is not None and live:
-        names = ", ".join(phase.name for phase in live)
+        names = ", ".join(live)
         said.append(
             f"The cache is off in {names}: adapters train in the trunk, so that its boundary changes with every step."
         )
     if cached and cache is not None:
         order = sample_order(setup)
-        epochs, draws = (max(f(plan.phase, order) for plan in cached) for f in (phase_epochs, distinct_draws))
+        by_boundary = phases_by_boundary(cached)
+        epochs, draws = (max(f(phase, order) for phase in by_boundary) for f in (phase_epochs, distinct_draws))
         if epochs <= draws:
             trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:.3g}, draws a sample: {draws:.3g})"
             if any(plan.made_from_below for plan in planned):
                 said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
-            elif len(cached) > 1:
+            elif len(by_boundary) > 1:
                 said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
             else:
                 said.append(f"{trained_on}, so the cache saves nothing.")
@@ -347,6 +352,25 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     if setup.device.type == "cpu" and peak > free:
         said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
     return said
+
+
+def adapts_below_what_trains(phase: Phase) -> bool:
+    """Whether a boundary would go through adapters that train."""
+    lowest = phase.path[0]
+    return lowest in phase.adapts and len(phase.trains | phase.adapts) > 1
+
+
+def phases_by_boundary(planned: Iterable[PhasePlan]) -> list[Phase]:
+    """The phases, those that follow one another over the same boundary as one."""
+    phases: list[Phase] = []
+    for plan in planned:
+        if plan.same_boundary:
+            main, steps = phases[-1], plan.phase.steps
+            together = None if main.steps is None or steps is None else main.steps + steps
+            phases[-1] = evolve(main, epochs=main.epochs + plan.phase.epochs, steps=together)
+        else:
+            phases.append(plan.phase)
+    return phases
 
 
 def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
