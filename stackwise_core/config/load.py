@@ -62,9 +62,7 @@ def load(
     return config, registry
 
 
-def load_run(
-    directory: Path, *, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
-) -> tuple[Config, Registry]:
+def load_run(directory: Path, *, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
     """The configuration that a run wrote into its directory, whatever the environment says of other runs.
 
     Args:

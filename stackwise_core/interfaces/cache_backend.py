@@ -28,7 +28,7 @@ class CacheOptions:
 
     dtype: Format = option(
         "bf16",
-        "Number format that boundaries are stored in. int8 and fp8 have a scale a token, int4 one for every 32 features.",
+        "Number format that boundaries are stored in. int8 and fp8 have a scale a token, int4 one every 32 features.",
     )
     capacity: ByteSize | None = option(
         None, 'Most bytes to hold, such as "20 GB"; the least recently used entries go first. None: no limit.'

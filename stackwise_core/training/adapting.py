@@ -37,6 +37,14 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
         raise UsageError(
             f'adapter.attach = "birth": {config.stack.use} begins from a stack\'s finished weights. Use "freeze".'
         )
+    if config.stack is not None and config.trunk is not None:
+        ours, others = formats.adapters[STACK], formats.adapters[TRUNK]
+        reason = ours.clashes_with(others) or others.clashes_with(ours)
+        if reason:
+            raise UsageError(
+                f'adapter.stack = "{config.stack.use}" and adapter.trunk = "{config.trunk.use}" can\'t stand on one '
+                f"stack: {reason}"
+            )
     settling = list(_over_frozen_weights(phases, config, spec, formats))
     if config.active == "adapters" and not any(each.own for each in settling):
         raise UsageError(
@@ -61,10 +69,11 @@ def _over_frozen_weights(
     phases: Sequence[Phase], config: AdapterConfig, spec: RackSpec, formats: Formats
 ) -> Iterator[_Settling]:
     """Move those stacks from ``trains`` to ``adapts`` of which only adapters can or should train."""
-    trained, seen = set(spec.given), set(spec.given)
+    trained, seen, with_weights = set(spec.given), set(spec.given), set(spec.given)
     for phase in phases:
-        copies = set(phase.path) - seen if phase.start == "copy" and trained else set()
-        own = phase.trains & (trained | copies) if config.active == "adapters" else frozenset()
+        if phase.start == "copy" and trained:
+            with_weights |= set(phase.path) - seen
+        own = phase.trains & with_weights if config.active == "adapters" else frozenset()
         adapts = set(own)
         if not phase.restores:
             adapts |= {stack for stack in phase.trains & trained if not formats.precision(stack, "trunk").trainable}
@@ -98,8 +107,8 @@ def _with_time_of_its_own(settling: Sequence[_Settling], place: int, config: Ada
         steps = max(1, round(phase.steps * config.share))
         if steps == phase.steps:
             raise UsageError(
-                f'phase "{phase.name}" has {steps} steps, and adapter.share = {config.share:g} leaves it none. '
-                "Raise training.steps_per_stack, or lower adapter.share."
+                f'adapter.share = {config.share:g} leaves phase "{phase.name}" itself none of its steps, which are '
+                f"{steps}. Raise training.steps_per_stack, or lower adapter.share."
             )
         main = evolve(phase, steps=phase.steps - steps)
         adapter = evolve(phase, steps=steps, begins=phase.begins + phase.steps - steps)
@@ -124,9 +133,9 @@ def _named(settling: Sequence[_Settling], config: AdapterConfig) -> Iterator[Pha
         for stack in sorted(phase.adapts):
             if stack in each.own:
                 names = {STACK}
-            elif phase.trains or set(phase.path) - phase.adapts or each.own:
+            elif phase.trains or each.own:
                 names = {STACK if config.trunk is None else TRUNK}
-            else:  # all that the rack has: a finale
+            else:  # a finale, of all adapters that are there
                 names = there.get(stack) or {TRUNK if config.stack is None else STACK}
             pairs += [(stack, name) for name in sorted(names)]
         if config.stack is not None and config.attach == "birth":

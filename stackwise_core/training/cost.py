@@ -152,9 +152,9 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         band=None if training.objective == "clm" else setup.noise.band(phase.progress),
         memory=memory,
         disk=stored if durable else 0,
-        made_from_below=made_from_below(phase, below, setup),
+        made_from_below=made_from_below(phase, before, setup),
         same_boundary=same_boundary(phase, below, setup),
-        flops=phase_flops(phase, below, on_stacks, tokens, setup),
+        flops=phase_flops(phase, before, on_stacks, tokens, setup),
     )
 
 
@@ -186,15 +186,17 @@ def distinct_draws(phase: Phase, order: Order) -> float:
     return min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
 
 
-def made_from_below(phase: Phase, below: Phase | None, setup: Setup) -> bool:
+def made_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> bool:
     """Whether a phase's boundaries can be made from those of the phase before: a shorter trunk, under equal draws."""
+    below = before[-1] if before else None
     if below is None or not below.frozen_prefix or not phase.frozen_prefix:
         return False
     if cache_of(phase, setup) is None or cache_of(below, setup) is None:
         return False
     shorter = len(below.frozen_prefix) < len(phase.frozen_prefix)
     same_trunk = phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
-    return shorter and same_trunk and phase.begins == below.begins and _draws(phase) == _draws(below)
+    begins = _sharing(before, setup)[0].begins
+    return shorter and same_trunk and phase.begins == begins and _draws(phase) == _draws(below)
 
 
 def same_boundary(phase: Phase, below: Phase | None, setup: Setup) -> bool:
@@ -205,6 +207,14 @@ def same_boundary(phase: Phase, below: Phase | None, setup: Setup) -> bool:
     return cached and _draws(phase) == _draws(below)
 
 
+def _sharing(phases: Sequence[Phase], setup: Setup) -> Sequence[Phase]:
+    """The last of the phases, and those just before it that have its boundaries in one store with it."""
+    place = len(phases) - 1
+    while place and same_boundary(phases[place], phases[place - 1], setup):
+        place -= 1
+    return phases[place:]
+
+
 def _draws(phase: Phase) -> tuple[object, ...]:
     return (phase.progress, phase.masks, phase.masks_per_sample, phase.weighting)
 
@@ -213,16 +223,26 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
     """Bytes of a phase's boundaries and of the earlier ones that are kept meanwhile, if nothing is evicted."""
     cache = cache_of(phase, setup)
     kept = 0 if cache is None else cache.options.keep_time_steps - 1
-    if before and made_from_below(phase, before[-1], setup):
+    if made_from_below(phase, before, setup):
         kept = max(kept, 1)
-    with_boundary = [earlier for earlier in before if earlier.frozen_prefix and cache_of(earlier, setup) is not None]
-    return sum(_own_boundary_bytes(each, setup) for each in (phase, *with_boundary[len(with_boundary) - kept :]))
+    phases: Sequence[Phase] = (*before, phase)
+    size = _store_bytes(phases, setup) if phase.frozen_prefix else 0
+    phases = phases[: -len(_sharing(phases, setup))]
+    while phases and kept:
+        sharing = _sharing(phases, setup)
+        if phases[-1].frozen_prefix and cache_of(phases[-1], setup) is not None:
+            size += _store_bytes(phases, setup)
+            kept -= 1
+        phases = phases[: -len(sharing)]
+    return size
 
 
-def _own_boundary_bytes(phase: Phase, setup: Setup) -> int:
-    if not phase.frozen_prefix:
-        return 0
-    return boundary_samples(phase, sample_order(setup), cached=True) * boundary_layout(phase, setup).bytes_per_entry
+def _store_bytes(phases: Sequence[Phase], setup: Setup) -> int:
+    """Bytes of the store of the last of the phases, with what others have computed for it."""
+    order, by_draw = sample_order(setup), Counter[int]()
+    for phase in _sharing(phases, setup):
+        by_draw |= _boundaries_by_draw(phase, order, cached=True)
+    return by_draw.total() * boundary_layout(phases[-1], setup).bytes_per_entry
 
 
 def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
@@ -230,7 +250,7 @@ def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
     return sum(_boundaries_by_draw(phase, order, cached=cached).values())
 
 
-def _boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> dict[int, int]:
+def _boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> Counter[int]:
     left = phase_steps(phase, order)
     epoch, skipped = order.epoch_of(first_step(phase, order))
     by_draw: Counter[int] = Counter()
@@ -242,7 +262,7 @@ def _boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> dict[int
                 by_draw[phase.draw_number(epoch) if cached else epoch] += samples
                 left -= steps - passed
         epoch += 1
-    return {draw: min(samples, order.samples) for draw, samples in by_draw.items()}
+    return Counter({draw: min(samples, order.samples) for draw, samples in by_draw.items()})
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
@@ -276,7 +296,9 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(phase: Phase, below: Phase | None, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
+def phase_flops(
+    phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], tokens: int, setup: Setup
+) -> float:
     """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train.
 
     Args:
@@ -293,9 +315,8 @@ def phase_flops(phase: Phase, below: Phase | None, on_stacks: Mapping[int, int],
     if not phase.frozen_prefix:
         return total
     computed = _boundaries_by_draw(phase, order, cached=cache_of(phase, setup) is not None)
-    if below is not None and same_boundary(phase, below, setup):
-        there = _boundaries_by_draw(below, order, cached=True)
-        computed = {draw: max(0, samples - there.get(draw, 0)) for draw, samples in computed.items()}
-    done = len(below.frozen_prefix) if below is not None and made_from_below(phase, below, setup) else 0
+    for sharing in _sharing((*before, phase), setup)[:-1]:
+        computed -= _boundaries_by_draw(sharing, order, cached=True)
+    done = len(before[-1].frozen_prefix) if made_from_below(phase, before, setup) else 0
     a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
     return total + a_token * spec.seq_len * sum(computed.values())

@@ -9,6 +9,7 @@ from torch import nn
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UnavailableError
+from stackwise_core.quiet_imports import importing_quietly
 
 STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256), "paged_adamw": 8.0, "paged_adamw_8bit": 2 * (1 + 4 / 256)}
 """Bytes of optimizer state a weight that trains; in 8 bits each block of 256 has an fp32 scale."""
@@ -52,7 +53,8 @@ def make_optimizer(
     settings = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
     if training.optimizer == "adamw":
         return torch.optim.AdamW(settings, betas=training.betas, eps=training.eps, fused=True)
-    import bitsandbytes
+    with importing_quietly():
+        import bitsandbytes
 
     made = {
         "adamw_8bit": bitsandbytes.optim.AdamW8bit,

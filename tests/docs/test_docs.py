@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
-OURS = ("masking", "precision", "cache", "modes")
+DISTRIBUTIONS = [folder.name for folder in (ROOT / "plugins").iterdir()]
+OURS = [each.name for each in entry_points(group="stackwise") if each.dist and each.dist.name in DISTRIBUTIONS]
 EXAMPLES = {
     "mask_schedule": "spans",
     "precision": "rounded",

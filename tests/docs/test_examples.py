@@ -1,5 +1,7 @@
 """Every configuration under docs/examples is right, costs what it says, and stands in the table there."""
 
+import json
+import math
 import os
 import re
 import shutil
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from stackwise_core.cli import main
 from stackwise_core.config.load import load
@@ -99,6 +102,43 @@ def test_the_smallest_runs_as_it_is():
     bounds = re.findall(r"^(\d) stacks? +(\d+\.\d+) +± ", printed, re.MULTILINE)
     assert [depth for depth, _ in bounds] == ["1", "2"]
     assert all(float(bound) < 5.5 for _, bound in bounds)
+
+
+def test_the_practical_regime_runs_in_small(here):
+    """Over a trunk in nf4 each stack trains in bf16 and then its LoRA, on boundaries of its own time step alone."""
+    small = ("rack.d_model=64", "data.seq_len=64", "training.window=64", "training.steps_per_stack=40")
+    printed = run("practical", *small, "evaluation.sequences=8")
+    bounds = [float(bound) for bound in re.findall(r"^\d stacks? +(\d+\.\d+) +± ", printed, re.MULTILINE)]
+    assert len(bounds) == 3
+    assert all(bound < math.log(257) for bound in bounds)  # and so none is nan or infinite
+
+    run_directory = here / "runs" / "practical"
+    phases = json.loads((run_directory / "finished.json").read_text())["phases"]
+    assert [(phase["name"], phase["steps"]) for phase in phases] == [
+        (name, steps) for stack in range(3) for name, steps in ((f"stack {stack}", 32), (f"stack {stack}, adapter", 8))
+    ]
+    assert all(phase["boundaries_read"] > 0 for phase in phases[2:])
+    plan = json.loads((run_directory / "plan.json").read_text())["phases"]
+    assert [phase["band"][0] for phase in plan] == pytest.approx([0.15, 0.15, 0.525, 0.525, 0.9, 0.9], abs=0.06)
+    for stack in range(3):
+        held = load_file(run_directory / f"trunk/{stack:03d}.safetensors")
+        assert "layers.0.mlp.up_proj.weight.nested_absmax" in held  # nf4 with double quantisation
+        lora = load_file(run_directory / f"adapters/{stack:03d}/stack/adapter_model.safetensors")
+        assert all(tensor.any() for tensor in lora.values())  # B begins at zero
+    assert not (run_directory / "cache").exists() or not any((run_directory / "cache").iterdir())
+
+
+def test_the_plan_of_the_page_on_adapters_is_that_of_its_configuration(here):
+    """docs/adapters.md shows the first columns of what ``stackwise plan`` prints, to the letter."""
+    page = (EXAMPLES.parent / "adapters.md").read_text()
+    (source,) = re.findall(r"^<!-- file: adapters.toml -->\n```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    Path("adapters.toml").write_text(source)
+    printed = CliRunner().invoke(main, ["plan", "adapters.toml"]).output.splitlines()
+    (header,) = (place for place, line in enumerate(printed) if line.startswith("phase "))
+    width = printed[header].index("params")
+    rows = [line[:width].rstrip() for line in printed[header : header + 8]]
+    assert rows[-1].startswith("finale")
+    assert "```\n" + "\n".join(rows) + "\n```" in page
 
 
 def test_a_chain_goes_on_from_what_was_trained(chain):

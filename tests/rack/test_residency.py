@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from attrs import evolve
@@ -6,14 +8,24 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.rack import INTO_RESIDUAL, new_ends, new_stack
 from stackwise_core.rack.residency import Formats, Residency
+from stackwise_peft.lora import Lora
+from stackwise_peft.options import LoraOptions
 from stackwise_precision.floats import Bf16, Fp32
+from stackwise_precision.fp8 import Fp8
+from stackwise_precision.options import Fp8Options
 
 SPEC = RackSpec(blocks=(1, 1, 1), vocab_size=40, seq_len=12, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
 MASK = 39
+ADAPTERS = {"stack": Lora(LoraOptions(rank=4)), "trunk": Lora(LoraOptions(rank=2, target_modules=("q_proj",)))}
 
 
 class Shelf(dict):
-    """Masters in memory."""
+    """Masters in memory; quantised copies and adapters' files beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared: dict[int, tuple[object, dict[str, torch.Tensor]]] = {}
+        self.files: dict[tuple[int, str], Path] = {}
 
     def has_stack(self, index):
         return index in self
@@ -25,19 +37,26 @@ class Shelf(dict):
         self[index] = {name: tensor.clone() for name, tensor in tensors.items()}
 
     def read_prepared(self, index, precision):
-        return None
+        described, tensors = self.prepared.get(index, (None, {}))
+        return dict(tensors) if described == precision else None
+
+    def write_prepared(self, index, precision, tensors):
+        self.prepared[index] = (precision, tensors)
 
     def adapters(self, index):
-        return []
+        return [name for stack, name in self.files if stack == index]
+
+    def adapter(self, index, name):
+        return self.files[index, name]
 
 
-def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **precisions) -> Residency:
+def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **formats) -> Residency:
     fp32 = Fp32(None)
     return Residency(
         spec,
         mask_id=MASK,
         seed=seed,
-        formats=Formats(active=precisions.get("active", fp32), trunk=precisions.get("trunk", fp32)),
+        formats=Formats(**{"active": fp32, "trunk": fp32, "adapters": ADAPTERS, **formats}),
         device=torch.device("cpu"),
         masters=Shelf() if masters is None else masters,
     )
@@ -166,3 +185,126 @@ def test_each_stack_may_have_ends_of_its_own():
     shared = residency()
     assert shared.ends(2) is shared.ends(0)
     assert [owner for owner, _ in shared.all_ends()] == [None]
+
+
+def adapter_weights(held: Residency, index: int, name: str) -> dict[str, torch.Tensor]:
+    """A stack's adapter by the names of its tensors."""
+    tensors = held.tensors(index)
+    return {key: tensors[key].detach().clone() for key in tensors if key.startswith("adapters.") and f".{name}." in key}
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_fresh_adapters_depend_on_seed_name_and_place_alone(place):
+    """Not on what was drawn before, nor on the other adapter."""
+
+    def fresh(seed: int, names: tuple[str, ...], index: int, name: str) -> dict[str, torch.Tensor]:
+        held = residency(masters=trained(0, 1, 2), seed=seed)
+        held.bring((index,), active=(), adapters={index: names})
+        return adapter_weights(held, index, name)
+
+    alone = fresh(3, ("stack",), place, "stack")
+    assert equal(fresh(3, ("stack", "trunk"), place, "stack"), alone)
+    assert not equal(fresh(4, ("stack",), place, "stack"), alone)
+    assert not equal(fresh(3, ("stack",), 1, "stack"), alone)
+
+
+def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
+    """From its files, whenever its stack is brought, whether the phase names it or not."""
+    masters = trained(0)
+    held = residency(masters=masters)
+    held.bring((0,), active=(), adapters={0: ["trunk"]})
+    with torch.no_grad():
+        for tensor in held._residents[0].adapter_weights.values():
+            tensor.add_(0.5)
+    left = adapter_weights(held, 0, "trunk")
+    held.save_adapter(0, "trunk", tmp_path)
+    masters.files[0, "trunk"] = tmp_path
+    for names in ((), ("trunk",), ("stack",)):
+        held.let_go({0})
+        held.bring((0,), active=(), adapters={0: names})
+        assert equal(adapter_weights(held, 0, "trunk"), left)
+        assert held._residents[0].adapters == tuple(sorted({"trunk", *names}))
+
+
+def test_a_stack_stays_while_its_adapters_and_role_do():
+    """What is in memory already isn't read again; another adapter or role, or letting go, brings it anew."""
+    held = residency(masters=trained(0, 1))
+    held.bring((0,), active=())
+    before = held.stack(0)
+    held.bring((0, 1), active={1})
+    assert held.stack(0) is before
+    for change in (
+        lambda: held.bring((0,), active=(), adapters={0: ["stack"]}),
+        lambda: held.bring((0,), active={0}, adapters={0: ["stack"]}),
+        lambda: (held.let_go({0}), held.bring((0,), active={0}, adapters={0: ["stack"]})),
+    ):
+        change()
+        assert held.stack(0) is not before
+        before = held.stack(0)
+
+
+def test_a_quantised_stack_is_kept_as_it_was_prepared():
+    """It is made from the master once and read back to the bit; floats are not kept, nor is a stack that trains."""
+    masters, fp8 = trained(0, 1), Fp8(Fp8Options())
+    held = residency(masters=masters, trunk=fp8)
+    held.bring((0, 1), active={1})
+    assert list(masters.prepared) == [0]
+    made = {name: tensor.clone() for name, tensor in held.tensors(0).items()}
+    again = residency(masters=masters, trunk=fp8)
+    masters[0] = {name: tensor + 1 for name, tensor in masters[0].items()}  # would show if it were made again
+    again.bring((0,), active=())
+    assert made.keys() == again.tensors(0).keys()
+    assert all(torch.equal(made[name].view(torch.uint8), again.tensors(0)[name].view(torch.uint8)) for name in made)
+    plain = residency(masters=trained(0), trunk=Bf16(None))
+    plain.bring((0,), active=())
+    assert plain._masters.prepared == {}
+
+
+def test_stacks_have_precisions_of_their_own():
+    """When they are frozen; a stack that trains is at the active precision whatever it is named."""
+    held = residency(masters=trained(0, 1, 2), trunk=Fp8(Fp8Options()), stacks={1: Bf16(None), 2: Bf16(None)})
+    held.bring((0, 1, 2), active={2})
+    up_proj = [held.stack(index).layers[0].mlp.up_proj for index in range(3)]
+    assert type(up_proj[0]) is not torch.nn.Linear
+    assert (up_proj[1].weight.dtype, up_proj[2].weight.dtype) == (torch.bfloat16, torch.float32)
+    held.bring((0, 1, 2), active={1})
+    assert held.stack(1).layers[0].mlp.up_proj.weight.dtype == torch.float32
+    assert held.stack(2).layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+def test_a_phase_unfreezes_just_the_adapters_that_it_names():
+    """Beside weights that train or over frozen ones; a stack that has two trains the one that is named."""
+    held = residency(masters=trained(0, 1), trunk=Fp8(Fp8Options()))
+
+    def unfrozen(**phase) -> set[tuple[str, ...]]:
+        held.place(Phase(name="x", path=(0, 1), **phase))
+        found = {tuple(name.split(".")) for name in requiring(held)}
+        return {(part, stack, *((rest[-2],) if part == "adapters" else ())) for part, stack, *rest in found}
+
+    both = {"trains": {1}, "adapts": {0}}
+    assert unfrozen(**both, adapters=((0, "stack"), (0, "trunk"))) == {
+        ("stacks", "1"),
+        ("adapters", "0", "stack"),
+        ("adapters", "0", "trunk"),
+    }
+    # Each call begins anew, since nothing was saved: only what is named is there.
+    assert unfrozen(**both, adapters=((0, "trunk"),)) == {("stacks", "1"), ("adapters", "0", "trunk")}
+    assert unfrozen(trains={1}, adapters=((1, "stack"),)) == {("stacks", "1"), ("adapters", "1", "stack")}
+
+
+def test_an_adapter_that_is_not_named_is_frozen_and_active(tmp_path):
+    """It has its part in the output, and no gradient."""
+    masters = trained(0)
+    held = residency(masters=masters)
+    held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "stack"),)))
+    with torch.no_grad():
+        for tensor in held._residents[0].adapter_weights.values():
+            tensor.add_(0.1)
+    held.save_adapter(0, "stack", tmp_path)
+    hidden, context = torch.randn(2, 12, 32), held.context(torch.ones(2, 12))
+    with torch.no_grad():
+        expected = held.through(0, hidden, context)
+    masters.files[0, "stack"] = tmp_path
+    held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "trunk"),)))
+    assert {name.split(".")[-2] for name in requiring(held)} == {"trunk"}
+    assert torch.equal(held.through(0, hidden, context), expected)  # a fresh LoRA changes nothing

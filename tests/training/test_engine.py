@@ -512,7 +512,8 @@ def test_the_run_directory_holds_what_it_should(tmp_path):
     ran = run_tiny(tmp_path)
     names = {str(path.relative_to(ran.directory)) for path in ran.directory.rglob("*") if path.is_file()}
     written = {f"stacks/{index:03d}.safetensors" for index in range(3)} | {"embedding.safetensors"}
-    written |= {"config.toml", "plan.json", "environment.json", "progress.json", "finished.json", "manifest.json", "metrics.jsonl"}
+    written |= {"config.toml", "plan.json", "environment.json", "progress.json", "finished.json"}
+    written |= {"manifest.json", "metrics.jsonl"}
     assert names == written
     manifest = json.loads((ran.directory / "manifest.json").read_text())["files"]
     assert set(manifest) == names - {"manifest.json", "metrics.jsonl"}

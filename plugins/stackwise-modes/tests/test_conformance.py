@@ -47,6 +47,8 @@ class TestProgressive(TrainerModeContract):
             ProgressiveOptions(finale=0.3),
             ProgressiveOptions(building="prepend", finale=0.3, finale_scope="stackwise", cycles=2),
             ProgressiveOptions(target_stacks=6),
+            ProgressiveOptions(trunk="adapters", finale=0.3),
+            ProgressiveOptions(building="prepend", trunk="adapters", finale=0.3, finale_scope="stackwise"),
         ]
     )
     def mode(self, request):
@@ -54,9 +56,9 @@ class TestProgressive(TrainerModeContract):
 
 
 class TestFused(TrainerModeContract):
-    @pytest.fixture(params=["frozen", "trainable"])
+    @pytest.fixture(params=[FusedOptions(), FusedOptions("trainable"), FusedOptions("trainable", restore=True)])
     def mode(self, request):
-        return Fused(FusedOptions(request.param))
+        return Fused(request.param)
 
 
 class TestEndToEnd(TrainerModeContract):

@@ -1,5 +1,6 @@
 """The phases of fused over a frozen and over a trainable trunk."""
 
+import attrs
 import pytest
 
 from stackwise_core.config.model import TrainingConfig
@@ -27,6 +28,17 @@ def test_a_trainable_trunk():
     assert [sorted(phase.trains) for phase in phases] == [[0], [0, 1], [0, 1, 2]]
     assert all(phase.embedding and phase.head and phase.entry == "tokens" for phase in phases)
     assert [(phase.begins, phase.epochs) for phase in phases] == [(0, 2), (2, 2), (4, 2)]
+
+
+def test_a_trainable_trunk_may_be_restored():
+    """``restore`` says whether a quantised trunk comes back from its masters; it has no meaning for a frozen one."""
+    restored = plan(TrainingConfig(), fusion="trainable", restore=True)
+    assert [phase.restores for phase in restored] == [True, True, True]
+    adapting = plan(TrainingConfig(), fusion="trainable")
+    assert [phase.restores for phase in adapting] == [False, False, False]
+    assert [attrs.evolve(phase, restores=True) for phase in adapting] == restored
+    with pytest.raises(ValueError, match='expected false with fusion = "frozen"'):
+        FusedOptions(restore=True)
 
 
 def test_the_schedule_over_depth():

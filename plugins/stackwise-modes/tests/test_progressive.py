@@ -99,6 +99,27 @@ def test_growth_from_another_run():
         assert not any(phase.embedding or phase.head for phase in phases)
 
 
-def test_the_trunk_adapts():
-    """``trunk = "adapters"`` names the stacks whose adapters train along."""
-    assert [sorted(phase.adapts) for phase in plan(trunk="adapters")] == [[], [0], [0, 1]]
+@pytest.mark.parametrize(("building", "adapts"), [("append", [[], [0], [0, 1]]), ("prepend", [[], [2], [1, 2]])])
+def test_the_trunk_adapts(building, adapts):
+    """``trunk = "adapters"`` names the stacks whose adapters train along, and changes nothing else."""
+    phases = plan(trunk="adapters", building=building)
+    assert [sorted(phase.adapts) for phase in phases] == adapts
+    assert [attrs.evolve(phase, adapts=()) for phase in phases] == plan(building=building)
+
+
+def test_what_is_given_adapts_too():
+    """Stacks of ``rack.init_from`` are of the trunk from the first phase on."""
+    rack = attrs.evolve(small_rack(1, 1, 1), given=frozenset({0, 1}))
+    (phase,) = mode(trunk="adapters").plan(rack, TrainingConfig())
+    assert (phase.trains, phase.adapts) == ({2}, {0, 1})
+
+
+@pytest.mark.parametrize("scope", ["rackwise", "stackwise"])
+def test_a_finale_over_a_trunk_that_adapts_is_one_of_adapters(scope):
+    """In either scope, with the budget and the learning rate that a finale of weights has; the ends stay frozen."""
+    options = {"finale": 0.4, "finale_scope": scope, "finale_lr": 0.5}
+    phases, of_weights = plan(trunk="adapters", **options)[3:], plan(**options)[3:]
+    assert [phase.adapts for phase in phases] == [phase.trains for phase in of_weights]
+    assert not any(phase.trains or phase.embedding or phase.head for phase in phases)
+    costs = [[(phase.begins, phase.epochs, phase.lr) for phase in each] for each in (phases, of_weights)]
+    assert costs[0] == costs[1]

@@ -1,33 +1,11 @@
-"""peft without the noise of its import; every other module here takes it from this one.
+"""peft without the noise of its import, which takes bitsandbytes and torchao along where they are installed.
 
-It imports bitsandbytes and torchao, where they are installed. These warn about kernels that they can't load, and
-bitsandbytes asks the package ``kernels``, if that is there too, to download one.
+Every other module here takes it from this one.
 """
 
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from stackwise_core.quiet_imports import importing_quietly
 
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Have ``import kernels`` fail, and warnings in the log go unsaid."""
-    disabled, there = logging.root.manager.disable, "kernels" in sys.modules
-    kernels = sys.modules.get("kernels")
-    logging.disable(logging.WARNING)
-    sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        if there:
-            sys.modules["kernels"] = kernels  # type: ignore[assignment]
-        else:
-            del sys.modules["kernels"]
-
-
-with _quietly():
+with importing_quietly():
     from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
     from peft.tuners.ia3 import IA3Layer
     from peft.tuners.lora import LoraLayer

@@ -1,4 +1,4 @@
-"""What peft's import imports in turn is kept quiet, and offline."""
+"""What a library's import says and asks for is kept quiet, and offline."""
 
 import logging
 import sys
@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from stackwise_peft.library import _quietly
+from stackwise_core.quiet_imports import importing_quietly
 
 
 @pytest.mark.parametrize("there", [None, ModuleType("kernels")])
@@ -16,7 +16,7 @@ def test_kernels_can_not_be_imported_meanwhile(there, monkeypatch):
         monkeypatch.delitem(sys.modules, "kernels", raising=False)
     else:
         monkeypatch.setitem(sys.modules, "kernels", there)
-    with pytest.raises(ImportError), _quietly():
+    with pytest.raises(ImportError), importing_quietly():
         import kernels  # noqa: F401
     assert sys.modules.get("kernels") is there
 
@@ -24,7 +24,7 @@ def test_kernels_can_not_be_imported_meanwhile(there, monkeypatch):
 def test_warnings_go_unsaid_meanwhile(caplog):
     """An error is still said, and what follows is said as before."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    with _quietly():
+    with importing_quietly():
         logger.warning("no kernel")
         logger.error("no library")
     logger.warning("later")
