@@ -10,7 +10,7 @@ def precision() -> list[Implementation]:
     return [
         Implementation(
             "nf4",
-            "4-bit NormalFloat of QLoRA, frozen; qlora: nf4, which adapters stand on",
+            "4-bit NormalFloat, 0.52 bytes a weight, for frozen stacks; qlora asks for adapters on it",
             f"{four_bit}:Nf4",
             f"{options}:FourBitOptions",
             packages=("bitsandbytes",),
@@ -18,14 +18,14 @@ def precision() -> list[Implementation]:
         ),
         Implementation(
             "fp4",
-            "4-bit floats (sign, two bits of exponent, one of mantissa), frozen",
+            "4-bit floats, 0.52 bytes a weight, for frozen stacks",
             f"{four_bit}:Fp4",
             f"{options}:FourBitOptions",
             packages=("bitsandbytes",),
         ),
         Implementation(
             "int8",
-            "8-bit integers with a scale a row, frozen",
+            "8-bit integers with a scale a row, 1.01 bytes a weight, for frozen stacks",
             f"{eight_bit}:Int8",
             f"{options}:EightBitOptions",
             packages=("bitsandbytes",),
