@@ -1,6 +1,6 @@
 """What each precision of a frozen trunk costs and saves: bytes, error, time, and the NELBO of a rack finished over it.
 
-    .venv/bin/python tests/benchmarks/precision.py
+    .venv/bin/python tests/benchmarks/precision.py [--results FILE]
 
 1. Bytes of a wide stack (d_model 512, two blocks) as saved and as resident, over its weights.
 2. Error of a trained stack's output: stack 1 of `stackwise.toml`'s rack, on validation text, relative to what the stack
@@ -9,11 +9,14 @@
    runs forwards only and a fourth stack trains; `through`, where the gradient passes the trunk down to its input, as it
    does for adapters and prepended stacks. Ratios to bf16 in the same round, medians of several rounds.
 4. NELBO: two stacks of `stackwise.toml`'s rack are trained once; a third one is then trained over them, frozen in each
-   precision, and the whole is measured so.
+   precision, and the whole is measured so. 600 steps a stack, the same samples and masks for all.
 
-Writes the table in docs/precision.md. Takes about 15 minutes on two cores; nothing else should run meanwhile.
+Writes the table in docs/precision.md. Takes about 15 minutes on two cores; nothing else should run during the first
+five, in which times are taken. With FILE (JSON) it goes on where it broke off.
 """
 
+import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -153,6 +156,7 @@ def step_times(all_held: dict[str, Precision]) -> dict[str, tuple[float, float]]
 def run(directory: str, *overrides: str) -> tuple[Engine, float, float]:
     """A finished run, its NELBO at the last depth, and the standard error."""
     common = [f"run.directory={directory}", f"data.tokens_directory={directory}/tokens", "trainer_mode.shares=[]"]
+    common.append("training.steps_per_stack=600")
     config, registry = load(ROOT / "stackwise.toml", overrides=[*common, "run.device=cpu", *overrides])
     setup = set_up(config, registry)
     engine = Engine(setup, make_plan(setup), registry, lambda event: None)
@@ -162,26 +166,36 @@ def run(directory: str, *overrides: str) -> tuple[Engine, float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--results", type=Path)
+    file = parser.parse_args().results
+    results = json.loads(file.read_text()) if file is not None and file.exists() else {}
+
+    def keep(key: str, value: object) -> None:
+        print(f"{key}: {value}", flush=True)
+        results[key] = value
+        if file is not None:
+            file.write_text(json.dumps(results, indent=2))
+
     registry = Registry.discover()
     held = {name: precision(choice, registry) for name, choice in PRECISIONS.items()}
-    with deterministic():
-        times = step_times(held)
-    for name, (step, through) in times.items():
-        print(f"{name}: step {step:.2f}, through {through:.2f}", flush=True)
+    if "times" not in results:
+        with deterministic():
+            keep("times", step_times(held))
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
         source, _, _ = run(directory, "run.name=source", "rack.stacks=2")
         grown = ["run.name=grown", "rack.stacks=3", f"rack.init_from={source._directory.path}"]
-        finished = {}
         for name, choice in PRECISIONS.items():
-            _, nelbo, error = run(directory, *grown, f"precision.trunk={choice}")
-            finished[name] = (nelbo, error)
-            print(f"{name}: {nelbo:.4f} ± {error:.4f}", flush=True)
-        rows = []
+            if f"NELBO, {name}" not in results:
+                keep(f"NELBO, {name}", run(directory, *grown, f"precision.trunk={choice}")[1:])
+        reference, _ = results["NELBO, bf16"]
         for name, each in held.items():
-            (saved, resident), (step, through), (nelbo, error) = bytes_a_weight(each), times[name], finished[name]
+            (saved, resident), (step, through) = bytes_a_weight(each), results["times"][name]
+            nelbo, error = results[f"NELBO, {name}"]
             rows.append(
                 f"| {name} | {saved:.3f} | {resident:.3f} | {output_error(each, source):.4f} | {step:.2f} | "
-                f"{through:.2f} | {nelbo:.4f} ± {error:.4f} | {100 * (nelbo / finished['bf16'][0] - 1):+.2f} % |"
+                f"{through:.2f} | {nelbo:.4f} ± {error:.4f} | {100 * (nelbo / reference - 1):+.2f} % |"
             )
     table = [
         "| trunk at | bytes a weight, saved | resident | error | step | through | NELBO, nats/byte | to bf16 |",
