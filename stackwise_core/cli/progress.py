@@ -29,6 +29,8 @@ from stackwise_core.training.events import (
 )
 
 SECONDS_BETWEEN_LINES = 5.0
+ALL_RESULT_COLUMNS = 96
+"""Columns of a terminal that the whole table of phases fits into."""
 LOSS_MEMORY = 0.95
 """Share of the shown loss that each step keeps: single steps are noisy, by their draws of the mask fraction."""
 
@@ -208,25 +210,24 @@ def where(started: RunStarted) -> str:
 
 def print_result(console: Console, result: RunResult) -> None:
     """The tables at the end of a run: what each phase took, and what each stack added."""
+    rows = [
+        {
+            "phase": phase.name,
+            "steps": str(phase.steps),
+            "time": duration(phase.seconds),
+            "first loss": f"{phase.first_loss:.3f}",
+            "last loss": f"{phase.last_loss:.3f}",
+            "tokens/s": count(phase.tokens_per_second),
+            "peak memory": str(ByteSize(phase.peak_bytes)),
+            "computed": str(phase.boundaries_computed) if phase.boundaries_computed else "-",
+            "read": str(phase.boundaries_read) if phase.boundaries_read else "-",
+        }
+        for phase in result.phases
+    ]
+    if console.is_terminal and console.width < ALL_RESULT_COLUMNS:
+        rows = [{name: cell for name, cell in row.items() if name not in ("computed", "read")} for row in rows]
     console.print()
-    print_table(
-        console,
-        ("phase", "steps", "time", "first loss", "last loss", "tokens/s", "peak memory", "computed", "read"),
-        [
-            (
-                phase.name,
-                str(phase.steps),
-                duration(phase.seconds),
-                f"{phase.first_loss:.3f}",
-                f"{phase.last_loss:.3f}",
-                count(phase.tokens_per_second),
-                str(ByteSize(phase.peak_bytes)),
-                str(phase.boundaries_computed) if phase.boundaries_computed else "-",
-                str(phase.boundaries_read) if phase.boundaries_read else "-",
-            )
-            for phase in result.phases
-        ],
-    )
+    print_table(console, list(rows[0]), [list(row.values()) for row in rows])
     console.print()
     if not result.likelihoods:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)

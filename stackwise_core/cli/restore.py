@@ -92,7 +92,9 @@ def restore(
         residency = parts.residency(copy)
         for stack in range(parts.spec.stacks):
             residency.bring((stack,), active=active)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
+            # Adapters are what they were.
+            own = [each for name, each in residency.tensors(stack).items() if not name.startswith("adapters.")]
+            size = sum(tensor.numel() * tensor.element_size() for tensor in own)
             use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
             rows.append((stack, use.use, copy.stack_bytes(stack), size))
 
@@ -104,7 +106,7 @@ def restore(
         return
     print_table(
         Console(),
-        ("stack", "precision", "in full", "at it"),
+        ("stack", "precision", "in full", "restored"),
         [(str(stack), use, str(ByteSize(full)), str(ByteSize(size))) for stack, use, full, size in rows],
         left=2,
     )

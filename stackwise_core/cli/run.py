@@ -27,6 +27,8 @@ def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bo
     else:
         if _is_finished(directory, overrides):
             click.echo(f'{directory} is finished. "stackwise evaluate {directory}" measures it.', err=as_json)
+            if as_json:
+                click.echo(json.dumps({"directory": str(directory), "finished": True}))
             return
         config, registry = load_run(directory, plugins=plugins)
 
@@ -45,7 +47,12 @@ def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bo
         plan = make_plan(setup)
     with watching(console) as listener:
         begun = None if directory is None else RunDirectory(directory)
-        result = Engine(setup, plan, registry, listener, begun).run()
+        engine = Engine(setup, plan, registry, listener, begun)
+        try:
+            result = engine.run()
+        except KeyboardInterrupt:
+            click.echo(f'\n"stackwise run {engine.directory}" goes on with this run.', err=True)
+            raise
     if as_json:
         click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
 
@@ -63,6 +70,8 @@ def _is_finished(directory: Path, overrides: Sequence[str]) -> bool:
 
     manifest = Manifest(directory)
     if PROGRESS not in manifest:
+        if any(directory.glob("config.toml.*.new")):
+            raise UsageError(f"{directory}: this run was stopped before it had begun. Delete it, and start anew.")
         near = nearest_run(directory)
         guess = f". Did you mean {near}?" if near else ""
         raise UsageError(

@@ -15,11 +15,13 @@ runs/NAME/
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,23 @@ class RunDirectory:
     def cache(self) -> Path:
         """The directory of the boundaries' stores."""
         return self.path / "cache"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here meanwhile; a process that ends, however it ends, holds no lock.
+
+        Raises:
+            StackwiseError: another one is writing.
+        """
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StackwiseError(f"{self.path}: another process is working on this run.") from None
+            yield
+        finally:
+            os.close(directory)
 
     def together(self) -> AbstractContextManager[None]:
         """What is written in it counts at its end, all of it or nothing."""

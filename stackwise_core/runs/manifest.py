@@ -175,6 +175,11 @@ class Manifest:
                 os.replace(self._beside(name), self.directory / name)
         for name in content.dropped:
             (self.directory / name).unlink(missing_ok=True)
+        for name in content.dropped:
+            for folder in (self.directory / name).parents:
+                with suppress(OSError):  # there is something left in it
+                    if folder != self.directory and self.directory in folder.parents:
+                        folder.rmdir()
         for folder in {(self.directory / name).parent for name in content.pending | content.dropped}:
             if folder.is_dir():
                 sync(folder)

@@ -48,19 +48,19 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
     settling = list(_over_frozen_weights(phases, config, spec, formats))
     if config.active == "adapters" and not any(each.own for each in settling):
         raise UsageError(
-            'adapter.active = "adapters": every stack begins at random, and has no weights to adapt. Set '
-            'trainer_mode.start = "copy" or rack.init_from.'
+            'adapter.active = "adapters": every stack that joins begins at random, and has no weights to adapt. Set '
+            'trainer_mode.start = "copy", or have rack.init_from bring all stacks.'
         )
     if config.stack is not None and config.attach == "freeze":
         settling = [each for place in range(len(settling)) for each in _with_time_of_its_own(settling, place, config)]
     settled = list(_named(settling, config))
     for phase in settled:
-        _check_formats(phase, formats)
+        _check_formats(phase, config, formats)
     named = {name for phase in settled for _, name in phase.adapters}
     if config.trunk is not None and TRUNK not in named:
         raise UsageError(
-            "adapter.trunk: no phase trains the trunk's adapters. Of progressive, set trainer_mode.trunk = "
-            '"adapters"; or leave adapter.trunk out.'
+            "adapter.trunk: no phase trains the trunk's adapters. Trainer mode progressive does, with "
+            'trainer_mode.trunk = "adapters"; or leave adapter.trunk out.'
         )
     return settled
 
@@ -149,8 +149,12 @@ def _named(settling: Sequence[_Settling], config: AdapterConfig) -> Iterator[Pha
         yield evolve(phase, adapters=tuple(pairs), merges=tuple(merges))
 
 
-def _check_formats(phase: Phase, formats: Formats) -> None:
+def _check_formats(phase: Phase, config: AdapterConfig, formats: Formats) -> None:
+    uses = {STACK: config.stack, TRUNK: config.trunk}
     for stack, name in phase.adapters:
-        reason = formats.adapters[name].float_only
-        if reason and formats.precision(stack, "trunk").quantises:
-            raise UsageError(f"adapter.{name} can't stand on the precision that stack {stack} is frozen at: {reason}")
+        reason, choice = formats.adapters[name].float_only, uses[name]
+        if reason and choice is not None and formats.precision(stack, "trunk").quantises:
+            raise UsageError(
+                f'adapter.{name} = "{choice.use}" can\'t stand on stack {stack}, whose weights are quantised when it '
+                f'is frozen: {reason}. Use another adapter, such as "lora", or a precision.trunk such as "bf16".'
+            )

@@ -68,8 +68,21 @@ class Engine:
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
 
+    @property
+    def directory(self) -> Path:
+        """Where the run is."""
+        return self._directory.path
+
     def run(self) -> RunResult:
-        """Train every phase that isn't done yet, then measure every depth."""
+        """Train every phase that isn't done yet, then measure every depth.
+
+        Raises:
+            StackwiseError: another process is working on the run, a file is damaged, or a loss isn't finite.
+        """
+        with self._directory.locked():
+            return self._run()
+
+    def _run(self) -> RunResult:
         config, done = self._setup.config, self._begin()
         with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as interrupted:
 

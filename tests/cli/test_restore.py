@@ -161,7 +161,7 @@ def test_a_table_says_what_each_stack_takes(tmp_path, ran):
     result = restore(ran.directory, "--precision", "nvfp4", "--stacks", "1", "--to", tmp_path / "copy")
     assert result.exit_code == 0, result.output
     heading, zero, one, _, last = result.stdout.splitlines()
-    assert heading.split() == ["stack", "precision", "in", "full", "at", "it"]
+    assert heading.split() == ["stack", "precision", "in", "full", "restored"]
     assert (zero.split()[:2], one.split()[:2]) == (["0", "fp32"], ["1", "nvfp4"])
     assert last == f'{tmp_path}/copy holds the rack. "stackwise evaluate {tmp_path}/copy" measures it.'
 

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,7 +134,7 @@ def test_adapters_are_listed_by_stack_and_dropped(run):
     assert (run.adapter(0, "trunk") / "adapter_model.safetensors").read_bytes() == b"zero, trunk"
     run.drop_adapter(0, "trunk")
     assert RunDirectory(run.path).adapters(0) == ["stack"]
-    assert not list((run.path / "adapters/000/trunk").iterdir())
+    assert not (run.path / "adapters/000/trunk").exists()
     with pytest.raises(StackwiseError, match=r"trunk/adapter_config\.json: the run hasn't written it"):
         run.adapter(0, "trunk")
 
@@ -217,3 +219,23 @@ def test_damaged_json_is_refused(run):
     (run.path / "progress.json").write_text(text.replace("1", "2"))
     with pytest.raises(StackwiseError, match=r"progress\.json: damaged"):
         run.read_json("progress.json")
+
+
+def test_one_process_writes_at_a_time(run):
+    """A second one is refused while the first is at work, and not after it ended."""
+    code = f"""
+from pathlib import Path
+from stackwise_core.errors import StackwiseError
+from stackwise_core.runs.directory import RunDirectory
+try:
+    with RunDirectory(Path({str(run.path)!r})).locked():
+        print("mine")
+except StackwiseError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code]
+    with run.locked():
+        assert subprocess.run(command, capture_output=True, text=True).stdout == (
+            f"{run.path}: another process is working on this run.\n"
+        )
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "mine\n"

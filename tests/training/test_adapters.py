@@ -400,14 +400,14 @@ def test_stacks_have_precisions_of_their_own(tmp_path):
             'phase "stacks 0-1" goes on training stack 0, whose weights can\'t train',
         ),
         ({"adapter": DUAL}, "adapter.trunk: no phase trains the trunk's adapters"),
-        ({"adapter": {"stack": LORA, "active": "adapters"}}, "every stack begins at random"),
+        ({"adapter": {"stack": LORA, "active": "adapters"}}, "every stack that joins begins at random"),
         (
             {"adapter": {"stack": {"use": "pissa"}, "attach": "birth"}},
             'adapter.attach = "birth": pissa begins from a stack\'s finished weights',
         ),
         (
             {"adapter": {"stack": {"use": "pissa"}}, "precision": {"trunk": NF4}},
-            "adapter.stack can't stand on the precision that stack 0 is frozen at: it begins with a part of the",
+            'adapter.stack = "pissa" can\'t stand on stack 0, whose weights are quantised when it is frozen: it begins',
         ),
         ({"adapter": {"stack": LORA}, "training.steps_per_stack": 1}, "none of its steps"),
         (

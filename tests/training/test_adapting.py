@@ -381,8 +381,8 @@ def test_the_trunk_s_adapter_needs_a_phase_that_trains_it(mode):
 def test_adapters_only_needs_weights(mode):
     """Random weights are nothing to adapt."""
     message = refused(MODES[mode], STACK, active="adapters")
-    assert 'adapter.active = "adapters": every stack begins at random' in message
-    assert 'trainer_mode.start = "copy" or rack.init_from' in message
+    assert 'adapter.active = "adapters": every stack that joins begins at random' in message
+    assert 'trainer_mode.start = "copy", or have rack.init_from' in message
 
 
 def test_an_adapter_that_begins_from_finished_weights_has_no_birth():
@@ -394,11 +394,11 @@ def test_an_adapter_that_begins_from_finished_weights_has_no_birth():
 
 def test_an_adapter_for_floats_stands_on_no_quantised_stack():
     """Whether the trunk is quantised or one stack of it; the message has the adapter's own reason."""
-    reason = "frozen at: it begins with a part of the weights"
+    reason = "frozen: it begins with a part of the weights"
     message = refused(blockwise(), STACK, kind=PISSA)
-    assert "adapter.stack can't stand on the precision that stack 0" in message
+    assert "can't stand on stack 0, whose weights are quantised" in message
     assert reason in message
-    assert "that stack 1 is" in refused(blockwise(), STACK, kind=PISSA, trunk=FLOAT, stacks={1: QUANTISED})
+    assert "stand on stack 1" in refused(blockwise(), STACK, kind=PISSA, trunk=FLOAT, stacks={1: QUANTISED})
     assert "adapter.trunk can't stand" in refused(progressive(), TRUNK, kind=PISSA)
 
 
