@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import evolve, frozen
+from torch import Tensor
 
 from stackwise_core.config.load import load_run
 from stackwise_core.config.source_run import FINISHED, PLAN, read_source_run
@@ -17,6 +18,13 @@ from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood,
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.setup import Parts, set_up_parts
+
+
+class _Untouched(RunDirectory):
+    """A run's directory that is read, and left as it is."""
+
+    def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
+        """Keep nothing: what was quantised serves this process alone."""
 
 
 @frozen
@@ -58,7 +66,7 @@ class FinishedRun:
                 f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
             )
         plan = _read_plan(path / PLAN)
-        directory = RunDirectory(path)
+        directory = _Untouched(path)
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
         active = frozenset(map(int, directory.read_json(FINISHED)["active"]))

@@ -54,8 +54,18 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
     if config.stack is not None and config.attach == "freeze":
         settling = [each for place in range(len(settling)) for each in _with_time_of_its_own(settling, place, config)]
     settled = list(_named(settling, config))
+    trained: set[tuple[int, str]] = set()
     for phase in settled:
         _check_formats(phase, config, formats)
+        trained -= set(phase.merges)
+        for stack, name in trained & set(phase.adapters):
+            if formats.adapters[name].rewrites_base:
+                raise UsageError(
+                    f'phase "{phase.name}" goes on training the {name} adapter of stack {stack}, which begins with a '
+                    'part of the weights and is kept as a larger one without it. Use another adapter, such as "lora"'
+                    + (', or adapter.growth = "merge".' if name == TRUNK else ".")
+                )
+        trained |= set(phase.adapters)
     named = {name for phase in settled for _, name in phase.adapters}
     if config.trunk is not None and TRUNK not in named:
         raise UsageError(

@@ -116,7 +116,7 @@ class Engine:
             for boundary in kept:
                 boundary.close()
             interrupted.pop_all()
-            active = sorted(self._plan.phases[-1].phase.trains)
+            active = sorted(self._active_at_the_end)
             self._directory.write_json(FINISHED, {"phases": unstructure(phases), "active": active})
             likelihoods = tuple(self._evaluate(tell))
             result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
@@ -140,6 +140,16 @@ class Engine:
             directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
             directory.write_json(PROGRESS, {"phases": []})
         return []
+
+    @property
+    def _active_at_the_end(self) -> frozenset[int]:
+        """Stacks that trained last; those that had been quantised before, and came back to train, are so again."""
+        *earlier, last = (planned.phase for planned in self._plan.phases)
+        before = {stack for phase in earlier for stack in phase.path}
+        formats = self._setup.implementations.formats
+        return frozenset(
+            stack for stack in last.trains if stack not in before or not formats.precision(stack, "trunk").quantises
+        )
 
     @property
     def _keep(self) -> int:
@@ -275,7 +285,7 @@ class Engine:
             Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
             routes=self._plan.routes,
             exits=self._plan.exits,
-            active=self._plan.phases[-1].phase.trains,
+            active=self._active_at_the_end,
             progress=lambda done, total: tell(EvaluationProgress(done, total)),
         )
 

@@ -138,7 +138,7 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
         read, trained = phase.path[-1], set(paths)
         unchanged, changes = {} if phase.embedding else paths, phase.trains | phase.adapts
         paths = {stack: path for stack, path in unchanged.items() if not changes & set(path)}
-        if phase.exit_norm is not None or read in trained:
+        if phase.exit_norm is not None or read in trained | phase.adapts:
             paths[read] = phase.path
     prefixes = {route.path[: place + 1] for route in routes for place in range(len(route.path))}
     return frozenset(stack for stack, path in paths.items() if path in prefixes)

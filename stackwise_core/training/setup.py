@@ -79,6 +79,7 @@ def set_up(config: Config, registry: Registry, progress: Callable[[int], None] |
         UsageError: the corpus, the tokenizer or the rack to start from can't serve.
     """
     parts, source = set_up_parts(config, registry), None
+    check_optimizer(config.training.optimizer, parts.device)
     if config.rack.init_from is not None:
         source = Source.of(read_source_run(config.rack.init_from), parts.spec, parts.implementations.mode.grows)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
@@ -95,7 +96,6 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
         UsageError: the tokenizer can't serve, the trainer mode can't partition the rack, or a precision can't hold it.
     """
     device = select_device(config.run.device)
-    check_optimizer(config.training.optimizer, device)
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
     noise = Noise.of(implementations.schedule, config.training)

@@ -1,6 +1,8 @@
 """Adapters and quantised trunks in whole runs: they train, are saved, and are loaded by peft without Stackwise."""
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -421,3 +423,25 @@ def test_what_has_no_meaning_is_refused_before_anything_runs(tmp_path, changes, 
     with pytest.raises(UsageError) as refused:
         plan_of(tmp_path, changes)
     assert message in str(refused.value)
+
+
+def test_restored_masters_are_quantised_again(tmp_path):
+    """With ``restore`` the backbone trains in full and ends at the trunk's precision; the newest stack stays active."""
+    restoring = {"precision": {"trunk": NF4}, "trainer_mode": {"use": "fused", "fusion": "trainable", "restore": True}}
+    ran = run_tiny(tmp_path, restoring)
+    assert json.loads((ran.directory / "finished.json").read_text())["active"] == [2]
+    assert sorted(path.name for path in (ran.directory / "trunk").iterdir()) == ["000.safetensors", "001.safetensors"]
+    finished = FinishedRun.open(ran.directory)
+    again = finished.likelihoods(finished.evaluation(finished.text(None)))
+    assert again[-1].nats_per_token == ran.result.likelihoods[-1].nats_per_token
+
+
+def test_what_is_evaluated_is_left_as_it_is(tmp_path):
+    """A finished run whose quantised copies are gone is measured all the same, and nothing is written into it."""
+    ran = run_tiny(tmp_path, {"precision": {"trunk": NF4}})
+    shutil.rmtree(ran.directory / "trunk")
+    before = {path: path.stat().st_mtime_ns for path in ran.directory.rglob("*")}
+    finished = FinishedRun.open(ran.directory)
+    again = finished.likelihoods(finished.evaluation(finished.text(None)))
+    assert again[-1].nats_per_token == ran.result.likelihoods[-1].nats_per_token
+    assert {path: path.stat().st_mtime_ns for path in ran.directory.rglob("*")} == before

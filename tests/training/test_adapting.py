@@ -419,3 +419,11 @@ def test_adapters_that_can_not_stand_on_one_stack_are_refused(which):
     message = refused(progressive(), BOTH, kind=kinds)
     assert 'adapter.stack = "lora" and adapter.trunk = "lora" can\'t stand on one stack: they are unlike' in message
     assert settled(progressive(), STACK, kind=clashing)
+
+
+def test_an_adapter_that_begins_from_the_weights_trains_once():
+    """Its file is a larger one without that beginning; merging lets it begin anew."""
+    message = refused(progressive(), TRUNK, trunk=FLOAT, kind=PISSA)
+    assert 'phase "stack 2" goes on training the trunk adapter of stack 0' in message
+    assert 'adapter.growth = "merge"' in message
+    assert settled(progressive(), TRUNK, trunk=FLOAT, kind=PISSA, growth="merge")
