@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def bits_of(precision: Precision, stack: nn.Module) -> dict[str, tuple[torch.dty
         name: (tensor.dtype, tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in tensors.items()
     }
+
+
+def differing(ones: Mapping[str, object], others: Mapping[str, object]) -> list[str]:
+    """Names under which two mappings don't hold the same; a message with all the bytes would take minutes to make."""
+    return sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
 
 
 class PrecisionContract:
@@ -78,7 +84,7 @@ class PrecisionContract:
             result = output(precision, stack, given)
             results.append((without, result.detach(), *torch.autograd.grad(result.square().sum(), given)))
         assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-        assert bits_of(precision, stack) == before
+        assert differing(bits_of(precision, stack), before) == []
 
     def test_a_row_of_zeros_stays_finite(self, precision: Precision) -> None:
         """Weights that are all zero quantise to zero, not to NaN."""
@@ -119,7 +125,7 @@ class PrecisionContract:
         written = {name: tensor.contiguous() for name, tensor in precision.to_tensors(stack).items()}
         save_file(written, tmp_path / "stack.safetensors")
         precision.from_tensors(fresh, load_file(tmp_path / "stack.safetensors"))
-        assert bits_of(precision, fresh) == bits_of(precision, stack)
+        assert differing(bits_of(precision, fresh), bits_of(precision, stack)) == []
         assert all(not parameter.requires_grad for parameter in fresh.parameters())
         assert torch.equal(output(precision, fresh, x), output(precision, stack, x))
 
