@@ -45,14 +45,16 @@ def run(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bo
     with tokenising(console) as progress:
         setup = set_up(config, registry, progress)
         plan = make_plan(setup)
-    with watching(console) as listener:
-        begun = None if directory is None else RunDirectory(directory)
-        engine = Engine(setup, plan, registry, listener, begun)
-        try:
+    begun = None if directory is None else RunDirectory(directory)
+    engine = None
+    try:
+        with watching(console) as listener:
+            engine = Engine(setup, plan, registry, listener, begun)
             result = engine.run()
-        except KeyboardInterrupt:
-            click.echo(f'\n"stackwise run {engine.directory}" goes on with this run.', err=True)
-            raise
+    except KeyboardInterrupt:
+        if engine is not None:  # said once the bars are gone, which would draw over it
+            click.echo(f'"stackwise run {engine.directory}" goes on with this run.', err=True)
+        raise
     if as_json:
         click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
 
