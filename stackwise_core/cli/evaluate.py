@@ -58,7 +58,7 @@ def evaluate(
     from stackwise_core.cli.progress import counting, tokenising
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.training.determinism import deterministic
-    from stackwise_core.training.plan import unseen
+    from stackwise_core.training.notes import unseen
 
     aside = Console(stderr=True)
     run = FinishedRun.open(directory, device=device, plugins=plugins)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from stackwise_core.cli.tables import print_table
 from stackwise_core.inference.evaluate import BandRoute, Likelihood
-from stackwise_core.training.plan import band_text
+from stackwise_core.training.notes import band_text
 
 
 def print_likelihoods(

@@ -8,7 +8,8 @@ from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.cost import PhasePlan
-from stackwise_core.training.plan import Plan, band_text
+from stackwise_core.training.notes import band_text
+from stackwise_core.training.plan import Plan
 
 ALL_COLUMNS = 116
 """Columns of a terminal that the whole table fits into."""

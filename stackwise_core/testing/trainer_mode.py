@@ -14,7 +14,7 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.testing.fresh import heavy_imports
 from stackwise_core.testing.small import small_rack
-from stackwise_core.training.plan import check_phases, settle_routes
+from stackwise_core.training.plan_checks import check_phases, settle_routes
 
 RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 1, 2)]
 

@@ -320,3 +320,10 @@ def phase_flops(
     done = len(before[-1].frozen_prefix) if made_from_below(phase, before, setup) else 0
     a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
     return total + a_token * spec.seq_len * sum(computed.values())
+
+
+def stores_at_once(planned: Sequence[PhasePlan], setup: Setup) -> int:
+    """Of how many phases boundaries are kept at the same time, at most."""
+    cache = setup.implementations.cache
+    kept = 1 if cache is None else cache.options.keep_time_steps
+    return max(kept, 2 if any(plan.made_from_below for plan in planned) else 1)

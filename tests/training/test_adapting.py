@@ -12,7 +12,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.residency import Formats
 from stackwise_core.testing.small import small_rack
 from stackwise_core.training.adapting import settle_adapters
-from stackwise_core.training.plan import check_phases
+from stackwise_core.training.plan_checks import check_phases
 from stackwise_modes.banded import Banded
 from stackwise_modes.blockwise import Blockwise
 from stackwise_modes.end_to_end import EndToEnd

@@ -12,7 +12,8 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.cost import boundary_bytes, boundary_samples, sample_order
-from stackwise_core.training.plan import check_disk, check_phases, make_plan, settle_routes
+from stackwise_core.training.plan import check_disk, make_plan
+from stackwise_core.training.plan_checks import check_phases, settle_routes
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
 from tests.tiny import run_tiny, tiny_config

@@ -1,0 +1,122 @@
+"""What a user should know of a plan before starting: what is wasted, off, never seen, or too large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import psutil
+from attrs import evolve
+
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.options import ByteSize
+from stackwise_core.training.cost import (
+    PhasePlan,
+    boundary_bytes,
+    boundary_layout,
+    distinct_draws,
+    phase_epochs,
+    sample_order,
+    stores_at_once,
+)
+from stackwise_core.training.setup import Setup
+
+
+def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
+    """What a user should know before starting."""
+    training, cache = setup.config.training, setup.implementations.cache
+    with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
+    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
+    said = []
+    masked = training.objective != "clm"
+    if masked and with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
+        said.append(
+            "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
+        )
+    if cache is not None and not cached:
+        said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
+    live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
+    if cache is not None and live:
+        names = ", ".join(live)
+        said.append(
+            f"The cache is off in {names}: adapters train in the trunk, so that its boundary changes with every step."
+        )
+    if cached and cache is not None:
+        order = sample_order(setup)
+        by_boundary = phases_by_boundary(cached)
+        epochs, draws = (max(f(phase, order) for phase in by_boundary) for f in (phase_epochs, distinct_draws))
+        if epochs <= draws:
+            trained_on = f"Each boundary is trained on once (epochs a phase: {epochs:.3g}, draws a sample: {draws:.3g})"
+            if any(plan.made_from_below for plan in planned):
+                said.append(f"{trained_on}, so the cache saves only the stacks below the last one of the trunk.")
+            elif len(by_boundary) > 1:
+                said.append(f"{trained_on}, and phases share no draws, so the cache saves nothing.")
+            else:
+                said.append(f"{trained_on}, so the cache saves nothing.")
+        if cache.options.capacity is not None:
+            phases = [plan.phase for plan in planned]
+            needed = max(boundary_bytes(phase, phases[:place], setup) for place, phase in enumerate(phases))
+            window = (
+                min(training.window, len(setup.corpus.train)) * boundary_layout(cached[0].phase, setup).bytes_per_entry
+            )
+            if 2 * window > cache.options.capacity // stores_at_once(planned, setup):
+                said.append(
+                    f"cache_backend.capacity = {cache.options.capacity} doesn't hold the {ByteSize(2 * window)} of two "
+                    "windows: most boundaries are computed again for each batch, which is slower than no cache at "
+                    "all. A smaller training.window or a larger capacity helps."
+                )
+            elif needed > cache.options.capacity:
+                said.append(
+                    f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
+                    "boundaries: some are evicted and computed again."
+                )
+    if masked:
+        said += unseen([plan.band for plan in planned if plan.band is not None])
+    if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
+        said.append("The head goes on training: what it reads at shallower depths changes with it.")
+    free = psutil.virtual_memory().available
+    peak = max(plan.memory.total for plan in planned)
+    if setup.device.type == "cpu" and peak > free:
+        said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
+    return said
+
+
+def adapts_below_what_trains(phase: Phase) -> bool:
+    """Whether a boundary would go through adapters that train."""
+    lowest = phase.path[0]
+    return lowest in phase.adapts and len(phase.trains | phase.adapts) > 1
+
+
+def phases_by_boundary(planned: Iterable[PhasePlan]) -> list[Phase]:
+    """The phases, those that follow one another over the same boundary as one."""
+    phases: list[Phase] = []
+    for plan in planned:
+        if plan.same_boundary:
+            main, steps = phases[-1], plan.phase.steps
+            together = None if main.steps is None or steps is None else main.steps + steps
+            phases[-1] = evolve(main, epochs=main.epochs + plan.phase.epochs, steps=together)
+        else:
+            phases.append(plan.phase)
+    return phases
+
+
+def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
+    """What to say of bands that don't cover (0, 1]."""
+    if covered(bands) >= 0.995:
+        return []
+    seen = ", ".join(dict.fromkeys(map(band_text, bands)))
+    return [f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them."]
+
+
+def band_text(band: tuple[float, float]) -> str:
+    """``15-90 %``, or ``15 %`` for a band of one fraction."""
+    low, high = (f"{100 * fraction:.3g}" for fraction in band)
+    return f"{low} %" if low == high else f"{low}-{high} %"
+
+
+def covered(bands: Iterable[tuple[float, float]]) -> float:
+    """The share of (0, 1] that lies in one of the bands."""
+    share, reached = 0.0, 0.0
+    for low, high in sorted((min(band), max(band)) for band in bands):
+        share += max(0.0, high - max(low, reached))
+        reached = max(reached, high)
+    return share
