@@ -1,0 +1,169 @@
+"""Safetensors files, read with ``preadv`` into the process's own memory.
+
+A memory map would add every page that it touches to what the process holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses more, too."""
+
+AT_ONCE = 1 << 12
+"""Bytes of a file's beginning that are read together; most headers are shorter."""
+
+ALIGNED = 64
+"""Each tensor begins at a multiple of so many bytes, as torch's own do: the last bit of a product can depend on it."""
+
+BLOCK = 1 << 20
+"""Bytes that are read and hashed at a time, while they are in the processor's cache."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class DamagedTensors(ValueError):
+    """The file isn't a whole safetensors file."""
+
+
+@frozen
+class StoredTensor:
+    """Where a tensor is in its file: bytes ``begin`` to ``end``, from the file's first."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
+    """What a safetensors file says that it holds, found to be possible: the ranges fill the file without overlap.
+
+    Reads at absolute offsets; where ``file`` stands does not matter.
+
+    Raises:
+        DamagedTensors: it isn't a whole safetensors file, or has a number format that torch doesn't.
+    """
+    size = os.fstat(file.fileno()).st_size
+    beginning = os.pread(file.fileno(), AT_ONCE, 0)
+    end = _header_end(beginning, size, path)
+    while len(beginning) < end:
+        more = os.pread(file.fileno(), end - len(beginning), len(beginning))
+        if not more:
+            raise DamagedTensors(f"{path}: cut short")
+        beginning += more
+    return _parse(beginning[8:end], size, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a safetensors file, and the SHA-256 of its bytes in hexadecimal.
+
+    The file is read once, into pages that go back to the system with the last tensor; they can be written to.
+
+    Raises:
+        DamagedTensors: it isn't a whole safetensors file, or has a number format that torch doesn't.
+        OSError: it can't be read.
+    """
+    digest, tensors = hashlib.sha256(), {}
+    with path.open("rb", buffering=0) as file:
+        stored = sorted(read_header(file, path).items(), key=lambda each: each[1].begin)
+        data = stored[0][1].begin if stored else os.fstat(file.fileno()).st_size
+        _read(file, path, 0, np.empty(data, np.uint8), digest)
+        places = list(accumulate((-(-(each.end - each.begin) // ALIGNED) * ALIGNED for _, each in stored), initial=0))
+        # Pages of its own, not of the heap, where what is freed may be kept.
+        pages = mmap.mmap(-1, max(places[-1], 1))
+        for (name, each), first in zip(stored, places, strict=False):
+            into = np.frombuffer(pages, np.uint8, each.end - each.begin, first)
+            _read(file, path, each.begin, into, digest)
+            tensors[name] = _tensor(pages, each, first)
+    return tensors, digest.hexdigest()
+
+
+def _read(file: BinaryIO, path: Path, offset: int, into: np.ndarray, digest: hashlib._Hash) -> None:
+    """Fill an array of bytes from an offset on, and hash them."""
+    done = 0
+    while done < into.size:
+        block = into[done : done + BLOCK]
+        count = os.preadv(file.fileno(), [block.data], offset + done)
+        if not count:
+            raise DamagedTensors(f"{path}: cut short while it was read")
+        digest.update(block[:count].data)
+        done += count
+
+
+def _tensor(pages: mmap.mmap, stored: StoredTensor, first: int) -> Tensor:
+    count = math.prod(stored.shape)
+    if count == 0:
+        return torch.empty(stored.shape, dtype=stored.dtype)
+    # Unlike a slice of one tensor, each of these has a version counter of its own for autograd.
+    return torch.frombuffer(pages, dtype=stored.dtype, count=count, offset=first).view(stored.shape)
+
+
+def _header_end(beginning: bytes, size: int, path: Path) -> int:
+    """Where the header ends in the file, from its first 8 bytes."""
+    if len(beginning) < 8:
+        raise DamagedTensors(f"{path}: {size} bytes are no safetensors file")
+    length = int.from_bytes(beginning[:8], "little")
+    if length > min(LARGEST_HEADER, size - 8):
+        raise DamagedTensors(f"{path}: a header of {length} bytes in a file of {size}")
+    return 8 + length
+
+
+def _parse(header: bytes, size: int, path: Path) -> dict[str, StoredTensor]:
+    try:
+        described = json.loads(header.decode("utf-8"))
+        if not isinstance(described, dict):
+            raise DamagedTensors(f"{path}: its header is no JSON object")
+        described.pop("__metadata__", None)
+        tensors = {name: _stored(name, told, 8 + len(header)) for name, told in described.items()}
+    except (KeyError, TypeError, RecursionError, ValueError) as error:
+        raise DamagedTensors(f"{path}: {error if isinstance(error, DamagedTensors) else repr(error)}") from error
+    last = 8 + len(header)
+    for name, stored in sorted(tensors.items(), key=lambda each: (each[1].begin, each[1].end)):
+        if stored.begin != last:
+            raise DamagedTensors(f"{path}: {name!r} begins at byte {stored.begin}, the tensor before it ends at {last}")
+        last = stored.end
+    if last != size:
+        raise DamagedTensors(f"{path}: {size} bytes, its header says {last}")
+    return tensors
+
+
+def _stored(name: str, told: dict[str, Any], data: int) -> StoredTensor:
+    """One entry of the header, checked by itself; ``data`` is where the tensors' bytes begin in the file."""
+    dtype, shape, (begin, end) = DTYPES.get(told["dtype"]), told["shape"], told["data_offsets"]
+    if dtype is None:
+        raise DamagedTensors(f"{name!r} has the number format {told['dtype']!r}, which torch doesn't")
+    possible = isinstance(shape, list) and all(type(each) is int and each >= 0 for each in [*shape, begin, end])
+    # torch's strides are 64-bit, also where a dimension is zero.
+    if possible and math.prod(filter(None, shape)) < 1 << 60 and end - begin == math.prod(shape) * dtype.itemsize:
+        return StoredTensor(dtype, tuple(shape), data + begin, data + end)
+    raise DamagedTensors(f"{name!r} can't have the shape {shape!r} and the bytes {begin!r} to {end!r}")
