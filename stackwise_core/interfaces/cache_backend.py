@@ -1,14 +1,15 @@
 """The hook ``cache_backend``: where boundaries are kept between the epochs and phases that read them."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, frozen
 
 from stackwise_core.interfaces.component import Component
-from stackwise_core.options import ByteSize, at_least, option
+from stackwise_core.options import ByteSize, at_least, not_empty, option
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,12 @@ INT4_GROUP = 32
 """How many features of a token share a scale in int4."""
 
 
+def _only_where_more_are_kept(instance: "CacheOptions", attribute: Any, value: int | None) -> None:
+    at_least(1)(instance, attribute, value)
+    if value is not None and value > 1 and instance.keep == "stack":
+        raise ValueError('expected keep = "rack" beside it; keep = "stack" has only the boundary in use')
+
+
 @frozen
 class CacheOptions:
     """What every backend's options have; subclass it."""
@@ -33,12 +40,30 @@ class CacheOptions:
     capacity: ByteSize | None = option(
         None, 'Most bytes to hold, such as "20 GB"; the least recently used entries go first. None: no limit.'
     )
-    keep_time_steps: int = option(
-        1,
-        "Of how many time steps (phases) boundaries are kept: 1 keeps those in use, and none when the run ends; more "
-        "are left in the run's cache directory, by a backend that is on disk.",
-        check=at_least(1),
+    keep: Literal["stack", "rack"] = option(
+        "stack",
+        "Which boundaries are kept: stack, only the one in use, and none when the run ends; rack, those of all stacks, "
+        'left for "stackwise cache" to list and measure, by a backend that is on disk.',
     )
+    keep_time_steps: int | None = option(
+        None,
+        'With keep = "rack", of how many of the last time steps (phases) boundaries are kept. None: of all.',
+        check=_only_where_more_are_kept,
+    )
+    directory: str | None = option(
+        None,
+        "Where the boundaries are, relative to the TOML; runs that share it share what is equal. None: in the run's "
+        "own directory.",
+        check=not_empty,
+        path=(),
+    )
+
+    @property
+    def phases_kept(self) -> float:
+        """Of how many phases boundaries are kept; infinity for all."""
+        if self.keep == "stack":
+            return 1
+        return math.inf if self.keep_time_steps is None else self.keep_time_steps
 
 
 @frozen
@@ -100,7 +125,10 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def put(self, keys: Sequence[Key], entries: "Tensor") -> None:
-        """Store entries [n, tokens, row] of the layout's dtype. A key that is there stays as it is."""
+        """Store entries [n, tokens, row] of the layout's dtype. A key that is there stays as it is.
+
+        Entries for which there is no room, in the capacity or on the disk, are evicted at once; that raises nothing.
+        """
 
     @abstractmethod
     def get(self, keys: Sequence[Key]) -> "Tensor":
@@ -113,6 +141,14 @@ class ActivationStore(ABC):
     @abstractmethod
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         """Which keys have an entry. Asking counts as use, so an entry just found isn't the next to be evicted."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[Key]:
+        """Every entry's key, in no particular order."""
+
+    @abstractmethod
+    def shrink(self, most: int) -> None:
+        """Evict the least recently used entries until at most so many bytes are held."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -128,6 +164,9 @@ class ActivationStore(ABC):
 
     def prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 - a backend with nothing to fetch ahead needs none
         """Say which keys the next ``get`` asks for, so that their reading can begin."""
+
+    def discard(self, keys: Iterable[Key]) -> None:  # noqa: B027 - room that comes back with ``drop`` is no fault
+        """Say which entries nobody will ask for again, so that their room can be given back. Nothing is evicted."""
 
     def close(self) -> None:
         """Flush and release; the store isn't used afterwards."""

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +39,42 @@ def entries_of(layout: Layout, *numbers: int) -> Tensor:
         else:
             rows.append(torch.randint(256, layout.shape, dtype=layout.torch_dtype, generator=generator))
     return torch.stack(rows)
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Start a process that does this work and ends; gives its id. What it raises is printed, and its code is then 1."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def code_of(child: int) -> int:
+    """Wait for its end; its exit code, or the negative number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def everything_is_right(store: ActivationStore, expected: dict[Key, Tensor]) -> int:
+    """Read each entry that the store says it has; how many were still there. All that it gives must be right."""
+    found = 0
+    for key in list(store.keys()):
+        try:
+            (entry,) = store.get([key])
+        except MissingEntries:
+            continue
+        assert torch.equal(entry, expected[key])
+        found += 1
+    return found
 
 
 class CacheBackendContract:
@@ -137,6 +179,61 @@ class CacheBackendContract:
             assert store.contains(keys_of(min(number, 5))) == [True]
         assert store.contains(keys_of(0, 5, 59, 10)) == [True, True, True, False]
 
+    def test_keys_are_those_that_are_there(self, store: ActivationStore, layout: Layout) -> None:
+        """``keys`` names each entry once, whether it was made durable or not."""
+        assert list(store.keys()) == []
+        store.put(keys_of(*range(6)), entries_of(layout, *range(6)))
+        store.flush()
+        store.put(keys_of(9, 0, 9), entries_of(layout, 9, 0, 9))
+        assert sorted(store.keys()) == sorted(keys_of(*range(6), 9))
+        store.drop()
+        assert list(store.keys()) == []
+
+    def test_shrink_evicts_the_least_recently_used(
+        self, backend: CacheBackend, directory: Path, layout: Layout
+    ) -> None:
+        """A store holds no more than it is told to; what was used last stays longest, and what went is counted."""
+        store = backend.open(directory, layout, 40 * layout.bytes_per_entry)
+        for number in range(31):
+            store.put(keys_of(number), entries_of(layout, number))
+            store.get(keys_of(0))
+        store.flush()
+        store.shrink(20 * layout.bytes_per_entry)
+        assert store.contains(keys_of(0, 30)) == [True, True]
+        there = list(store.keys())
+        stats = store.stats()
+        assert stats.bytes <= 20 * layout.bytes_per_entry
+        assert (stats.entries, stats.evicted) == (len(there), 31 - len(there))
+        assert everything_is_right(store, {key_of(each): entries_of(layout, each)[0] for each in range(31)}) == len(
+            there
+        )
+        store.shrink(0)
+        assert (store.stats().entries, store.stats().evicted, store.stats().bytes) == (0, 31, 0)
+        assert store.contains(keys_of(0, 30)) == [False, False]
+
+    def test_what_has_no_room_is_evicted(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """Entries that the capacity can't hold raise nothing: they were written, and are counted as evicted."""
+        for capacity in (0, layout.bytes_per_entry - 1):
+            store = backend.open(directory, layout, capacity)
+            store.put(keys_of(1, 2, 3), entries_of(layout, 1, 2, 3))
+            store.flush()
+            assert store.contains(keys_of(1, 2, 3)) == [False] * 3
+            stats = store.stats()
+            assert (stats.writes, stats.evicted, stats.entries, stats.bytes) == (3, 3, 0, 0)
+
+    def test_discarded_entries_are_not_lost_ones(self, store: ActivationStore, layout: Layout) -> None:
+        """``discard`` counts nothing as evicted or damaged, spares all other entries, and bars no key for ever."""
+        store.put(keys_of(*range(10)), entries_of(layout, *range(10)))
+        store.flush()
+        store.put(keys_of(10, 11), entries_of(layout, 10, 11))
+        store.discard(iter(keys_of(*range(6), 10, 77)))
+        assert torch.equal(store.get(keys_of(6, 7, 8, 9, 11)), entries_of(layout, 6, 7, 8, 9, 11))
+        stats = store.stats()
+        assert (stats.evicted, stats.damaged) == (0, 0)
+        assert stats.entries == len(list(store.keys())) == sum(store.contains(keys_of(*range(12))))
+        store.put(keys_of(*range(12)), entries_of(layout, *range(12)))
+        assert torch.equal(store.get(keys_of(*range(12))), entries_of(layout, *range(12)))
+
     def test_drop_empties_the_store(self, store: ActivationStore, directory: Path, layout: Layout) -> None:
         """Nothing is found after ``drop``, no file is left, and the store can be filled again."""
         store.put(keys_of(*range(9)), entries_of(layout, *range(9)))
@@ -181,6 +278,61 @@ class CacheBackendContract:
         assert torch.equal(backend.open(directory, layout, None).get(keys_of(9, 0)), entries_of(layout, 9, 0))
         small = backend.open(directory, layout, 7 * layout.bytes_per_entry)
         assert small.stats().bytes <= 7 * layout.bytes_per_entry
+
+    def test_flushed_entries_survive_a_kill(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """What a durable store flushed outlives a kill -9 of its process, and whatever else is there is right."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+        expected = {key_of(number): entries_of(layout, number) for number in range(16)}
+
+        def write_and_die() -> None:
+            store = backend.open(directory, layout, None)
+            for done, (key, entry) in enumerate(expected.items(), start=1):
+                store.put([key], entry)
+                if done == 9:
+                    store.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert code_of(in_a_child(write_and_die)) == -signal.SIGKILL
+        store = backend.open(directory, layout, None)
+        assert store.contains(keys_of(*range(9))) == [True] * 9
+        there = list(store.keys())
+        assert everything_is_right(store, {key: entry[0] for key, entry in expected.items()}) == len(there)
+
+    def test_readers_beside_a_writer(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """While one process writes, evicts and drops, others open the store: all that they are given is right."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+        expected = {key_of(number): entries_of(layout, number)[0] for number in range(60)}
+
+        def write_for_ever() -> None:
+            store, serial = backend.open(directory, layout, 30 * layout.bytes_per_entry), 0
+            while True:
+                keys = [key_of((7 * serial + place) % 60) for place in range(5)]
+                store.put(keys, torch.stack([expected[key] for key in keys]))
+                store.flush()
+                serial += 1
+                if serial % 20 == 0:
+                    store.drop()
+
+        def read_much() -> None:
+            found = 0
+            for _ in range(1000):
+                store = backend.open(directory, layout, None)
+                found += everything_is_right(store, expected)
+                store.close()
+                if found >= 150:
+                    return
+                time.sleep(0.001)
+            raise AssertionError(f"readers found {found} entries in 1000 openings")
+
+        writer = in_a_child(write_for_ever)
+        try:
+            readers = [in_a_child(read_much) for _ in range(3)]
+            assert [code_of(reader) for reader in readers] == [0, 0, 0]
+        finally:
+            os.kill(writer, signal.SIGKILL)
+            assert code_of(writer) == -signal.SIGKILL, "the writer failed"
 
     def test_opening_writes_nothing(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
         """The directory is made when something is first written."""

@@ -1,6 +1,9 @@
 """Each check of CacheBackendContract refuses a backend that is wrong in just that."""
 
+import os
 import pickle
+import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -15,8 +18,9 @@ class RightStore(ActivationStore):
     def __init__(self, directory, layout, capacity):
         self.file, self.layout, self.capacity = directory / "all", layout, capacity
         self.entries, self.counts = {}, CacheStats()
-        if self.file.exists():
+        with suppress(FileNotFoundError):
             self.entries = pickle.loads(self.file.read_bytes())
+        self.put_since = False
         self.evict()
 
     def put(self, keys, activations):
@@ -26,10 +30,15 @@ class RightStore(ActivationStore):
             else:
                 self.entries[key] = activation.clone()
                 self.counts.writes += 1
+                self.put_since = True
                 self.evict()
 
     def evict(self):
-        while self.capacity is not None and len(self.entries) * self.layout.bytes_per_entry > self.capacity:
+        if self.capacity is not None:
+            self.shrink(self.capacity)
+
+    def shrink(self, most):
+        while len(self.entries) * self.layout.bytes_per_entry > most:
             del self.entries[next(iter(self.entries))]
             self.counts.evicted += 1
 
@@ -45,15 +54,28 @@ class RightStore(ActivationStore):
         self.use(keys)
         return [key in self.entries for key in keys]
 
+    def keys(self):
+        return iter(list(self.entries))
+
+    def discard(self, keys):
+        for key in keys:
+            self.entries.pop(key, None)
+
     def use(self, keys):
         for key in keys:
             if key in self.entries:
                 self.entries[key] = self.entries.pop(key)
 
     def flush(self):
-        if self.entries:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_bytes(pickle.dumps(self.entries))
+        if self.put_since:
+            self.write()
+            self.put_since = False
+
+    def write(self):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_name("beside")
+        beside.write_bytes(pickle.dumps(self.entries))
+        beside.replace(self.file)
 
     def drop(self):
         self.entries.clear()
@@ -119,6 +141,54 @@ def blaming_all(self, keys):
     return RightStore.get(self, keys)
 
 
+def newest_first(self, most):
+    while len(self.entries) * self.layout.bytes_per_entry > most:
+        self.entries.popitem()
+        self.counts.evicted += 1
+
+
+def uncounted(self, most):
+    before = self.counts.evicted
+    RightStore.shrink(self, most)
+    self.counts.evicted = before
+
+
+def keeping_one(self, most):
+    RightStore.shrink(self, max(most, self.layout.bytes_per_entry))
+
+
+def refusing(self, keys, activations):
+    if self.capacity is not None and self.capacity < self.layout.bytes_per_entry:
+        raise OSError("no room")
+    RightStore.put(self, keys, activations)
+
+
+def discarding_as_evicted(self, keys):
+    before = len(self.entries)
+    RightStore.discard(self, keys)
+    self.counts.evicted += before - len(self.entries)
+
+
+def banning(self, keys):
+    self.banned = {*keys}
+    RightStore.discard(self, self.banned)
+
+
+def without_banned(self, keys, activations):
+    allowed = [place for place, key in enumerate(keys) if key not in getattr(self, "banned", ())]
+    RightStore.put(self, [keys[place] for place in allowed], activations[allowed])
+
+
+def in_place(self):
+    """Half of the file, and the other half a little later."""
+    self.file.parent.mkdir(parents=True, exist_ok=True)
+    whole = pickle.dumps(self.entries)
+    with self.file.open("wb") as file:
+        for half in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
+            os.write(file.fileno(), half)
+            time.sleep(0.002)
+
+
 WRONG = {
     "always fp32": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).float())),
     "rounded": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).half().float())),
@@ -139,11 +209,36 @@ WRONG = {
     ),
     "no limit": ("test_capacity_is_kept", wrong(evict=lambda self: None)),
     "first in, first out": ("test_the_least_recently_used_goes_first", wrong(use=lambda self, keys: None)),
+    "names one twice": (
+        "test_keys_are_those_that_are_there",
+        wrong(keys=lambda self: iter([*self.entries, *list(self.entries)[:1]])),
+    ),
+    "names only what is written": (
+        "test_keys_are_those_that_are_there",
+        wrong(keys=lambda self: iter(pickle.loads(self.file.read_bytes()) if self.file.exists() else ())),
+    ),
+    "shrinks by the newest": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=newest_first)),
+    "shrinks uncounted": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=uncounted)),
+    "shrinks to one": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=keeping_one)),
+    "never empty": ("test_what_has_no_room_is_evicted", wrong(shrink=keeping_one)),
+    "no room is an error": ("test_what_has_no_room_is_evicted", wrong(put=refusing)),
+    "discards all": (
+        "test_discarded_entries_are_not_lost_ones",
+        wrong(discard=lambda self, keys: self.entries.clear()),
+    ),
+    "discarded is evicted": ("test_discarded_entries_are_not_lost_ones", wrong(discard=discarding_as_evicted)),
+    "discarded for ever": ("test_discarded_entries_are_not_lost_ones", wrong(discard=banning, put=without_banned)),
     "leaves files": ("test_drop_empties_the_store", wrong(drop=lambda self: self.entries.clear())),
     "leaves entries": ("test_drop_empties_the_store", wrong(drop=lambda self: None)),
     "prefetch reads": ("test_prefetch_changes_nothing", wrong(prefetch=lambda self, keys: self.get(keys))),
     "live counts": ("test_stats_count", wrong(stats=live_stats)),
     "forgets": ("test_flushed_entries_are_there_again", wrong(flush=lambda self: None)),
+    "written at closing": (
+        "test_flushed_entries_survive_a_kill",
+        wrong(flush=lambda self: None, close=RightStore.flush),
+    ),
+    "written in place": ("test_readers_beside_a_writer", wrong(write=in_place)),
+    "readers write": ("test_readers_beside_a_writer", wrong(flush=RightStore.write)),
     "writes at once": ("test_opening_writes_nothing", wrong(__init__=made_at_once)),
     "loses at closing": ("test_it_agrees_with_a_dict", wrong(close=lambda self: None)),
 }
@@ -159,7 +254,7 @@ def test_wrong_backends_are_refused(what, refuses, tmp_path):
     given = {"backend": wrong_backend, "layout": layout, "directory": directory}
     if "store" in asked:
         given["store"] = wrong_backend.open(directory, layout, None)
-    raised = (MissingEntries, RuntimeError)
+    raised = (MissingEntries, RuntimeError, OSError)
     refuses(CacheBackendContract(), check, *raised, **{name: given[name] for name in asked})
 
 

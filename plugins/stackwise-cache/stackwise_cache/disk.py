@@ -1,17 +1,21 @@
 """Boundaries on disk, in checksummed safetensors shards."""
 
+import errno
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
-import torch
+import numpy as np
 import xxhash
-from attrs import define, evolve
+from attrs import evolve
 from torch import Tensor
 
+from stackwise_cache.answer import AnswerRoom, as_bytes
 from stackwise_cache.options import DiskOptions
-from stackwise_cache.shard import DamagedShard, Shard, as_bytes, write_shard
+from stackwise_cache.shard import DamagedShard, Shard
 from stackwise_core.files import sync
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -22,13 +26,11 @@ from stackwise_core.interfaces.cache_backend import (
     MissingEntries,
 )
 
+SHIFT = 32
+"""A place is ``shard number << SHIFT | index``: one int an entry, and in the order of the files."""
 
-@define(eq=False)
-class Place:
-    """Where an entry is: in a shard, or still waiting to be written, in the store's own buffer."""
-
-    shard: Shard | None
-    index: int
+WAITING = 0
+"""The number that no shard has: the entry is in the buffer, yet to be written."""
 
 
 class DiskStore(ActivationStore):
@@ -36,134 +38,210 @@ class DiskStore(ActivationStore):
 
     A shard is written whole, so a kill loses at most the one that was being filled. A file that isn't a whole shard of
     this layout is deleted and counted as damaged when the store is opened; an entry whose checksum is wrong is
-    forgotten and counted when it is read.
+    forgotten and counted when it is read. A shard is evicted whole, and deleted when none of its entries is left.
     """
 
     def __init__(self, directory: Path, layout: Layout, capacity: int | None, shard_entries: int) -> None:
         self._directory, self._layout, self._capacity = directory, layout, capacity
-        # A shard is evicted whole: with at least four of them, most of a full store stays.
+        # With at least four shards, most of a full store stays when one of them goes.
         most = shard_entries if capacity is None else capacity // (4 * layout.bytes_per_entry)
         self._shard_entries = max(1, min(shard_entries, most))
-        self._places: dict[Key, Place] = {}
-        self._shards: OrderedDict[Path, Shard] = OrderedDict()  # the least recently used first
+        self._places: dict[Key, int] = {}
+        self._shards: OrderedDict[int, Shard] = OrderedDict()  # by number, the least recently used first
+        self._numbered = WAITING
+        self._shard_bytes = 0
         self._waiting: list[Key] = []
-        self._buffer: Tensor | None = None
+        self._buffer: np.ndarray | None = None
+        self._room = AnswerRoom(layout)
         self._stats = CacheStats()
         self._find_shards()
 
     def _find_shards(self) -> None:
-        if not self._directory.is_dir():
+        try:
+            found = list(os.scandir(self._directory))
+        except FileNotFoundError:
             return
-        for beside in self._directory.glob(".*.tmp"):
-            if not _being_written(beside):
-                beside.unlink(missing_ok=True)
-        found = [entry for entry in os.scandir(self._directory) if entry.name.endswith(".safetensors")]
-        for entry in sorted(found, key=_modified):
+        for entry in found:
+            if entry.name.startswith(".") and entry.name.endswith(".tmp") and not _being_written(entry.name):
+                Path(entry.path).unlink(missing_ok=True)
+        for entry in sorted((each for each in found if each.name.endswith(".safetensors")), key=_modified):
             path = Path(entry.path)
             try:
-                self._enter(Shard(path, self._layout))
+                self._enter(Shard.open(path, self._layout))
             except DamagedShard:
                 self._stats.damaged += 1
                 path.unlink(missing_ok=True)
             except (FileNotFoundError, IsADirectoryError):
                 continue  # another store has evicted it since; or it is nothing of ours
-        self._evict(keep=None)
+        self._keep_capacity()
 
     def _enter(self, shard: Shard) -> None:
-        self._shards[shard.path] = shard
-        for index, key in enumerate(shard.keys):
-            self._places[key] = Place(shard, index)
+        """Find the shard's entries in it from now on."""
+        keys = shard.keys()
+        self._release(self._places.keys() & keys)
+        self._numbered += 1
+        self._shards[self._numbered] = shard
+        self._shard_bytes += shard.size
+        first, others = self._numbered << SHIFT, len(self._places)
+        self._places.update(zip(keys, range(first, first + shard.count), strict=True))
+        shard.living = len(self._places) - others
+
+    def _release(self, keys: Iterable[Key]) -> None:
+        """Find these entries no more; a shard of which none is left is deleted."""
+        for key in keys:
+            number = self._places.pop(key, WAITING) >> SHIFT
+            if number != WAITING:
+                shard = self._shards[number]
+                shard.living -= 1
+                if shard.living == 0:
+                    self._delete(number)
+
+    def _delete(self, number: int) -> None:
+        shard = self._shards.pop(number)
+        self._shard_bytes -= shard.size
+        shard.path.unlink(missing_ok=True)
+
+    def _forget(self, number: int) -> int:
+        """Delete a shard with all of its entries that are found in it; how many these are."""
+        shard = self._shards[number]
+        count, first = shard.living, number << SHIFT
+        self._release([key for index, key in enumerate(shard.keys()) if self._places.get(key) == first + index])
+        return count
 
     def put(self, keys: Sequence[Key], entries: Tensor) -> None:
-        for key, entry in zip(keys, entries.detach().cpu(), strict=True):
+        for key, row in zip(keys, as_bytes(entries), strict=True):
             if key in self._places:
                 self._stats.duplicates += 1
                 continue
+            self._flush_if_full()  # still so where the last try has raised
             if self._buffer is None:
-                self._buffer = torch.empty((self._shard_entries, *self._layout.shape), dtype=self._layout.torch_dtype)
-            self._buffer[len(self._waiting)] = entry
-            self._places[key] = Place(None, len(self._waiting))
+                self._buffer = np.empty((self._shard_entries, self._layout.bytes_per_entry), np.uint8)
+            self._buffer[len(self._waiting)] = row
+            self._places[key] = len(self._waiting)
             self._waiting.append(key)
             self._stats.writes += 1
-            if len(self._waiting) == self._shard_entries:
-                self.flush()
+            self._keep_capacity()
+            self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
+        if len(self._waiting) == self._shard_entries:
+            self.flush()
 
     def flush(self) -> None:
-        if not self._waiting:
-            return
+        while self._waiting:
+            try:
+                shard = self._write()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if self._shards:
+                    self._evict_shard()
+                else:
+                    self._evict_waiting(len(self._waiting))
+            else:
+                self._enter(shard)
+                self._waiting = []
+                self._keep_capacity()
+
+    def _write(self) -> Shard:
         assert self._buffer is not None
         if not self._directory.is_dir():
             self._directory.mkdir(parents=True, exist_ok=True)
             sync(self._directory.parent)
         # Named by its keys: what another writer publishes under this name holds the same entries.
         path = self._directory / f"{xxhash.xxh3_128_hexdigest(b''.join(self._waiting))}.safetensors"
-        if path in self._shards:  # the same entries again, after damage
-            self._forget(self._shards[path])
-        write_shard(path, self._waiting, self._buffer[: len(self._waiting)])
-        self._waiting = []
-        self._enter(Shard(path, self._layout))
-        self._evict(keep=path)
+        return Shard.write(path, self._waiting, self._buffer[: len(self._waiting)], self._layout)
 
-    def _evict(self, keep: Path | None) -> None:
-        while self._capacity is not None and self._bytes() > self._capacity:
-            path, shard = next(iter(self._shards.items()))
-            if path == keep:
-                return
-            self._forget(shard)
-            self._stats.evicted += len(shard.keys)
+    def _keep_capacity(self) -> None:
+        if self._capacity is not None:
+            self.shrink(self._capacity)
 
-    def _forget(self, shard: Shard) -> None:
-        for key in shard.keys:
-            place = self._places.get(key)
-            if place is not None and place.shard is shard:
-                del self._places[key]
-        del self._shards[shard.path]
-        shard.path.unlink(missing_ok=True)
+    def shrink(self, most: int) -> None:
+        while self._shards and self._bytes() > most:
+            self._evict_shard()
+        over = self._bytes() - most
+        if over > 0:
+            self._evict_waiting(-(-over // self._layout.bytes_per_entry))
+
+    def _evict_shard(self) -> None:
+        self._stats.evicted += self._forget(next(iter(self._shards)))
+
+    def _evict_waiting(self, count: int) -> None:
+        """Give up the oldest of the entries that aren't written yet."""
+        oldest = self._waiting[:count]
+        self._stats.evicted += len(oldest)
+        self.discard(oldest)
+
+    def discard(self, keys: Iterable[Key]) -> None:
+        self._release(keys)
+        kept = [index for index, key in enumerate(self._waiting) if key in self._places]
+        if len(kept) < len(self._waiting):
+            assert self._buffer is not None
+            self._buffer[: len(kept)] = self._buffer[kept]
+            self._waiting = [self._waiting[index] for index in kept]
+            self._places.update(zip(self._waiting, range(len(kept)), strict=True))
 
     def _bytes(self) -> int:
-        return sum(shard.bytes for shard in self._shards.values())
+        return self._shard_bytes + len(self._waiting) * self._layout.bytes_per_entry
 
     def get(self, keys: Sequence[Key]) -> Tensor:
-        entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
-        rows = as_bytes(entries)
-        missing = []
-        for row, key in enumerate(keys):
-            place = self._places.get(key)
-            if place is None:
-                missing.append(key)
-            elif place.shard is None:
+        entries, rows = self._room.take(len(keys))
+        places = [self._places.get(key) for key in keys]
+        wanted = sorted((place, row) for row, place in enumerate(places) if place is not None)
+        missing = {row for row, place in enumerate(places) if place is None}
+        for number, group in groupby(wanted, key=_shard_number):
+            if number == WAITING:
                 assert self._buffer is not None
-                entries[row] = self._buffer[place.index]
-            elif place.shard.read(place.index, rows[row]):
-                self._shards.move_to_end(place.shard.path)
+                for place, row in group:
+                    rows[row] = self._buffer[place]
             else:
-                self._stats.damaged += 1
-                del self._places[key]
-                missing.append(key)
+                missing.update(self._read(number, list(group), rows))
         if missing:
-            raise MissingEntries(missing)
+            raise MissingEntries([key for row, key in enumerate(keys) if row in missing])
         self._stats.reads += len(keys)
         return entries
 
+    def _read(self, number: int, wanted: list[tuple[int, int]], rows: np.ndarray) -> list[int]:
+        """Read places of a shard into their rows; gives the rows whose entries are no more."""
+        shard, first = self._shards[number], number << SHIFT
+        self._shards.move_to_end(number)
+        try:
+            descriptor = os.open(shard.path, os.O_RDONLY)
+        except FileNotFoundError:  # another store has evicted it
+            self._forget(number)
+            return [row for _, row in wanted]
+        try:
+            wrong = [(place, row) for place, row in wanted if not shard.read(place - first, descriptor, rows[row])]
+        finally:
+            os.close(descriptor)
+        if wrong:
+            damaged, all_keys = {place - first for place, _ in wrong}, shard.keys()
+            self._stats.damaged += len(damaged)
+            self._release([all_keys[index] for index in damaged])
+        return [row for _, row in wrong]
+
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         places = [self._places.get(key) for key in keys]
-        for place in places:
-            if place is not None and place.shard is not None:
-                self._shards.move_to_end(place.shard.path)
+        for number in {place >> SHIFT for place in places if place is not None}:
+            if number != WAITING:
+                self._shards.move_to_end(number)
         return [place is not None for place in places]
 
+    def keys(self) -> Iterator[Key]:
+        return iter(list(self._places))
+
     def prefetch(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            place = self._places.get(key)
-            if place is not None and place.shard is not None:
-                place.shard.will_read(place.index)
+        places = sorted(place for place in map(self._places.get, keys) if place is not None)
+        for number, group in groupby(places, key=lambda place: place >> SHIFT):
+            if number != WAITING:
+                self._shards[number].will_read(place - (number << SHIFT) for place in group)
 
     def drop(self) -> None:
-        for shard in list(self._shards.values()):
-            self._forget(shard)
+        for number in list(self._shards):
+            self._delete(number)
         self._places.clear()
         self._waiting, self._buffer = [], None
-        if self._directory.is_dir() and not any(self._directory.iterdir()):
+        with suppress(OSError):  # not there, or with things in it that aren't ours
             self._directory.rmdir()
 
     def close(self) -> None:
@@ -175,6 +253,10 @@ class DiskStore(ActivationStore):
         return evolve(self._stats, entries=len(self._places), bytes=self._bytes())
 
 
+def _shard_number(wanted: tuple[int, int]) -> int:
+    return wanted[0] >> SHIFT
+
+
 def _modified(entry: os.DirEntry[str]) -> int:
     """When a shard was written; 0 where another store has deleted it since it was listed."""
     try:
@@ -183,9 +265,9 @@ def _modified(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def _being_written(beside: Path) -> bool:
+def _being_written(name: str) -> bool:
     """Whether ``.NAME.PID.tmp`` belongs to another process that still runs."""
-    pid = beside.name.split(".")[-2]
+    pid = name.split(".")[-2]
     if not pid.isdecimal() or int(pid) == os.getpid():
         return False
     try:

@@ -1,13 +1,14 @@
 """Boundaries in memory."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from attrs import evolve
 from torch import Tensor
 
+from stackwise_cache.answer import AnswerRoom, as_bytes
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -19,24 +20,26 @@ from stackwise_core.interfaces.cache_backend import (
 
 
 class MemoryStore(ActivationStore):
-    """A dict from keys to entries, the least recently used first."""
+    """A dict from keys to the bytes of entries, the least recently used first."""
 
     def __init__(self, layout: Layout, capacity: int | None) -> None:
         self._layout, self._capacity = layout, capacity
-        self._entries: OrderedDict[Key, Tensor] = OrderedDict()
+        self._entries: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._room = AnswerRoom(layout)
         self._stats = CacheStats()
 
     def put(self, keys: Sequence[Key], entries: Tensor) -> None:
-        for key, entry in zip(keys, entries.detach().cpu(), strict=True):
+        for key, row in zip(keys, as_bytes(entries), strict=True):
             if key in self._entries:
                 self._stats.duplicates += 1
                 continue
-            self._entries[key] = entry.clone()  # a view would keep the whole batch alive
+            self._entries[key] = row.copy()  # a view would keep the whole batch alive
             self._stats.writes += 1
-            self._evict()
+            if self._capacity is not None:
+                self.shrink(self._capacity)
 
-    def _evict(self) -> None:
-        while self._capacity is not None and len(self._entries) * self._layout.bytes_per_entry > self._capacity:
+    def shrink(self, most: int) -> None:
+        while self._entries and len(self._entries) * self._layout.bytes_per_entry > most:
             self._entries.popitem(last=False)
             self._stats.evicted += 1
 
@@ -46,9 +49,9 @@ class MemoryStore(ActivationStore):
             raise MissingEntries(missing)
         self.contains(keys)
         self._stats.reads += len(keys)
-        entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
-        for row, key in enumerate(keys):
-            entries[row] = self._entries[key]
+        entries, rows = self._room.take(len(keys))
+        for row, key in zip(rows, keys, strict=True):
+            row[:] = self._entries[key]
         return entries
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
@@ -57,6 +60,13 @@ class MemoryStore(ActivationStore):
             if there:
                 self._entries.move_to_end(key)
         return found
+
+    def keys(self) -> Iterator[Key]:
+        return iter(list(self._entries))
+
+    def discard(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._entries.pop(key, None)
 
     def flush(self) -> None:
         """Keep everything where it is: nothing here outlives the process."""

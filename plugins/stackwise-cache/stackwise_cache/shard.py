@@ -1,32 +1,27 @@
 """One shard: a safetensors file of some activations with their keys and checksums.
 
-A shard holds three tensors: ``keys`` uint8 [n, 16], ``checksums`` uint8 [n, 16] (xxh3-128 of each key and entry), and
-``activations`` [n, tokens, row] in the layout's dtype. It is written beside, synced and renamed, so it is whole or not
-there, and it is its own index. The header is read as JSON, and entries with ``pread`` at the offsets that it gives: a
-memory map would add every page it touches to the process's resident memory.
+A shard holds three tensors: ``activations`` [n, tokens, row] in the layout's dtype, ``checksums`` uint8 [n, 16]
+(xxh3-128 of each key and entry), and ``keys`` uint8 [n, 16]. It is written beside, synced and renamed, so it is whole
+or not there, and it is its own index. Entries are read with ``preadv`` at the offsets that its header gives: a memory
+map would add every page it touches to the process's resident memory.
 """
 
 import json
-import math
 import os
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 import xxhash
-from safetensors.torch import save_file
-from torch import Tensor
+from attrs import define
 
 from stackwise_core.files import publish
 from stackwise_core.interfaces.cache_backend import Key, Layout
+from stackwise_core.tensor_file import DTYPES, DamagedTensors, read_header
 
-LARGEST_HEADER = 1 << 16
-SAFETENSORS_DTYPE = {torch.bfloat16: ("BF16", 2), torch.float32: ("F32", 4), torch.uint8: ("U8", 1)}
-"""Its name in a header, and the bytes of a number."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class DamagedShard(ValueError):
@@ -40,96 +35,99 @@ def checksum(key: Key, activation: memoryview) -> bytes:
     return digest.digest()
 
 
-def as_bytes(activations: Tensor) -> np.ndarray:
-    """The bytes of contiguous activations [n, ...] as uint8 [n, bytes], without a copy."""
-    return activations.view(torch.uint8).flatten(1).numpy()
-
-
-def write_shard(path: Path, keys: Sequence[Key], activations: Tensor) -> None:
-    """Write a shard durably."""
-    checksums = [checksum(key, row.data) for key, row in zip(keys, as_bytes(activations), strict=True)]
-    tensors = {
-        "keys": torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16).copy()),
-        "checksums": torch.from_numpy(np.frombuffer(b"".join(checksums), dtype=np.uint8).reshape(-1, 16).copy()),
-        "activations": activations,
-    }
-    publish(path, lambda beside: save_file(tensors, beside))
-
-
+@define(eq=False)
 class Shard:
-    """A shard that is there to be read. No file stays open: a large store has more shards than a process may open."""
+    """A shard that is there to be read, and the index of its entries.
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    No file stays open: a large store has more shards than a process may open, and opening takes a twentieth of the
+    time that reading an entry does.
+    """
+
+    path: Path
+    size: int
+    count: int
+    entry_bytes: int
+    begin: int
+    """Where the first activation is in the file."""
+    packed_keys: bytes
+    checksums: bytes
+    living: int = 0
+    """How many of its entries the store still finds."""
+
+    @classmethod
+    def open(cls, path: Path, layout: Layout) -> "Shard":
         """Read the header, the keys and the checksums.
 
         Raises:
             DamagedShard: the file is cut short, or not a shard of this layout.
             OSError: the file can't be read.
         """
-        self.path, self._entry_bytes = path, layout.bytes_per_entry
-        try:
-            with path.open("rb") as file:
-                self.bytes = os.fstat(file.fileno()).st_size
-                header, begin = self._header(file)
-                places = self._check(header, begin, layout)
-                self._first_activation = places["activations"]
-                self.keys = self._sixteens(file, places["keys"], header)
-                self._checksums = self._sixteens(file, places["checksums"], header)
-        except (KeyError, TypeError, IndexError, AttributeError, RecursionError, struct.error, ValueError) as error:
-            raise error if isinstance(error, DamagedShard) else DamagedShard(f"{path}: {error}") from error
+        with path.open("rb", buffering=0) as file:
+            try:
+                header = read_header(file, path)
+            except DamagedTensors as error:
+                raise DamagedShard(str(error)) from error
+            found = {name: (stored.dtype, stored.shape) for name, stored in header.items()}
+            count = (*found.get("activations", (None, ()))[1], 0)[0]
+            for name, (dtype, shape) in _contents(count, layout).items():
+                if found.get(name) != (dtype, shape):
+                    raise DamagedShard(f"{path}: {name} isn't {dtype} {shape}")
+            keys, checksums = (
+                os.pread(file.fileno(), 16 * count, header[name].begin) for name in ("keys", "checksums")
+            )
+            size = max(stored.end for stored in header.values())
+        if len(keys) + len(checksums) != 32 * count:
+            raise DamagedShard(f"{path}: cut short")
+        return cls(path, size, count, layout.bytes_per_entry, header["activations"].begin, keys, checksums)
 
-    def _header(self, file: BinaryIO) -> tuple[dict, int]:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > LARGEST_HEADER:
-            raise DamagedShard(f"{self.path}: its header would take {length} bytes")
-        return json.loads(file.read(length)), 8 + length
+    @classmethod
+    def write(cls, path: Path, keys: list[Key], entries: np.ndarray, layout: Layout) -> "Shard":
+        """Write a shard durably: entries uint8 [n, bytes] under n keys.
 
-    def _check(self, header: dict, begin: int, layout: Layout) -> dict[str, int]:
-        """Where each tensor begins in the file, once the header is found to describe a shard of this layout."""
-        count = header["activations"]["shape"][0]
-        if type(count) is not int:
-            raise DamagedShard(f"{self.path}: it has {count!r} activations")
-        expected = {
-            "activations": (layout.torch_dtype, [count, *layout.shape]),
-            "keys": (torch.uint8, [count, 16]),
-            "checksums": (torch.uint8, [count, 16]),
-        }
-        places = {}
-        for name, (torch_dtype, shape) in expected.items():
-            dtype, width = SAFETENSORS_DTYPE[torch_dtype]
-            size = math.prod(shape) * width
-            first, last = header[name]["data_offsets"]
-            if (header[name]["dtype"], header[name]["shape"], last - first) != (dtype, shape, size):
-                raise DamagedShard(f"{self.path}: {name} isn't {dtype} {shape}")
-            if type(first) is not int or not 0 <= first <= last <= self.bytes - begin:
-                raise DamagedShard(f"{self.path}: cut short")
-            places[name] = begin + first
-        return places
+        The bytes are those of the safetensors library, whose own errors don't say that a disk is full.
+        """
+        packed_keys, count = b"".join(keys), len(keys)
+        checksums = b"".join(checksum(key, row.data) for key, row in zip(keys, entries, strict=True))
+        header, end = {}, 0
+        for name, (dtype, shape) in _contents(count, layout).items():
+            begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+            header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
 
-    @staticmethod
-    def _sixteens(file: BinaryIO, begin: int, header: dict) -> list[bytes]:
-        count = header["activations"]["shape"][0]
-        file.seek(begin)
-        return [file.read(16) for _ in range(count)]
+        def write(beside: Path) -> None:
+            with beside.open("wb") as file:
+                for part in (len(text).to_bytes(8, "little"), text, entries.data, checksums, packed_keys):
+                    file.write(part)
 
-    def read(self, index: int, into: np.ndarray) -> bool:
+        publish(path, write)
+        begin = 8 + len(text)
+        return cls(path, begin + end, count, layout.bytes_per_entry, begin, packed_keys, checksums)
+
+    def keys(self) -> list[Key]:
+        """The key of each entry."""
+        return np.frombuffer(self.packed_keys, "V16").tolist()
+
+    def read(self, index: int, descriptor: int, into: np.ndarray) -> bool:
         """Read one activation's bytes into uint8 [bytes]; whether they are what was written."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            done = os.preadv(descriptor, [into.data], self._offset(index))
-        finally:
-            os.close(descriptor)
-        return done == self._entry_bytes and checksum(self.keys[index], into.data) == self._checksums[index]
+        done = os.preadv(descriptor, [into.data], self.begin + index * self.entry_bytes)
+        here = slice(16 * index, 16 * index + 16)
+        return done == self.entry_bytes and checksum(self.packed_keys[here], into.data) == self.checksums[here]
 
-    def will_read(self, index: int) -> None:
-        """Tell the system that an activation is about to be read."""
+    def will_read(self, indices: Iterable[int]) -> None:
+        """Tell the system that these activations are about to be read."""
         if not hasattr(os, "posix_fadvise"):
             return
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), self._offset(index), self._entry_bytes, os.POSIX_FADV_WILLNEED)
+        with suppress(FileNotFoundError), self.path.open("rb", buffering=0) as file:
+            for index in indices:
+                begin = self.begin + index * self.entry_bytes
+                os.posix_fadvise(file.fileno(), begin, self.entry_bytes, os.POSIX_FADV_WILLNEED)
 
-    def _offset(self, index: int) -> int:
-        return self._first_activation + index * self._entry_bytes
+
+def _contents(count: int, layout: Layout) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The tensors of a shard of so many entries, in the file's order."""
+    return {
+        "activations": (layout.torch_dtype, (count, *layout.shape)),
+        "checksums": (torch.uint8, (count, 16)),
+        "keys": (torch.uint8, (count, 16)),
+    }

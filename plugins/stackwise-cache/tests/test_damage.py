@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import MissingEntries
-from stackwise_core.testing.cache_backend import entries_of, keys_of
+from stackwise_core.testing.cache_backend import entries_of, everything_is_right, keys_of
 
 NUMBERS = (0, 1, 2, 3)
 
@@ -68,6 +68,27 @@ def test_flips_in_activations(shard, open_store, layout):
         store = open_store()
         assert readable(store, layout) == [each for each in NUMBERS if each != place // layout.bytes_per_entry]
         assert (store.stats().damaged, store.stats().entries) == (1, 3)
+
+
+def test_flips_in_many_shards(open_store, directory, layout):
+    """Random bytes of many files change: every entry that is given is right, and each one that isn't was counted."""
+    store, rng = open_store(), np.random.default_rng(3)
+    expected = dict(zip(keys_of(*range(160)), entries_of(layout, *range(160)), strict=True))
+    store.put(list(expected), torch.stack(list(expected.values())))
+    changed = rng.permutation(sorted(directory.iterdir()))[:25]
+    for path in changed:
+        whole = bytearray(path.read_bytes())
+        for place in rng.integers(len(whole), size=int(rng.integers(1, 4))):
+            whole[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(whole)
+    store = open_store()
+    refused = store.stats().damaged  # whole files
+    entries = store.stats().entries
+    right = everything_is_right(store, expected)
+    stats = store.stats()
+    assert entries - right == stats.damaged - refused > 0
+    assert (stats.entries, stats.reads) == (right, right)
+    assert 25 <= 160 - right <= 100
 
 
 def test_a_damaged_entry_can_be_put_again(shard, open_store, layout):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stackwise_core.interfaces.cache_backend import Layout, MissingEntries
 from stackwise_core.testing.cache_backend import entries_of, keys_of
@@ -66,6 +66,68 @@ def test_shards_are_small_beside_the_capacity(directory, open_store, layout):
     assert store.contains(keys_of(11)) == [True]
 
 
+def test_the_file_is_the_librarys(open_store, directory, layout, tmp_path):
+    """A shard has the bytes that the safetensors library writes for its tensors."""
+    fill(open_store(), layout, 3, 1, 2, 0)
+    (path,) = shards(directory)
+    save_file(load_file(path), tmp_path / "again.safetensors")
+    assert path.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+
+
+def test_discard_deletes_files(open_store, directory, layout):
+    """When all entries of a shard were discarded its file goes, and nothing is counted as evicted or damaged."""
+    store = open_store()
+    fill(store, layout, *range(10))
+    store.discard(keys_of(0, 1, 2, 4, 5, 6, 8, 99))
+    assert (len(shards(directory)), store.stats().entries) == (2, 3)
+    assert store.contains(keys_of(*range(10))) == [each in (3, 7, 9) for each in range(10)]
+    store.discard(keys_of(3))
+    assert torch.equal(load_file(shards(directory)[0])["activations"], entries_of(layout, 4, 5, 6, 7))
+    assert len(shards(directory)) == 1
+    store.close()
+    store = open_store()
+    assert (store.contains(keys_of(9)), len(shards(directory))) == ([True], 2)
+    store.discard(store.keys())
+    assert (list(store.keys()), shards(directory)) == ([], [])
+    assert (store.stats().bytes, store.stats().evicted, store.stats().damaged) == (0, 0, 0)
+
+
+def test_discarded_entries_can_be_put_again(open_store, directory, layout):
+    """What was discarded is written anew, and the shard that holds the older of two equal entries goes in time."""
+    store = open_store()
+    fill(store, layout, *range(4))
+    store.discard(keys_of(0, 1))
+    fill(store, layout, 0, 1, 8, 9)
+    assert len(shards(directory)) == 2
+    store.discard(keys_of(2, 3))
+    assert len(shards(directory)) == 1
+    assert torch.equal(open_store().get(keys_of(9, 1, 8, 0)), entries_of(layout, 9, 1, 8, 0))
+
+
+def test_shrink_gives_up_waiting_entries_last(open_store, layout):
+    """What isn't written yet was used last: it goes when no file is left to go, the oldest first."""
+    store = open_store()
+    fill(store, layout, *range(7))
+    store.shrink(2 * layout.bytes_per_entry)
+    assert store.contains(keys_of(*range(7))) == [False] * 5 + [True, True]
+    assert (store.stats().evicted, store.stats().bytes) == (5, 2 * layout.bytes_per_entry)
+    fill(store, layout, 7, 8)
+    assert torch.equal(open_store().get(keys_of(5, 6, 7, 8)), entries_of(layout, 5, 6, 7, 8))
+
+
+def test_an_answer_that_is_held_stays(open_store, layout):
+    """The memory of an answer is used again only when neither it nor a part of it is held."""
+    store = open_store()
+    fill(store, layout, 0, 1, 2)
+    whole = store.get(keys_of(0, 1))
+    part = store.get(keys_of(1, 2))[1]
+    array = store.get(keys_of(2)).numpy()
+    assert torch.equal(store.get(keys_of(2, 0)), entries_of(layout, 2, 0))
+    assert torch.equal(whole, entries_of(layout, 0, 1))
+    assert torch.equal(part, entries_of(layout, 2)[0])
+    assert torch.equal(torch.from_numpy(array), entries_of(layout, 2))
+
+
 def test_drop_removes_the_directory(open_store, directory, layout):
     """Nothing is left, not even the empty folder."""
     store = open_store()
@@ -117,6 +179,7 @@ def test_another_stores_drop_is_a_miss(open_store, layout):
     two.prefetch(keys_of(0))
     with pytest.raises(MissingEntries):
         two.get(keys_of(0, 1, 2, 3))
+    assert (two.stats().entries, two.stats().damaged, two.stats().evicted) == (0, 0, 0)
     fill(two, layout, *range(4))
     assert torch.equal(two.get(keys_of(*range(4))), entries_of(layout, *range(4)))
 

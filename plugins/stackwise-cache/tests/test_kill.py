@@ -1,14 +1,26 @@
 """kill -9 in the middle of writing."""
 
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
-from stackwise_core.testing.cache_backend import entries_of, keys_of
+from stackwise_core.testing.cache_backend import (
+    code_of,
+    entries_of,
+    everything_is_right,
+    in_a_child,
+    key_of,
+    keys_of,
+)
 
 KILLS = 10
 
@@ -28,3 +40,39 @@ def test_what_was_flushed_survives_a_kill(tmp_path, layout):
         assert torch.equal(store.get(keys_of(*there)), entries_of(layout, *there))
         assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
         assert list(directory.glob(".*.tmp")) == []
+
+
+def write_for_ever(opened, order, expected, acknowledge):
+    """Put entries again and again, flush after some of them, and say so on a pipe."""
+    store = opened()
+    while True:
+        for number in order:
+            store.put([key_of(number)], expected[key_of(number)][None])
+            if number % 3 == 0:
+                store.flush()
+                os.write(acknowledge, bytes([number]))
+
+
+def test_kills_while_shards_are_evicted(open_store, directory, layout):
+    """One small store, killed 40 times as it writes and evicts: it is never too large, and never wrong."""
+    expected = {key_of(number): entries_of(layout, number)[0] for number in range(100)}
+    capacity, full = 20 * layout.bytes_per_entry, 0
+    for kill in range(40):
+        order = random.Random(kill).sample(range(100), 100)
+        readable, writable = os.pipe()
+        writer = in_a_child(partial(write_for_ever, partial(open_store, capacity=capacity), order, expected, writable))
+        os.close(writable)
+        os.read(readable, 1)
+        time.sleep(random.uniform(0, 0.03))
+        os.kill(writer, signal.SIGKILL)
+        assert code_of(writer) == -signal.SIGKILL
+        os.close(readable)
+        store = open_store()
+        stats = store.stats()
+        assert everything_is_right(store, expected) == stats.entries > 0
+        # A kill may come between a shard's publication and the eviction that it calls for.
+        assert stats.bytes <= capacity + 5 * layout.bytes_per_entry
+        assert stats.damaged == 0
+        assert list(directory.glob(".*.tmp")) == []
+        full += stats.bytes > capacity // 2
+    assert full > 20  # so there was something to evict
