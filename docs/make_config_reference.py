@@ -20,6 +20,7 @@ OURS = (
     "stackwise-bitsandbytes",
     "stackwise-peft",
     "stackwise-cache",
+    "stackwise-lmdb",
     "stackwise-modes",
 )
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
+from stackwise_core.registry.official import OFFICIAL
 
 HEAVY = ("torch", "numpy", "transformers", "peft", "bitsandbytes", "pydantic")
 
@@ -139,7 +140,7 @@ def test_show_as_json(arguments):
         "default": "256",
         "help": "Activations a shard file.",
     }
-    assert set(options) == {"dtype", "capacity", "keep_time_steps", "shard_entries"}
+    assert set(options) == {"dtype", "capacity", "keep", "keep_time_steps", "directory", "shard_entries"}
 
 
 def test_show_gives_every_hook_that_has_the_name(install, hook_source, implementation_source):
@@ -153,12 +154,13 @@ def test_show_gives_every_hook_that_has_the_name(install, hook_source, implement
     ("name", "exit_code", "message"),
     [
         ("liner", 2, 'Did you mean "linear"?'),
-        ("lmdb", 3, "pip install stackwise-lmdb"),
+        ("tape", 3, "pip install stackwise-tape"),
         ("bad", 3, 'the plugin "bad" of stackwise-bad 1.0 failed at import: ZeroDivisionError'),
     ],
 )
-def test_show_of_what_is_not_there(install, name, exit_code, message):
+def test_show_of_what_is_not_there(install, monkeypatch, name, exit_code, message):
     """Unknown, not installed and broken names have each their reason."""
+    monkeypatch.setitem(OFFICIAL["cache_backend"], "tape", "stackwise-tape")
     install("stackwise-bad", {"bad_hooks": "1/0"}, {"bad": "bad_hooks"})
     result = stackwise("plugins", "show", name)
     assert result.exit_code == exit_code

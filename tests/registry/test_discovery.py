@@ -27,6 +27,7 @@ def test_our_own_plugins_are_declared(install, hook_source):
     assert [declared.full_name for declared in registry.implementations("cache_backend")] == [
         "stackwise-cache:memory",
         "stackwise-cache:disk",
+        "stackwise-lmdb:lmdb",
     ]
 
 

@@ -272,4 +272,4 @@ def test_named_finds_a_name_at_every_hook(install, hook_source):
     with pytest.raises(UsageError, match='Did you mean "linear"'):
         registry.named("liner")
     with pytest.raises(NotInstalled):
-        registry.named("lmdb")
+        Registry([]).named("lmdb")

@@ -1,0 +1,1 @@
+"""A boundary cache for Stackwise in an LMDB environment."""

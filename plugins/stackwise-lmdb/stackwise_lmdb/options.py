@@ -1,0 +1,11 @@
+"""Options of the backend."""
+
+from attrs import frozen
+
+from stackwise_core.interfaces.cache_backend import CacheOptions
+from stackwise_core.options import at_least, option
+
+
+@frozen
+class LmdbOptions(CacheOptions):
+    batch_entries: int = option(256, "Activations a transaction; they wait in memory for it.", check=at_least(1))
