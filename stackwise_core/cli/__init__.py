@@ -11,7 +11,7 @@ from stackwise_core import __version__
 from stackwise_core.cli.failures import report
 from stackwise_core.registry.nearest import nearest
 
-COMMANDS = ("run", "evaluate", "plan", "check", "plugins", "verify", "restore", "merge")
+COMMANDS = ("run", "evaluate", "plan", "check", "plugins", "verify", "restore", "merge", "cache")
 """Each is the command of its own name in the module of its own name."""
 
 

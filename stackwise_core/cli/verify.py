@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from stackwise_core.cli.arguments import refuse_other_than_run
 from stackwise_core.cli.tables import print_table
 
 
@@ -14,15 +15,10 @@ from stackwise_core.cli.tables import print_table
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(directory: Path, as_json: bool) -> None:
     """Compare every file of the run in the directory RUN, finished or not, with its checksum."""
-    from stackwise_core.config.source_run import nearest_run
-    from stackwise_core.errors import UsageError
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.manifest import MANIFEST, Manifest
 
-    if not (directory / MANIFEST).is_file():
-        near = nearest_run(directory)
-        guess = f" Did you mean {near}?" if near else ""
-        raise UsageError(f"expected the directory of a run, and there is no {MANIFEST} in {directory}.{guess}")
+    refuse_other_than_run(directory)
     while True:
         said = (directory / MANIFEST).read_bytes()
         manifest = Manifest(directory)
