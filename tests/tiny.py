@@ -23,7 +23,13 @@ def tiny_config(directory: Path, changes: Mapping[str, Any] | None = None) -> tu
         "run": {"name": "tiny", "directory": str(directory / "runs"), "seed": 3, "log_every": 1},
         "data": {"corpus": str(TEXT), "seq_len": 32, "tokens_directory": str(directory / "tokens")},
         "rack": {"stacks": 3, "blocks_per_stack": 1, "d_model": 32, "n_heads": 2},
-        "training": {"epochs_per_stack": 3, "masks_per_sample": 2, "batch_size": 8, "block_lr": 3e-3},
+        "training": {
+            "epochs_per_stack": 3,
+            "masks_per_sample": 2,
+            "batch_size": 8,
+            "block_lr": 3e-3,
+            "trunk_residency": "memory",  # so that tests can look at all of it
+        },
         "mask_schedule": {"use": "linear"},
         "cache_backend": {"use": "memory", "dtype": "fp32"},
         "trainer_mode": {"use": "blockwise"},

@@ -20,9 +20,9 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
     config, registry = load(file, overrides=overrides, plugins=plugins)
 
     # torch comes in here, after the configuration was found to be right.
-    from stackwise_core.cli.plan_table import print_plan
+    from stackwise_core.cli.plan_table import print_plan, print_prices
     from stackwise_core.cli.progress import tokenising
-    from stackwise_core.training.plan import check_disk, make_plan
+    from stackwise_core.training.plan import check_disk, check_memory, make_plan, stores_directory
     from stackwise_core.training.setup import set_up
 
     with tokenising(Console(stderr=True)) as progress:
@@ -31,4 +31,6 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
         click.echo(json.dumps(made.to_json(), indent=2))
     else:
         print_plan(Console(), made)
-    check_disk(made, Path(config.run.directory))
+        print_prices(Console(), made)
+    check_memory(made, config.training.memory_budget)
+    check_disk(made, stores_directory(config) or Path(config.run.directory))

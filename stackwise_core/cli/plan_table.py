@@ -33,6 +33,29 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
+def print_prices(console: Console, plan: Plan) -> None:
+    """Print where each phase's trunk and boundary are, and what both ways of having them cost."""
+    rows = [
+        (
+            planned.phase.name,
+            "streamed" if planned.streams else "in memory",
+            "made anew" if plan.cache is None or planned.phase.boundaries == "window" else plan.cache,
+            str(ByteSize(prices.streamed)),
+            str(ByteSize(prices.resident)),
+            str(ByteSize(prices.bytes)),
+            count(prices.cached),
+            count(prices.recomputed),
+        )
+        for planned in plan.phases
+        if (prices := planned.boundary) is not None
+    ]
+    if not rows:
+        return
+    console.print("\nthe trunk, streamed or in memory; its boundary, cached or made anew for each window:")
+    costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew")
+    print_table(console, ("phase", "trunk", "boundary", *costs), rows, left=3)
+
+
 def _row(planned: PhasePlan) -> dict[str, str]:
     phase = planned.phase
     return {

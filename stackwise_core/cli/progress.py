@@ -121,9 +121,10 @@ class Bars:
             self._boundary = TaskID(-1)
         elif isinstance(event, BoundaryProgress):
             if self._boundary == TaskID(-1):
-                self._boundary = progress.add_task("  [dim]boundary[/]", total=event.chunks, measured="[dim]chunks[/]")
-            going_on = event.chunks_done < event.chunks
-            progress.update(self._boundary, completed=event.chunks_done, total=event.chunks, visible=going_on)
+                # A pass: a chunk of the window through a stack of the trunk.
+                self._boundary = progress.add_task("  [dim]boundary[/]", total=event.total, measured="[dim]passes[/]")
+            going_on = event.passes < event.total
+            progress.update(self._boundary, completed=event.passes, total=event.total, visible=going_on)
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
             measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s  peak {ByteSize(event.peak_bytes)}"
@@ -170,7 +171,7 @@ class Lines:
             self._loss = SmoothedLoss()
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
         elif isinstance(event, BoundaryProgress) and not quiet:
-            self._say(f"{event.planned.phase.name}: boundary, chunk {event.chunks_done} of {event.chunks}")
+            self._say(f"{event.planned.phase.name}: boundary, pass {event.passes} of {event.total}")
         elif isinstance(event, StepDone):
             loss = self._loss.add(event.loss)
             if not quiet:
@@ -208,6 +209,11 @@ def where(started: RunStarted) -> str:
     return f"run directory: {started.directory} ({started.phases_done} of {len(phases)} phases done{following})"
 
 
+def share(part: int, whole: int) -> str:
+    """A percentage, or a dash of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
 def print_result(console: Console, result: RunResult) -> None:
     """The tables at the end of a run: what each phase took, and what each stack added."""
     rows = [
@@ -219,13 +225,14 @@ def print_result(console: Console, result: RunResult) -> None:
             "last loss": f"{phase.last_loss:.3f}",
             "tokens/s": count(phase.tokens_per_second),
             "peak memory": str(ByteSize(phase.peak_bytes)),
-            "computed": str(phase.boundaries_computed) if phase.boundaries_computed else "-",
-            "read": str(phase.boundaries_read) if phase.boundaries_read else "-",
+            "computed": str(phase.boundaries_computed) if phase.boundaries_wanted else "-",
+            "hits": share(phase.boundaries_found, phase.boundaries_wanted),
+            "equal": share(phase.boundaries_repeated, phase.boundaries_wanted),
         }
         for phase in result.phases
     ]
     if console.is_terminal and console.width < ALL_RESULT_COLUMNS:
-        rows = [{name: cell for name, cell in row.items() if name not in ("computed", "read")} for row in rows]
+        rows = [{name: cell for name, cell in row.items() if name not in ("computed", "hits", "equal")} for row in rows]
     console.print()
     print_table(console, list(rows[0]), [list(row.values()) for row in rows])
     console.print()

@@ -93,8 +93,7 @@ def restore(
         for stack in range(parts.spec.stacks):
             residency.bring((stack,), active=active)
             # Adapters are what they were.
-            own = [each for name, each in residency.tensors(stack).items() if not name.startswith("adapters.")]
-            size = sum(tensor.numel() * tensor.element_size() for tensor in own)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
             use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
             rows.append((stack, use.use, copy.stack_bytes(stack), size))
 

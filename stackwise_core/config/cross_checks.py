@@ -43,7 +43,7 @@ def _cross_check(*keys: str) -> Callable[[Check], Check]:
 def _a_step_fits_its_window(config: Config) -> str | None:
     training = config.training
     sequences = training.batch_size * training.gradient_accumulation
-    if training.window >= sequences:
+    if training.window is None or training.window >= sequences:
         return None
     return f"expected at least batch_size x gradient_accumulation = {sequences}, found {training.window}"
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from stackwise_core.options import above, at_least, between, not_empty, option
+from stackwise_core.options import ByteSize, above, at_least, between, not_empty, option
 
 
 @frozen
@@ -245,10 +245,23 @@ class TrainingConfig:
         "often. Left out: every phase has its whole budget.",
         check=at_least(1),
     )
-    window: int = option(
-        1024,
-        "Sequences that are shuffled together, and whose boundaries are held at the same time where there is no cache.",
+    window: int | None = option(
+        None,
+        "Sequences that are shuffled together, and that pass the trunk together; where there is no cache, their "
+        "boundaries are held until the next. Left out: 1024, or the largest half, quarter and so on of it whose "
+        "boundaries take at most a quarter of memory_budget.",
         check=at_least(1),
+    )
+    memory_budget: ByteSize | None = option(
+        None,
+        'Most memory that the run may take, such as "8 GB"; a plan that needs more is refused. Left out: what is free '
+        "when the run begins, less a tenth, and nothing is refused.",
+    )
+    trunk_residency: Literal["auto", "memory", "stream"] = option(
+        "auto",
+        "Where the trunk is while a stack trains on its boundary. memory: all of it in memory. stream: one stack is, "
+        "while a window passes it, and memory doesn't grow with depth. auto: stream, where a window has tokens enough "
+        "for the reading not to count, or where memory_budget doesn't hold the trunk.",
     )
 
     @property

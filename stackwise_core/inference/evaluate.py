@@ -26,7 +26,7 @@ from attrs import frozen
 from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
-from stackwise_core.rack.residency import Residency
+from stackwise_core.rack.residency import AtExit, Residency
 
 NEGLIGIBLE = 1e-12
 """A mask that weighs less than this in a band isn't passed through that band's route."""
@@ -165,12 +165,11 @@ class Evaluation:
         """The sequences to use, int64 [n]."""
         return self.split.evenly_spaced(self.sequences)
 
-    def batches(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Places among the samples, and the samples there."""
-        samples = self.samples
-        for start in range(0, len(samples), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            yield batch, samples[batch]
+    def batches(self) -> Iterator[np.ndarray]:
+        """Places among the samples, int64 [B]."""
+        places = np.arange(len(self.samples))
+        for start in range(0, len(places), self.batch_size):
+            yield places[start : start + self.batch_size]
 
 
 @torch.no_grad()
@@ -181,6 +180,7 @@ def evaluate(
     routes: Sequence[BandRoute],
     exits: Collection[int],
     active: Collection[int] = (),
+    streams: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Likelihood]:
     """The NELBO of a rack, all of it on the same masks.
@@ -190,13 +190,14 @@ def evaluate(
             several are added up, each over its own band.
         exits: stacks that the head can read at.
         active: stacks to measure at the active precision; the others are at the trunk's.
+        streams: whether only one stack is in memory at a time.
         progress: called with the sequences done so far, and all that there are to do.
 
     Returns:
         One likelihood a depth, the whole rack's last.
     """
     if evaluation.causal:
-        return _evaluate_causal(residency, evaluation, routes[0], exits, active, progress)
+        return _evaluate_causal(residency, evaluation, routes[0], exits, active, streams, progress)
     split, samples = evaluation.split, evaluation.samples
     scored = split.rows(samples).scorable.sum(axis=1)
     counts, order = stratified_counts(scored, evaluation.draws, generator(evaluation.seed, 0, Stream.EVALUATION_COUNTS))
@@ -209,13 +210,14 @@ def evaluate(
         depths = [len({stack for route in routes for stack in route.path})]
     parts = []
     for number, (route, read, bands) in enumerate(zip(routes, read_at, bands_of, strict=True)):
-        residency.bring(route.path, active=active)
+        residency.bring(route.path, active=active, streamed=route.path if streams else ())
         parts.append(np.zeros((len(read), len(bands), len(samples))))
-        for batch, members in evaluation.batches():
-            places = np.arange(batch.start, batch.start + len(members))
-            _add_bounds(parts[-1], residency, evaluation, route.path, read, bands, places, counts, scored)
+
+        def tell(done: float, number: int = number) -> None:
             if progress is not None:
-                progress(number * len(samples) + int(places[-1]) + 1, len(routes) * len(samples))
+                progress(round((number + done) * len(samples)), len(routes) * len(samples))
+
+        _add_bounds(parts[-1], residency, evaluation, route.path, read, bands, counts, scored, tell)
     # [depths, bands, sequences]: one route is read at several exits, and each of several has a band of its own.
     nelbo, bands = np.concatenate(parts, axis=1), [band for of_route in bands_of for band in of_route]
     results = []
@@ -236,28 +238,36 @@ def _add_bounds(
     path: Sequence[int],
     read: Sequence[int],
     bands: Sequence[tuple[float, float]],
-    places: np.ndarray,
     counts: np.ndarray,
     scored: np.ndarray,
+    tell: Callable[[float], None],
 ) -> None:
-    """Add what some sequences' masks come to, in nats a token, to nelbo [exits to read at, bands, sequences].
+    """Add what the masks come to, in nats a token, to nelbo [exits to read at, bands, sequences].
 
     Args:
-        places: of the sequences among all.
         counts: int [sequences, draws], how many tokens are masked.
         scored: int [sequences], how many there are to mask.
+        tell: called with the share that is done.
     """
     weights = {
-        int(length): np.stack([count_weights(int(length), band) for band in bands]) for length in set(scored[places])
+        int(length): np.stack([count_weights(int(length), band) for band in bands]) for length in set(scored.tolist())
     }
-    for draw in range(evaluation.draws):
-        weighed = np.stack([weights[int(scored[at])][:, counts[at, draw] - 1] for at in places], axis=1)  # [bands, n]
-        matters = weighed.sum(axis=0) > NEGLIGIBLE
-        if not matters.any():
-            continue
-        corrupted = _corrupted(evaluation, evaluation.samples, counts[:, draw], places[matters], draw)
-        for exit_nelbo, means in zip(nelbo, _mean_cross_entropies(residency, corrupted, path, read), strict=True):
-            exit_nelbo[:, places[matters]] += weighed[:, matters] * means / evaluation.draws
+    # [bands, sequences, draws]
+    weighed = np.stack([weights[int(length)][:, of_one - 1] for length, of_one in zip(scored, counts, strict=True)], 1)
+    matters = weighed.sum(axis=0) > NEGLIGIBLE
+    batches = [
+        (places[matters[places, draw]], draw)
+        for places in evaluation.batches()
+        for draw in range(evaluation.draws)
+        if matters[places, draw].any()
+    ]
+    corrupted = (_corrupted(evaluation, evaluation.samples, counts[:, draw], places, draw) for places, draw in batches)
+    exits = {stack: nelbo[place] for place, stack in enumerate(read)}
+    for done, at_exit in enumerate(residency.sweep(corrupted, path, read), start=1):
+        places, draw = batches[at_exit.batch]
+        means = _mean_by_sequence(at_exit)
+        exits[at_exit.stack][:, places] += weighed[:, places, draw] * means / evaluation.draws
+        tell(done / (len(batches) * len(read)))
 
 
 def _corrupted(evaluation: Evaluation, samples: np.ndarray, counts: np.ndarray, places: np.ndarray, draw: int) -> Draws:
@@ -277,20 +287,22 @@ def _evaluate_causal(
     route: BandRoute,
     exits: Collection[int],
     active: Collection[int],
+    streams: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[Likelihood]:
     """The negative log-likelihood itself, of every token that has one before it in its document."""
     split, samples = evaluation.split, evaluation.samples
-    residency.bring(route.path, active=active)
+    residency.bring(route.path, active=active, streamed=route.path if streams else ())
     read = _exits_of(route, exits)
     losses, predicted = np.zeros((len(read), len(samples))), np.zeros(len(samples), dtype=np.int64)
-    for batch, members in evaluation.batches():
-        draws = shifted(split.rows(members), members)
-        predicted[batch] = np.bincount(draws.rows.numpy(), minlength=len(members))
-        for depth, means in enumerate(_mean_cross_entropies(residency, draws, route.path, read)):
-            losses[depth, batch] = means
+    batches = [samples[places] for places in evaluation.batches()]
+    swept = residency.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
+    for done, at_exit in enumerate(swept, start=1):
+        places = slice(at_exit.batch * evaluation.batch_size, (at_exit.batch + 1) * evaluation.batch_size)
+        losses[read.index(at_exit.stack), places] = _mean_by_sequence(at_exit)
+        predicted[places] = np.bincount(at_exit.draws.rows.numpy(), minlength=len(batches[at_exit.batch]))
         if progress is not None:
-            progress(int(members.size + batch.start), len(samples))
+            progress(round(done / (len(batches) * len(read)) * len(samples)), len(samples))
     order = np.arange(len(samples))
     results = []
     for depth, stack in enumerate(read):
@@ -309,11 +321,8 @@ def _bits_per_byte(nats_per_token: float, split: Split) -> float:
     return float(nats_per_token / np.log(2) * split.tokens / split.bytes)
 
 
-def _mean_cross_entropies(
-    residency: Residency, draws: Draws, path: Sequence[int], read: Collection[int]
-) -> Iterator[np.ndarray]:
-    """At each stack to read at, the mean cross entropy of each sequence's predicted tokens, float64 [B]."""
-    rows = draws.rows.numpy()
-    per_row = np.maximum(np.bincount(rows, minlength=len(draws.inputs)), 1)
-    for losses in residency.cross_entropies(draws, path, read):
-        yield np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(per_row)) / per_row
+def _mean_by_sequence(at_exit: AtExit) -> np.ndarray:
+    """The mean cross entropy of each sequence's predicted tokens, float64 [B]."""
+    rows, size = at_exit.draws.rows.numpy(), len(at_exit.draws.inputs)
+    per_row = np.maximum(np.bincount(rows, minlength=size), 1)
+    return np.bincount(rows, weights=at_exit.cross_entropies.double().cpu().numpy(), minlength=size) / per_row

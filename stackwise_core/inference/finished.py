@@ -38,6 +38,8 @@ class FinishedRun:
     exits: frozenset[int]
     active: frozenset[int]
     """Stacks at the active precision: those that trained last. The others are at the trunk's."""
+    streams: bool
+    """Whether only one stack is in memory at a time."""
     trained_bands: tuple[tuple[float, float], ...]
     """The mask fractions that each phase trained on."""
 
@@ -98,12 +100,18 @@ class FinishedRun:
     ) -> list[Likelihood]:
         """The bound at every depth; see ``evaluate``."""
         return evaluate(
-            self.residency, evaluation, routes=self.routes, exits=self.exits, active=self.active, progress=progress
+            self.residency,
+            evaluation,
+            routes=self.routes,
+            exits=self.exits,
+            active=self.active,
+            streams=self.streams,
+            progress=progress,
         )
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    """Routes, and the bands that were trained on."""
+    """Routes, whether stacks are streamed, and the bands that were trained on."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         routes = tuple(
@@ -112,8 +120,9 @@ def _read_plan(path: Path) -> dict[str, Any]:
         )
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
+        streams = bool(data["streams"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    return {"routes": routes, "trained_bands": bands}
+    return {"routes": routes, "streams": streams, "trained_bands": bands}

@@ -59,6 +59,8 @@ class Precision(Component):
         return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
 
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
-        """Load what ``to_tensors`` gave into a stack that was freshly built in fp32, which is frozen then."""
+        """Load what ``to_tensors`` gave into an fp32 stack whose own weights mean nothing; it is frozen then."""
+        for parameter in stack.parameters():
+            parameter.data.zero_()  # what was never written may be anything, and need not be a number
         self.prepare(stack, trainable=False)
         stack.load_state_dict(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -175,3 +176,18 @@ def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
                 std = residual_std if name.endswith(INTO_RESIDUAL) else spec.init_std
                 nn.init.normal_(parameter, std=std, generator=generator)
     return stack
+
+
+def stack_of(spec: RackSpec, index: int, tensors: Mapping[str, Tensor]) -> Stack:
+    """A stack whose parameters are these tensors themselves, not copies."""
+    with torch.device("meta"):
+        stack = Stack(spec, index)
+    stack.load_state_dict(tensors, assign=True)
+    return stack
+
+
+def blank_stack(spec: RackSpec, index: int, device: torch.device) -> Stack:
+    """A stack whose weights mean nothing yet; until they are written to, they take no memory."""
+    with torch.device("meta"):
+        stack = Stack(spec, index)
+    return stack.to_empty(device=device)

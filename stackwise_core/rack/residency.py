@@ -1,11 +1,20 @@
-"""Which stack is where, and at which precision."""
+"""Which stack is where, and at which precision.
+
+Of the stacks of the path in use some are in memory for as long as it is. The others, *streamed*, are read when the
+hidden states of a whole window pass them, and leave the memory before the next one comes: however deep the rack is, one
+of them is there at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from attrs import define, frozen
@@ -16,7 +25,18 @@ from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.rack import AttentionContext, Ends, Stack, derived_seed, new_ends, new_stack, silence
+from stackwise_core.rack.allocator import give_back
+from stackwise_core.rack.rack import (
+    AttentionContext,
+    Ends,
+    Stack,
+    blank_stack,
+    derived_seed,
+    new_ends,
+    new_stack,
+    silence,
+    stack_of,
+)
 
 Role = Literal["active", "trunk"]
 Start = Literal["random", "copy", "zero_output"]
@@ -43,7 +63,7 @@ class Masters(Protocol):
         """Whether a stack was written."""
 
     def read_stack(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a stack that was written."""
+        """The tensors of a stack that was written, read anew: who asks may change them."""
 
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a stack's tensors."""
@@ -59,6 +79,9 @@ class Masters(Protocol):
 
     def adapter(self, index: int, name: str) -> Path:
         """The directory of an adapter's files."""
+
+    def checksums(self, index: int) -> object:
+        """Checksums of a stack's masters and adapters, as a JSON value."""
 
 
 @frozen
@@ -77,26 +100,67 @@ class Formats:
         return self.active if role == "active" else self.stacks.get(index, self.trunk)
 
 
+@frozen
+class Arrangement:
+    """How the stacks of the path in use are to be, wherever they are."""
+
+    path: tuple[int, ...] = ()
+    active: frozenset[int] = frozenset()
+    start: Start = "random"
+    adapters: Mapping[int, Collection[str]] = MappingProxyType({})
+    streamed: frozenset[int] = frozenset()
+
+
+class AtExit(NamedTuple):
+    """A batch, read out at a stack's exit."""
+
+    stack: int
+    batch: int
+    """Its number."""
+    draws: Draws
+    cross_entropies: Tensor
+    """[N], of what the batch predicts."""
+
+
 class Residency:
     """The rack as it stands in memory: its ends, and the stacks of the path in use.
 
     Args:
         masters: gives back stacks that left the memory, and keeps new ones that go straight into the trunk.
+        window: how many sequences' hidden states may be held between two streamed stacks.
     """
 
     def __init__(
-        self, spec: RackSpec, *, mask_id: int, seed: int, formats: Formats, device: torch.device, masters: Masters
+        self,
+        spec: RackSpec,
+        *,
+        mask_id: int,
+        seed: int,
+        formats: Formats,
+        device: torch.device,
+        masters: Masters,
+        window: int,
     ) -> None:
         self.spec, self.seed, self.device = spec, seed, device
-        self._formats, self._masters = formats, masters
+        self._formats, self._masters, self._window = formats, masters, window
+        self._arranged = Arrangement()
         self._residents: dict[int, Resident] = {}
         owners = range(spec.stacks) if spec.ends == "per_stack" else range(1)
         self._ends = {owner: new_ends(spec, mask_id, seed).to(device) for owner in owners}
 
-    def place(self, phase: Phase) -> None:
-        """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains."""
-        self.bring(phase.path, active=phase.trains, start=phase.start, adapters=phase.trains_adapters)
+    def place(self, phase: Phase, *, streams: bool = False) -> None:
+        """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains.
+
+        Args:
+            streams: whether its trunk is streamed.
+        """
+        streamed = phase.frozen_prefix if streams else ()
+        self.bring(
+            phase.path, active=phase.trains, start=phase.start, adapters=phase.trains_adapters, streamed=streamed
+        )
         for index in phase.path:
+            if index in streamed:
+                continue
             resident = self._residents[index]
             trained = phase.trains_adapters.get(index, ())
             chosen = [
@@ -122,6 +186,7 @@ class Residency:
         active: Collection[int],
         start: Start = "random",
         adapters: Mapping[int, Collection[str]] = MappingProxyType({}),
+        streamed: Collection[int] = (),
     ) -> None:
         """Have the stacks of a path in memory, with their adapters, and no others.
 
@@ -129,36 +194,56 @@ class Residency:
             active: stacks to prepare for training; the others are frozen.
             start: how those begin that are new.
             adapters: names of those that a stack has in any case, fresh ones if need be.
+            streamed: frozen stacks of the path that aren't kept in memory, but read each time they are visited.
         """
-        for index in set(self._residents) - set(path):
+        self._arranged = Arrangement(tuple(path), frozenset(active), start, adapters, frozenset(streamed))
+        for index in set(self._residents) - (set(path) - set(streamed)):
             del self._residents[index]
-        for place, index in enumerate(path):
-            role: Role = "active" if index in active else "trunk"
-            names = tuple(sorted({*self._masters.adapters(index), *adapters.get(index, ())}))
-            resident = self._residents.get(index)
-            if resident is None or (resident.role, resident.adapters) != (role, names):
-                self._residents.pop(index, None)  # before the next one takes its room
-                self._residents[index] = self._resident(path, place, role, start, names)
+        for index in path:
+            if index not in self._arranged.streamed:
+                self._settle(index)
+            elif not self._masters.has_stack(index):
+                with self.visiting(index):
+                    """Its masters are written now, and so it can be read again, or copied."""
+
+    def _settle(self, index: int) -> None:
+        """Have a stack of the path in memory, as it is to be."""
+        role: Role = "active" if index in self._arranged.active else "trunk"
+        names = tuple(sorted({*self._masters.adapters(index), *self._arranged.adapters.get(index, ())}))
+        resident = self._residents.get(index)
+        if resident is None or (resident.role, resident.adapters) != (role, names):
+            self._residents.pop(index, None)  # before the next one takes its room
+            self._residents[index] = self._resident(index, role, names)
+
+    @contextmanager
+    def visiting(self, index: int) -> Iterator[None]:
+        """Have a stack of the path in memory while this lasts; a streamed one is read for it."""
+        if index in self._residents:
+            yield
+            return
+        self._settle(index)
+        try:
+            yield
+        finally:
+            del self._residents[index]
+            give_back()
 
     def let_go(self, stacks: Collection[int]) -> None:
         """Forget stacks, which are read again when they are next needed."""
         for index in stacks:
             self._residents.pop(index, None)
 
-    def _resident(
-        self, path: Sequence[int], place: int, role: Role, start: Start, adapters: tuple[str, ...]
-    ) -> Resident:
-        index = path[place]
+    def _resident(self, index: int, role: Role, adapters: tuple[str, ...]) -> Resident:
         precision = self._formats.precision(index, role)
         keeps = role == "trunk" and precision.quantises
         prepared = None
         if keeps and self._masters.has_stack(index):
             prepared = self._masters.read_prepared(index, precision.described)
         if prepared is not None:
-            stack = Stack(self.spec, index).to(self.device)
+            stack = blank_stack(self.spec, index, self.device)
             precision.from_tensors(stack, prepared)
         else:
-            stack = self._in_full(path, place, start)
+            stack = self._in_full(index)
             if role == "trunk" and not self._masters.has_stack(index):
                 self._masters.write_stack(index, stack.state_dict())
             stack.to(self.device)
@@ -183,23 +268,15 @@ class Residency:
             torch.manual_seed(derived_seed(self.seed, "adapter", name, index))
             adapter.attach(stack, name, index, self.spec.stacks)
 
-    def _in_full(self, path: Sequence[int], place: int, start: Start) -> Stack:
+    def _in_full(self, index: int) -> Stack:
         """A stack from its master, or a new one."""
-        index = path[place]
-        if not self._masters.has_stack(index):
-            return self._new(path, place, start)
-        stack = Stack(self.spec, index)
-        stack.load_state_dict(self._masters.read_stack(index))
-        return stack
-
-    def _new(self, path: Sequence[int], place: int, start: Start) -> Stack:
-        """A stack that was never trained. Its neighbour is the one before it in the path, or else the one after."""
-        index = path[place]
+        if self._masters.has_stack(index):
+            return stack_of(self.spec, index, self._masters.read_stack(index))
+        path, start = self._arranged.path, self._arranged.start
+        place = path.index(index)
         if start == "copy":
             neighbour = path[place - 1] if place else path[1]
-            stack = Stack(self.spec, index)
-            stack.load_state_dict(self._masters.read_stack(neighbour))
-            return stack
+            return stack_of(self.spec, index, self._masters.read_stack(neighbour))
         stack = new_stack(self.spec, index, self.seed)
         if start == "zero_output":
             silence(stack)
@@ -231,8 +308,18 @@ class Residency:
         return self._residents[index].stack
 
     def precision(self, index: int) -> Precision:
-        """The precision that a stack is at."""
-        return self._formats.precision(index, self._residents[index].role)
+        """The precision that a stack of the path in use is at."""
+        return self._formats.precision(index, "active" if index in self._arranged.active else "trunk")
+
+    def fingerprint(self, index: int) -> str:
+        """A hash of all that decides what a frozen stack computes but for the software: masters, adapters, precision.
+
+        It is taken of the files' checksums, so that the stack needn't be read.
+        """
+        precision = self.precision(index)
+        adapters = {name: self._formats.adapters[name].described for name in self._masters.adapters(index)}
+        said = [self.spec.blocks[index], self._masters.checksums(index), precision.described, adapters]
+        return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def master(self, index: int) -> dict[str, Tensor]:
         """The full-precision weights of a stack that trains, by name."""
@@ -241,9 +328,8 @@ class Residency:
         return resident.own
 
     def tensors(self, index: int) -> dict[str, Tensor]:
-        """A stack's weights as they compute, its adapters' among them, by name."""
-        resident = self._residents[index]
-        return {**resident.own, **{f"adapters.{name}": each for name, each in resident.adapter_weights.items()}}
+        """A stack's own weights as it holds them, by name."""
+        return self._residents[index].own
 
     def save_adapter(self, index: int, name: str, directory: Path) -> None:
         """Write a stack's adapter into a directory, as peft's files."""
@@ -265,15 +351,37 @@ class Residency:
         with self.precision(index).autocast(self.device):
             return stack(hidden, context)
 
-    def cross_entropies(self, draws: Draws, path: Sequence[int], read: Collection[int]) -> Iterator[Tensor]:
-        """From the tokens on, the cross entropies [N] of a batch's predictions at each stack of a path to read at."""
-        hidden = self.embed(path[0], draws.inputs, draws.fraction)
-        context = self.context(draws.segments)
-        predicted, targets = draws.masked.to(self.device), draws.targets.to(self.device)
-        for index in path:
-            hidden = self.through(index, hidden, context)
-            if index in read:
-                yield self.cross_entropy(index, hidden.flatten(0, 1).index_select(0, predicted), targets)
+    def sweep(self, batches: Iterable[Draws], path: Sequence[int], read: Collection[int]) -> Iterator[AtExit]:
+        """Read batches out at each stack of a path that is to be read at, from the tokens on.
+
+        Where stacks are streamed, as many batches as a window holds pass one together before the next is read.
+        """
+        left, first = iter(batches), 0
+        while group := self._group(left):
+            hidden: list[Tensor] = []  # of each batch, [B, T, D]
+            for place, index in enumerate(path):
+                with self.visiting(index):
+                    for number, draws in enumerate(group):
+                        if place == 0:
+                            hidden.append(self.embed(index, draws.inputs, draws.fraction))
+                        hidden[number] = self.through(index, hidden[number], self.context(draws.segments))
+                        if index in read:
+                            predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
+                            losses = self.cross_entropy(index, predicted, draws.targets.to(self.device))
+                            yield AtExit(index, first + number, draws, losses)
+            first += len(group)
+
+    def _group(self, batches: Iterator[Draws]) -> list[Draws]:
+        """The next batches to pass the stacks together."""
+        group = [*islice(batches, 1)]
+        if not self._arranged.streamed:
+            return group
+        while group and sum(len(each.inputs) for each in group) < self._window:
+            following = [*islice(batches, 1)]
+            if not following:
+                break
+            group += following
+        return group
 
     def cross_entropy(self, index: int, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""

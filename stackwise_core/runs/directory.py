@@ -25,13 +25,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.tensor_file import DamagedTensors, read_tensors
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -139,11 +139,14 @@ class RunDirectory:
         Raises:
             StackwiseError: it is missing, or isn't what was written.
         """
-        path = self.manifest.checked(name)
+        path = self.manifest.present(name)
         try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise StackwiseError(f"{path}: not a safetensors file: {error}") from error
+            tensors, digest = read_tensors(path)
+        except DamagedTensors as error:
+            self.manifest.checked(name)
+            raise StackwiseError(f"not a safetensors file: {error}") from error
+        self.manifest.compare(name, digest)
+        return tensors
 
     def read_ends(self, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
         """Embedding and head by the stack whose own they are, None for those that all share.
@@ -216,6 +219,12 @@ class RunDirectory:
         """Names of the adapters that a stack has."""
         folder = f"adapters/{index:03d}/"
         return sorted({name.split("/")[2] for name in self.manifest if name.startswith(folder)})
+
+    def checksums(self, index: int) -> dict[str, str]:
+        """SHA-256 of a stack's masters and of its adapters' files, by name."""
+        folder = f"adapters/{index:03d}/"
+        names = [name for name in self.manifest if name == self.stack_file(index) or name.startswith(folder)]
+        return {name: self.manifest.about(name)["sha256"] for name in names}
 
     def write_adapter(self, index: int, name: str, save: Callable[[Path], None]) -> None:
         """Let ``save`` write peft's files of an adapter into a directory, and keep them."""

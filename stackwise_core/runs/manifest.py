@@ -21,6 +21,7 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.files import publish, publish_text, sha256, sync
 
 MANIFEST = "manifest.json"
+OTHER_CHECKSUM = f"damaged; its checksum isn't the one in {MANIFEST}"
 
 
 @frozen
@@ -139,21 +140,43 @@ class Manifest:
         Raises:
             StackwiseError: it is missing, or isn't what was written.
         """
-        path = self.directory / name
-        problem = self.problem(name) if name in self else "the run hasn't written it"
+        path = self.present(name)
+        self.compare(name, sha256(path))
+        return path
+
+    def present(self, name: str) -> Path:
+        """The path of a file that is there, and as long as its entry says; ``compare`` is for its content.
+
+        Raises:
+            StackwiseError: it is missing, or of another size.
+        """
+        problem = self._absence(name) if name in self else "the run hasn't written it"
         if problem:
-            raise StackwiseError(f"{path}: {problem}.")
+            raise StackwiseError(f"{self.directory / name}: {problem}.")
         return self.where(name)
+
+    def compare(self, name: str, digest: str) -> None:
+        """Compare the SHA-256 of what was read of a file with its entry.
+
+        Raises:
+            StackwiseError: they differ.
+        """
+        if digest != self.about(name)["sha256"]:
+            raise StackwiseError(f"{self.directory / name}: {OTHER_CHECKSUM}.")
 
     def problem(self, name: str) -> str | None:
         """What is wrong with a file, or None."""
+        absence = self._absence(name)
+        if absence is None and sha256(self.where(name)) != self.about(name)["sha256"]:
+            return OTHER_CHECKSUM
+        return absence
+
+    def _absence(self, name: str) -> str | None:
         entry, path = self.about(name), self.where(name)
         if not path.is_file():
             return "missing; it was deleted since it was written"
         if (size := path.stat().st_size) != entry["bytes"]:
             return f"damaged; it has {size} bytes, and {MANIFEST} says {entry['bytes']}"
-        if sha256(path) != entry["sha256"]:
-            return f"damaged; its checksum isn't the one in {MANIFEST}"
         return None
 
     def _beside(self, name: str) -> Path:

@@ -3,30 +3,30 @@
 A store belongs to a namespace, a hash of all that a boundary depends on but the draw; within it a key is a hash of the
 draw. So what was computed under other weights, masks or settings can't be found, and needn't be invalidated.
 
-Between two stacks a boundary is rounded to the store's number format, also where it is on its way further up: its bits
+A window is filled stack by stack: each stack of the trunk is visited once, and all of the window's chunks pass it.
+Between two stacks a boundary is rounded to the store's number format, which is also how it is held meanwhile: its bits
 are the same whether it came from the store, from the boundary below, or from the tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 import xxhash
-from attrs import asdict, define
+from attrs import define
 from torch import Tensor
 
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
+from stackwise_core.rack.allocator import give_back
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.codec import decode, encode
 from stackwise_core.training.order import Order, chunk_size
-
-FORMAT = 1
+from stackwise_core.training.stores import Stores
 
 
 def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
@@ -44,44 +44,31 @@ def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
     ]
 
 
-def _fold_tensors(digest: hashlib.blake2b, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+@define
+class BoundaryCounts:
+    """What a phase's boundaries came to, in activations."""
 
-
-def namespace(residency: Residency, trunk: Sequence[int], layout: Layout, settings: dict[str, object]) -> str:
-    """The name of a boundary's store: a hash of the settings and of every weight below the boundary.
-
-    Args:
-        settings: what else decides the bits: tokenizer, precisions and their options, device.
-    """
-    spec = residency.spec
-    manifest = {
-        "format": FORMAT,
-        "torch": torch.__version__,
-        "layout": asdict(layout),
-        "chunk": chunk_size(layout.tokens),
-        "heads": [spec.n_heads, spec.n_kv_heads, spec.attention, spec.rope_theta, spec.norm_eps],
-        "time": [spec.time_encoding, *spec.time_fractions],
-        **settings,
-    }
-    digest = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16)
-    ends = residency.ends(trunk[0]).state_dict()
-    _fold_tensors(digest, {name: tensor for name, tensor in ends.items() if name.startswith("embed_")})
-    for index in trunk:
-        digest.update(f"stack of {spec.blocks[index]} at {type(residency.precision(index)).__qualname__};".encode())
-        # The exit norm reads a boundary out; it isn't below it.
-        _fold_tensors(digest, {k: v for k, v in residency.tensors(index).items() if not k.startswith("norm.")})
-    return digest.hexdigest()
+    wanted: int = 0
+    """Asked for, a window at a time."""
+    found: int = 0
+    """Of these, in the store already."""
+    repeated: int = 0
+    """Of those found, made for an equal draw of another sequence, or twice in a chunk."""
+    computed: int = 0
+    read: int = 0
+    """Read for training steps."""
 
 
 @define
-class BoundaryCounts:
-    """How many activations a phase read from the store, and how many it had to compute."""
+class _Part:
+    """A chunk on its way through the trunk."""
 
-    computed: int = 0
-    read: int = 0
+    draws: Draws
+    keys: list[Key]
+    rows: slice
+    """Where its entries are among those of all the chunks that go with it."""
+    behind: int = 0
+    """How many stacks of the trunk it has behind it before the first pass."""
 
 
 class Boundary:
@@ -90,6 +77,7 @@ class Boundary:
     Args:
         store: keeps activations; None: each window's are held in memory until the next window.
         layout: of the store's entries, or of those that are held.
+        stores: those of the run, among which this one is.
         below: the boundary of the phase before, where its trunk is the lower part of this one.
         keep_below: whether the one below stays when this one is whole.
     """
@@ -102,33 +90,129 @@ class Boundary:
         order: Order,
         store: ActivationStore | None,
         layout: Layout,
+        stores: Stores | None = None,
         below: Boundary | None = None,
         keep_below: bool = False,
     ) -> None:
         self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
-        self._store, self._layout = store, layout
+        self._store, self._layout, self._stores = store, layout, stores
         self._below, self._keep_below = below, keep_below
         self._held: dict[Key, Tensor] = {}
-        self.counts = BoundaryCounts()
+        self._seen: dict[tuple[int, int], int] = {}
+        """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
+        self._was_empty = self.is_empty
         self._before = self._all_stats()
+        self.counts = BoundaryCounts()
 
     @property
     def is_stored(self) -> bool:
         """Whether a store keeps activations beyond their window."""
         return self._store is not None
 
-    def prepare(self, window: Iterable[int], number: int) -> Iterator[int]:
-        """Make the boundaries of a window's chunks available, computing what isn't; gives each chunk once it is."""
-        if self._store is None:
-            self._held.clear()
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no activation in its store."""
+        return not self._all_stats().entries
+
+    def prepare(self, window: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
+        """Make the boundaries of a window's chunks available, computing what isn't.
+
+        Gives how many times a chunk has passed a stack, and how many times one will; nothing where all is there.
+        """
+        self._held.clear()
+        parts: list[_Part] = []
         for chunk in window:
-            draws = self._drawer.draw(self._order.chunk(chunk), number)
-            keys = self._keys(draws)
-            if self._store is None:
-                self._held.update(zip(keys, self._compute(draws, keys), strict=True))
-            elif not all(self._store.contains(keys)):
-                self._store.put(keys, self._compute(draws, keys))
-            yield chunk
+            part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0)
+            if part is not None:
+                parts.append(part)
+        if not parts:
+            return
+        entries = self._room(parts)
+        yield from self._pass_trunk(parts, entries)
+        for part in parts:
+            self._keep(part, entries)
+        for part in parts:  # once all are put, since a later one may drive out an earlier one
+            self._hold(part, entries)
+        give_back()
+
+    def _lacking(self, chunk: int, number: int, first: int) -> _Part | None:
+        """A chunk of which an entry is to be computed, its entries from a row on; None where all of them are there."""
+        size, lost, seen = len(self._order.chunk(chunk)), self._lost, self._seen.get((chunk, number))
+        self.counts.wanted += size
+        self._seen[chunk, number] = lost
+        if self._store is not None and seen == lost:  # nothing can have gone since
+            self.counts.found += size
+            return None
+        part = self._part(chunk, number, first)
+        there = 0 if self._store is None else sum(self._store.contains(part.keys))
+        self.counts.found += there
+        if seen is None and self._was_empty:  # nobody made it yet
+            self.counts.repeated += there
+        return part if there < size else None
+
+    @property
+    def _lost(self) -> int:
+        """How many entries the store has given up so far."""
+        stats = self._all_stats()
+        return stats.evicted + stats.damaged
+
+    def _part(self, chunk: int, number: int, first: int) -> _Part:
+        draws = self._drawer.draw(self._order.chunk(chunk), number)
+        return _Part(draws, self._keys(draws), slice(first, first + len(draws.samples)))
+
+    def _room(self, parts: Sequence[_Part]) -> Tensor:
+        """Entries [n, T, row], not filled yet, of some chunks."""
+        return torch.empty((parts[-1].rows.stop, *self._layout.shape), dtype=self._layout.torch_dtype)
+
+    @torch.no_grad()
+    def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor) -> Iterator[tuple[int, int]]:
+        """Fill entries [n, T, row], stack by stack."""
+        residency, layout = self._residency, self._layout
+        for part in parts:
+            self._take_from_below(part, entries)
+        done, total = 0, sum(len(self.trunk) - part.behind for part in parts)
+        for place, index in enumerate(self.trunk):
+            arriving = [part for part in parts if part.behind <= place]
+            if not arriving:
+                continue
+            with residency.visiting(index):
+                for part in arriving:
+                    if place:
+                        hidden = decode(entries[part.rows].to(residency.device), layout)
+                    else:
+                        hidden = residency.embed(index, part.draws.inputs, part.draws.fraction)
+                    hidden = residency.through(index, hidden, residency.context(part.draws.segments))
+                    entries[part.rows] = encode(hidden, layout)
+                    done += 1
+                    yield done, total
+        self.counts.computed += len(entries)
+
+    def _take_from_below(self, part: _Part, entries: Tensor) -> None:
+        """Begin with the boundary below, where it has all of a chunk."""
+        if self._below is None or self._below._store is None:
+            return
+        with suppress(MissingEntries):
+            entries[part.rows] = self._below._store.get(part.keys)
+            part.behind = len(self._below.trunk)
+
+    def _keep(self, part: _Part, entries: Tensor) -> None:
+        """Put a chunk's entries into the store; the boundary below won't be asked for them again."""
+        if self._store is None:
+            return
+        there = self._store.contains(part.keys)
+        missing = [place for place, found in enumerate(there) if not found]
+        self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
+        if self._below is not None and self._below._store is not None and not self._keep_below:
+            self._below._store.discard(part.keys)
+        if self._stores is not None:
+            self._stores.make_room()
+
+    def _hold(self, part: _Part, entries: Tensor) -> None:
+        """Hold what no store keeps, until the next window."""
+        kept = [False] * len(part.keys) if self._store is None else self._store.contains(part.keys)
+        for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
+            if not found:
+                self._held[key] = entry
 
     def read(self, draws: Draws, number: int) -> Tensor:
         """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window.
@@ -142,7 +226,7 @@ class Boundary:
             self._refuse_others(keys, self._held)
             entries = torch.stack([self._held[key] for key in keys])
         else:
-            entries = self._fetch(draws, keys, number)
+            entries = self._fetch(self._store, draws, keys, number)
         return decode(entries.to(self._residency.device), self._layout)
 
     def prefetch(self, draws: Draws) -> None:
@@ -160,52 +244,32 @@ class Boundary:
                 "a batch's masks aren't those that its boundary was made under; its loss would see what it asks for"
             )
 
-    def _fetch(self, draws: Draws, keys: list[Key], number: int) -> Tensor:
-        """Read a batch from the store; the chunks of what was evicted or damaged are computed again."""
-        assert self._store is not None
-        size, found = chunk_size(self._layout.tokens), dict[Key, Tensor]()
+    def _fetch(self, store: ActivationStore, draws: Draws, keys: list[Key], number: int) -> Tensor:
+        """A batch's entries from the store or what is held; the chunks of those that were lost are computed again."""
+        found = {key: self._held[key] for key in keys if key in self._held}
         while wanted := [key for key in keys if key not in found]:
             try:
-                entries = self._store.get(wanted)
+                entries = store.get(wanted)
             except MissingEntries as missing:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
-                for chunk in sorted({int(draws.samples[place]) // size for place in lost}):
-                    again = self._drawer.draw(self._order.chunk(chunk), number)
-                    again_keys = self._keys(again)
-                    computed = self._compute(again, again_keys).cpu()
-                    self._store.put(again_keys, computed)
-                    found.update(zip(again_keys, computed, strict=True))
+                for chunk in sorted({int(draws.samples[place]) // chunk_size(self._layout.tokens) for place in lost}):
+                    found |= self._again(chunk, number)
                 self._refuse_others([keys[place] for place in lost], found)
                 continue
             self.counts.read += len(wanted)
-            if not found:
+            if len(wanted) == len(keys):
                 return entries
             found.update(zip(wanted, entries, strict=True))
         return torch.stack([found[key] for key in keys])
 
-    @torch.no_grad()
-    def _compute(self, draws: Draws, keys: list[Key]) -> Tensor:
-        """Entries [n, T, row] of one whole chunk."""
-        residency = self._residency
-        self.counts.computed += len(keys)
-        done, hidden = self._from_below(keys)
-        if hidden is None:
-            hidden = residency.embed(self.trunk[0], draws.inputs, draws.fraction)
-        context = residency.context(draws.segments)
-        for index in self.trunk[done:]:
-            entries = encode(residency.through(index, hidden, context), self._layout)
-            hidden = decode(entries, self._layout)
-        return entries
-
-    def _from_below(self, keys: list[Key]) -> tuple[int, Tensor | None]:
-        """How many stacks of the trunk the boundary below has behind it, and its hidden states, if it has them all."""
-        if self._below is None or self._below._store is None:
-            return 0, None
-        try:
-            entries = self._below._store.get(keys)
-        except MissingEntries:
-            return 0, None
-        return len(self._below.trunk), decode(entries.to(self._residency.device), self._layout)
+    def _again(self, chunk: int, number: int) -> dict[Key, Tensor]:
+        """A whole chunk, computed again and kept."""
+        part = self._part(chunk, number, 0)
+        entries = self._room([part])
+        for _ in self._pass_trunk([part], entries):
+            """One chunk is no progress to speak of."""
+        self._keep(part, entries)
+        return dict(zip(part.keys, entries, strict=True))
 
     def drop_below(self) -> None:
         """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""
@@ -219,10 +283,13 @@ class Boundary:
         if self._store is not None:
             self._store.drop()
             self._store.close()
+            if self._stores is not None:
+                self._stores.forget(self._store)
             self._store = None
 
     def close(self) -> None:
         """Leave what is stored where it is, and stop using it."""
+        self._held.clear()
         if self._store is not None:
             self._store.close()
 
@@ -230,7 +297,14 @@ class Boundary:
         """The same boundary for another phase, which has the store from now on."""
         store, self._store = self._store, None
         return Boundary(
-            self.trunk, self._residency, drawer, self._order, store, self._layout, keep_below=self._keep_below
+            self.trunk,
+            self._residency,
+            drawer,
+            self._order,
+            store,
+            self._layout,
+            self._stores,
+            keep_below=self._keep_below,
         )
 
     @property

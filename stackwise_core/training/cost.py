@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
 from stackwise_core.interfaces.phase import Phase
@@ -23,9 +23,13 @@ ALLOCATOR = 1.6
 """Peak resident bytes for each byte of activations: the allocator keeps freed tensors whose size doesn't recur."""
 
 
+LOADED_FOR = 32_768
+"""Tokens that a stack serves each time it is read, from which on the reading doesn't count."""
+
+
 @frozen
 class Memory:
-    """Estimated peak memory of a phase, in bytes."""
+    """Estimated memory, in bytes, at the moment when a phase needs most: a training step, or a window in the trunk."""
 
     process: int
     """What this process holds already (Python, torch, the libraries behind it) and its first step will load."""
@@ -33,14 +37,29 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    """Of the larger of a training step and a chunk on its way through the trunk."""
     boundaries: int
-    """Held in memory: a window's without a cache, all of them with one in memory."""
+    """Held in memory: a window's without a cache or while it is made, all of them with a cache in memory."""
 
     @property
     def total(self) -> int:
         """All of it."""
         return sum(asdict(self).values())
+
+
+@frozen
+class Prices:
+    """What each way of having a boundary costs."""
+
+    resident: int
+    """Peak memory in bytes with all of the trunk in memory."""
+    streamed: int
+    """Peak memory in bytes with one stack of it at a time."""
+    bytes: int
+    """Of all its activations, in the format of the cache, or bf16 without one."""
+    cached: float
+    """Floating-point operations of making it once a draw, and from the one below where that is there."""
+    recomputed: float
+    """Floating-point operations of making it for every window anew."""
 
 
 @frozen
@@ -58,12 +77,16 @@ class PhasePlan:
     memory: Memory
     disk: int
     """Most bytes of boundaries on disk, those before it that are kept included."""
+    streams: bool
+    """Whether only one stack of its trunk is in memory at a time."""
     made_from_below: bool
     """Whether its boundaries are made from those of the phase before."""
     same_boundary: bool
     """Whether its boundaries are those of the phase before."""
     flops: float
     """Floating-point operations of training steps and boundaries."""
+    boundary: Prices | None
+    """None where it starts at the tokens."""
 
 
 def sample_order(setup: Setup) -> Order:
@@ -72,7 +95,7 @@ def sample_order(setup: Setup) -> Order:
     return Order(
         samples=len(setup.corpus.train),
         seq_len=data.seq_len,
-        window=training.window,
+        window=setup.window,
         batch_size=training.batch_size,
         accumulation=training.gradient_accumulation,
         seed=setup.config.run.seed,
@@ -104,8 +127,7 @@ def phase_epochs(phase: Phase, order: Order) -> float:
 def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     """Estimate what a phase costs, after those before it."""
     below = before[-1] if before else None
-    spec, training, implementations = setup.spec, setup.config.training, setup.implementations
-    order, layout = sample_order(setup), boundary_layout(phase, setup)
+    spec, order = setup.spec, sample_order(setup)
     steps = phase_steps(phase, order)
     tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
     trainable = sum(spec.stack_parameters(stack) for stack in phase.trains)
@@ -114,48 +136,104 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     trainable += spec.embedding_parameters if phase.embedding else 0
     trainable += spec.head_parameters if phase.head else 0
     on_stacks = adapter_sizes({pair for each in (*before, phase) for pair in each.adapters}, setup)
-    adapters = sum(on_stacks.get(stack, 0) for stack in phase.path)
     trainable += sum(adapter_sizes(phase.adapters, setup).values())
-    resident = sum(spec.stack_parameters(stack) for stack in phase.path)
-    ends = spec.stacks if spec.ends == "per_stack" else 1
-    resident += ends * (spec.embedding_parameters + spec.head_parameters)
+    parameters = sum(spec.stack_parameters(stack) + on_stacks.get(stack, 0) for stack in phase.path)
+    parameters += _ends_parameters(spec)
 
-    frozen = set(phase.path) - phase.trains
-    weights = 4 * (resident + adapters - sum(spec.stack_parameters(stack) for stack in frozen))
-    for stack in frozen:
-        held = implementations.formats.precision(stack, "trunk").bytes_per_weight
-        weights += round(held * spec.stack_parameters(stack))
     cache = cache_of(phase, setup)
     stored = boundary_bytes(phase, before, setup) if cache is not None else 0
     stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
     durable = cache is not None and cache.durable
-    window = max(samples for samples, _ in order.window_sizes(0)) * layout.bytes_per_entry if phase.frozen_prefix else 0
-    boundaries = window if cache is None else (0 if durable else stored)
-    memory = Memory(
-        process=psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0,
-        weights=weights,
-        gradients=4 * trainable,
-        optimizer=round(STATE_BYTES[training.optimizer] * trainable),
-        activations=max(
-            step_activations(phase, spec, training.batch_size * spec.seq_len, predicted_share(phase, setup), setup),
-            chunk_activations(phase, spec),
-        ),
-        boundaries=boundaries,
+    in_memory = 0 if durable else stored
+    resident, streamed = (
+        phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams) for streams in (False, True)
     )
+    streams = bool(phase.frozen_prefix) and streams_trunk(resident, setup)
+    training = step_flops(phase, on_stacks, tokens, setup)
+    cached, recomputed = (boundary_flops(phase, before, on_stacks, setup, cached=cached) for cached in (True, False))
     return PhasePlan(
         phase=phase,
         steps=steps,
         tokens=tokens,
         trainable_parameters=trainable,
         # Nothing reads the exit norms below the last.
-        frozen_parameters=resident + adapters - trainable - spec.d_model * (len(phase.path) - 1),
-        band=None if training.objective == "clm" else setup.noise.band(phase.progress),
-        memory=memory,
+        frozen_parameters=parameters - trainable - spec.d_model * (len(phase.path) - 1),
+        band=None if setup.config.training.objective == "clm" else setup.noise.band(phase.progress),
+        memory=streamed if streams else resident,
         disk=stored if durable else 0,
+        streams=streams,
         made_from_below=made_from_below(phase, before, setup),
         same_boundary=same_boundary(phase, below, setup),
-        flops=phase_flops(phase, before, on_stacks, tokens, setup),
+        flops=training + (recomputed if cache is None else cached),
+        boundary=Prices(resident.total, streamed.total, _store_bytes((*before, phase), setup), cached, recomputed)
+        if phase.frozen_prefix
+        else None,
     )
+
+
+def _ends_parameters(spec: RackSpec) -> int:
+    ends = spec.stacks if spec.ends == "per_stack" else 1
+    return ends * (spec.embedding_parameters + spec.head_parameters)
+
+
+def streams_trunk(resident: Memory, setup: Setup) -> bool:
+    """Whether one stack of a trunk is in memory at a time.
+
+    Args:
+        resident: what a phase needs with all of it there.
+    """
+    asked = setup.config.training.trunk_residency
+    if asked != "auto":
+        return asked == "stream"
+    return setup.window * setup.spec.seq_len >= LOADED_FOR or resident.total > setup.memory_budget
+
+
+def phase_memory(
+    phase: Phase, on_stacks: Mapping[int, int], trainable: int, in_memory: int, setup: Setup, *, streams: bool
+) -> Memory:
+    """The larger of what a training step holds and what a window holds on its way through the trunk.
+
+    Args:
+        on_stacks: how many weights of adapters each stack has.
+        trainable: how many weights train.
+        in_memory: bytes of boundaries that a cache holds in memory.
+    """
+    spec, training, formats = setup.spec, setup.config.training, setup.implementations.formats
+
+    def held(stack: int) -> int:
+        """Bytes of a stack as it is in memory."""
+        width = 4 if stack in phase.trains else formats.precision(stack, "trunk").bytes_per_weight
+        return round(width * spec.stack_parameters(stack)) + 4 * on_stacks.get(stack, 0)
+
+    kept = phase.live_path if streams else phase.path
+    weights = 4 * _ends_parameters(spec) + sum(map(held, kept))
+    optimizer = round(STATE_BYTES[training.optimizer] * trainable)
+    # Python, torch and the libraries behind them are in this process already.
+    process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
+    window = 0
+    if phase.frozen_prefix:
+        samples = max(samples for samples, _ in sample_order(setup).window_sizes(0))
+        window = samples * boundary_layout(phase, setup).bytes_per_entry
+    predicted = predicted_share(phase, setup)
+    step = Memory(
+        process=process,
+        weights=weights,
+        gradients=4 * trainable,
+        optimizer=optimizer,
+        activations=step_activations(phase, spec, training.batch_size * spec.seq_len, predicted, setup),
+        boundaries=in_memory if cache_of(phase, setup) is not None else window,
+    )
+    # A streamed stack is there twice while it is read: in full, as its file has it, and as it computes.
+    reading = max((4 * spec.stack_parameters(stack) + held(stack) for stack in phase.frozen_prefix), default=0)
+    filling = Memory(
+        process=process,
+        weights=weights + (reading if streams else 0),
+        gradients=0,
+        optimizer=optimizer,
+        activations=chunk_activations(phase, spec),
+        boundaries=in_memory + window,
+    )
+    return max(step, filling, key=lambda memory: memory.total)
 
 
 def adapter_sizes(pairs: Iterable[tuple[int, str]], setup: Setup) -> dict[int, int]:
@@ -221,12 +299,13 @@ def _draws(phase: Phase) -> tuple[object, ...]:
 
 def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
     """Bytes of a phase's boundaries and of the earlier ones that are kept meanwhile, if nothing is evicted."""
-    cache = cache_of(phase, setup)
-    kept = 0 if cache is None else cache.options.keep_time_steps - 1
-    if made_from_below(phase, before, setup):
-        kept = max(kept, 1)
-    phases: Sequence[Phase] = (*before, phase)
-    size = _store_bytes(phases, setup) if phase.frozen_prefix else 0
+    cache, phases = cache_of(phase, setup), [*before, phase]
+    if cache is None or not phase.frozen_prefix:
+        return 0
+    size, kept = _store_bytes(phases, setup), cache.options.phases_kept - 1
+    if kept < 1 and made_from_below(phase, before, setup):
+        # What was read of the one below is given up when the chunk that was made of it is there.
+        size += len(sample_order(setup).chunk(0)) * boundary_layout(phase, setup).bytes_per_entry
     phases = phases[: -len(_sharing(phases, setup))]
     while phases and kept:
         sharing = _sharing(phases, setup)
@@ -238,11 +317,13 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
 
 
 def _store_bytes(phases: Sequence[Phase], setup: Setup) -> int:
-    """Bytes of the store of the last of the phases, with what others have computed for it."""
-    order, by_draw = sample_order(setup), Counter[int]()
-    for phase in _sharing(phases, setup):
-        by_draw |= _boundaries_by_draw(phase, order, cached=True)
-    return by_draw.total() * boundary_layout(phases[-1], setup).bytes_per_entry
+    """Bytes of the store of the last of the phases, with what others have computed for it; bf16 where it has none."""
+    order, by_draw, phase = sample_order(setup), Counter[int](), phases[-1]
+    for sharing in _sharing(phases, setup):
+        by_draw |= _boundaries_by_draw(sharing, order, cached=True)
+    layout = boundary_layout(phase, setup)
+    layout = layout if cache_of(phase, setup) is not None else evolve(layout, dtype="bf16")
+    return by_draw.total() * layout.bytes_per_entry
 
 
 def boundary_samples(phase: Phase, order: Order, *, cached: bool) -> int:
@@ -296,34 +377,33 @@ def chunk_activations(phase: Phase, spec: RackSpec) -> int:
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
 
 
-def phase_flops(
-    phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], tokens: int, setup: Setup
-) -> float:
-    """Floating-point operations: a backward pass costs a forward for the input and one more for weights that train.
+def step_flops(phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
+    """Floating-point operations of training: a backward pass costs a forward for the input, one more for weights.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
     """
-    spec, order = setup.spec, sample_order(setup)
-    total, again = 0.0, int(setup.config.training.activation_checkpointing)
+    spec, again = setup.spec, int(setup.config.training.activation_checkpointing)
+    total = 0.0
     for stack in phase.live_path:
         total += spec.stack_flops(stack) * tokens * ((3 if stack in phase.trains else 2) + again)
         total += 2 * on_stacks.get(stack, 0) * tokens * ((3 if stack in phase.trains_adapters else 2) + again)
     # A tied head trains with the embedding.
     head_passes = 3 if phase.head or (phase.embedding and spec.tie_embeddings) else 2
-    total += 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
+    return total + 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
+
+
+def boundary_flops(
+    phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], setup: Setup, *, cached: bool
+) -> float:
+    """Floating-point operations of a phase's boundaries, with a cache or without."""
     if not phase.frozen_prefix:
-        return total
-    computed = _boundaries_by_draw(phase, order, cached=cache_of(phase, setup) is not None)
-    for sharing in _sharing((*before, phase), setup)[:-1]:
-        computed -= _boundaries_by_draw(sharing, order, cached=True)
-    done = len(before[-1].frozen_prefix) if made_from_below(phase, before, setup) else 0
+        return 0.0
+    spec, order = setup.spec, sample_order(setup)
+    computed, done = _boundaries_by_draw(phase, order, cached=cached), 0
+    if cached:
+        for sharing in _sharing((*before, phase), setup)[:-1]:
+            computed -= _boundaries_by_draw(sharing, order, cached=True)
+        done = len(before[-1].frozen_prefix) if made_from_below(phase, before, setup) else 0
     a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
-    return total + a_token * spec.seq_len * sum(computed.values())
-
-
-def stores_at_once(planned: Sequence[PhasePlan], setup: Setup) -> int:
-    """Of how many phases boundaries are kept at the same time, at most."""
-    cache = setup.implementations.cache
-    kept = 1 if cache is None else cache.options.keep_time_steps
-    return max(kept, 2 if any(plan.made_from_below for plan in planned) else 1)
+    return a_token * spec.seq_len * float(sum(computed.values()))

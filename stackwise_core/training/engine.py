@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import shutil
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
@@ -19,13 +19,15 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
+from stackwise_core.hookspecs import INTERFACES
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
-from stackwise_core.training.boundary import Boundary, namespace
+from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.cost import PhasePlan, boundary_layout, cache_of, sample_order
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
@@ -42,9 +44,11 @@ from stackwise_core.training.events import (
     Validated,
 )
 from stackwise_core.training.fit import Fit
+from stackwise_core.training.namespace import made_of
 from stackwise_core.training.objective import Objective
-from stackwise_core.training.plan import Plan, check_disk, check_same_plan
+from stackwise_core.training.plan import Plan, check_disk, check_memory, check_same_plan, stores_directory
 from stackwise_core.training.setup import Setup
+from stackwise_core.training.stores import Stores
 from stackwise_core.training.validation import Validation
 
 
@@ -61,12 +65,17 @@ class Engine:
     ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         run = setup.config.run
-        check_disk(plan, Path(run.directory))
+        check_memory(plan, setup.config.training.memory_budget)
+        check_disk(plan, stores_directory(setup.config) or Path(run.directory))
         if directory is not None:
             check_same_plan(plan, directory)
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
+        cache, shared = setup.implementations.cache, stores_directory(setup.config)
+        self._stores = None
+        if cache is not None:
+            self._stores = Stores(cache, shared or self._directory.cache, self._directory.path)
 
     @property
     def directory(self) -> Path:
@@ -98,11 +107,10 @@ class Engine:
                 if not (planned.made_from_below or planned.same_boundary):
                     self._drop_all_but(kept, self._keep - 1)
                 self._merge(planned.phase)
-                self._residency.place(planned.phase)
+                self._residency.place(planned.phase, streams=planned.streams)
                 boundary = self._boundary(planned, kept)
                 if boundary is not None:
-                    # The phase begins anew when the run goes on, and what was cached under it too.
-                    interrupted.callback(boundary.drop)
+                    interrupted.callback(boundary.close)
                     if boundary.is_stored:
                         kept.append(boundary)
                 measured = self._fit(planned, boundary, tell).run()
@@ -111,8 +119,11 @@ class Engine:
                 if boundary is not None and not boundary.is_stored:
                     boundary.drop()
                 self._drop_all_but(kept, self._keep)
+                give_back()
                 tell(PhaseDone(planned, measured))
             self._drop_all_but(kept, self._keep if self._keep > 1 else 0)
+            if self._stores is not None and self._keep == 1:
+                self._stores.drop_others()
             for boundary in kept:
                 boundary.close()
             interrupted.pop_all()
@@ -129,7 +140,6 @@ class Engine:
         if directory.has(PROGRESS):
             directory.manifest.recover()
             self._residency.load_ends(directory.read_ends(self._setup.spec))
-            shutil.rmtree(directory.cache, ignore_errors=True)
             return structure(directory.read_json(PROGRESS)["phases"], list[PhaseResult])
         with directory.together():
             if self._setup.source is not None:
@@ -152,13 +162,13 @@ class Engine:
         )
 
     @property
-    def _keep(self) -> int:
+    def _keep(self) -> float:
         """Of how many phases boundaries are kept."""
         cache = self._setup.implementations.cache
-        return 1 if cache is None else cache.options.keep_time_steps
+        return 1 if cache is None else cache.options.phases_kept
 
     @staticmethod
-    def _drop_all_but(kept: list[Boundary], newest: int) -> None:
+    def _drop_all_but(kept: list[Boundary], newest: float) -> None:
         while len(kept) > newest:
             kept.pop(0).drop()
 
@@ -212,33 +222,48 @@ class Engine:
         drawer = self._drawer(planned, self._setup.corpus.train, Stream.TRAINING)
         if planned.same_boundary and kept:
             return kept.pop().passed_on(drawer)
-        cache, store = cache_of(planned.phase, self._setup), None
-        layout = boundary_layout(planned.phase, self._setup)
-        if cache is not None:
-            name = namespace(self._residency, trunk, layout, self._settings())
-            capacity: int | None = cache.options.capacity
-            if capacity is not None:
-                capacity //= self._plan.stores
-            store = cache.open(self._directory.cache / name, layout, capacity)
+        below = None
+        if planned.made_from_below:
+            below = kept[-1] if kept else self._left_by_the_phase_before(planned)
+        return self._boundary_of(planned.phase, drawer, below)
+
+    def _boundary_of(self, phase: Phase, drawer: Drawer, below: Boundary | None = None) -> Boundary:
+        """A boundary above a phase's frozen stacks."""
+        layout, store = boundary_layout(phase, self._setup), None
+        if cache_of(phase, self._setup) is not None:
+            assert self._stores is not None
+            what = made_of(self._residency, phase.frozen_prefix, layout, self._settings())
+            store = self._stores.open(phase.name, phase.frozen_prefix, layout, what)
         return Boundary(
-            trunk,
+            phase.frozen_prefix,
             self._residency,
             drawer,
             self._order,
             store,
             layout,
-            kept[-1] if planned.made_from_below and kept else None,
+            self._stores,
+            below,
             keep_below=self._keep > 1,
         )
 
+    def _left_by_the_phase_before(self, planned: PhasePlan) -> Boundary | None:
+        """The boundary below a phase's, where another process made it and left it on disk."""
+        names = [each.phase.name for each in self._plan.phases]
+        before = self._plan.phases[names.index(planned.phase.name) - 1]
+        left = self._boundary_of(before.phase, self._drawer(before, self._setup.corpus.train, Stream.TRAINING))
+        if left.is_empty:
+            left.drop()
+            return None
+        return left
+
     def _settings(self) -> dict[str, object]:
         """What besides weights and draws decides a boundary's bits."""
-        setup, formats = self._setup, self._setup.implementations.formats
+        setup = self._setup
         return {
             "tokenizer": setup.tokenizer.fingerprint.hex(),
             "device": setup.device.type,
-            "precisions": [formats.precision(stack, "trunk").described for stack in range(setup.spec.stacks)],
-            "adapters": {name: adapter.described for name, adapter in formats.adapters.items()},
+            "torch": torch.__version__,
+            **software(setup.config, self._registry, hooks=("precision", "adapter")),
         }
 
     def _merge(self, phase: Phase) -> None:
@@ -286,6 +311,7 @@ class Engine:
             routes=self._plan.routes,
             exits=self._plan.exits,
             active=self._active_at_the_end,
+            streams=self._plan.streams,
             progress=lambda done, total: tell(EvaluationProgress(done, total)),
         )
 
@@ -312,18 +338,27 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
             metrics.write("likelihood", **unstructure(likelihood))
 
 
-def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
-    """What the run ran on: versions of the core, its plugins and torch, and the device."""
+def software(config: Config, registry: Registry, hooks: Collection[str]) -> dict[str, object]:
+    """Versions of the core, of the plugins that a configuration chose for some hooks, and of what these need."""
     plugins, libraries = {}, set[str]()
     for where, hook, choice in chosen(config):
-        declared = registry.resolve(hook, choice.use)
-        plugins[where] = {"use": declared.name, "distribution": declared.distribution, "version": declared.version}
-        for package in declared.implementation.packages:
-            libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
+        if hook in hooks:
+            declared = registry.resolve(hook, choice.use)
+            plugins[where] = {
+                "use": declared.name,
+                "distribution": declared.distribution,
+                "version": declared.version,
+            }
+            for package in declared.implementation.packages:
+                libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
+    packages = {name: metadata.version(name) for name in sorted(libraries)}
+    return {"stackwise-core": __version__, "plugins": plugins, "packages": packages}
+
+
+def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
+    """What the run ran on: versions of the core, its plugins and torch, and the device."""
     return {
-        "stackwise-core": __version__,
-        "plugins": plugins,
-        "packages": {name: metadata.version(name) for name in sorted(libraries)},
+        **software(config, registry, INTERFACES),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "safetensors": metadata.version("safetensors"),

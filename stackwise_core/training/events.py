@@ -31,11 +31,13 @@ class PhaseStarted:
 
 @frozen
 class BoundaryProgress:
-    """A window's boundaries are being made available."""
+    """A window's boundaries are being made: its chunks pass the stacks of the trunk."""
 
     planned: PhasePlan
-    chunks_done: int
-    chunks: int
+    passes: int
+    """How many times a chunk has passed a stack."""
+    total: int
+    """How many times one will have when the window is ready."""
 
 
 @frozen
@@ -81,8 +83,15 @@ class PhaseResult:
     peak_bytes: int
     stopped_early: bool
     """Whether it ended at a plateau, before its budget did."""
+    boundaries_wanted: int
+    """Activations that were asked for, a window at a time."""
+    boundaries_found: int
+    """Of these, in the store already."""
+    boundaries_repeated: int
+    """Of those found, made for an equal draw of another sequence."""
     boundaries_computed: int
     boundaries_read: int
+    """Read from the store by training steps."""
     boundaries_evicted: int
     boundaries_damaged: int
 

@@ -109,6 +109,9 @@ class Fit:
             tokens_per_second=tokens_done / seconds,
             peak_bytes=peak_bytes(device),
             stopped_early=len(losses) < self.planned.steps,
+            boundaries_wanted=counts.wanted,
+            boundaries_found=counts.found,
+            boundaries_repeated=counts.repeated,
             boundaries_computed=counts.computed,
             boundaries_read=counts.read,
             boundaries_evicted=self.boundary.evicted if self.boundary else 0,
@@ -128,7 +131,8 @@ class Fit:
                 if not members:
                     continue
                 if self.boundary is not None:
-                    self._prepare(window.chunks, number)
+                    for passes, total in self.boundary.prepare(window.chunks, number):
+                        self.listener(BoundaryProgress(self.planned, passes, total))
                 # One step ahead, so that a store can begin to read what comes next.
                 steps = ([self.drawer.draw(samples, number) for samples in step] for step in members)
                 ahead = next(steps, None)
@@ -144,11 +148,6 @@ class Fit:
             epoch, passed = epoch + 1, passed + whole
             if self.boundary is not None and passed == distinct:
                 self.boundary.drop_below()
-
-    def _prepare(self, chunks: list[int], number: int) -> None:
-        assert self.boundary is not None
-        for done, _ in enumerate(self.boundary.prepare(chunks, number), start=1):
-            self.listener(BoundaryProgress(self.planned, done, len(chunks)))
 
     def _accumulate(self, step: list[Draws], number: int, scaler: torch.amp.GradScaler | None) -> float:
         """Forward and backward passes of one optimizer step; the loss."""

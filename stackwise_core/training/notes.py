@@ -12,11 +12,9 @@ from stackwise_core.options import ByteSize
 from stackwise_core.training.cost import (
     PhasePlan,
     boundary_bytes,
-    boundary_layout,
     distinct_draws,
     phase_epochs,
     sample_order,
-    stores_at_once,
 )
 from stackwise_core.training.setup import Setup
 
@@ -55,16 +53,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         if cache.options.capacity is not None:
             phases = [plan.phase for plan in planned]
             needed = max(boundary_bytes(phase, phases[:place], setup) for place, phase in enumerate(phases))
-            window = (
-                min(training.window, len(setup.corpus.train)) * boundary_layout(cached[0].phase, setup).bytes_per_entry
-            )
-            if 2 * window > cache.options.capacity // stores_at_once(planned, setup):
-                said.append(
-                    f"cache_backend.capacity = {cache.options.capacity} doesn't hold the {ByteSize(2 * window)} of two "
-                    "windows: most boundaries are computed again for each batch, which is slower than no cache at "
-                    "all. A smaller training.window or a larger capacity helps."
-                )
-            elif needed > cache.options.capacity:
+            if needed > cache.options.capacity:
                 said.append(
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: some are evicted and computed again."

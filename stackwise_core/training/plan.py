@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import asdict, frozen
 
+from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import PLAN
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute
@@ -19,7 +20,7 @@ from stackwise_core.options import ByteSize
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.source import Source
 from stackwise_core.training.adapting import settle_adapters
-from stackwise_core.training.cost import PhasePlan, price, stores_at_once
+from stackwise_core.training.cost import PhasePlan, price, streams_trunk
 from stackwise_core.training.notes import notes
 from stackwise_core.training.plan_checks import (
     check_phases,
@@ -35,6 +36,17 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
+HELPS = {
+    "process": "Nothing here; this is what Python and torch take. A larger budget is what it",
+    "weights": "A smaller rack, or a precision.trunk such as nf4,",
+    "gradients": "A smaller stack (rack.blocks_per_stack)",
+    "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit",',
+    "activations": "A smaller training.batch_size, with more training.gradient_accumulation,",
+    "boundaries": "A smaller training.window",
+}
+"""What lessens each part of the memory."""
+
+
 @frozen
 class Plan:
     """The phases of a run in order."""
@@ -45,8 +57,10 @@ class Plan:
     """How the finished rack uses its stacks."""
     exits: frozenset[int]
     """Stacks whose exit the head was trained to read at."""
-    stores: int
-    """How many boundaries are kept at the same time, at most; they share the cache's capacity."""
+    cache: str | None
+    """The name of the cache backend, if there is one."""
+    streams: bool
+    """Whether only one stack is in memory at a time where a text passes the whole rack."""
     tokenizer: str
     """Fingerprint of the tokenizer, in hexadecimal."""
     corpus: str
@@ -62,6 +76,7 @@ class Plan:
             "corpus": self.corpus,
             "routes": [asdict(route) for route in self.routes],
             "exits": sorted(self.exits),
+            "streams": self.streams,
             "notes": list(self.notes),
             "phases": [
                 {
@@ -74,7 +89,9 @@ class Plan:
                     "band": planned.band and list(planned.band),
                     "memory": {**asdict(planned.memory), "total": planned.memory.total},
                     "disk": planned.disk,
+                    "streams": planned.streams,
                     "flops": planned.flops,
+                    "boundary": planned.boundary and asdict(planned.boundary),
                 }
                 for planned in self.phases
             ],
@@ -115,7 +132,8 @@ def make_plan(setup: Setup) -> Plan:
         phases=tuple(planned),
         routes=routes,
         exits=trained_exits(phases, routes, setup.source),
-        stores=stores_at_once(planned, setup),
+        cache=None if setup.config.cache_backend is None else setup.config.cache_backend.use,
+        streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
         notes=tuple(notes(planned, setup)),
@@ -138,6 +156,12 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
     return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
+def stores_directory(config: Config) -> Path | None:
+    """Where the configuration has boundaries; None: in the run's own directory."""
+    directory = None if config.cache_backend is None else config.cache_backend.options.directory
+    return None if directory is None else Path(directory)
+
+
 def check_disk(plan: Plan, directory: Path) -> None:
     """Refuse a plan whose boundaries don't fit on the disk.
 
@@ -154,6 +178,24 @@ def check_disk(plan: Plan, directory: Path) -> None:
         )
 
 
+def check_memory(plan: Plan, budget: ByteSize | None) -> None:
+    """Refuse a plan that needs more memory than the run may take.
+
+    Args:
+        budget: ``training.memory_budget``; None: nothing is refused.
+    """
+    most = max(plan.phases, key=lambda planned: planned.memory.total)
+    if budget is None or most.memory.total <= budget:
+        return
+    largest = max(asdict(most.memory).items(), key=lambda part: part[1])
+    streamed = most.boundary is not None and not most.streams and most.boundary.streamed < most.memory.total
+    helps = 'training.trunk_residency = "stream"' if streamed else HELPS[largest[0]]
+    raise UsageError(
+        f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(largest[1])} of it for '
+        f"{largest[0]}, and training.memory_budget is {budget}. {helps} needs less."
+    )
+
+
 def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
     """Refuse to go on with a run whose plan isn't what its configuration comes to now.
 
@@ -163,9 +205,9 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
     """
 
     def essence(values: dict[str, Any]) -> dict[str, Any]:
-        costs = ("memory", "disk", "flops")
+        costs = ("memory", "disk", "streams", "flops", "boundary")
         phases = [{key: value for key, value in phase.items() if key not in costs} for phase in values["phases"]]
-        return {**values, "phases": phases, "notes": []}
+        return {**values, "phases": phases, "notes": [], "streams": None}
 
     now = json.loads(json.dumps(essence(plan.to_json())))
     if now != essence(directory.read_json(PLAN)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from attrs import asdict, evolve, frozen
 
@@ -24,6 +25,11 @@ from stackwise_core.rack.residency import Formats, Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
 from stackwise_core.training.optimizer import check_optimizer
+
+OF_FREE = 0.9
+"""The share of free memory that a run may take."""
+WINDOW = 1024
+"""Sequences of a window where there is room for them."""
 
 
 @frozen
@@ -56,7 +62,25 @@ class Parts:
             formats=self.implementations.formats,
             device=self.device,
             masters=masters,
+            window=self.window,
         )
+
+    @property
+    def memory_budget(self) -> int:
+        """Most bytes that a run may take of the device's memory: as it says, or of what is free now."""
+        asked = self.config.training.memory_budget
+        if asked is not None:
+            return asked
+        if self.device.type == "cuda":
+            return round(OF_FREE * torch.cuda.mem_get_info(self.device)[0])
+        return free_memory()
+
+    @property
+    def window(self) -> int:
+        """Sequences that are shuffled together, and that pass the trunk together."""
+        window = self.config.training.window
+        assert window is not None  # set_up_parts has settled it
+        return window
 
 
 @frozen
@@ -99,11 +123,32 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
     noise = Noise.of(implementations.schedule, config.training)
+    config = evolve(config, training=evolve(config.training, window=settled_window(config)))
     spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
     for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
         if reason := precision.refuses(spec):
             raise UsageError(reason)
     return Parts(config, device, implementations, tokenizer, noise, spec)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that a run may take where nobody says how many."""
+    return round(OF_FREE * psutil.virtual_memory().available)
+
+
+def settled_window(config: Config) -> int:
+    """``training.window``, or what it is where it was left out.
+
+    It decides the order of samples. So it is halved rather than made to fit, and is the same wherever there is room.
+    """
+    training = config.training
+    if training.window is not None:
+        return training.window
+    budget = free_memory() if training.memory_budget is None else training.memory_budget
+    window, sequence = WINDOW, 4 * config.data.seq_len * config.rack.d_model
+    while window > training.batch_size * training.gradient_accumulation and window * sequence > budget / 4:
+        window //= 2
+    return max(window, training.batch_size * training.gradient_accumulation)
 
 
 def select_device(name: str) -> torch.device:

@@ -38,9 +38,8 @@ class Validation:
             self.drawer.draw(samples[at : at + self.batch_size], 0) for at in range(0, len(samples), self.batch_size)
         ]
         total = 0.0
-        for draws in batches:
-            (losses,) = residency.cross_entropies(draws, path, path[-1:])
-            total += self.objective.weighted_sum(losses, draws).item()
+        for at_exit in residency.sweep(batches, path, path[-1:]):
+            total += self.objective.weighted_sum(at_exit.cross_entropies, at_exit.draws).item()
         return total / self.objective.normaliser(batches)
 
 

@@ -114,7 +114,6 @@ def test_plan_prints_a_table_or_json_and_trains_nothing(here):
             "training.over",
         ),
         (["plan", "small.toml", "--set", "precision.active=nf4"], 2, "Use it for precision.trunk"),
-        (["plan", "small.toml", "--set", "cache_backend.use=lmdb"], 3, "pip install stackwise-lmdb"),
         (["run", "small.toml", "--set", "run.directory=small.toml"], 1, "small.toml"),
     ],
 )

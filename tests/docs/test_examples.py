@@ -134,7 +134,7 @@ def test_the_plan_of_the_page_on_adapters_is_that_of_its_configuration(here):
     (source,) = re.findall(r"^<!-- file: adapters.toml -->\n```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     Path("adapters.toml").write_text(source)
     printed = CliRunner().invoke(main, ["plan", "adapters.toml"]).output.splitlines()
-    (header,) = (place for place, line in enumerate(printed) if line.startswith("phase "))
+    header = next(place for place, line in enumerate(printed) if line.startswith("phase "))
     width = printed[header].index("params")
     rows = [line[:width].rstrip() for line in printed[header : header + 8]]
     assert rows[-1].startswith("finale")

@@ -1,5 +1,7 @@
 import itertools
 import math
+from contextlib import nullcontext
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -168,15 +170,21 @@ class JointRack:
     """A residency whose stack k predicts with the exact conditionals of the k-th joint distribution."""
 
     device = torch.device("cpu")
-    cross_entropies = Residency.cross_entropies
+    sweep = Residency.sweep
 
     def __init__(self, joints: list[Joint], causal: bool = False) -> None:
         self.joints, self.causal = joints, causal
         self.seen: list[tuple[tuple[int, ...], torch.Tensor]] = []
         """The path in use, and a batch of inputs that entered it."""
 
-    def bring(self, path, *, active):
+    def bring(self, path, *, active, streamed):
         self.path = tuple(path)
+
+    def visiting(self, index):
+        return nullcontext()
+
+    def _group(self, batches):
+        return list(islice(batches, 2))
 
     def embed(self, index, inputs, fraction):
         assert index == self.path[0]

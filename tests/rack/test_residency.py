@@ -31,7 +31,7 @@ class Shelf(dict):
         return index in self
 
     def read_stack(self, index):
-        return self[index]
+        return {name: tensor.clone() for name, tensor in self[index].items()}
 
     def write_stack(self, index, tensors):
         self[index] = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -49,6 +49,9 @@ class Shelf(dict):
     def adapter(self, index, name):
         return self.files[index, name]
 
+    def checksums(self, index):
+        return [*(tensor.sum().item() for tensor in self[index].values()), *map(str, self.files.items())]
+
 
 def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **formats) -> Residency:
     fp32 = Fp32(None)
@@ -59,6 +62,7 @@ def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0
         formats=Formats(**{"active": fp32, "trunk": fp32, "adapters": ADAPTERS, **formats}),
         device=torch.device("cpu"),
         masters=Shelf() if masters is None else masters,
+        window=4,
     )
 
 
@@ -189,8 +193,8 @@ def test_each_stack_may_have_ends_of_its_own():
 
 def adapter_weights(held: Residency, index: int, name: str) -> dict[str, torch.Tensor]:
     """A stack's adapter by the names of its tensors."""
-    tensors = held.tensors(index)
-    return {key: tensors[key].detach().clone() for key in tensors if key.startswith("adapters.") and f".{name}." in key}
+    tensors = held._residents[index].adapter_weights
+    return {key: tensors[key].detach().clone() for key in tensors if f".{name}." in key}
 
 
 @pytest.mark.parametrize("place", [0, 2])

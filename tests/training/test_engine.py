@@ -13,8 +13,17 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.rack import new_stack
+from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.events import PhaseDone, PhaseStarted, RunDone, RunStarted, StepDone, Validated
+from stackwise_core.training.events import (
+    BoundaryProgress,
+    PhaseDone,
+    PhaseStarted,
+    RunDone,
+    RunStarted,
+    StepDone,
+    Validated,
+)
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
 from tests.tiny import Ran, run_tiny, tiny_config
@@ -61,8 +70,8 @@ def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]], list[set[s
         residency, listener = ran.engine._residency, ran.engine._listener
         place = residency.place
 
-        def placed(phase):
-            place(phase)
+        def placed(phase, *, streams):
+            place(phase, streams=streams)
             before.clear()
             before.update(hashes(ran))
             trainable = sum(parameter.numel() for _, parameter in residency.trainable())
@@ -165,8 +174,8 @@ def test_a_new_stack_begins_as_asked(tmp_path, mode, start):
         residency = ran.engine._residency
         place = residency.place
 
-        def placed(phase):
-            place(phase)
+        def placed(phase, *, streams):
+            place(phase, streams=streams)
             new = [stack for stack in phase.path if not ran.engine._directory.has_stack(stack)]
             if len(phase.path) == 1:
                 return
@@ -644,22 +653,33 @@ def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
     assert [likelihood.depth for likelihood in ran.result.likelihoods] == [1]
 
 
-def test_a_run_that_breaks_off_leaves_no_cache(tmp_path):
-    """Boundaries that nothing will read again don't stay on the disk."""
-    found = []
+@pytest.mark.parametrize(("step", "draws_left"), [(1, 1), (20, 0)])
+def test_a_run_that_goes_on_reads_what_it_had_cached(tmp_path, step, draws_left):
+    """Boundaries of the phase that broke off, and unused ones below, are found again; none is left at the end."""
+    changes = {"cache_backend": {"use": "disk", "dtype": "fp32", "shard_entries": 8}}
+    config, registry = tiny_config(tmp_path, changes)
+    setup = set_up(config, registry)
+    plan = make_plan(setup)
 
-    def interrupt(ran: Ran) -> None:
-        def listen(event):
-            if isinstance(event, StepDone) and event.planned.phase.name == "stack 2" and event.step == 20:
-                found.extend(ran.engine._directory.path.glob("cache/*/*.safetensors"))
-                raise KeyboardInterrupt
-
-        ran.engine._listener = listen
+    def interrupt(event):
+        if isinstance(event, StepDone) and event.planned.phase.name == "stack 2" and event.step == step:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_tiny(tmp_path, {"cache_backend": {"use": "disk", "shard_entries": 16}}, before=interrupt)
-    assert found
-    assert not list(tmp_path.glob("runs/tiny/cache/**/*.safetensors"))
+        Engine(setup, plan, registry, interrupt).run()
+    directory = tmp_path / "runs" / "tiny"
+    passes: list[int] = []
+
+    def note(event):
+        if isinstance(event, BoundaryProgress):
+            passes.append(event.total)
+
+    result = Engine(setup, plan, registry, note, RunDirectory(directory)).run()
+    assert result.phases[2].boundaries_computed == draws_left * len(setup.corpus.train)
+    assert passes == [1] * draws_left  # one chunk, through one stack
+    assert not list(directory.glob("cache/**/*.safetensors"))
+    whole = run_tiny(tmp_path / "whole", changes)
+    assert [phase.last_loss for phase in result.phases] == [phase.last_loss for phase in whole.result.phases]
 
 
 def test_a_loss_scaler_that_never_fits_stops_the_run(tmp_path):

@@ -19,7 +19,7 @@ LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
 RUNS = {
     "blockwise, boundaries kept on disk": {
         "trainer_mode": {"use": "blockwise"},
-        "cache_backend": {"use": "disk", "dtype": "bf16", "keep_time_steps": 2},
+        "cache_backend": {"use": "disk", "dtype": "bf16", "keep": "rack", "keep_time_steps": 2},
     },
     "blockwise, boundaries made anew": {"trainer_mode": {"use": "blockwise", "start": "copy"}, "cache_backend": None},
     "blockwise, adapters over one boundary": {

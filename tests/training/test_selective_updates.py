@@ -170,8 +170,8 @@ class Watch:
         engine._write = partial(self.write, engine._write)
         engine._listener = partial(self.listen, engine._listener)
 
-    def place(self, place, phase):
-        place(phase)
+    def place(self, place, phase, *, streams):
+        place(phase, streams=streams)
         self._memory = in_memory(self.ran)
         training = sum(parameter.numel() for _, parameter in self.ran.engine._residency.trainable())
         unread = self.ran.setup.spec.d_model * (len(phase.path) - 1)

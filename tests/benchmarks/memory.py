@@ -1,0 +1,177 @@
+"""Peak memory of racks of 2 to 64 equal stacks, and how far the plan's estimate is from it.
+
+    .venv/bin/python tests/benchmarks/memory.py [--results FILE]
+
+Each rack is trained by `stackwise run` in a process of its own, whose peak resident memory is taken, evaluation
+included: a trunk that is streamed with its boundaries on disk, one that is streamed and recomputed for each window, one
+that is in memory and recomputed, and end-to-end training. Where only the last phase matters (the two that recompute),
+the stacks below it come from the first rack by `rack.init_from`. A stack is 25.7 MB in fp32 (d_model 512, two blocks).
+
+Writes docs/benchmarks/memory.md and the plot beside it. Takes some 25 minutes on two cores, 7 GB of memory and 10 GB of
+disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it goes on where it broke off.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks" / "memory.md"
+DEPTHS = (2, 4, 8, 16, 32, 64)
+WAYS = {
+    "streamed, cached": "a streamed trunk, its boundaries on disk",
+    "streamed, recomputed": "a streamed trunk, recomputed for each window",
+    "in memory, recomputed": "a trunk in memory, recomputed for each window",
+    "end to end": "end-to-end training",
+}
+CONFIG = """
+[run]
+name = "{name}"
+directory = "{directory}"
+seed = 1
+[data]
+seq_len = 128
+tokens_directory = "{directory}/tokens"
+[rack]
+stacks = {stacks}
+blocks_per_stack = 2
+d_model = 512
+n_heads = 8
+{given}
+[training]
+steps_per_stack = {steps}
+batch_size = 8
+masks = "resampled"
+window = 64
+trunk_residency = "{residency}"
+[evaluation]
+sequences = 16
+draws = 1
+[trainer_mode]
+use = "{mode}"
+{cache}
+"""
+
+
+def measure(way: str, stacks: int, directory: Path) -> dict[str, int]:
+    """Planned and measured peak bytes of a run."""
+    values: dict[str, Any] = {"name": f"{way.replace(' ', '-')}-{stacks}", "directory": directory, "stacks": stacks}
+    values |= {"given": "", "cache": "", "mode": "blockwise", "residency": "stream", "steps": 4}
+    if way == "end to end":
+        values["mode"] = "end_to_end"
+        values["steps"] = max(1, 4 // stacks)
+    elif way == "streamed, cached":
+        values["cache"] = '[cache_backend]\nuse = "disk"'
+    else:
+        values["given"] = f'init_from = "{below(stacks, directory)}"'
+        values["residency"] = "stream" if way.startswith("streamed") else "memory"
+    return run(CONFIG.format(**values), directory / f"{values['name']}.toml")
+
+
+def below(stacks: int, directory: Path) -> Path:
+    """A finished run of one stack less."""
+    path = directory / f"below-{stacks}"
+    if not path.exists():
+        values = {"name": path.name, "directory": directory, "stacks": stacks - 1, "given": "", "mode": "blockwise"}
+        values |= {"residency": "stream", "steps": 1, "cache": '[cache_backend]\nuse = "disk"'}
+        run(CONFIG.format(**values), directory / f"{path.name}.toml")
+    return path
+
+
+def run(config: str, file: Path) -> dict[str, int]:
+    """Run a configuration, and take the peak of its process."""
+    file.write_text(config)
+    command = [sys.executable, "-m", "stackwise_core.cli", "run", str(file), "--json"]
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit(f"{file} failed; run it to see why")
+        output.seek(0)
+        result = json.loads(output.read())
+    plan = json.loads((Path(result["directory"]) / "plan.json").read_text())
+    # The process resets its peak at the beginning of each phase, so the system's is the last phase's.
+    peaks = [usage.ru_maxrss * 1024, *(phase["peak_bytes"] for phase in result["phases"])]
+    return {"measured": max(peaks), "planned": max(phase["memory"]["total"] for phase in plan["phases"])}
+
+
+def draw(results: dict[str, dict[str, dict[str, int]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "stackwise", "font.size": 10, "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for (way, title), marker in zip(WAYS.items(), "osD^", strict=True):
+        axes.plot(DEPTHS, [results[way][str(depth)]["measured"] / 1e9 for depth in DEPTHS], marker=marker, label=title)
+    axes.set(xscale="log", yscale="log", xlabel="stacks of 25.7 MB", ylabel="peak resident memory, GB")
+    axes.set_xticks(DEPTHS, [str(depth) for depth in DEPTHS], minor=False)
+    axes.minorticks_off()
+    ticks = (0.5, 1, 2, 4, 8)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(PAGE.with_suffix(".svg"), format="svg", metadata={"Date": None})
+
+
+def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
+    draw(results)
+    lines = [
+        "# Memory by depth",
+        "",
+        "Peak resident memory of racks of equal stacks (d_model 512, two blocks, 25.7 MB in fp32 each; 128 tokens, 8",
+        "sequences a batch, windows of 64), everything from Python to the last evaluation included, on a CPU with two",
+        "threads. In brackets: what `stackwise plan` says over what was measured. The command:",
+        "`.venv/bin/python tests/benchmarks/memory.py`.",
+        "",
+        f"![peak memory by depth, for four ways to train]({PAGE.with_suffix('.svg').name})",
+        "",
+        "| stacks | " + " | ".join(WAYS.values()) + " |",
+        "| ---: |" + " ---: |" * len(WAYS),
+    ]
+    for depth in map(str, DEPTHS):
+        cells = [results[way][depth] for way in WAYS]
+        lines.append(
+            f"| {depth} | "
+            + " | ".join(f"{c['measured'] / 1e6:.0f} MB ({c['planned'] / c['measured']:.2f})" for c in cells)
+            + " |"
+        )
+    ratios = [results[way]["64"]["measured"] / results[way]["4"]["measured"] for way in WAYS]
+    lines.append("| 64 over 4 | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    lines += [
+        "",
+        "A streamed trunk has one stack in memory, and only while a window passes it: its peak is that of the stack",
+        "that trains. A trunk in memory grows by its weights; end-to-end training also by their gradients, by two",
+        "moments of AdamW, and by the activations of every block.",
+    ]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path)
+    file = parser.parse_args().results
+    results: dict[str, dict[str, dict[str, int]]] = {way: {} for way in WAYS}
+    if file is not None and file.exists():
+        results |= json.loads(file.read_text())
+    for depth in DEPTHS:
+        with tempfile.TemporaryDirectory() as directory:
+            for way in WAYS:
+                if str(depth) in results[way]:
+                    continue
+                found = results[way][str(depth)] = measure(way, depth, Path(directory))
+                ratio = found["planned"] / found["measured"]
+                print(f"{depth:3} {way:24} {found['measured'] / 1e6:7.0f} MB, planned {ratio:.2f}", flush=True)
+                if file is not None:
+                    file.write_text(json.dumps(results))
+    write(results)
+
+
+if __name__ == "__main__":
+    main()
