@@ -181,6 +181,10 @@ class CacheBackend(Component):
     durable: bool = False
     """Whether entries outlive the process, on disk, and so count as disk in the plan rather than as memory."""
 
+    def buffer_bytes(self, layout: Layout) -> int:
+        """Bytes that a store holds in memory of what waits to be written; the plan counts them."""
+        return 0
+
     @abstractmethod
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> ActivationStore:
         """Open the store of one namespace; a durable one finds what was flushed there before.

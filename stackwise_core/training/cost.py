@@ -145,6 +145,8 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
     durable = cache is not None and cache.durable
     in_memory = 0 if durable else stored
+    if cache is not None and phase.frozen_prefix:
+        in_memory += cache.buffer_bytes(boundary_layout(phase, setup))
     resident, streamed = (
         phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams) for streams in (False, True)
     )

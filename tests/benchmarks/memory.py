@@ -6,6 +6,7 @@ Each rack is trained by `stackwise run` in a process of its own, whose peak resi
 included: a trunk that is streamed with its boundaries on disk, one that is streamed and recomputed for each window, one
 that is in memory and recomputed, and end-to-end training. Where only the last phase matters (the two that recompute),
 the stacks below it come from the first rack by `rack.init_from`. A stack is 25.7 MB in fp32 (d_model 512, two blocks).
+Medians of three runs.
 
 Writes docs/benchmarks/memory.md and the plot beside it. Takes some 25 minutes on two cores, 7 GB of memory and 10 GB of
 disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it goes on where it broke off.
@@ -14,6 +15,8 @@ disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it goes on whe
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "memory.md"
 DEPTHS = (2, 4, 8, 16, 32, 64)
+REPEATS = 3
 WAYS = {
     "streamed, cached": "a streamed trunk, its boundaries on disk",
     "streamed, recomputed": "a streamed trunk, recomputed for each window",
@@ -59,6 +63,12 @@ use = "{mode}"
 
 
 def measure(way: str, stacks: int, directory: Path) -> dict[str, int]:
+    """Planned and measured peak bytes of a rack's runs, medians."""
+    runs = [measure_once(way, stacks, directory) for _ in range(REPEATS)]
+    return {key: round(statistics.median(run[key] for run in runs)) for key in runs[0]}
+
+
+def measure_once(way: str, stacks: int, directory: Path) -> dict[str, int]:
     """Planned and measured peak bytes of a run."""
     values: dict[str, Any] = {"name": f"{way.replace(' ', '-')}-{stacks}", "directory": directory, "stacks": stacks}
     values |= {"given": "", "cache": "", "mode": "blockwise", "residency": "stream", "steps": 4}
@@ -95,6 +105,8 @@ def run(config: str, file: Path) -> dict[str, int]:
         output.seek(0)
         result = json.loads(output.read())
     plan = json.loads((Path(result["directory"]) / "plan.json").read_text())
+    if "below" not in file.name:
+        shutil.rmtree(result["directory"])
     # The process resets its peak at the beginning of each phase, so the system's is the last phase's.
     peaks = [usage.ru_maxrss * 1024, *(phase["peak_bytes"] for phase in result["phases"])]
     return {"measured": max(peaks), "planned": max(phase["memory"]["total"] for phase in plan["phases"])}
@@ -127,8 +139,8 @@ def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
         "",
         "Peak resident memory of racks of equal stacks (d_model 512, two blocks, 25.7 MB in fp32 each; 128 tokens, 8",
         "sequences a batch, windows of 64), everything from Python to the last evaluation included, on a CPU with two",
-        "threads. In brackets: what `stackwise plan` says over what was measured. The command:",
-        "`.venv/bin/python tests/benchmarks/memory.py`.",
+        f"threads, medians of {REPEATS} runs. In brackets: what `stackwise plan` says over what was measured. The",
+        "command: `.venv/bin/python tests/benchmarks/memory.py`.",
         "",
         f"![peak memory by depth, for four ways to train]({PAGE.with_suffix('.svg').name})",
         "",

@@ -174,10 +174,7 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
         changes = {"training.trunk_residency": "stream", "cache_backend": {"use": "disk", "dtype": "fp32"}}
         ran = run_tiny(tmp_path, changes | {"training.max_grad_norm": 1e9}, before=watch)
     loss, step, gradients = seen[0]
-    residency, objective = (
-        ran.engine._residency,
-        ran.engine._fit(ran.plan.phases[2], None, lambda event: None).objective,
-    )
+    objective = ran.engine._fit(ran.plan.phases[2], None, lambda event: None).objective
     fresh = Residency(
         ran.setup.spec,
         mask_id=256,

@@ -13,4 +13,6 @@ class MemoryOptions(CacheOptions):
 
 @frozen
 class DiskOptions(CacheOptions):
-    shard_entries: int = option(256, "Activations a shard file.", check=at_least(1))
+    shard_entries: int = option(
+        256, "Activations a shard file; fewer where they would take more than 64 MiB.", check=at_least(1)
+    )

@@ -8,4 +8,8 @@ from stackwise_core.options import at_least, option
 
 @frozen
 class LmdbOptions(CacheOptions):
-    batch_entries: int = option(256, "Activations a transaction; they wait in memory for it.", check=at_least(1))
+    batch_entries: int = option(
+        256,
+        "Activations a transaction; they wait in memory for it, and are fewer where they would take more than 64 MiB.",
+        check=at_least(1),
+    )

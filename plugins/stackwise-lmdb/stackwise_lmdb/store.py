@@ -29,6 +29,10 @@ KEY, HEAD = 16, 32
 Found = TypeVar("Found")
 
 
+LARGEST_BATCH = 64 << 20
+"""Bytes of entries: what a transaction writes waits in memory."""
+
+
 class LmdbStore(ActivationStore):
     """An environment, and the entries that wait to be written to it in one transaction.
 
@@ -39,7 +43,9 @@ class LmdbStore(ActivationStore):
     def __init__(self, directory: Path, layout: Layout, capacity: int | None, batch_entries: int) -> None:
         self._directory, self._layout = directory, layout
         self._room = None if capacity is None else capacity // layout.bytes_per_entry
-        self._batch_entries = batch_entries if self._room is None else max(1, min(batch_entries, self._room // 4))
+        self._batch_entries = entries_at_once(layout, batch_entries)
+        if self._room is not None:
+            self._batch_entries = max(1, min(self._batch_entries, self._room // 4))
         self._waiting: dict[Key, bytearray] = {}
         self._hidden: set[Key] = set()
         self._used: OrderedDict[Key, None] = OrderedDict()  # the least recently used first
@@ -289,11 +295,19 @@ def _checksum(key: Key, activation: np.ndarray) -> bytes:
     return digest.digest()
 
 
+def entries_at_once(layout: Layout, most: int) -> int:
+    """How many entries wait in memory for their transaction."""
+    return max(1, min(most, LARGEST_BATCH // layout.bytes_per_entry))
+
+
 class Lmdb(CacheBackend):
     """As large as the disk, in one file that grows and is reused, but never shrinks."""
 
     options: LmdbOptions
     durable = True
+
+    def buffer_bytes(self, layout: Layout) -> int:
+        return entries_at_once(layout, self.options.batch_entries) * layout.bytes_per_entry
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> LmdbStore:
         return LmdbStore(directory, layout, capacity, self.options.batch_entries)
