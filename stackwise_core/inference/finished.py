@@ -120,7 +120,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
         )
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
-        streams = bool(data["streams"])
+        streams = bool(data.get("streams"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error
     if not routes:

@@ -98,6 +98,7 @@ class Boundary:
         self._store, self._layout, self._stores = store, layout, stores
         self._below, self._keep_below = below, keep_below
         self._held: dict[Key, Tensor] = {}
+        self._announced: list[tuple[Draws, list[Key]]] = []
         self._seen: dict[tuple[int, int], int] = {}
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
         self._was_empty = self.is_empty
@@ -120,6 +121,7 @@ class Boundary:
         Gives how many times a chunk has passed a stack, and how many times one will; nothing where all is there.
         """
         self._held.clear()
+        self._announced.clear()
         parts: list[_Part] = []
         for chunk in window:
             part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0)
@@ -221,7 +223,8 @@ class Boundary:
             StackwiseError: the draws aren't those that the boundary was made under. A boundary that saw fewer masks
                 would give away what the loss asks for.
         """
-        keys = self._keys(draws)
+        keys = next((keys for ahead, keys in self._announced if ahead is draws), None) or self._keys(draws)
+        self._announced = [each for each in self._announced if each[0] is not draws]
         if self._store is None:
             self._refuse_others(keys, self._held)
             entries = torch.stack([self._held[key] for key in keys])
@@ -232,7 +235,8 @@ class Boundary:
     def prefetch(self, draws: Draws) -> None:
         """Say which batch comes next."""
         if self._store is not None:
-            self._store.prefetch(self._keys(draws))
+            self._announced.append((draws, self._keys(draws)))
+            self._store.prefetch(self._announced[-1][1])
 
     def _keys(self, draws: Draws) -> list[Key]:
         return draw_keys(draws, with_time=self._residency.spec.time_encoding is not None)

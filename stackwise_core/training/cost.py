@@ -17,9 +17,9 @@ from stackwise_core.training.order import Order, chunk_size
 from stackwise_core.training.setup import Setup
 
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
-FIRST_STEP = 120_000_000
+FIRST_STEP = 140_000_000
 """Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
-ALLOCATOR = 1.6
+ALLOCATOR = 1.4
 """Peak resident bytes for each byte of activations: the allocator keeps freed tensors whose size doesn't recur."""
 
 

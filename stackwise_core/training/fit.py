@@ -66,7 +66,7 @@ class Fit:
         plateau = Plateau(self.training.patience)
         for step, (draws, number) in enumerate(self._steps()):
             # What dropout draws depends on the step alone.
-            torch.manual_seed(derived_seed(self.residency.seed, "step", phase.name, step))
+            seed_step(derived_seed(self.residency.seed, "step", phase.name, step), device)
             factor = learning_rate_factor(step, self.planned.steps, self.training)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
@@ -178,3 +178,10 @@ class Fit:
         """The norm of the whole gradient, which is scaled down to ``max_grad_norm`` where that is set."""
         limit = self.training.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def seed_step(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step can draw from; ``torch.manual_seed`` takes its time to seed all there are."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)

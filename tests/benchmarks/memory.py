@@ -43,7 +43,7 @@ seq_len = 128
 tokens_directory = "{directory}/tokens"
 [rack]
 stacks = {stacks}
-blocks_per_stack = 2
+blocks_per_stack = {blocks}
 d_model = 512
 n_heads = 8
 {given}
@@ -71,10 +71,9 @@ def measure(way: str, stacks: int, directory: Path) -> dict[str, int]:
 def measure_once(way: str, stacks: int, directory: Path) -> dict[str, int]:
     """Planned and measured peak bytes of a run."""
     values: dict[str, Any] = {"name": f"{way.replace(' ', '-')}-{stacks}", "directory": directory, "stacks": stacks}
-    values |= {"given": "", "cache": "", "mode": "blockwise", "residency": "stream", "steps": 4}
-    if way == "end to end":
-        values["mode"] = "end_to_end"
-        values["steps"] = max(1, 4 // stacks)
+    values |= {"blocks": 2, "given": "", "cache": "", "mode": "blockwise", "residency": "stream", "steps": 4}
+    if way == "end to end":  # one stack of all blocks: the budget is a stack's
+        values |= {"mode": "end_to_end", "stacks": 1, "blocks": 2 * stacks}
     elif way == "streamed, cached":
         values["cache"] = '[cache_backend]\nuse = "disk"'
     else:
@@ -88,6 +87,7 @@ def below(stacks: int, directory: Path) -> Path:
     path = directory / f"below-{stacks}"
     if not path.exists():
         values = {"name": path.name, "directory": directory, "stacks": stacks - 1, "given": "", "mode": "blockwise"}
+        values |= {"blocks": 2}
         values |= {"residency": "stream", "steps": 1, "cache": '[cache_backend]\nuse = "disk"'}
         run(CONFIG.format(**values), directory / f"{path.name}.toml")
     return path

@@ -13,8 +13,8 @@ import xxhash
 from attrs import evolve
 from torch import Tensor
 
-from stackwise_cache.answer import AnswerRoom, as_bytes
 from stackwise_cache.options import DiskOptions
+from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_cache.shard import DamagedShard, Shard
 from stackwise_core.files import sync
 from stackwise_core.interfaces.cache_backend import (
@@ -56,7 +56,6 @@ class DiskStore(ActivationStore):
         self._shard_bytes = 0
         self._waiting: list[Key] = []
         self._buffer: np.ndarray | None = None
-        self._room = AnswerRoom(layout)
         self._stats = CacheStats()
         self._find_shards()
 
@@ -189,7 +188,7 @@ class DiskStore(ActivationStore):
         return self._shard_bytes + len(self._waiting) * self._layout.bytes_per_entry
 
     def get(self, keys: Sequence[Key]) -> Tensor:
-        entries, rows = self._room.take(len(keys))
+        entries, rows = unfilled(len(keys), self._layout)
         places = [self._places.get(key) for key in keys]
         wanted = sorted((place, row) for row, place in enumerate(places) if place is not None)
         missing = {row for row, place in enumerate(places) if place is None}

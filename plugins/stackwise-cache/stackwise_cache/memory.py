@@ -8,7 +8,7 @@ import numpy as np
 from attrs import evolve
 from torch import Tensor
 
-from stackwise_cache.answer import AnswerRoom, as_bytes
+from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -25,7 +25,6 @@ class MemoryStore(ActivationStore):
     def __init__(self, layout: Layout, capacity: int | None) -> None:
         self._layout, self._capacity = layout, capacity
         self._entries: OrderedDict[Key, np.ndarray] = OrderedDict()
-        self._room = AnswerRoom(layout)
         self._stats = CacheStats()
 
     def put(self, keys: Sequence[Key], entries: Tensor) -> None:
@@ -49,7 +48,7 @@ class MemoryStore(ActivationStore):
             raise MissingEntries(missing)
         self.contains(keys)
         self._stats.reads += len(keys)
-        entries, rows = self._room.take(len(keys))
+        entries, rows = unfilled(len(keys), self._layout)
         for row, key in zip(rows, keys, strict=True):
             row[:] = self._entries[key]
         return entries

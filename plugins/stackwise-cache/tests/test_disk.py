@@ -117,19 +117,6 @@ def test_shrink_gives_up_waiting_entries_last(open_store, layout):
     assert torch.equal(open_store().get(keys_of(5, 6, 7, 8)), entries_of(layout, 5, 6, 7, 8))
 
 
-def test_an_answer_that_is_held_stays(open_store, layout):
-    """The memory of an answer is used again only when neither it nor a part of it is held."""
-    store = open_store()
-    fill(store, layout, 0, 1, 2)
-    whole = store.get(keys_of(0, 1))
-    part = store.get(keys_of(1, 2))[1]
-    array = store.get(keys_of(2)).numpy()
-    assert torch.equal(store.get(keys_of(2, 0)), entries_of(layout, 2, 0))
-    assert torch.equal(whole, entries_of(layout, 0, 1))
-    assert torch.equal(part, entries_of(layout, 2)[0])
-    assert torch.equal(torch.from_numpy(array), entries_of(layout, 2))
-
-
 def test_drop_removes_the_directory(open_store, directory, layout):
     """Nothing is left, not even the empty folder."""
     store = open_store()
