@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Numbers of the errors that say that a disk is full, or one's share of it."""
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can't be read without being set

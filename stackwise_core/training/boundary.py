@@ -57,6 +57,9 @@ class BoundaryCounts:
     computed: int = 0
     read: int = 0
     """Read for training steps."""
+    evicted_below: int = 0
+    """Given up by the boundary below, and damaged there, since this one is made of it."""
+    damaged_below: int = 0
 
 
 @define
@@ -102,7 +105,7 @@ class Boundary:
         self._seen: dict[tuple[int, int], int] = {}
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
         self._was_empty = self.is_empty
-        self._before = self._all_stats()
+        self._before = CacheStats()  # what a store lost while it was opened is this phase's
         self.counts = BoundaryCounts()
 
     @property
@@ -133,6 +136,7 @@ class Boundary:
         yield from self._pass_trunk(parts, entries)
         for part in parts:
             self._keep(part, entries)
+        self._count_below()
         for part in parts:  # once all are put, since a later one may drive out an earlier one
             self._hold(part, entries)
         give_back()
@@ -196,6 +200,11 @@ class Boundary:
         with suppress(MissingEntries):
             entries[part.rows] = self._below._store.get(part.keys)
             part.behind = len(self._below.trunk)
+
+    def _count_below(self) -> None:
+        """Note what the boundary below has lost so far."""
+        if self._below is not None:
+            self.counts.evicted_below, self.counts.damaged_below = self._below.evicted, self._below.damaged
 
     def _keep(self, part: _Part, entries: Tensor) -> None:
         """Put a chunk's entries into the store; the boundary below won't be asked for them again."""
@@ -300,7 +309,7 @@ class Boundary:
     def passed_on(self, drawer: Drawer) -> Boundary:
         """The same boundary for another phase, which has the store from now on."""
         store, self._store = self._store, None
-        return Boundary(
+        passed_on = Boundary(
             self.trunk,
             self._residency,
             drawer,
@@ -310,16 +319,22 @@ class Boundary:
             self._stores,
             keep_below=self._keep_below,
         )
+        passed_on._before = self._before
+        return passed_on
+
+    def settle(self) -> None:
+        """Its phase was measured: what it loses from now on is the next one's."""
+        self._before = self._all_stats()
 
     @property
     def evicted(self) -> int:
-        """How many activations the store gave up for others in this phase."""
-        return self._all_stats().evicted - self._before.evicted
+        """How many activations the store, and the one below, gave up for others in this phase."""
+        return self._all_stats().evicted - self._before.evicted + self.counts.evicted_below
 
     @property
     def damaged(self) -> int:
-        """How many activations the store found damaged in this phase."""
-        return self._all_stats().damaged - self._before.damaged
+        """How many activations the store, and the one below, found damaged in this phase."""
+        return self._all_stats().damaged - self._before.damaged + self.counts.damaged_below
 
     def _all_stats(self) -> CacheStats:
         return CacheStats() if self._store is None else self._store.stats()

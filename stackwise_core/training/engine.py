@@ -116,7 +116,9 @@ class Engine:
                 measured = self._fit(planned, boundary, tell).run()
                 phases.append(measured)
                 self._write(planned, phases)
-                if boundary is not None and not boundary.is_stored:
+                if boundary is not None and boundary.is_stored:
+                    boundary.settle()
+                elif boundary is not None:
                     boundary.drop()
                 self._drop_all_but(kept, self._keep)
                 give_back()

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stackwise_core.files import NO_ROOM
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
 from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, read_records, write_record
 from stackwise_core.training.namespace import namespace
@@ -27,10 +28,18 @@ class Stores:
         """The store of what a boundary is made of, with whatever is left there."""
         name = namespace(made_of)
         if self._backend.durable:
-            write_record(self._directory, StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
+            self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
         store = self._backend.open(self._directory / name, layout, self._backend.options.capacity)
         self._open[name] = store
         return store
+
+    def _write_record(self, boundary: StoredBoundary) -> None:
+        try:
+            write_record(self._directory, boundary)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Nothing depends on it: it is there to be looked at.
 
     def make_room(self) -> None:
         """Evict what exceeds the capacity: the oldest time step's first, and of that the least recently used."""

@@ -1,6 +1,5 @@
 """Boundaries on disk, in checksummed safetensors shards."""
 
-import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from stackwise_cache.options import DiskOptions
 from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_cache.shard import DamagedShard, Shard
-from stackwise_core.files import sync
+from stackwise_core.files import NO_ROOM, sync
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -135,7 +134,7 @@ class DiskStore(ActivationStore):
             try:
                 shard = self._write()
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in NO_ROOM:
                     raise
                 if self._shards:
                     self._evict_shard()

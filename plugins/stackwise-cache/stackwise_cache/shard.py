@@ -1,7 +1,7 @@
 """One shard: a safetensors file of some activations with their keys and checksums.
 
 A shard holds three tensors: ``activations`` [n, tokens, row] in the layout's dtype, ``checksums`` uint8 [n, 16]
-(xxh3-128 of each key and entry), and ``keys`` uint8 [n, 16]. It is written beside, synced and renamed, so it is whole
+(xxh3-128 of the namespace, the key and the entry), and ``keys`` uint8 [n, 16]. It is written beside, synced and renamed, so it is whole
 or not there, and it is its own index. Entries are read with ``preadv`` at the offsets that its header gives: a memory
 map would add every page it touches to the process's resident memory.
 """
@@ -28,9 +28,12 @@ class DamagedShard(ValueError):
     """The file isn't a shard of this layout."""
 
 
-def checksum(key: Key, activation: memoryview) -> bytes:
-    """16 bytes that tell whether an activation is what was written, and was written under this key."""
-    digest = xxhash.xxh3_128(key)
+def checksum(namespace: str, key: Key, activation: memoryview) -> bytes:
+    """16 bytes that tell whether an activation is what was written, under this key and in this namespace.
+
+    A key says nothing of the weights below, so that a shard of another store would pass without the namespace.
+    """
+    digest = xxhash.xxh3_128(namespace.encode() + key)
     digest.update(activation)
     return digest.digest()
 
@@ -87,7 +90,7 @@ class Shard:
         The bytes are those of the safetensors library, whose own errors don't say that a disk is full.
         """
         packed_keys, count = b"".join(keys), len(keys)
-        checksums = b"".join(checksum(key, row.data) for key, row in zip(keys, entries, strict=True))
+        checksums = b"".join(checksum(path.parent.name, key, row.data) for key, row in zip(keys, entries, strict=True))
         header, end = {}, 0
         for name, (dtype, shape) in _contents(count, layout).items():
             begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
@@ -112,7 +115,10 @@ class Shard:
         """Read one activation's bytes into uint8 [bytes]; whether they are what was written."""
         done = os.preadv(descriptor, [into.data], self.begin + index * self.entry_bytes)
         here = slice(16 * index, 16 * index + 16)
-        return done == self.entry_bytes and checksum(self.packed_keys[here], into.data) == self.checksums[here]
+        return done == self.entry_bytes and self._checksum(here, into) == self.checksums[here]
+
+    def _checksum(self, here: slice, activation: np.ndarray) -> bytes:
+        return checksum(self.path.parent.name, self.packed_keys[here], activation.data)
 
     def will_read(self, indices: Iterable[int]) -> None:
         """Tell the system that these activations are about to be read."""

@@ -71,7 +71,7 @@ class Environment:
             Gone: there is none, and it isn't to be made.
             NoRoom: it can't be made for want of room.
         """
-        self.layout = layout
+        self.layout, self._namespace = layout, directory.name
         self._data, self._lock_file = directory / DATA, directory / LOCK
         self._lock = threading.RLock()
         if not create and not _size(self._data):
@@ -128,10 +128,10 @@ class Environment:
             if recorded is None and transaction.stat()["entries"] == 0:
                 if not create:
                     raise Gone
-                transaction.put(_LAYOUT, _signature(self.layout))
+                transaction.put(_LAYOUT, _signature(self._namespace, self.layout))
                 for name in (_ENTRIES, _INDEX):
                     self._lmdb.open_db(name, transaction)
-            elif recorded != _signature(self.layout):
+            elif recorded != _signature(self._namespace, self.layout):
                 raise Damaged
         self._entries, self._index = (self._lmdb.open_db(name, create=False) for name in (_ENTRIES, _INDEX))
 
@@ -381,8 +381,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _signature(layout: Layout) -> bytes:
-    return f"1 {layout.tokens} {layout.d_model} {layout.dtype}".encode()
+def _signature(namespace: str, layout: Layout) -> bytes:
+    return f"2 {namespace} {layout.tokens} {layout.d_model} {layout.dtype}".encode()
 
 
 def _serial(number: int) -> bytes:
