@@ -190,7 +190,8 @@ class CacheBackend(Component):
         """Open the store of one namespace; a durable one finds what was flushed there before.
 
         Args:
-            directory: named by the namespace; made when something is first written.
+            directory: named by the namespace, and made when something is first written. What was written under another
+                name is damaged here: a key says nothing of the weights below.
             layout: of every entry.
             capacity: most bytes of this one store, beyond which the least recently used entries go; None: no limit.
         """

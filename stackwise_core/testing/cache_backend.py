@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -333,6 +334,20 @@ class CacheBackendContract:
         finally:
             os.kill(writer, signal.SIGKILL)
             assert code_of(writer) == -signal.SIGKILL, "the writer failed"
+
+    def test_entries_belong_to_their_namespace(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """Files that come from the store of another name give nothing, though their keys are the same."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+        store = backend.open(directory, layout, None)
+        store.put(keys_of(*range(5)), entries_of(layout, *range(5)))
+        store.close()
+        shutil.copytree(directory, directory.with_name("another"))
+        other = backend.open(directory.with_name("another"), layout, None)
+        for number in range(5):
+            with pytest.raises(MissingEntries):
+                other.get(keys_of(number))
+        assert other.stats().damaged > 0
 
     def test_opening_writes_nothing(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
         """The directory is made when something is first written."""

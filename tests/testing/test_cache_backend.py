@@ -18,10 +18,20 @@ class RightStore(ActivationStore):
     def __init__(self, directory, layout, capacity):
         self.file, self.layout, self.capacity = directory / "all", layout, capacity
         self.entries, self.counts = {}, CacheStats()
-        with suppress(FileNotFoundError):
-            self.entries = pickle.loads(self.file.read_bytes())
+        self.read(self.file.parent.name)
         self.put_since = False
         self.evict()
+
+    def read(self, namespace):
+        with suppress(FileNotFoundError):
+            owner, entries = pickle.loads(self.file.read_bytes())
+            if owner == namespace:
+                self.entries = entries
+            else:
+                self.counts.damaged += len(entries)
+
+    def packed(self):
+        return pickle.dumps((self.file.parent.name, self.entries))
 
     def put(self, keys, activations):
         for key, activation in zip(keys, activations.detach(), strict=True):
@@ -74,7 +84,7 @@ class RightStore(ActivationStore):
     def write(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         beside = self.file.with_name("beside")
-        beside.write_bytes(pickle.dumps(self.entries))
+        beside.write_bytes(self.packed())
         beside.replace(self.file)
 
     def drop(self):
@@ -182,11 +192,16 @@ def without_banned(self, keys, activations):
 def in_place(self):
     """Half of the file, and the other half a little later."""
     self.file.parent.mkdir(parents=True, exist_ok=True)
-    whole = pickle.dumps(self.entries)
+    whole = self.packed()
     with self.file.open("wb") as file:
         for half in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
             os.write(file.fileno(), half)
             time.sleep(0.002)
+
+
+def reading_any(self, namespace):
+    if self.file.exists():
+        RightStore.read(self, pickle.loads(self.file.read_bytes())[0])
 
 
 WRONG = {
@@ -215,7 +230,7 @@ WRONG = {
     ),
     "names only what is written": (
         "test_keys_are_those_that_are_there",
-        wrong(keys=lambda self: iter(pickle.loads(self.file.read_bytes()) if self.file.exists() else ())),
+        wrong(keys=lambda self: iter(pickle.loads(self.file.read_bytes())[1] if self.file.exists() else ())),
     ),
     "shrinks by the newest": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=newest_first)),
     "shrinks uncounted": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=uncounted)),
@@ -239,6 +254,7 @@ WRONG = {
     ),
     "written in place": ("test_readers_beside_a_writer", wrong(write=in_place)),
     "readers write": ("test_readers_beside_a_writer", wrong(flush=RightStore.write)),
+    "of any namespace": ("test_entries_belong_to_their_namespace", wrong(read=reading_any)),
     "writes at once": ("test_opening_writes_nothing", wrong(__init__=made_at_once)),
     "loses at closing": ("test_it_agrees_with_a_dict", wrong(close=lambda self: None)),
 }
