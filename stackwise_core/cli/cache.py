@@ -27,7 +27,7 @@ from stackwise_core.interfaces.cache_backend import (
 )
 from stackwise_core.options import ByteSize
 from stackwise_core.registry.nearest import nearest
-from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, read_records
+from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, is_namespace, read_records
 
 if TYPE_CHECKING:
     from stackwise_core.training.activation_statistics import ActivationStatistics, Measured
@@ -75,7 +75,8 @@ class Kept:
         shared = choice.options.directory
         directory = run / "cache" if shared is None else Path(shared)
         boundaries = read_records(directory)
-        folders = {path.name for path in directory.iterdir() if path.is_dir()} if directory.is_dir() else set[str]()
+        there = directory.iterdir() if directory.is_dir() else ()
+        folders = {path.name for path in there if is_namespace(path.name) and path.is_dir() and not path.is_symlink()}
         unknown = sorted(folders - {each.namespace for each in boundaries})
         return cls(run, directory, shared is not None, backend, boundaries, unknown)
 

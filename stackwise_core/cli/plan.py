@@ -22,7 +22,13 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.cli.plan_table import print_plan, print_prices
     from stackwise_core.cli.progress import tokenising
-    from stackwise_core.training.plan import check_disk, check_memory, make_plan, stores_directory
+    from stackwise_core.training.plan import (
+        check_disk,
+        check_memory,
+        check_stores_directory,
+        make_plan,
+        stores_directory,
+    )
     from stackwise_core.training.setup import set_up
 
     with tokenising(Console(stderr=True)) as progress:
@@ -33,4 +39,5 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
         print_plan(Console(), made)
         print_prices(Console(), made)
     check_memory(made, config.training.memory_budget)
+    check_stores_directory(stores_directory(config))
     check_disk(made, stores_directory(config) or Path(config.run.directory))

@@ -51,7 +51,10 @@ def print_prices(console: Console, plan: Plan) -> None:
     ]
     if not rows:
         return
-    console.print("\nthe trunk, streamed or in memory; its boundary, cached or made anew for each window:")
+    window = f"windows of {count(plan.window)} sequences"
+    console.print(
+        f"\n{window}; trunk streamed or in memory, boundary cached or made anew:", highlight=False, soft_wrap=True
+    )
     costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew")
     print_table(console, ("phase", "trunk", "boundary", *costs), rows, left=3)
 

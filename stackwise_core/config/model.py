@@ -254,8 +254,8 @@ class TrainingConfig:
     )
     memory_budget: ByteSize | None = option(
         None,
-        'Most memory that the run may take, such as "8 GB"; a plan that needs more is refused. Left out: what is free '
-        "when the run begins, less a tenth, and nothing is refused.",
+        'Most memory that the plan may come to, such as "8 GB"; more is refused. The plan is an estimate, good to some '
+        "15 %. Left out: what is free when the run begins, less a tenth, and nothing is refused.",
     )
     trunk_residency: Literal["auto", "memory", "stream"] = option(
         "auto",

@@ -26,7 +26,7 @@ INT4_GROUP = 32
 def _only_where_more_are_kept(instance: "CacheOptions", attribute: Any, value: int | None) -> None:
     at_least(1)(instance, attribute, value)
     if value is not None and value > 1 and instance.keep == "stack":
-        raise ValueError('expected keep = "rack" beside it; keep = "stack" has only the boundary in use')
+        raise ValueError('keep = "stack" has only the boundary in use: set keep = "rack", or leave it out')
 
 
 @frozen
@@ -52,8 +52,8 @@ class CacheOptions:
     )
     directory: str | None = option(
         None,
-        "Where the boundaries are, relative to the TOML; runs that share it share what is equal. None: in the run's "
-        "own directory.",
+        "A directory for boundaries alone, relative to the TOML; runs that share it share what is equal. None: in the "
+        "run's own directory.",
         check=not_empty,
         path=(),
     )

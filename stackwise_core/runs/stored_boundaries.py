@@ -1,6 +1,7 @@
 """Which boundary each store of a directory holds: a record ``NAMESPACE.json`` beside the store ``NAMESPACE/``."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,8 +49,22 @@ def read_records(directory: Path) -> list[StoredBoundary]:
     """
     if not directory.is_dir():
         return []
-    records = filter(None, map(_read, directory.glob("*.json")))
+    records = filter(None, map(_read, (path for path in directory.glob("*.json") if is_namespace(path.stem))))
     return sorted(records, key=lambda each: (len(each.trunk), each.phase, each.namespace))
+
+
+def is_namespace(name: str) -> bool:
+    """Whether a file or directory has the name of a store."""
+    return re.fullmatch("[0-9a-f]{32}", name) is not None
+
+
+def owner(directory: Path, namespace: str) -> str | None:
+    """The run whose record a store has; None where there is none that can be read."""
+    try:
+        record = _read(_record(directory, namespace))
+    except StackwiseError:
+        return None
+    return None if record is None else record.run
 
 
 def drop_record(directory: Path, namespace: str) -> None:

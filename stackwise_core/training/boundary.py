@@ -53,7 +53,7 @@ class BoundaryCounts:
     found: int = 0
     """Of these, in the store already."""
     repeated: int = 0
-    """Of those found, made for an equal draw of another sequence, or twice in a chunk."""
+    """Equal to one of another sequence, which so serves both."""
     computed: int = 0
     read: int = 0
     """Read for training steps."""
@@ -67,7 +67,9 @@ class _Part:
     """A chunk on its way through the trunk."""
 
     draws: Draws
+    """Of a whole chunk: where there are fewer samples, they are repeated."""
     keys: list[Key]
+    """Of its samples."""
     rows: slice
     """Where its entries are among those of all the chunks that go with it."""
     behind: int = 0
@@ -101,6 +103,8 @@ class Boundary:
         self._store, self._layout, self._stores = store, layout, stores
         self._below, self._keep_below = below, keep_below
         self._held: dict[Key, Tensor] = {}
+        self._equal: set[Key] = set()
+        """Keys that more than one sequence has."""
         self._announced: list[tuple[Draws, list[Key]]] = []
         self._seen: dict[tuple[int, int], int] = {}
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
@@ -126,10 +130,12 @@ class Boundary:
         self._held.clear()
         self._announced.clear()
         parts: list[_Part] = []
+        coming: set[Key] = set()
         for chunk in window:
-            part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0)
+            part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0, coming)
             if part is not None:
                 parts.append(part)
+                coming.update(part.keys)
         if not parts:
             return
         entries = self._room(parts)
@@ -141,20 +147,30 @@ class Boundary:
             self._hold(part, entries)
         give_back()
 
-    def _lacking(self, chunk: int, number: int, first: int) -> _Part | None:
-        """A chunk of which an entry is to be computed, its entries from a row on; None where all of them are there."""
+    def _lacking(self, chunk: int, number: int, first: int, coming: Container[Key]) -> _Part | None:
+        """A chunk of which an entry is to be computed, its entries from a row on; None where all of them are there.
+
+        Args:
+            coming: keys of chunks before it that are to be computed, too.
+        """
         size, lost, seen = len(self._order.chunk(chunk)), self._lost, self._seen.get((chunk, number))
         self.counts.wanted += size
-        self._seen[chunk, number] = lost
+        if self._store is not None:
+            self._seen[chunk, number] = lost
         if self._store is not None and seen == lost:  # nothing can have gone since
             self.counts.found += size
             return None
         part = self._part(chunk, number, first)
-        there = 0 if self._store is None else sum(self._store.contains(part.keys))
-        self.counts.found += there
+        there = [False] * size if self._store is None else self._store.contains(part.keys)
+        self.counts.found += sum(there)
         if seen is None and self._was_empty:  # nobody made it yet
-            self.counts.repeated += there
-        return part if there < size else None
+            others = set[Key]()
+            for key, found in zip(part.keys, there, strict=True):
+                if found or key in coming or key in others:
+                    self._equal.add(key)
+                    self.counts.repeated += 1
+                others.add(key)
+        return None if all(there) else part
 
     @property
     def _lost(self) -> int:
@@ -163,8 +179,10 @@ class Boundary:
         return stats.evicted + stats.damaged
 
     def _part(self, chunk: int, number: int, first: int) -> _Part:
-        draws = self._drawer.draw(self._order.chunk(chunk), number)
-        return _Part(draws, self._keys(draws), slice(first, first + len(draws.samples)))
+        samples = self._order.chunk(chunk)
+        # The last chunk is filled up, so that an activation's bits don't depend on how many there are beside it.
+        draws = self._drawer.draw(np.resize(samples, chunk_size(self._layout.tokens)), number)
+        return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
         """Entries [n, T, row], not filled yet, of some chunks."""
@@ -185,21 +203,38 @@ class Boundary:
                 for part in arriving:
                     if place:
                         hidden = decode(entries[part.rows].to(residency.device), layout)
+                        if len(part.keys) < len(part.draws.samples):
+                            hidden = hidden[torch.arange(len(part.draws.samples)) % len(part.keys)]
                     else:
                         hidden = residency.embed(index, part.draws.inputs, part.draws.fraction)
                     hidden = residency.through(index, hidden, residency.context(part.draws.segments))
-                    entries[part.rows] = encode(hidden, layout)
+                    entries[part.rows] = encode(hidden, layout)[: len(part.keys)]
                     done += 1
                     yield done, total
         self.counts.computed += len(entries)
 
     def _take_from_below(self, part: _Part, entries: Tensor) -> None:
         """Begin with the boundary below, where it has all of a chunk."""
-        if self._below is None or self._below._store is None:
-            return
-        with suppress(MissingEntries):
-            entries[part.rows] = self._below._store.get(part.keys)
+        below = None if self._below is None else self._below.take(part.keys)
+        if below is not None and self._below is not None:
+            entries[part.rows] = below
             part.behind = len(self._below.trunk)
+
+    def take(self, keys: list[Key]) -> Tensor | None:
+        """Entries [n, T, row] of these keys, if the store has all of them."""
+        with suppress(MissingEntries):
+            return None if self._store is None else self._store.get(keys)
+        return None
+
+    def give_up(self, keys: list[Key]) -> None:
+        """The boundary above has been made of these: they won't be asked for again, but for those of equal draws."""
+        if self._store is not None and self._is_ours:
+            self._store.discard([key for key in keys if key not in self._equal])
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether this run may delete what is in the store, and no other run's it is."""
+        return self._store is not None and (self._stores is None or self._stores.is_ours(self._store))
 
     def _count_below(self) -> None:
         """Note what the boundary below has lost so far."""
@@ -213,8 +248,8 @@ class Boundary:
         there = self._store.contains(part.keys)
         missing = [place for place, found in enumerate(there) if not found]
         self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
-        if self._below is not None and self._below._store is not None and not self._keep_below:
-            self._below._store.discard(part.keys)
+        if self._below is not None and not self._keep_below:
+            self._below.give_up(part.keys)
         if self._stores is not None:
             self._stores.make_room()
 
@@ -291,14 +326,17 @@ class Boundary:
         self._below = None
 
     def drop(self) -> None:
-        """Delete this boundary."""
+        """Delete this boundary, or leave it to the run whose it is."""
         self._held.clear()
-        if self._store is not None:
+        if self._store is None:
+            return
+        ours = self._is_ours
+        if ours:
             self._store.drop()
-            self._store.close()
-            if self._stores is not None:
-                self._stores.forget(self._store)
-            self._store = None
+        self._store.close()
+        if self._stores is not None:
+            self._stores.forget(self._store, delete=ours)
+        self._store = None
 
     def close(self) -> None:
         """Leave what is stored where it is, and stop using it."""
@@ -319,7 +357,7 @@ class Boundary:
             self._stores,
             keep_below=self._keep_below,
         )
-        passed_on._before = self._before
+        passed_on._before, passed_on._equal = self._before, self._equal
         return passed_on
 
     def settle(self) -> None:

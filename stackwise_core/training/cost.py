@@ -24,7 +24,8 @@ ALLOCATOR = 1.4
 
 
 LOADED_FOR = 32_768
-"""Tokens that a stack serves each time it is read, from which on the reading doesn't count."""
+"""Tokens that a stack serves each time it is read, from which on the reading doesn't count: reading and hashing take
+some 3 ns a weight, and computing takes 2 operations a weight and token, which is 300 times as long at 100 GFLOP/s."""
 
 
 @frozen
@@ -187,7 +188,12 @@ def streams_trunk(resident: Memory, setup: Setup) -> bool:
     asked = setup.config.training.trunk_residency
     if asked != "auto":
         return asked == "stream"
-    return setup.window * setup.spec.seq_len >= LOADED_FOR or resident.total > setup.memory_budget
+    return largest_window(setup) * setup.spec.seq_len >= LOADED_FOR or resident.total > setup.memory_budget
+
+
+def largest_window(setup: Setup) -> int:
+    """Sequences of the largest window."""
+    return max(samples for samples, _ in sample_order(setup).window_sizes(0))
 
 
 def phase_memory(
@@ -214,8 +220,7 @@ def phase_memory(
     process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
     window = 0
     if phase.frozen_prefix:
-        samples = max(samples for samples, _ in sample_order(setup).window_sizes(0))
-        window = samples * boundary_layout(phase, setup).bytes_per_entry
+        window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry
     predicted = predicted_share(phase, setup)
     step = Memory(
         process=process,
@@ -267,11 +272,17 @@ def distinct_draws(phase: Phase, order: Order) -> float:
 
 
 def made_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> bool:
-    """Whether a phase's boundaries can be made from those of the phase before: a shorter trunk, under equal draws."""
+    """Whether a phase's boundaries are made from those of the phase before."""
+    cached = before and cache_of(phase, setup) is not None and cache_of(before[-1], setup) is not None
+    return bool(cached) and follows_from_below(phase, before, setup)
+
+
+def follows_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> bool:
+    """Whether a cache would make a phase's boundaries from those before: a shorter trunk, under equal draws."""
     below = before[-1] if before else None
     if below is None or not below.frozen_prefix or not phase.frozen_prefix:
         return False
-    if cache_of(phase, setup) is None or cache_of(below, setup) is None:
+    if phase.boundaries != "cache" or below.boundaries != "cache":
         return False
     shorter = len(below.frozen_prefix) < len(phase.frozen_prefix)
     same_trunk = phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix
@@ -406,6 +417,6 @@ def boundary_flops(
     if cached:
         for sharing in _sharing((*before, phase), setup)[:-1]:
             computed -= _boundaries_by_draw(sharing, order, cached=True)
-        done = len(before[-1].frozen_prefix) if made_from_below(phase, before, setup) else 0
+        done = len(before[-1].frozen_prefix) if follows_from_below(phase, before, setup) else 0
     a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
     return a_token * spec.seq_len * float(sum(computed.values()))

@@ -19,11 +19,13 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
+from stackwise_core.files import sha256
 from stackwise_core.hookspecs import INTERFACES
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
+from stackwise_core.registry.records import Declared
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
@@ -46,7 +48,14 @@ from stackwise_core.training.events import (
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.namespace import made_of
 from stackwise_core.training.objective import Objective
-from stackwise_core.training.plan import Plan, check_disk, check_memory, check_same_plan, stores_directory
+from stackwise_core.training.plan import (
+    Plan,
+    check_disk,
+    check_memory,
+    check_same_plan,
+    check_stores_directory,
+    stores_directory,
+)
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stores import Stores
 from stackwise_core.training.validation import Validation
@@ -66,16 +75,19 @@ class Engine:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         run = setup.config.run
         check_memory(plan, setup.config.training.memory_budget)
-        check_disk(plan, stores_directory(setup.config) or Path(run.directory))
+        stores = stores_directory(setup.config)
+        check_stores_directory(stores)
+        if directory is None:  # what a run that goes on has on the disk is a part of what it needs
+            check_disk(plan, stores or Path(run.directory))
         if directory is not None:
             check_same_plan(plan, directory)
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
-        cache, shared = setup.implementations.cache, stores_directory(setup.config)
+        cache = setup.implementations.cache
         self._stores = None
         if cache is not None:
-            self._stores = Stores(cache, shared or self._directory.cache, self._directory.path)
+            self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
 
     @property
     def directory(self) -> Path:
@@ -123,8 +135,8 @@ class Engine:
                 self._drop_all_but(kept, self._keep)
                 give_back()
                 tell(PhaseDone(planned, measured))
-            self._drop_all_but(kept, self._keep if self._keep > 1 else 0)
-            if self._stores is not None and self._keep == 1:
+            self._drop_all_but(kept, self._keep if self._keeps_for_good else 0)
+            if self._stores is not None and not self._keeps_for_good:
                 self._stores.drop_others()
             for boundary in kept:
                 boundary.close()
@@ -168,6 +180,12 @@ class Engine:
         """Of how many phases boundaries are kept."""
         cache = self._setup.implementations.cache
         return 1 if cache is None else cache.options.phases_kept
+
+    @property
+    def _keeps_for_good(self) -> bool:
+        """Whether boundaries are left when the run ends."""
+        cache = self._setup.implementations.cache
+        return cache is not None and cache.options.keep == "rack"
 
     @staticmethod
     def _drop_all_but(kept: list[Boundary], newest: float) -> None:
@@ -245,7 +263,7 @@ class Engine:
             layout,
             self._stores,
             below,
-            keep_below=self._keep > 1,
+            keep_below=self._keeps_for_good and self._keep > 1,
         )
 
     def _left_by_the_phase_before(self, planned: PhasePlan) -> Boundary | None:
@@ -263,7 +281,7 @@ class Engine:
         setup = self._setup
         return {
             "tokenizer": setup.tokenizer.fingerprint.hex(),
-            "device": setup.device.type,
+            "device": device_name(setup.device),
             "torch": torch.__version__,
             **software(setup.config, self._registry, hooks=("precision", "adapter")),
         }
@@ -340,6 +358,17 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
             metrics.write("likelihood", **unstructure(likelihood))
 
 
+def device_name(device: torch.device) -> str:
+    """What computes: the GPU's model, or the kind of processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def _hash_of_file(registry: Registry, declared: Declared) -> str:
+    """What a local plugin has in place of a version."""
+    sources = [plugin.source for plugin in registry.plugins if plugin.local]
+    return sha256(next(Path(source) for source in sources if Path(source).stem == declared.distribution))
+
+
 def software(config: Config, registry: Registry, hooks: Collection[str]) -> dict[str, object]:
     """Versions of the core, of the plugins that a configuration chose for some hooks, and of what these need."""
     plugins, libraries = {}, set[str]()
@@ -349,7 +378,7 @@ def software(config: Config, registry: Registry, hooks: Collection[str]) -> dict
             plugins[where] = {
                 "use": declared.name,
                 "distribution": declared.distribution,
-                "version": declared.version,
+                "version": declared.version or _hash_of_file(registry, declared),
             }
             for package in declared.implementation.packages:
                 libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
@@ -365,6 +394,6 @@ def environment(config: Config, registry: Registry, device: torch.device) -> dic
         "torch": torch.__version__,
         "safetensors": metadata.version("safetensors"),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     }

@@ -83,17 +83,17 @@ class PhaseResult:
     peak_bytes: int
     stopped_early: bool
     """Whether it ended at a plateau, before its budget did."""
-    boundaries_wanted: int
-    """Activations that were asked for, a window at a time."""
-    boundaries_found: int
-    """Of these, in the store already."""
-    boundaries_repeated: int
-    """Of those found, made for an equal draw of another sequence."""
     boundaries_computed: int
     boundaries_read: int
     """Read from the store by training steps."""
     boundaries_evicted: int
     boundaries_damaged: int
+    boundaries_wanted: int = 0
+    """Activations that were asked for, a window at a time."""
+    boundaries_found: int = 0
+    """Of these, in the store already."""
+    boundaries_repeated: int = 0
+    """Equal to one of another sequence, which so serves both."""
 
 
 @frozen

@@ -56,7 +56,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
             if needed > cache.options.capacity:
                 said.append(
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
-                    "boundaries: some are evicted and computed again."
+                    "boundaries: each epoch visits them in turn, so that most are evicted and computed again."
                 )
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])

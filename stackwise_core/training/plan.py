@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from stackwise_core.options import ByteSize
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.source import Source
 from stackwise_core.training.adapting import settle_adapters
-from stackwise_core.training.cost import PhasePlan, price, streams_trunk
+from stackwise_core.training.cost import PhasePlan, largest_window, price, streams_trunk
 from stackwise_core.training.notes import notes
 from stackwise_core.training.plan_checks import (
     check_phases,
@@ -37,12 +38,12 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
 
 
 HELPS = {
-    "process": "Nothing here; this is what Python and torch take. A larger budget is what it",
-    "weights": "A smaller rack, or a precision.trunk such as nf4,",
-    "gradients": "A smaller stack (rack.blocks_per_stack)",
-    "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit",',
-    "activations": "A smaller training.batch_size, with more training.gradient_accumulation,",
-    "boundaries": "A smaller training.window",
+    "process": "That is what Python and torch take: a smaller training.window or a larger budget helps.",
+    "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
+    "gradients": "A smaller stack (rack.blocks_per_stack) needs less.",
+    "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit", needs less.',
+    "activations": "A smaller training.batch_size, with more training.gradient_accumulation, needs less.",
+    "boundaries": 'A smaller training.window needs less, and so does a cache that isn\'t in memory (use = "disk").',
 }
 """What lessens each part of the memory."""
 
@@ -57,6 +58,8 @@ class Plan:
     """How the finished rack uses its stacks."""
     exits: frozenset[int]
     """Stacks whose exit the head was trained to read at."""
+    window: int
+    """Sequences of the largest window."""
     cache: str | None
     """The name of the cache backend, if there is one."""
     streams: bool
@@ -132,6 +135,7 @@ def make_plan(setup: Setup) -> Plan:
         phases=tuple(planned),
         routes=routes,
         exits=trained_exits(phases, routes, setup.source),
+        window=largest_window(setup),
         cache=None if setup.config.cache_backend is None else setup.config.cache_backend.use,
         streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
@@ -162,6 +166,19 @@ def stores_directory(config: Config) -> Path | None:
     return None if directory is None else Path(directory)
 
 
+def check_stores_directory(directory: Path | None) -> None:
+    """Refuse a ``cache_backend.directory`` that boundaries can't be written to."""
+    if directory is None:
+        return
+    there = directory
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UsageError(f"cache_backend.directory = {directory}: {there} is a file, expected a directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cache_backend.directory = {directory}: {there} can't be written to.")
+
+
 def check_disk(plan: Plan, directory: Path) -> None:
     """Refuse a plan whose boundaries don't fit on the disk.
 
@@ -174,7 +191,8 @@ def check_disk(plan: Plan, directory: Path) -> None:
     if needed > free:
         raise UsageError(
             f"The boundaries need {ByteSize(needed)} on disk, and {directory} has {ByteSize(free)} free. "
-            "Set cache_backend.capacity, fewer training.masks_per_sample, or a shorter data.seq_len."
+            "Take another cache_backend.directory, a smaller cache_backend.capacity, fewer training.masks_per_sample, "
+            "or a shorter data.seq_len."
         )
 
 
@@ -189,10 +207,10 @@ def check_memory(plan: Plan, budget: ByteSize | None) -> None:
         return
     largest = max(asdict(most.memory).items(), key=lambda part: part[1])
     streamed = most.boundary is not None and not most.streams and most.boundary.streamed < most.memory.total
-    helps = 'training.trunk_residency = "stream"' if streamed else HELPS[largest[0]]
+    helps = 'training.trunk_residency = "stream" needs less.' if streamed else HELPS[largest[0]]
     raise UsageError(
         f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(largest[1])} of it for '
-        f"{largest[0]}, and training.memory_budget is {budget}. {helps} needs less."
+        f"{largest[0]}, and training.memory_budget is {budget}. {helps}"
     )
 
 

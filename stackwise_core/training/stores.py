@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackwise_core.files import NO_ROOM
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
-from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, read_records, write_record
+from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, owner, write_record
 from stackwise_core.training.namespace import namespace
 
 
@@ -22,6 +22,7 @@ class Stores:
 
     def __init__(self, backend: CacheBackend, directory: Path, run: Path) -> None:
         self._backend, self._directory, self._run = backend, directory, str(run.absolute())
+        self._within_run = Path(self._run) in directory.absolute().parents
         self._open: dict[str, ActivationStore] = {}  # by name, the oldest time step's first
 
     def open(self, phase: str, trunk: Sequence[int], layout: Layout, made_of: Mapping[str, object]) -> ActivationStore:
@@ -34,6 +35,8 @@ class Stores:
         return store
 
     def _write_record(self, boundary: StoredBoundary) -> None:
+        if not self._is_ours(boundary.namespace):
+            return
         try:
             write_record(self._directory, boundary)
         except OSError as error:
@@ -41,31 +44,38 @@ class Stores:
                 raise
             # Nothing depends on it: it is there to be looked at.
 
+    def _is_ours(self, name: str) -> bool:
+        """Whether this run may delete a store: whoever wrote its record may."""
+        return self._within_run or owner(self._directory, name) in (self._run, None)
+
+    def is_ours(self, store: ActivationStore) -> bool:
+        """Whether this run may delete an open store, or some of it."""
+        return all(self._is_ours(name) for name, each in self._open.items() if each is store)
+
     def make_room(self) -> None:
         """Evict what exceeds the capacity: the oldest time step's first, and of that the least recently used."""
         capacity = self._backend.options.capacity
         if capacity is None:
             return
-        for store in self._open.values():
+        for store in filter(self.is_ours, self._open.values()):
             excess = sum(each.stats().bytes for each in self._open.values()) - capacity
             if excess <= 0:
                 return
             store.shrink(max(0, store.stats().bytes - excess))
 
-    def forget(self, store: ActivationStore) -> None:
-        """A store was dropped: nothing is to be left of it."""
+    def forget(self, store: ActivationStore, *, delete: bool) -> None:
+        """A store isn't used any more; nothing is to be left of one that was dropped."""
         for name in [name for name, each in self._open.items() if each is store]:
             del self._open[name]
-            self._delete(name)
+            if delete:
+                self._delete(name)
 
     def drop_others(self) -> None:
         """Delete what this run has left of stores that it doesn't use any more, as when it was killed."""
         if not self._directory.is_dir():
             return
-        owners = {record.namespace: record.run for record in read_records(self._directory)}
-        within_run = Path(self._run) in self._directory.absolute().parents
         for name in {path.stem for path in self._directory.iterdir()} - set(self._open):
-            if within_run or owners.get(name) == self._run:
+            if self._within_run or owner(self._directory, name) == self._run:
                 self._delete(name)
 
     def _delete(self, name: str) -> None:

@@ -111,8 +111,8 @@ def test_stores_are_listed(run):
 
 def test_json_of_the_list_has_all_that_is_known(run):
     """The records, and counts and sizes that are the backend's."""
-    (run / "cache" / "stray").mkdir()
-    (run / "cache" / "stray" / "file").write_bytes(bytes(123))
+    (run / "cache" / "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a").mkdir()
+    (run / "cache" / "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a" / "file").write_bytes(bytes(123))
     listed = as_json("list", run)
     assert (listed["run"], listed["directory"]) == (str(run), str(run / "cache"))
     assert [each["namespace"] for each in listed["stores"]] == list(NAMES)
@@ -130,7 +130,7 @@ def test_json_of_the_list_has_all_that_is_known(run):
         "damaged": 0,
     }
     assert stats.bytes >= 20 * 4 * 32 * 4
-    assert listed["unknown"] == [{"namespace": "stray", "bytes": 123}]
+    assert listed["unknown"] == [{"namespace": "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a", "bytes": 123}]
     assert listed["bytes"] == sum(each["bytes"] for each in listed["stores"]) + 123
 
 
@@ -268,8 +268,8 @@ def test_a_narrow_terminal_does_without_names(run, monkeypatch, columns, has_nam
 
 def test_all_is_dropped(run):
     """Stores, records, and directories that nothing is known of; it says what it frees."""
-    (run / "cache" / "stray").mkdir()
-    (run / "cache" / "stray" / "file").write_bytes(bytes(10**6))
+    (run / "cache" / "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a").mkdir()
+    (run / "cache" / "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a" / "file").write_bytes(bytes(10**6))
     result = cache("drop", run, "--yes")
     assert (result.exit_code, result.stderr) == (0, "")
     assert list((run / "cache").iterdir()) == []
@@ -298,14 +298,14 @@ def test_what_a_store_left_behind_goes_too(run):
 def test_of_a_shared_directory_the_runs_own_is_dropped(shared):
     """Other runs' boundaries stay, and so does what nothing is known of."""
     first, _, where = shared
-    (where / "stray").mkdir()
+    (where / "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a").mkdir()
     assert cache("drop", first, "--yes").exit_code == 0
-    assert stores_in(where) == [NAMES[2], "stray"]
+    assert stores_in(where) == ["5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a", NAMES[2]]
     result = cache("drop", first, "--yes")
     assert result.exit_code == 0
     assert "None of the 2 stores there is of this run" in result.stdout
     assert cache("drop", first, "cc", "--yes").exit_code == 0
-    assert stores_in(where) == ["stray"]
+    assert stores_in(where) == ["5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"]
 
 
 def test_a_run_that_is_worked_on_keeps_its_boundaries(run):
@@ -384,9 +384,9 @@ def test_a_prefix_of_several_is_refused(run, command, prefix):
 
 def test_names_that_begin_alike_are_shown_longer(run):
     """As long as it takes to name one."""
-    shutil.copytree(run / "cache" / NAMES[2], run / "cache" / ("c" * 9 + "d"))
+    shutil.copytree(run / "cache" / NAMES[2], run / "cache" / ("c" * 9 + "d" * 23))
     record = read_records(run / "cache")[2]
-    write_record(run / "cache", evolve(record, namespace="c" * 9 + "d"))
+    write_record(run / "cache", evolve(record, namespace="c" * 9 + "d" * 23))
     names = [row.split()[0] for row in cache("list", run).stdout.splitlines()[1:5]]
     assert names == ["aa11aa11", "aa11bb22", "c" * 10, "c" * 9 + "d"]
 

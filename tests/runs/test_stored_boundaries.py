@@ -10,14 +10,14 @@ from stackwise_core.testing.fresh import heavy_imports
 
 LAYOUT = Layout(tokens=8, d_model=32, dtype="bf16")
 MADE_OF = {"torch": "2.13.0", "precisions": [["fp32", {}], ["nf4", {"double_quant": True}]], "seed": None}
-BOUNDARY = StoredBoundary("00ff", "/runs/first", "stack 1", (0,), LAYOUT, MADE_OF)
+BOUNDARY = StoredBoundary("00ff00ff00ff00ff00ff00ff00ff00ff", "/runs/first", "stack 1", (0,), LAYOUT, MADE_OF)
 
 
 def test_what_is_written_is_read(tmp_path):
     """Every field comes back, and the file stands beside the store's directory."""
     write_record(tmp_path / "cache", BOUNDARY)
     assert read_records(tmp_path / "cache") == [BOUNDARY]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["00ff.json"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["00ff00ff00ff00ff00ff00ff00ff00ff.json"]
 
 
 def test_a_record_takes_the_place_of_an_older_one(tmp_path):
@@ -30,25 +30,26 @@ def test_a_record_takes_the_place_of_an_older_one(tmp_path):
 def test_the_lowest_boundary_comes_first(tmp_path):
     """By the length of the trunk, which isn't that of names or phases, and then by phase."""
     for name, phase, trunk in (("a", "c", (0, 1, 2)), ("b", "b", (1, 0)), ("c", "a", (0, 1)), ("d", "d", (7,))):
-        write_record(tmp_path, evolve(BOUNDARY, namespace=name, phase=phase, trunk=trunk))
-    assert [each.namespace for each in read_records(tmp_path)] == ["d", "c", "b", "a"]
+        write_record(tmp_path, evolve(BOUNDARY, namespace=name * 32, phase=phase, trunk=trunk))
+    assert [each.namespace for each in read_records(tmp_path)] == ["d" * 32, "c" * 32, "b" * 32, "a" * 32]
 
 
 def test_stores_and_files_on_their_way_are_no_records(tmp_path):
-    """Directories, what a killed writer left, and a directory that isn't there."""
+    """Directories, files of other names, what a killed writer left, and a directory that isn't there."""
     assert read_records(tmp_path / "nowhere") == []
-    (tmp_path / "00ff").mkdir()
-    (tmp_path / ".00ff.json.99.tmp").write_text("half")
+    (tmp_path / "00ff00ff00ff00ff00ff00ff00ff00ff").mkdir()
+    (tmp_path / "notes.json").write_text("{}")
+    (tmp_path / ".00ff00ff00ff00ff00ff00ff00ff00ff.json.99.tmp").write_text("half")
     assert read_records(tmp_path) == []
 
 
 def test_a_record_is_dropped(tmp_path):
     """It is gone, the others stay, and dropping it again is no error."""
     write_record(tmp_path, BOUNDARY)
-    write_record(tmp_path, evolve(BOUNDARY, namespace="01"))
-    drop_record(tmp_path, "00ff")
-    drop_record(tmp_path, "00ff")
-    assert [each.namespace for each in read_records(tmp_path)] == ["01"]
+    write_record(tmp_path, evolve(BOUNDARY, namespace="01" * 16))
+    drop_record(tmp_path, "00ff00ff00ff00ff00ff00ff00ff00ff")
+    drop_record(tmp_path, "00ff00ff00ff00ff00ff00ff00ff00ff")
+    assert [each.namespace for each in read_records(tmp_path)] == ["01" * 16]
 
 
 def record(**changes: object) -> str:
@@ -80,12 +81,12 @@ def record(**changes: object) -> str:
 )
 def test_what_is_no_record_is_named(tmp_path, text, message):
     """With what is wrong with it; ``record()`` by itself is one."""
-    (tmp_path / "00ff.json").write_text(record())
+    (tmp_path / "00ff00ff00ff00ff00ff00ff00ff00ff.json").write_text(record())
     assert len(read_records(tmp_path)) == 1
-    (tmp_path / "00ff.json").write_text(text)
+    (tmp_path / "00ff00ff00ff00ff00ff00ff00ff00ff.json").write_text(text)
     with pytest.raises(StackwiseError) as caught:
         read_records(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / '00ff.json'}: {message}")
+    assert str(caught.value).startswith(f"{tmp_path / '00ff00ff00ff00ff00ff00ff00ff00ff.json'}: {message}")
 
 
 def test_torch_is_not_imported_for_it():

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 
 from stackwise_core.config.load import load
 from stackwise_core.data.draws import Stream
-from stackwise_core.errors import StackwiseError
+from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.rack import new_stack
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.engine import Engine
+from stackwise_core.training.engine import Engine, software
 from stackwise_core.training.events import (
     BoundaryProgress,
     PhaseDone,
@@ -695,3 +695,93 @@ def test_determinism_is_the_run_s_own_affair(tmp_path):
     run_tiny(tmp_path, {"training.steps_per_stack": 1})
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_runs_that_share_a_directory_delete_nothing_of_each_other(tmp_path):
+    """The first keeps its boundaries; a second one reads them, and leaves them there with their records."""
+    shared = {"use": "disk", "dtype": "fp32", "shard_entries": 8, "directory": str(tmp_path / "shared")}
+    first = run_tiny(tmp_path / "first", {"cache_backend": shared | {"keep": "rack"}})
+    left = {path: path.read_bytes() for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    (tmp_path / "shared" / "notes.json").write_text("not ours")
+    second = run_tiny(tmp_path / "second", {"cache_backend": shared})
+    assert [phase.boundaries_computed for phase in second.result.phases] == [0, 0, 0]
+    assert {path: path.read_bytes() for path in left} == left
+    assert second.losses == first.losses
+    alone = run_tiny(tmp_path / "third", {"cache_backend": shared, "run.seed": 4})
+    assert all(phase.boundaries_computed for phase in alone.result.phases[1:])
+    after = {path for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    assert after == {*left, tmp_path / "shared" / "notes.json"}
+
+
+@pytest.mark.parametrize(("steps", "left"), [(None, 2), (1, 1), (2, 2)])
+def test_a_rack_s_boundaries_stay_as_many_as_asked(tmp_path, steps, left):
+    """All, or those of the last time steps."""
+    cache = {"use": "disk", "keep": "rack"} | ({} if steps is None else {"keep_time_steps": steps})
+    ran = run_tiny(tmp_path, {"cache_backend": cache, "training.epochs_per_stack": 1})
+    assert len([path for path in (ran.directory / "cache").iterdir() if path.is_dir()]) == left
+
+
+@pytest.mark.parametrize("directory", ["taken", "taken/below"])
+def test_a_directory_of_boundaries_that_can_t_be_one_is_refused_at_once(tmp_path, directory):
+    """Before anything trains, by its key."""
+    (tmp_path / "taken").write_text("a file")
+    cache = {"use": "disk", "directory": str(tmp_path / directory)}
+    with pytest.raises(UsageError, match=r"cache_backend.directory = .*taken is a file, expected a directory"):
+        run_tiny(tmp_path, {"cache_backend": cache})
+
+
+def test_equal_draws_leave_the_boundary_below_whole(tmp_path):
+    """Fully masked rows are one key: what was made of it first doesn't send the others back to the tokens."""
+    passes: dict[str, list[int]] = {}
+
+    def watch(ran: Ran) -> None:
+        def listen(event):
+            if isinstance(event, BoundaryProgress):
+                passes.setdefault(event.planned.phase.name, []).append(event.total)
+
+        ran.engine._listener = listen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stackwise_core.training.order.CHUNK_TOKENS", 8 * 32)
+        ran = run_tiny(
+            tmp_path,
+            {
+                "mask_schedule": {"use": "constant", "fraction": 0.97},
+                "cache_backend": {"use": "disk", "dtype": "fp32"},
+                "training.window": 16,
+            },
+            before=watch,
+        )
+    second, third = ran.result.phases[1:]
+    assert second.boundaries_repeated > 5
+    assert max(passes["stack 2"]) == 2  # two chunks, one stack
+    assert third.boundaries_repeated == second.boundaries_repeated
+
+
+def test_an_edited_local_plugin_reads_no_boundary_of_its_former_self(tmp_path):
+    """A file has no version, so its content is in the name."""
+    plugin = tmp_path / "louder.py"
+    source = """
+from stackwise_core.hookspecs import Implementation, hookimpl
+from stackwise_precision.floats import Fp32
+from stackwise_precision.options import Fp32Options as Options
+
+
+class Louder(Fp32):
+    def prepare(self, stack, *, trainable):
+        if not trainable:
+            for parameter in stack.parameters():
+                parameter.data.mul_(FACTOR)
+
+
+@hookimpl
+def precision():
+    return [Implementation("louder", "Louder weights", "louder:Louder", "louder:Options")]
+"""
+    (tmp_path / "louder.toml").write_text('[run]\nplugins = ["louder.py"]\n[precision]\ntrunk = "louder"\n')
+    versions = []
+    for factor in (1.0, 1.5, 1.0):
+        plugin.write_text(source.replace("FACTOR", str(factor)))
+        config, registry = load(tmp_path / "louder.toml")
+        versions.append(software(config, registry, ("precision",)))
+    assert versions[0] == versions[2] != versions[1]

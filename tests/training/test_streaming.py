@@ -74,14 +74,17 @@ def plan_of(tmp_path, changes):
     return make_plan(set_up(*tiny_config(tmp_path, changes)))
 
 
-def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tmp_path):
+def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tmp_path, monkeypatch):
     """Or where the budget doesn't hold it; what is asked for outright is done."""
+    # The corpus has 100 sequences of 32 tokens, and so has its largest window.
+    monkeypatch.setattr("stackwise_core.training.cost.LOADED_FOR", 100 * 32)
+    monkeypatch.setattr("stackwise_core.training.order.CHUNK_TOKENS", 16 * 32)
     auto = {"training.trunk_residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
 
     def streams(changes) -> bool:
         return plan_of(tmp_path, auto | changes).phases[-1].streams
 
-    assert streams({"training.window": 1024})  # of 32 tokens each
+    assert streams({"training.window": 1024})
     assert not streams({"training.window": 64})
     last = plan_of(tmp_path, auto | {"training.window": 64}).phases[-1].boundary
     assert last.streamed < last.resident
@@ -138,7 +141,7 @@ def test_a_plan_beyond_the_budget_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r'Phase "stack 7" needs .* training.trunk_residency = "stream" needs less'):
         check_memory(plan, ByteSize(needed - 1))
     streamed = plan_of(tmp_path, wide | {"training.trunk_residency": "stream"})
-    with pytest.raises(UsageError, match=r"memory_budget is 1 MB. Nothing here; this is what Python and torch take"):
+    with pytest.raises(UsageError, match=r"memory_budget is 1 MB. That is what Python and torch take"):
         check_memory(streamed, ByteSize(10**6))
     config, registry = tiny_config(tmp_path, {"training.memory_budget": "1 MB"})
     setup = set_up(config, registry)

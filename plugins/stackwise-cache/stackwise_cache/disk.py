@@ -133,6 +133,8 @@ class DiskStore(ActivationStore):
         while self._waiting:
             try:
                 shard = self._write()
+            except FileNotFoundError:
+                continue  # somebody has deleted the directory meanwhile; it is made again
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise

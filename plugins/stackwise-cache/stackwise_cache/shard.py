@@ -1,9 +1,9 @@
 """One shard: a safetensors file of some activations with their keys and checksums.
 
 A shard holds three tensors: ``activations`` [n, tokens, row] in the layout's dtype, ``checksums`` uint8 [n, 16]
-(xxh3-128 of the namespace, the key and the entry), and ``keys`` uint8 [n, 16]. It is written beside, synced and renamed, so it is whole
-or not there, and it is its own index. Entries are read with ``preadv`` at the offsets that its header gives: a memory
-map would add every page it touches to the process's resident memory.
+(xxh3-128 of the namespace, the key and the entry), and ``keys`` uint8 [n, 16]. It is written beside, synced and
+renamed, so it is whole or not there, and it is its own index. Entries are read with ``preadv`` at the offsets that its
+header gives: a memory map would add every page it touches to the process's resident memory.
 """
 
 import json
