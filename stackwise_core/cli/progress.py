@@ -235,15 +235,12 @@ def print_result(console: Console, result: RunResult) -> None:
         rows = [{name: cell for name, cell in row.items() if name not in ("computed", "hits", "equal")} for row in rows]
     console.print()
     print_table(console, list(rows[0]), [list(row.values()) for row in rows])
-    for what, lost in (
-        (
-            "evicted, for want of room in the capacity or on the disk",
-            sum(each.boundaries_evicted for each in result.phases),
-        ),
-        ("found damaged, and computed again", sum(each.boundaries_damaged for each in result.phases)),
-    ):
-        if lost:
-            console.print(f"\n{lost} boundaries were {what}.", highlight=False, soft_wrap=True)
+    evicted = sum(phase.boundaries_evicted for phase in result.phases)
+    damaged = sum(phase.boundaries_damaged for phase in result.phases)
+    if evicted:
+        console.print(f"\n{evicted} boundaries were evicted: the capacity or the disk was full.", highlight=False)
+    if damaged:
+        console.print(f"\n{damaged} boundaries were found damaged, and computed again.", highlight=False)
     console.print()
     if not result.likelihoods:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)

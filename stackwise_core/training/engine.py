@@ -113,7 +113,7 @@ class Engine:
 
             tell(RunStarted(self._plan, self._directory.path, len(done)))
             phases: list[PhaseResult] = done
-            kept: list[Boundary] = []
+            kept = self._left(len(done))
             for planned in self._plan.phases[len(done) :]:
                 tell(PhaseStarted(planned))
                 if not (planned.made_from_below or planned.same_boundary):
@@ -243,8 +243,8 @@ class Engine:
         if planned.same_boundary and kept:
             return kept.pop().passed_on(drawer)
         below = None
-        if planned.made_from_below:
-            below = kept[-1] if kept else self._left_by_the_phase_before(planned)
+        if planned.made_from_below and kept and trunk[: len(kept[-1].trunk)] == kept[-1].trunk:
+            below = kept[-1]
         return self._boundary_of(planned.phase, drawer, below)
 
     def _boundary_of(self, phase: Phase, drawer: Drawer, below: Boundary | None = None) -> Boundary:
@@ -266,14 +266,21 @@ class Engine:
             keep_below=self._keeps_for_good and self._keep > 1,
         )
 
-    def _left_by_the_phase_before(self, planned: PhasePlan) -> Boundary | None:
-        """The boundary below a phase's, where another process made it and left it on disk."""
-        names = [each.phase.name for each in self._plan.phases]
-        before = self._plan.phases[names.index(planned.phase.name) - 1]
-        left = self._boundary_of(before.phase, self._drawer(before, self._setup.corpus.train, Stream.TRAINING))
-        if left.is_empty:
-            left.drop()
-            return None
+    def _left(self, done: int) -> list[Boundary]:
+        """Boundaries of phases that are done, the oldest first, where another process left them on disk."""
+        cache, left = self._setup.implementations.cache, []
+        if cache is None or not cache.durable:
+            return []
+        for planned in self._plan.phases[:done]:
+            if not planned.phase.frozen_prefix or planned.same_boundary or cache_of(planned.phase, self._setup) is None:
+                continue
+            boundary = self._boundary_of(
+                planned.phase, self._drawer(planned, self._setup.corpus.train, Stream.TRAINING)
+            )
+            if boundary.is_empty:
+                boundary.drop()
+            else:
+                left.append(boundary)
         return left
 
     def _settings(self) -> dict[str, object]:

@@ -51,7 +51,7 @@ from stackwise_core.training.setup import build_implementations, set_up
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "cache.md"
-REPEATS, STORE_REPEATS = 5, 9
+REPEATS, STORE_REPEATS = 3, 5
 
 ENTRY = Layout(tokens=256, d_model=256, dtype="bf16")
 ENTRIES, WRITTEN, COLD_BATCHES, BATCH = 4096, 1024, 64, 16

@@ -14,6 +14,7 @@ from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.rack import new_stack
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training.engine import Engine, software
 from stackwise_core.training.events import (
     BoundaryProgress,
@@ -785,3 +786,33 @@ def precision():
         config, registry = load(tmp_path / "louder.toml")
         versions.append(software(config, registry, ("precision",)))
     assert versions[0] == versions[2] != versions[1]
+
+
+@pytest.mark.parametrize(("cache", "left"), [({"keep_time_steps": 2}, 2), ({"capacity": 3 * 100 * 32 * 32 * 4}, 3)])
+def test_what_is_kept_is_limited_after_an_interruption_too(tmp_path, cache, left):
+    """A run that goes on counts the boundaries that it had before: as many stay as asked, in the room that is given."""
+    changes = {
+        "rack.stacks": 5,
+        "training.epochs_per_stack": 1,
+        "cache_backend": {"use": "disk", "dtype": "fp32", "shard_entries": 8, "keep": "rack", **cache},
+    }
+    config, registry = tiny_config(tmp_path, changes)
+    setup = set_up(config, registry)
+    plan = make_plan(setup)
+
+    def interrupt(event):
+        if isinstance(event, StepDone) and event.planned.phase.name == "stack 3" and event.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine(setup, plan, registry, interrupt).run()
+    directory = tmp_path / "runs" / "tiny"
+    Engine(setup, plan, registry, lambda event: None, RunDirectory(directory)).run()
+    shards = list(directory.glob("cache/*/*.safetensors"))
+    assert len({shard.parent for shard in shards}) <= left
+    payload = 100 * 32 * 32 * 4
+    assert sum(shard.stat().st_size for shard in shards) <= 1.05 * left * payload
+    held = {shard.parent.name for shard in shards}
+    phases = {record.phase for record in read_records(directory / "cache") if record.namespace in held}
+    assert "stack 4" in phases
+    assert "stack 1" not in phases

@@ -1,0 +1,36 @@
+"""The tables at the end of a run."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stackwise_core.cli.progress import print_result
+from stackwise_core.training.events import PhaseResult, RunResult
+
+
+def printed(capsys, **boundaries: int) -> str:
+    """What is printed of a run of one phase."""
+    counts = {"boundaries_computed": 0, "boundaries_read": 0, "boundaries_evicted": 0, "boundaries_damaged": 0}
+    phase = PhaseResult("stack 1", 10, 1.0, 3.0, 2.0, 100.0, 10**9, False, **{**counts, **boundaries})
+    text = StringIO()
+    print_result(Console(file=text, width=200), RunResult(Path("run"), (phase,), (), ()))
+    return capsys.readouterr().out + text.getvalue()
+
+
+def test_hits_and_equal_boundaries_are_shares_of_those_asked_for(capsys):
+    """A phase without boundaries has dashes."""
+    told = printed(capsys, boundaries_wanted=200, boundaries_found=150, boundaries_repeated=3, boundaries_computed=50)
+    heading, row = (line for line in told.splitlines() if line.startswith(("phase", "stack")))
+    assert heading.split()[-3:] == ["computed", "hits", "equal"]
+    assert row.split()[-5:] == ["50", "75.0", "%", "1.5", "%"]
+    (row,) = (line for line in printed(capsys).splitlines() if line.startswith("stack"))
+    assert row.split()[-3:] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize(("count", "words"), [("evicted", "3 boundaries were evicted"), ("damaged", "found damaged")])
+def test_what_the_cache_lost_is_said(capsys, count, words):
+    """Below the table, and only where there is something to say."""
+    assert words in printed(capsys, **{f"boundaries_{count}": 3})
+    assert words not in printed(capsys)
