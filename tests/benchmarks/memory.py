@@ -6,7 +6,7 @@ Each rack is trained by `stackwise run` in a process of its own, whose peak resi
 included: a trunk that is streamed with its boundaries on disk, one that is streamed and recomputed for each window, one
 that is in memory and recomputed, and end-to-end training. Where only the last phase matters (the two that recompute),
 the stacks below it come from the first rack by `rack.init_from`. A stack is 25.7 MB in fp32 (d_model 512, two blocks).
-Medians of three runs where the trunk is cached.
+Medians of three runs where the trunk is cached, up to 32 stacks.
 
 Writes docs/benchmarks/memory.md and the plot beside it. Takes some 25 minutes on two cores, 7 GB of memory and 10 GB of
 disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it goes on where it broke off.
@@ -28,6 +28,8 @@ PAGE = ROOT / "docs" / "benchmarks" / "memory.md"
 DEPTHS = (2, 4, 8, 16, 32, 64)
 REPEATS = {"streamed, cached": 3}
 """Of the others one run: what they add with depth is far above the noise."""
+LONG = 64
+"""Stacks of which one run has to do in any case."""
 WAYS = {
     "streamed, cached": "a streamed trunk, its boundaries on disk",
     "streamed, recomputed": "a streamed trunk, recomputed for each window",
@@ -65,7 +67,7 @@ use = "{mode}"
 
 def measure(way: str, stacks: int, directory: Path) -> dict[str, int]:
     """Planned and measured peak bytes of a rack's runs, medians."""
-    runs = [measure_once(way, stacks, directory) for _ in range(REPEATS.get(way, 1))]
+    runs = [measure_once(way, stacks, directory) for _ in range(1 if stacks >= LONG else REPEATS.get(way, 1))]
     return {key: round(statistics.median(run[key] for run in runs)) for key in runs[0]}
 
 
@@ -140,8 +142,8 @@ def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
         "",
         "Peak resident memory of racks of equal stacks (d_model 512, two blocks, 25.7 MB in fp32 each; 128 tokens, 8",
         "sequences a batch, windows of 64), everything from Python to the last evaluation included, on a CPU with two",
-        "threads; the first column has medians of three runs, the others one each. In brackets: what `stackwise plan`",
-        "says over what was measured. The command: `.venv/bin/python tests/benchmarks/memory.py`.",
+        "threads; the first column has medians of three runs (one at 64), the others one each. In brackets: what",
+        "`stackwise plan` says over what was measured. The command: `.venv/bin/python tests/benchmarks/memory.py`.",
         "",
         f"![peak memory by depth, for four ways to train]({PAGE.with_suffix('.svg').name})",
         "",
