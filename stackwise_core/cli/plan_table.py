@@ -51,7 +51,7 @@ def print_prices(console: Console, plan: Plan) -> None:
     ]
     if not rows:
         return
-    window = f"windows of {count(plan.window)} sequences"
+    window = f"windows of {plan.window} sequences"
     console.print(
         f"\n{window}; trunk streamed or in memory, boundary cached or made anew:", highlight=False, soft_wrap=True
     )
