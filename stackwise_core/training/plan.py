@@ -37,6 +37,8 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
+ESTIMATES = ("memory", "disk", "streams", "flops", "boundary")
+"""What a phase in JSON has of costs, and of what follows from them: the same phase may have others elsewhere."""
 HELPS = {
     "process": "That is what Python and torch take: a smaller training.window or a larger budget helps.",
     "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
@@ -223,8 +225,7 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
     """
 
     def essence(values: dict[str, Any]) -> dict[str, Any]:
-        costs = ("memory", "disk", "streams", "flops", "boundary")
-        phases = [{key: value for key, value in phase.items() if key not in costs} for phase in values["phases"]]
+        phases = [{key: value for key, value in phase.items() if key not in ESTIMATES} for phase in values["phases"]]
         return {**values, "phases": phases, "notes": [], "streams": None}
 
     now = json.loads(json.dumps(essence(plan.to_json())))

@@ -12,7 +12,7 @@ from attrs import frozen
 from stackwise_core.config.load import structure
 from stackwise_core.errors import UsageError
 from stackwise_core.registry import Registry
-from stackwise_core.training.plan import Plan
+from stackwise_core.training.plan import ESTIMATES, Plan
 from stackwise_core.training.setup import Setup, set_up
 from tests.benchmarks.quality.baselines import baselines
 from tests.benchmarks.quality.budgets import matching_steps, plan_with, total
@@ -106,9 +106,8 @@ def identity(config: dict[str, Any], setup: Setup, plan: Plan, threads: int) -> 
     """
     paths = ("corpus", "tokens_directory")
     settings = config | {"data": {name: value for name, value in config["data"].items() if name not in paths}}
-    estimates = ("memory", "disk", "flops")
     phases = [
-        {name: value for name, value in phase.items() if name not in estimates} for phase in plan.to_json()["phases"]
+        {name: value for name, value in phase.items() if name not in ESTIMATES} for phase in plan.to_json()["phases"]
     ]
     decisive = [settings, phases, setup.corpus.fingerprint, setup.device.type, threads, torch.__version__]
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=12).hexdigest()
