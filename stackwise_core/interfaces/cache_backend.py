@@ -19,6 +19,8 @@ Key = bytes
 """16 bytes: a hash of everything that an activation depends on within its namespace."""
 
 Format = Literal["bf16", "fp32", "int8", "fp8", "int4"]
+LARGEST_BUFFER = 64 << 20
+"""Most bytes of entries that wait in memory to be written together, but for a single one that is larger."""
 INT4_GROUP = 32
 """How many features of a token share a scale in int4."""
 
@@ -92,6 +94,10 @@ class Layout:
         import torch
 
         return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(self.dtype, torch.uint8)
+
+    def written_together(self, most: int) -> int:
+        """How many entries may wait in memory to be written together, of so many that were asked for."""
+        return max(1, min(most, LARGEST_BUFFER // self.bytes_per_entry))
 
     @property
     def bytes_per_entry(self) -> int:

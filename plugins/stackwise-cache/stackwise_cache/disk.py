@@ -28,9 +28,6 @@ from stackwise_core.interfaces.cache_backend import (
 SHIFT = 32
 """A place is ``shard number << SHIFT | index``: one int an entry, and in the order of the files."""
 
-LARGEST_SHARD = 64 << 20
-"""Bytes of entries: a shard waits in memory until it is full."""
-
 WAITING = 0
 """The number that no shard has: the entry is in the buffer, yet to be written."""
 
@@ -45,7 +42,7 @@ class DiskStore(ActivationStore):
 
     def __init__(self, directory: Path, layout: Layout, capacity: int | None, shard_entries: int) -> None:
         self._directory, self._layout, self._capacity = directory, layout, capacity
-        self._shard_entries = entries_of_shard(layout, shard_entries)
+        self._shard_entries = layout.written_together(shard_entries)
         if capacity is not None:
             # With at least four shards, most of a full store stays when one of them goes.
             self._shard_entries = max(1, min(self._shard_entries, capacity // (4 * layout.bytes_per_entry)))
@@ -283,11 +280,6 @@ def _being_written(name: str) -> bool:
     return True
 
 
-def entries_of_shard(layout: Layout, most: int) -> int:
-    """How many entries wait in memory for their shard."""
-    return max(1, min(most, LARGEST_SHARD // layout.bytes_per_entry))
-
-
 class Disk(CacheBackend):
     """As large as the disk, and there again for the next process."""
 
@@ -295,7 +287,7 @@ class Disk(CacheBackend):
     durable = True
 
     def buffer_bytes(self, layout: Layout) -> int:
-        return entries_of_shard(layout, self.options.shard_entries) * layout.bytes_per_entry
+        return layout.written_together(self.options.shard_entries) * layout.bytes_per_entry
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> DiskStore:
         return DiskStore(directory, layout, capacity, self.options.shard_entries)

@@ -201,9 +201,9 @@ def test_foreign_things_are_left_alone(open_store, directory, layout):
 def test_a_shard_of_large_entries_has_fewer(open_store, layout, directory, monkeypatch):
     """What waits in memory for its shard is bounded in bytes, and the backend says by how many."""
     assert Disk(DiskOptions(shard_entries=4)).buffer_bytes(layout) == 4 * layout.bytes_per_entry
-    monkeypatch.setattr("stackwise_cache.disk.LARGEST_SHARD", 3 * layout.bytes_per_entry)
+    monkeypatch.setattr("stackwise_core.interfaces.cache_backend.LARGEST_BUFFER", 3 * layout.bytes_per_entry)
     assert Disk(DiskOptions(shard_entries=4)).buffer_bytes(layout) == 3 * layout.bytes_per_entry
     fill(open_store(), layout, *range(6))
     assert len(shards(directory)) == 2
-    monkeypatch.setattr("stackwise_cache.disk.LARGEST_SHARD", 1)
+    monkeypatch.setattr("stackwise_core.interfaces.cache_backend.LARGEST_BUFFER", 1)
     assert Disk(DiskOptions(shard_entries=4)).buffer_bytes(layout) == layout.bytes_per_entry

@@ -29,10 +29,6 @@ KEY, HEAD = 16, 32
 Found = TypeVar("Found")
 
 
-LARGEST_BATCH = 64 << 20
-"""Bytes of entries: what a transaction writes waits in memory."""
-
-
 class LmdbStore(ActivationStore):
     """An environment, and the entries that wait to be written to it in one transaction.
 
@@ -43,7 +39,7 @@ class LmdbStore(ActivationStore):
     def __init__(self, directory: Path, layout: Layout, capacity: int | None, batch_entries: int) -> None:
         self._directory, self._layout = directory, layout
         self._room = None if capacity is None else capacity // layout.bytes_per_entry
-        self._batch_entries = entries_at_once(layout, batch_entries)
+        self._batch_entries = layout.written_together(batch_entries)
         if self._room is not None:
             self._batch_entries = max(1, min(self._batch_entries, self._room // 4))
         self._waiting: dict[Key, bytearray] = {}
@@ -295,11 +291,6 @@ def _checksum(key: Key, activation: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def entries_at_once(layout: Layout, most: int) -> int:
-    """How many entries wait in memory for their transaction."""
-    return max(1, min(most, LARGEST_BATCH // layout.bytes_per_entry))
-
-
 class Lmdb(CacheBackend):
     """As large as the disk, in one file that grows and is reused, but never shrinks."""
 
@@ -307,7 +298,7 @@ class Lmdb(CacheBackend):
     durable = True
 
     def buffer_bytes(self, layout: Layout) -> int:
-        return entries_at_once(layout, self.options.batch_entries) * layout.bytes_per_entry
+        return layout.written_together(self.options.batch_entries) * layout.bytes_per_entry
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> LmdbStore:
         return LmdbStore(directory, layout, capacity, self.options.batch_entries)
