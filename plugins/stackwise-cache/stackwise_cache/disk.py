@@ -4,7 +4,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import xxhash
 from attrs import evolve
 from torch import Tensor
 
+from stackwise_cache.open_files import OpenFiles
 from stackwise_cache.options import DiskOptions
 from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_cache.shard import DamagedShard, Shard
@@ -30,6 +30,9 @@ SHIFT = 32
 
 WAITING = 0
 """The number that no shard has: the entry is in the buffer, yet to be written."""
+
+LAST = (1 << SHIFT) - 1
+"""The largest index."""
 
 
 class DiskStore(ActivationStore):
@@ -53,6 +56,7 @@ class DiskStore(ActivationStore):
         self._waiting: list[Key] = []
         self._buffer: np.ndarray | None = None
         self._stats = CacheStats()
+        self._files = OpenFiles()
         self._find_shards()
 
     def _find_shards(self) -> None:
@@ -98,6 +102,7 @@ class DiskStore(ActivationStore):
     def _delete(self, number: int) -> None:
         shard = self._shards.pop(number)
         self._shard_bytes -= shard.size
+        self._files.close(shard.path)
         shard.path.unlink(missing_ok=True)
 
     def _forget(self, number: int) -> int:
@@ -187,39 +192,34 @@ class DiskStore(ActivationStore):
 
     def get(self, keys: Sequence[Key]) -> Tensor:
         entries, rows = unfilled(len(keys), self._layout)
-        places = [self._places.get(key) for key in keys]
-        wanted = sorted((place, row) for row, place in enumerate(places) if place is not None)
-        missing = {row for row, place in enumerate(places) if place is None}
-        for number, group in groupby(wanted, key=_shard_number):
-            if number == WAITING:
-                assert self._buffer is not None
-                for place, row in group:
-                    rows[row] = self._buffer[place]
-            else:
-                missing.update(self._read(number, list(group), rows))
+        missing = [key for key, row in zip(keys, rows, strict=True) if not self._read(key, row)]
         if missing:
-            raise MissingEntries([key for row, key in enumerate(keys) if row in missing])
+            raise MissingEntries(missing)
         self._stats.reads += len(keys)
         return entries
 
-    def _read(self, number: int, wanted: list[tuple[int, int]], rows: np.ndarray) -> list[int]:
-        """Read places of a shard into their rows; gives the rows whose entries are no more."""
-        shard, first = self._shards[number], number << SHIFT
+    def _read(self, key: Key, into: np.ndarray) -> bool:
+        """Read an entry's bytes; whether it is there and is what was written."""
+        place = self._places.get(key)
+        if place is None:
+            return False
+        number, index = place >> SHIFT, place & LAST
+        if number == WAITING:
+            assert self._buffer is not None
+            into[:] = self._buffer[index]
+            return True
+        shard = self._shards[number]
         self._shards.move_to_end(number)
         try:
-            descriptor = os.open(shard.path, os.O_RDONLY)
+            descriptor = self._files.descriptor(shard.path)
         except FileNotFoundError:  # another store has evicted it
             self._forget(number)
-            return [row for _, row in wanted]
-        try:
-            wrong = [(place, row) for place, row in wanted if not shard.read(place - first, descriptor, rows[row])]
-        finally:
-            os.close(descriptor)
-        if wrong:
-            damaged, all_keys = {place - first for place, _ in wrong}, shard.keys()
-            self._stats.damaged += len(damaged)
-            self._release([all_keys[index] for index in damaged])
-        return [row for _, row in wrong]
+            return False
+        if shard.read(index, descriptor, into.data):
+            return True
+        self._stats.damaged += 1
+        self._release([key])
+        return False
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         places = [self._places.get(key) for key in keys]
@@ -232,10 +232,11 @@ class DiskStore(ActivationStore):
         return iter(list(self._places))
 
     def prefetch(self, keys: Sequence[Key]) -> None:
-        places = sorted(place for place in map(self._places.get, keys) if place is not None)
-        for number, group in groupby(places, key=lambda place: place >> SHIFT):
-            if number != WAITING:
-                self._shards[number].will_read(place - (number << SHIFT) for place in group)
+        for place in map(self._places.get, keys):
+            if place is not None and place >> SHIFT != WAITING:
+                shard = self._shards[place >> SHIFT]
+                with suppress(FileNotFoundError):
+                    shard.will_read(place & LAST, self._files.descriptor(shard.path))
 
     def drop(self) -> None:
         for number in list(self._shards):
@@ -247,15 +248,12 @@ class DiskStore(ActivationStore):
 
     def close(self) -> None:
         self.flush()
+        self._files.close_all()
         self._shards.clear()
         self._places.clear()
 
     def stats(self) -> CacheStats:
         return evolve(self._stats, entries=len(self._places), bytes=self._bytes())
-
-
-def _shard_number(wanted: tuple[int, int]) -> int:
-    return wanted[0] >> SHIFT
 
 
 def _modified(entry: os.DirEntry[str]) -> int:

@@ -1,0 +1,46 @@
+"""Files that were read last stay open: to open one takes as long as to read a small entry."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO
+
+MOST = 64
+"""A process may open some 1000 by default, and a run reads from two stores at a time."""
+
+
+class OpenFiles:
+    """Descriptors of files by their paths, the least recently used given up first."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+
+    def descriptor(self, path: Path) -> int:
+        """Of a file, to read from until another one is asked for.
+
+        Raises:
+            FileNotFoundError: it isn't there any more; an open one that was deleted isn't kept, so that the disk
+                has its room again.
+        """
+        file = self._files.get(path)
+        if file is None:
+            if len(self._files) == MOST:
+                self._files.popitem(last=False)[1].close()
+            file = self._files[path] = path.open("rb", buffering=0)
+        elif not os.fstat(file.fileno()).st_nlink:
+            self.close(path)
+            raise FileNotFoundError(path)
+        else:
+            self._files.move_to_end(path)
+        return file.fileno()
+
+    def close(self, path: Path) -> None:
+        """Close a file if it is open."""
+        file = self._files.pop(path, None)
+        if file is not None:
+            file.close()
+
+    def close_all(self) -> None:
+        """Close what is open."""
+        for path in list(self._files):
+            self.close(path)
