@@ -12,6 +12,7 @@ from attrs import asdict, evolve, frozen
 from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.allocator import MAPPED_FROM
 from stackwise_core.training.optimizer import STATE_BYTES
 from stackwise_core.training.order import Order, chunk_size
 from stackwise_core.training.setup import Setup
@@ -19,9 +20,9 @@ from stackwise_core.training.setup import Setup
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
 FIRST_STEP = 140_000_000
 """Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
-ALLOCATOR = 1.4
-"""Peak resident bytes for each byte of activations: the allocator keeps freed tensors whose size doesn't recur."""
-
+IN_HEAP = 1.4
+"""Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
+one that fits; larger ones are mapped by themselves."""
 
 LOADED_FOR = 32_768
 """Tokens that a stack serves each time it is read, from which on the reading doesn't count: reading and hashing take
@@ -366,11 +367,10 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
     in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
     The head holds logits, their softmax and their gradient, over the masked tokens.
     """
-    kv = 2 * spec.n_kv_heads * spec.head_dim
-    if setup.implementations.formats.active.bytes_per_weight < 4:
-        a_token_and_block = 4 * (6 * spec.d_model + kv) + 2 * (3 * spec.d_model + 4 * spec.d_ff)
-    else:  # the projection's input is attention's output
-        a_token_and_block = 4 * (8 * spec.d_model + kv + 4 * spec.d_ff)
+    kv, half = 2 * spec.n_kv_heads * spec.head_dim, setup.implementations.formats.active.bytes_per_weight < 4
+    kept = [(4, spec.d_model, 6), (4, kv, 1)]  # bytes of a number, numbers a token, tensors
+    kept += [(2, spec.d_model, 3), (2, spec.d_ff, 4)] if half else [(4, spec.d_model, 2), (4, spec.d_ff, 4)]
+    a_block = sum(count * _held(width * numbers * tokens) for width, numbers, count in kept)
     live = [spec.blocks[stack] for stack in phase.live_path]
     if setup.config.training.activation_checkpointing:
         between = 4 * spec.d_model * len(live) * tokens
@@ -380,7 +380,12 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
     live_blocks = sum(live)
     logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
     # One block's worth more for what its backward pass makes and frees.
-    return round(ALLOCATOR * (live_blocks + 1) * a_token_and_block * tokens) + between + logits
+    return round((live_blocks + 1) * a_block) + between + logits
+
+
+def _held(tensor: int) -> float:
+    """Bytes that a tensor of so many costs the process."""
+    return tensor if tensor >= MAPPED_FROM else IN_HEAP * tensor
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:

@@ -21,6 +21,7 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.rack.allocator import keep_little
 from stackwise_core.rack.residency import Formats, Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
@@ -55,6 +56,7 @@ class Parts:
 
     def residency(self, masters: Masters) -> Residency:
         """The rack as it begins, with nothing in memory but its ends."""
+        keep_little()
         return Residency(
             self.spec,
             mask_id=self.tokenizer.mask_id,
