@@ -15,5 +15,15 @@ checks what a distribution registers. The kit needs pytest: ``pip install stackw
 
 import pytest
 
-for _file in ("adapter", "cache_backend", "fresh", "mask_schedule", "plugin", "precision", "small", "trainer_mode"):
+for _file in (
+    "adapter",
+    "cache_backend",
+    "child",
+    "fresh",
+    "mask_schedule",
+    "plugin",
+    "precision",
+    "small",
+    "trainer_mode",
+):
     pytest.register_assert_rewrite(f"{__name__}.{_file}")

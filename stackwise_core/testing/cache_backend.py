@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Key, Layout, MissingEntries
+from stackwise_core.testing.child import code_of, in_a_child, killed
+from stackwise_core.testing.damage import cut, delete, flip
+
+KILLS = 4
 
 
 def key_of(number: int) -> Key:
@@ -42,29 +46,6 @@ def entries_of(layout: Layout, *numbers: int) -> Tensor:
     return torch.stack(rows)
 
 
-def in_a_child(work: Callable[[], None]) -> int:
-    """Start a process that does this work and ends; gives its id. What it raises is printed, and its code is then 1."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs os.fork")
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def code_of(child: int) -> int:
-    """Wait for its end; its exit code, or the negative number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def everything_is_right(store: ActivationStore, expected: dict[Key, Tensor]) -> int:
     """Read each entry that the store says it has; how many were still there. All that it gives must be right."""
     found = 0
@@ -76,6 +57,32 @@ def everything_is_right(store: ActivationStore, expected: dict[Key, Tensor]) -> 
         assert torch.equal(entry, expected[key])
         found += 1
     return found
+
+
+def readable_numbers(store: ActivationStore, layout: Layout, numbers: Sequence[int]) -> list[int]:
+    """Those of the numbers whose entries the store gives. All that it gives must be right."""
+    found = []
+    for number in numbers:
+        try:
+            entry = store.get(keys_of(number))
+        except MissingEntries:
+            continue
+        assert torch.equal(entry, entries_of(layout, number))
+        found.append(number)
+    return found
+
+
+def goes_on_after_damage(opened: Callable[[], ActivationStore], layout: Layout, numbers: Sequence[int]) -> None:
+    """Open a store whose files were damaged, read it, fill it, and read it again: it must be as good as a new one."""
+    store = opened()
+    before = readable_numbers(store, layout, numbers)
+    keys = keys_of(*numbers)
+    assert set(store.keys()) >= set(keys_of(*before))
+    # A key that became another one is missing, and known to be damaged by who asks for the other.
+    assert before == list(numbers) or store.stats().damaged > 0 or set(store.keys()) != set(keys)
+    store.put(keys, entries_of(layout, *numbers))
+    store.close()
+    assert readable_numbers(opened(), layout, numbers) == list(numbers)
 
 
 class CacheBackendContract:
@@ -299,6 +306,54 @@ class CacheBackendContract:
         assert store.contains(keys_of(*range(9))) == [True] * 9
         there = list(store.keys())
         assert everything_is_right(store, {key: entry[0] for key, entry in expected.items()}) == len(there)
+
+    def test_flushed_entries_survive_kills_at_any_instant(
+        self, backend: CacheBackend, directory: Path, layout: Layout
+    ) -> None:
+        """Whenever its process is killed: what was flushed is there, the rest is right, and nothing is damaged."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+
+        def write_for_ever(namespace: Path, tell: Callable[[int], None]) -> None:
+            store, number = backend.open(namespace, layout, None), 0
+            while True:
+                store.put(keys_of(number), entries_of(layout, number))
+                number += 1
+                if number % 3 == 0:
+                    store.flush()
+                    tell(number)
+
+        for kill in range(KILLS):
+            namespace = directory / str(kill)
+            flushed = killed(partial(write_for_ever, namespace), random.uniform(0, 0.1))
+            store = backend.open(namespace, layout, None)
+            there = [number for number in range(flushed + 100) if store.contains(keys_of(number)) == [True]]
+            assert there[:flushed] == list(range(flushed))
+            assert torch.equal(store.get(keys_of(*there)), entries_of(layout, *there))
+            assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
+
+    def test_damage_is_found(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
+        """Of a durable store whose files were harmed each entry is right or missing, and can be put again."""
+        if not backend.durable:
+            pytest.skip("its entries end with the process, as it says")
+        rng, numbers = np.random.default_rng(7), range(12)
+
+        def fill(namespace: Path) -> None:
+            store = backend.open(namespace, layout, None)
+            for number in numbers:
+                store.put(keys_of(number), entries_of(layout, number))
+                if number % 3 == 2:
+                    store.flush()
+            store.close()
+
+        for harm in (flip, cut, delete):
+            namespace = directory / harm.__name__
+            fill(namespace)
+            harm(rng, sorted(path for path in namespace.rglob("*") if path.is_file()))
+            opened = partial(backend.open, namespace, layout, None)
+            # In a child, since what was harmed may end the process that reads it.
+            code = code_of(in_a_child(partial(goes_on_after_damage, opened, layout, numbers)))
+            assert code == 0, harm.__name__
 
     def test_readers_beside_a_writer(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
         """While one process writes, evicts and drops, others open the store: all that they are given is right."""

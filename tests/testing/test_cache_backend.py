@@ -1,5 +1,6 @@
 """Each check of CacheBackendContract refuses a backend that is wrong in just that."""
 
+import hashlib
 import os
 import pickle
 import time
@@ -11,9 +12,19 @@ import torch
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout, MissingEntries
 from stackwise_core.testing.cache_backend import CacheBackendContract
 
+DIGEST = 32
+
+
+def checksum(content):
+    return hashlib.sha256(content).digest()
+
+
+def unpacked(whole):
+    return pickle.loads(whole[DIGEST:])
+
 
 class RightStore(ActivationStore):
-    """One file, rewritten by each flush."""
+    """One file under a checksum, rewritten by each flush."""
 
     def __init__(self, directory, layout, capacity):
         self.file, self.layout, self.capacity = directory / "all", layout, capacity
@@ -24,14 +35,19 @@ class RightStore(ActivationStore):
 
     def read(self, namespace):
         with suppress(FileNotFoundError):
-            owner, entries = pickle.loads(self.file.read_bytes())
+            whole = self.file.read_bytes()
+            if checksum(whole[DIGEST:]) != whole[:DIGEST]:
+                self.counts.damaged += 1
+                return
+            owner, entries = unpacked(whole)
             if owner == namespace:
                 self.entries = entries
             else:
                 self.counts.damaged += len(entries)
 
     def packed(self):
-        return pickle.dumps((self.file.parent.name, self.entries))
+        content = pickle.dumps((self.file.parent.name, self.entries))
+        return checksum(content) + content
 
     def put(self, keys, activations):
         for key, activation in zip(keys, activations.detach(), strict=True):
@@ -201,7 +217,21 @@ def in_place(self):
 
 def reading_any(self, namespace):
     if self.file.exists():
-        RightStore.read(self, pickle.loads(self.file.read_bytes())[0])
+        RightStore.read(self, unpacked(self.file.read_bytes())[0])
+
+
+def believing(self, namespace):
+    with suppress(FileNotFoundError):
+        owner, entries = unpacked(self.file.read_bytes())
+        if owner == namespace:
+            self.entries = entries
+
+
+def gone_meanwhile(self):
+    """The file isn't there for most of the time that its writer takes."""
+    self.file.unlink(missing_ok=True)
+    time.sleep(0.02)
+    RightStore.write(self)
 
 
 WRONG = {
@@ -230,7 +260,7 @@ WRONG = {
     ),
     "names only what is written": (
         "test_keys_are_those_that_are_there",
-        wrong(keys=lambda self: iter(pickle.loads(self.file.read_bytes())[1] if self.file.exists() else ())),
+        wrong(keys=lambda self: iter(unpacked(self.file.read_bytes())[1] if self.file.exists() else ())),
     ),
     "shrinks by the newest": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=newest_first)),
     "shrinks uncounted": ("test_shrink_evicts_the_least_recently_used", wrong(shrink=uncounted)),
@@ -252,7 +282,9 @@ WRONG = {
         "test_flushed_entries_survive_a_kill",
         wrong(flush=lambda self: None, close=RightStore.flush),
     ),
-    "written in place": ("test_readers_beside_a_writer", wrong(write=in_place)),
+    "gone meanwhile": ("test_flushed_entries_survive_kills_at_any_instant", wrong(write=gone_meanwhile)),
+    "believes its file": ("test_damage_is_found", wrong(read=believing)),
+    "written in place": ("test_readers_beside_a_writer", wrong(write=in_place, read=believing)),
     "readers write": ("test_readers_beside_a_writer", wrong(flush=RightStore.write)),
     "of any namespace": ("test_entries_belong_to_their_namespace", wrong(read=reading_any)),
     "writes at once": ("test_opening_writes_nothing", wrong(__init__=made_at_once)),

@@ -6,7 +6,6 @@ renamed, so it is whole or not there, and it is its own index. Entries are read 
 header gives: a memory map would add every page it touches to the process's resident memory.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from attrs import define
 
 from stackwise_core.files import publish
 from stackwise_core.interfaces.cache_backend import Key, Layout
-from stackwise_core.tensor_file import DTYPES, DamagedTensors, read_header
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+from stackwise_core.tensor_file import NAMES, DamagedTensors, packed_header, read_header
 
 
 class DamagedShard(ValueError):
@@ -95,16 +92,15 @@ class Shard:
         for name, (dtype, shape) in _contents(count, layout).items():
             begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
             header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        beginning = packed_header(header)
 
         def write(beside: Path) -> None:
             with beside.open("wb") as file:
-                for part in (len(text).to_bytes(8, "little"), text, entries.data, checksums, packed_keys):
+                for part in (beginning, entries.data, checksums, packed_keys):
                     file.write(part)
 
         publish(path, write)
-        begin = 8 + len(text)
+        begin = len(beginning)
         return cls(path, namespace, begin + end, count, layout.bytes_per_entry, begin, packed_keys, checksums)
 
     def keys(self) -> list[Key]:

@@ -4,24 +4,12 @@ import pytest
 
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
-from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.testing.store_fixtures import directory, layout, open_store
+
+__all__ = ["directory", "layout", "open_store"]
 
 
 @pytest.fixture
-def layout():
-    return Layout(tokens=16, d_model=32, dtype="fp32")
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return tmp_path / "namespace"
-
-
-@pytest.fixture
-def open_store(directory, layout):
-    """Open the store of the test's directory, with shards of four."""
-
-    def open_store(layout=layout, capacity=None):
-        return Disk(DiskOptions(shard_entries=4)).open(directory, layout, capacity)
-
-    return open_store
+def backend():
+    """With shards of four."""
+    return Disk(DiskOptions(shard_entries=4))

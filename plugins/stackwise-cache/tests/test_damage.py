@@ -3,15 +3,17 @@
 import json
 import struct
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import MissingEntries
-from stackwise_core.testing.cache_backend import entries_of, everything_is_right, keys_of
+from stackwise_core.testing.cache_backend import entries_of, everything_is_right, keys_of, readable_numbers
 
 NUMBERS = (0, 1, 2, 3)
+readable = partial(readable_numbers, numbers=NUMBERS)
 
 
 @pytest.fixture
@@ -20,19 +22,6 @@ def shard(open_store, directory, layout):
     open_store().put(keys_of(*NUMBERS), entries_of(layout, *NUMBERS))
     (path,) = directory.iterdir()
     return path
-
-
-def readable(store, layout):
-    """The numbers whose entries are given; all of these must be right."""
-    found = []
-    for number in NUMBERS:
-        try:
-            activation = store.get(keys_of(number))
-        except MissingEntries:
-            continue
-        assert torch.equal(activation, entries_of(layout, number))
-        found.append(number)
-    return found
 
 
 def first_activation(whole):

@@ -2,26 +2,14 @@
 
 import pytest
 
-from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.testing.store_fixtures import directory, layout, open_store
 from stackwise_lmdb.options import LmdbOptions
 from stackwise_lmdb.store import Lmdb
 
-
-@pytest.fixture
-def layout():
-    return Layout(tokens=16, d_model=32, dtype="fp32")
+__all__ = ["directory", "layout", "open_store"]
 
 
 @pytest.fixture
-def directory(tmp_path):
-    return tmp_path / "namespace"
-
-
-@pytest.fixture
-def open_store(directory, layout):
-    """Open the store of the test's directory, with transactions of four entries."""
-
-    def open_store(layout=layout, capacity=None):
-        return Lmdb(LmdbOptions(batch_entries=4)).open(directory, layout, capacity)
-
-    return open_store
+def backend():
+    """With transactions of four entries."""
+    return Lmdb(LmdbOptions(batch_entries=4))

@@ -2,14 +2,16 @@
 
 import random
 import struct
+from functools import partial
 
 import pytest
-import torch
 
-from stackwise_core.interfaces.cache_backend import Layout, MissingEntries
-from stackwise_core.testing.cache_backend import code_of, entries_of, in_a_child, keys_of
+from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.testing.cache_backend import entries_of, goes_on_after_damage, keys_of, readable_numbers
+from stackwise_core.testing.child import code_of, in_a_child
 
 NUMBERS = range(40)
+readable = partial(readable_numbers, numbers=NUMBERS)
 PAGE = 4096
 
 
@@ -24,19 +26,6 @@ def data(open_store, directory, layout):
     return directory / "data.mdb"
 
 
-def readable(store, layout):
-    """The numbers whose entries are given; all of these must be right."""
-    found = []
-    for number in NUMBERS:
-        try:
-            activation = store.get(keys_of(number))
-        except MissingEntries:
-            continue
-        assert torch.equal(activation, entries_of(layout, number))
-        found.append(number)
-    return found
-
-
 def tree_pages(whole):
     """Where the pages are that aren't an entry's payload."""
     return [place for place in range(0, len(whole), PAGE) if struct.unpack_from("<H", whole, place + 10)[0] & 0b1011]
@@ -48,14 +37,7 @@ def goes_on(data, open_store, layout, damage):
 
     def work():
         damage()
-        store = open_store()
-        before = readable(store, layout)
-        assert set(store.keys()) >= set(keys_of(*before))
-        # A key that became another one is missing, and known to be damaged by who asks for the other.
-        assert before == list(NUMBERS) or store.stats().damaged > 0 or set(store.keys()) != set(keys_of(*NUMBERS))
-        store.put(keys_of(*NUMBERS), entries_of(layout, *NUMBERS))
-        store.close()
-        assert readable(open_store(), layout) == list(NUMBERS)
+        goes_on_after_damage(open_store, layout, NUMBERS)
 
     code = code_of(in_a_child(work))
     data.write_bytes(whole)

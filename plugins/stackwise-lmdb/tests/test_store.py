@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import MissingEntries
-from stackwise_core.testing.cache_backend import code_of, entries_of, in_a_child, keys_of
+from stackwise_core.testing.cache_backend import entries_of, keys_of
+from stackwise_core.testing.child import code_of, in_a_child
 from stackwise_lmdb import environment
 
 

@@ -41,7 +41,7 @@ def read_tensors(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise StackwiseError(f"{path} can't be read: {error}") from None
+        raise StackwiseError(f"{path} can't be read: {error!s:.200}") from None
     for name in sorted(shapes.keys() ^ {key.removeprefix(PREFIX) for key in tensors}):
         found = "doesn't have" if name in shapes else "has"
         raise StackwiseError(f"{path}: its config and the stack don't fit it: it {found} {PREFIX}{name}")
