@@ -1,0 +1,42 @@
+"""How many floating-point operations a phase will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.training.phase_boundaries import boundaries_by_draw, follows_from_below, sharing_its_store
+from stackwise_core.training.phase_steps import predicted_share, sample_order
+from stackwise_core.training.setup import Setup
+
+
+def step_flops(phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
+    """Floating-point operations of training: a backward pass costs a forward for the input, one more for weights.
+
+    Args:
+        on_stacks: how many weights of adapters each stack has.
+    """
+    spec, again = setup.spec, int(setup.config.training.activation_checkpointing)
+    total = 0.0
+    for stack in phase.live_path:
+        total += spec.stack_flops(stack) * tokens * ((3 if stack in phase.trains else 2) + again)
+        total += 2 * on_stacks.get(stack, 0) * tokens * ((3 if stack in phase.trains_adapters else 2) + again)
+    # A tied head trains with the embedding.
+    head_passes = 3 if phase.head or (phase.embedding and spec.tie_embeddings) else 2
+    return total + 2 * spec.d_model * spec.vocab_size * tokens * predicted_share(phase, setup) * head_passes
+
+
+def boundary_flops(
+    phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], setup: Setup, *, cached: bool
+) -> float:
+    """Floating-point operations of a phase's boundaries, with a cache or without."""
+    if not phase.frozen_prefix:
+        return 0.0
+    spec, order = setup.spec, sample_order(setup)
+    computed, done = boundaries_by_draw(phase, order, cached=cached), 0
+    if cached:
+        for sharing in sharing_its_store((*before, phase), setup)[:-1]:
+            computed -= boundaries_by_draw(sharing, order, cached=True)
+        done = len(before[-1].frozen_prefix) if follows_from_below(phase, before, setup) else 0
+    a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
+    return a_token * spec.seq_len * float(sum(computed.values()))

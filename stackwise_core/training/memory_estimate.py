@@ -1,0 +1,126 @@
+"""How much memory a phase will need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import psutil
+from attrs import asdict, frozen
+
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.allocator import MAPPED_FROM
+from stackwise_core.training.optimizer import STATE_BYTES
+from stackwise_core.training.order import chunk_size
+from stackwise_core.training.parameter_count import ends_parameters
+from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
+from stackwise_core.training.phase_steps import largest_window, predicted_share
+from stackwise_core.training.setup import Setup
+
+# Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
+FIRST_STEP = 140_000_000
+"""Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
+IN_HEAP = 1.4
+"""Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
+one that fits; larger ones are mapped by themselves."""
+
+
+@frozen
+class Memory:
+    """Estimated memory, in bytes, at the moment when a phase needs most: a training step, or a window in the trunk."""
+
+    process: int
+    """What this process holds already (Python, torch, the libraries behind it) and its first step will load."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    boundaries: int
+    """Held in memory: a window's without a cache or while it is made, all of them with a cache in memory."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+def phase_memory(
+    phase: Phase, on_stacks: Mapping[int, int], trainable: int, in_memory: int, setup: Setup, *, streams: bool
+) -> Memory:
+    """The larger of what a training step holds and what a window holds on its way through the trunk.
+
+    Args:
+        on_stacks: how many weights of adapters each stack has.
+        trainable: how many weights train.
+        in_memory: bytes of boundaries that a cache holds in memory.
+    """
+    spec, training, formats = setup.spec, setup.config.training, setup.implementations.formats
+
+    def held(stack: int) -> int:
+        """Bytes of a stack as it is in memory."""
+        width = 4 if stack in phase.trains else formats.precision(stack, "trunk").bytes_per_weight
+        return round(width * spec.stack_parameters(stack)) + 4 * on_stacks.get(stack, 0)
+
+    kept = phase.live_path if streams else phase.path
+    weights = 4 * ends_parameters(spec) + sum(map(held, kept))
+    optimizer = round(STATE_BYTES[training.optimizer] * trainable)
+    # Python, torch and the libraries behind them are in this process already.
+    process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
+    window = 0
+    if phase.frozen_prefix:
+        window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry
+    predicted = predicted_share(phase, setup)
+    step = Memory(
+        process=process,
+        weights=weights,
+        gradients=4 * trainable,
+        optimizer=optimizer,
+        activations=step_activations(phase, spec, training.batch_size * spec.seq_len, predicted, setup),
+        boundaries=in_memory if cache_of(phase, setup) is not None else window,
+    )
+    # A streamed stack is there twice while it is read: in full, as its file has it, and as it computes.
+    reading = max((4 * spec.stack_parameters(stack) + held(stack) for stack in phase.frozen_prefix), default=0)
+    filling = Memory(
+        process=process,
+        weights=weights + (reading if streams else 0),
+        gradients=0,
+        optimizer=optimizer,
+        activations=chunk_activations(phase, spec),
+        boundaries=in_memory + window,
+    )
+    return max(step, filling, key=lambda memory: memory.total)
+
+
+def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
+    """Bytes that one forward and backward pass holds at its peak.
+
+    A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
+    in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
+    The head holds logits, their softmax and their gradient, over the masked tokens.
+    """
+    kv, half = 2 * spec.n_kv_heads * spec.head_dim, setup.implementations.formats.active.bytes_per_weight < 4
+    kept = [(4, spec.d_model, 6), (4, kv, 1)]  # bytes of a number, numbers a token, tensors
+    kept += [(2, spec.d_model, 3), (2, spec.d_ff, 4)] if half else [(4, spec.d_model, 2), (4, spec.d_ff, 4)]
+    a_block = sum(count * _held(width * numbers * tokens) for width, numbers, count in kept)
+    live = [spec.blocks[stack] for stack in phase.live_path]
+    if setup.config.training.activation_checkpointing:
+        between = 4 * spec.d_model * len(live) * tokens
+        live = [max(live, default=0)]
+    else:
+        between = 0
+    live_blocks = sum(live)
+    logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
+    # One block's worth more for what its backward pass makes and frees.
+    return round((live_blocks + 1) * a_block) + between + logits
+
+
+def _held(tensor: int) -> float:
+    """Bytes that a tensor of so many costs the process."""
+    return tensor if tensor >= MAPPED_FROM else IN_HEAP * tensor
+
+
+def chunk_activations(phase: Phase, spec: RackSpec) -> int:
+    """Bytes that a chunk holds at its peak on its way through the trunk."""
+    if not phase.frozen_prefix:
+        return 0
+    return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
