@@ -32,6 +32,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     plugins: Sequence[str] = (),
     check_source: bool = True,
+    in_run: bool = False,
 ) -> tuple[Config, Registry]:
     """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
 
@@ -42,6 +43,8 @@ def load(
         plugins: values of ``-p``: ``"no:NAME"``, ``"NAME"``, or ``"FILE.py"``, which joins ``run.plugins``.
         check_source: whether ``rack.init_from`` must be there and fit. The configuration of a run that has its weights
             already is read without: what it started from may be gone.
+        in_run: whether the file is in a run's directory, which may be somebody else's: it extends no other file, and
+            no code is taken from there unless ``plugins`` names it.
 
     Raises:
         ConfigError: with every mistake that was found.
@@ -49,9 +52,14 @@ def load(
     """
     environ = os.environ if environ is None else environ
     settings, problems = read_overrides(overrides)
-    layers: list[Layer] = [PlainLayer(default_uses()), *read_files(path), read_environment(environ), settings]
+    layers: list[Layer] = [
+        PlainLayer(default_uses()),
+        *read_files(path, alone=in_run),
+        read_environment(environ),
+        settings,
+    ]
     merged = _merged(layers)
-    registry, plugin_problems = _registry(merged, environ, plugins)
+    registry, plugin_problems = _registry(merged, environ, plugins, Path(path).parent if in_run else None)
     if registry is None:
         raise error_for([*problems, *plugin_problems])
     config = _checked(merged, registry, [*problems, *plugin_problems], check_source=check_source)
@@ -75,7 +83,7 @@ def load_run(directory: Path, *, overrides: Sequence[str] = (), plugins: Sequenc
     """
     environ = {name: value for name, value in os.environ.items() if name in (AUTOLOAD, DISABLE)}
     path = directory / "config.toml"
-    return load(path, overrides=overrides, environ=environ, plugins=plugins, check_source=False)
+    return load(path, overrides=overrides, environ=environ, plugins=plugins, check_source=False, in_run=True)
 
 
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:
@@ -97,11 +105,15 @@ def _merged(layers: Sequence[Layer]) -> Merged:
 
 
 def _registry(
-    merged: Merged, environ: Mapping[str, str], plugins: Sequence[str]
+    merged: Merged, environ: Mapping[str, str], plugins: Sequence[str], closed: Path | None
 ) -> tuple[Registry | None, list[Problem]]:
-    """The registry with the local plugins of ``[run] plugins`` and ``-p``; those are needed before the rest is read."""
+    """The registry with the local plugins of ``[run] plugins`` and ``-p``; those are needed before the rest is read.
+
+    Args:
+        closed: a directory from which ``[run] plugins`` takes nothing, nor from one beside it by a relative path.
+    """
     run = merged.data.get("run")
-    listed = run.get("plugins") if isinstance(run, dict) else None
+    listed: Any = run.get("plugins") if isinstance(run, dict) else None
     layer = merged.origin(("run", "plugins"))
     files: dict[Path, int] = {}
     if isinstance(listed, list) and layer:
@@ -112,11 +124,25 @@ def _registry(
         for file, index in files.items()
         if not os.path.isfile(file)
     ]
-    present = [file for file in files if os.path.isfile(file)]
+    named = [Path(absolute(value, Path.cwd())) for value in plugins if value.endswith(".py")]
+    strange = (
+        [] if closed is None else [file for file, index in files.items() if _brought_along(listed[index], file, closed)]
+    )
+    strange = [file for file in strange if os.path.realpath(file) not in map(os.path.realpath, named)]
+    problems += [
+        Problem(
+            f"{file} came with the run's directory, and is not loaded unasked",
+            f"run.plugins[{files[file]}]",
+            merged.place([("run", "plugins", files[file])], "value"),
+            f"-p {file} loads it, if you trust it",
+        )
+        for file in strange
+    ]
+    present = [file for file in files if os.path.isfile(file) and file not in strange]
     try:
         registry = Registry.discover(
             select=[value for value in plugins if not value.endswith(".py")],
-            files=[*present, *(Path(absolute(value, Path.cwd())) for value in plugins if value.endswith(".py"))],
+            files=[*present, *named],
             environ=environ,
         )
     except UsageError as error:
@@ -126,6 +152,11 @@ def _registry(
                 return None, [*problems, Problem(str(error), f"run.plugins[{files[file]}]", place)]
         raise
     return registry, problems
+
+
+def _brought_along(written: str, file: Path, closed: Path) -> bool:
+    """Whether a plugin came with a run's directory; a run itself writes absolute paths of what is elsewhere."""
+    return not os.path.isabs(written) or Path(os.path.realpath(file)).is_relative_to(os.path.realpath(closed))
 
 
 def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, check_source: bool = True) -> Config:

@@ -239,6 +239,12 @@ class TrainingConfig:
         "Whether a step that runs several stacks keeps only what passes between them, and computes the rest again on "
         "its way back: less memory, a third more operations, the same losses.",
     )
+    max_bad_steps: int = option(
+        10,
+        "Steps in a row that are left out because their loss or gradient isn't a finite number; one more stops the "
+        "run at its last checkpoint.",
+        check=at_least(0),
+    )
     patience: int | None = option(
         None,
         "End a phase early after this many validations in a row without a better loss; evaluation.every says how "
@@ -268,6 +274,29 @@ class TrainingConfig:
     def noise_over(self) -> Literal["time", "depth", "both"]:
         """``over``, or what it is where it was left out."""
         return self.over or ("depth" if self.time == "depth" else "time")
+
+
+@frozen
+class CheckpointConfig:
+    """How often a run writes down where it is, and what it keeps."""
+
+    minutes: float = option(
+        10.0, "Minutes between two checkpoints within a phase. Each phase's end is one in any case.", check=above(0)
+    )
+    steps: int | None = option(
+        None,
+        "Optimizer steps between two checkpoints within a phase. Left out: minutes alone decide.",
+        check=at_least(1),
+    )
+    save_stacks: bool = option(
+        True,
+        "Whether the stacks, embedding and head are kept when the run ends. false: for runs of which the metrics "
+        "count; they are deleted once the run is evaluated.",
+    )
+    save_rack: bool = option(
+        False,
+        "Whether each phase also writes the whole rack as it is then into one file, racks/NNN.safetensors.",
+    )
 
 
 @frozen
@@ -343,6 +372,7 @@ class Config:
     data: DataConfig = option(dict, "")
     rack: RackConfig = option(dict, "")
     training: TrainingConfig = option(dict, "")
+    checkpoint: CheckpointConfig = option(dict, "")
     evaluation: EvaluationConfig = option(dict, "")
     mask_schedule: Choice = option(lambda: {"use": "linear"}, "Mask fraction by progress.", hook="mask_schedule")
     precision: PrecisionConfig = option(dict, "")

@@ -18,8 +18,8 @@ _NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
 _DEEPEST = 40
 
 
-def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
-    """A file and those that it extends, the lowest first.
+def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[FileLayer]:
+    """A file and those that it extends, the lowest first; ``alone`` if it may extend none.
 
     Raises:
         ConfigError: a file can't be read, isn't TOML, or extends itself.
@@ -36,6 +36,8 @@ def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
         if not isinstance(base, str) or not base.strip():
             message = f"expected {a(str)} that names a file, found {found(base)}"
             raise error_for([Problem(message, "extends", extends)])
+        if alone:
+            raise error_for([Problem("the configuration of a run has all of its keys in one file", "extends", extends)])
         name = os.path.normpath(os.path.join(os.path.dirname(name), os.path.expanduser(base)))
         names = [layer.source.name for layer in reversed(layers)]
         if any(_same_file(name, known) for known in names):

@@ -15,6 +15,8 @@ from stackwise_core.errors import UnavailableError, UsageError
 BUILT_IN = "python-docs"
 ENDINGS = (".txt", ".md", ".jsonl")
 BOM = "\ufeff"
+LOOKED_AT = 8192
+"""Bytes of a file's beginning from which it is guessed what it is."""
 
 
 @frozen
@@ -144,15 +146,28 @@ def _decoded(raw: bytes, file: Path, *, line: int = 1, offset: int = 0) -> str:
     """``offset`` and ``line`` say where in the file these bytes begin."""
     try:
         text = raw.decode("utf-8")
-        return text if offset else text.removeprefix(BOM)
+        fault = raw.find(0, 0, max(0, LOOKED_AT - offset))  # UTF-8, too, but as git and grep do: no text begins so
     except UnicodeDecodeError as error:
-        with file.open("rb") as stream:
-            encoding = "UTF-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "ISO-8859-1"
+        fault = error.start
+    if fault >= 0:
         raise UsageError(
-            f"{file}:{line + raw.count(10, 0, error.start)}: expected UTF-8, found byte 0x{raw[error.start]:02x} at "
-            f"offset {offset + error.start} of the file; if it is {encoding}, "
-            f"convert it with: iconv -f {encoding} -t UTF-8"
-        ) from None
+            f"{file}:{line + raw.count(10, 0, fault)}: expected UTF-8, found byte 0x{raw[fault]:02x} at "
+            f"offset {offset + fault} of the file; {_advice(file)}"
+        )
+    return text if offset else text.removeprefix(BOM)
+
+
+def _advice(file: Path) -> str:
+    """What to do about a file that isn't UTF-8."""
+    with file.open("rb") as stream:
+        start = stream.read(LOOKED_AT)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "UTF-16"
+    elif 0 in start:
+        return "it looks like a binary file: convert it to text, or leave it out of data.corpus"
+    else:
+        encoding = "ISO-8859-1"
+    return f"if it is {encoding}, convert it with: iconv -f {encoding} -t UTF-8"
 
 
 def _field(line: str, where: str, text_field: str) -> str:

@@ -15,6 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from stackwise_core.data.noise import Noise
+from stackwise_core.data.schedule_checks import placed
 from stackwise_core.data.sequences import Rows, Split
 
 
@@ -163,7 +164,7 @@ class Drawer:
         return draws
 
     def _place(self, tokens: np.ndarray, scorable: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-        mask = np.asarray(self.noise.schedule.place(tokens, scorable, fraction, rng)) & scorable
+        mask = placed(self.noise.schedule, tokens, scorable, fraction, rng)
         if self.at_least_one and not mask.any():
             mask[rng.choice(np.flatnonzero(scorable))] = True
         return mask

@@ -18,6 +18,7 @@ from attrs import frozen
 from torch import Tensor
 
 from stackwise_core.config.model import TrainingConfig
+from stackwise_core.data.schedule_checks import check_schedule, fractions
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 
@@ -25,7 +26,7 @@ def nelbo_weights(schedule: MaskSchedule, progress: Tensor, stretch: tuple[float
     """(b - a) |f'(s)| / f(s) of each progress s [B] in the stretch (a, b); 0 where nothing is ever masked."""
     with torch.enable_grad():
         s = progress.detach().clone().requires_grad_()
-        fraction = schedule.fraction(s)
+        fraction = fractions(schedule, s)
         (slope,) = torch.autograd.grad(fraction.sum(), s)
     fraction = fraction.detach()
     weights = (stretch[1] - stretch[0]) * slope.abs() / fraction
@@ -46,7 +47,12 @@ class Noise:
 
     @classmethod
     def of(cls, schedule: MaskSchedule, training: TrainingConfig) -> Noise:
-        """As ``training.time_steps`` and ``training.time_step_fractions`` have it."""
+        """As ``training.time_steps`` and ``training.time_step_fractions`` have it.
+
+        Raises:
+            ContractError: the schedule isn't one.
+        """
+        check_schedule(schedule, (0.0, 1.0))
         given = training.time_step_fractions
         if training.time_steps is None and not given:
             return cls(schedule)
@@ -77,7 +83,7 @@ class Noise:
     def fraction(self, progress: Tensor) -> Tensor:
         """The mask fraction of each progress."""
         if not self.steps:
-            return self.schedule.fraction(progress)
+            return fractions(self.schedule, progress)
         return self._fractions[self.step(progress)].to(progress.dtype)
 
     def weights(self, progress: Tensor, stretch: tuple[float, float]) -> Tensor:

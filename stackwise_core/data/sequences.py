@@ -22,6 +22,7 @@ from stackwise_core.data.packing import ContentHash, Packing, map_array, pack, r
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.files import sync
+from stackwise_core.runs.writable import check_writable
 
 FORMAT = 1
 """Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
@@ -117,15 +118,18 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Callable[[int], No
         progress: called while tokenising with the number of the text's UTF-8 bytes done so far.
 
     Raises:
-        UsageError: the corpus can't be read or is too small.
+        UsageError: the corpus can't be read or is too small, or ``data.tokens_directory`` can't be a directory.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
+    tokens_directory = Path(data.tokens_directory)
+    if not tokens_directory.is_dir():  # one that is there may have these tokens already
+        check_writable(tokens_directory, "data.tokens_directory")
     content = ContentHash()
     for _ in content.over(documents(data.corpus, text_field=data.text_field)):
         pass
     decisive = (FORMAT, content.digest(), tokenizer.fingerprint, data.seq_len, data.validation_fraction)
     fingerprint = hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
-    directory = Path(data.tokens_directory) / fingerprint
+    directory = tokens_directory / fingerprint
     try:
         corpus = _open_if_whole(directory, tokenizer)
         return corpus or _make(directory, data, tokenizer, content, progress)

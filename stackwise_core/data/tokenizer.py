@@ -3,7 +3,8 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
@@ -103,6 +104,7 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: Path, mask_token: str | None) -> None:
         content = _read(path)
+        self._path = path
         self._tokenizer = _parse(path, content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -128,7 +130,8 @@ class JsonTokenizer(Tokenizer):
         self.fingerprint = hashlib.blake2b(decisive, digest_size=16).digest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        with _explained(self._path):
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [
             (np.array(encoding.ids, np.int32), _byte_offsets(text, encoding.offsets))
             for text, encoding in zip(texts, encodings, strict=True)
@@ -142,7 +145,23 @@ class JsonTokenizer(Tokenizer):
         return "".join(MASK_TOKENS[0] if run is None else self._text(run) for run in runs)
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        with _explained(self._path):
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the library can't do with a file is the file's fault. It raises plain Exception, or panics, which isn't one.
+
+    Raises:
+        UsageError: with what the library said.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is Exception or type(error).__name__ == "PanicException":
+            raise UsageError(f"{path}: the tokenizers library can't use it: {error!s:.300}") from error
+        raise
 
 
 def _read(path: Path) -> bytes:
@@ -180,8 +199,10 @@ def _parse(path: Path, content: bytes) -> "tokenizers.Tokenizer":
             ) from None
         except UnicodeDecodeError as bad:
             raise UsageError(f"{path}: expected a tokenizer.json, found no text at all: {bad.reason}") from None
+        except (ValueError, RecursionError) as bad:  # a number of thousands of digits, thousands of brackets
+            raise UsageError(f"{path}: expected a tokenizer.json, found JSON that can't be read: {bad}") from None
         raise UsageError(
-            f"{path}: expected a tokenizer.json as the tokenizers library writes it, found other JSON: {error}"
+            f"{path}: expected a tokenizer.json as the tokenizers library writes it, found other JSON: {error!s:.300}"
         ) from None
 
 

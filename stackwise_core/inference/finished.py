@@ -11,13 +11,16 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from stackwise_core.config.load import load_run
-from stackwise_core.config.source_run import FINISHED, PLAN, read_source_run
+from stackwise_core.config.source_run import PLAN, read_source_run
 from stackwise_core.data.sequences import Split, prepare
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.ending import check_rack, read_ending
 from stackwise_core.training.setup import Parts, set_up_parts
+
+CONFIG = "config.toml"
 
 
 class _Untouched(RunDirectory):
@@ -59,6 +62,9 @@ class FinishedRun:
             StackwiseError: a file is missing or damaged.
         """
         planned = read_source_run(path)
+        directory = _Untouched(path)
+        for name in (PLAN, CONFIG):
+            directory.manifest.checked(name)
         config, registry = load_run(path, plugins=plugins)
         if device is not None:
             config = evolve(config, run=evolve(config.run, device=device))
@@ -68,10 +74,10 @@ class FinishedRun:
                 f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
             )
         plan = _read_plan(path / PLAN)
-        directory = _Untouched(path)
+        check_rack(directory, parts.spec, parts.implementations.formats.adapters)
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
-        active = frozenset(map(int, directory.read_json(FINISHED)["active"]))
+        active = frozenset(read_ending(directory)["active"])
         return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
 
     def text(self, corpus: str | None, progress: Callable[[int], None] | None = None) -> Split:
@@ -121,8 +127,8 @@ def _read_plan(path: Path) -> dict[str, Any]:
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
         streams = bool(data.get("streams"))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error!s:.200}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
     return {"routes": routes, "streams": streams, "trained_bands": bands}

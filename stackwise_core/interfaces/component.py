@@ -5,9 +5,14 @@ from typing import Any
 
 import attrs
 
+from stackwise_core.errors import StackwiseError
+
 
 class Component(ABC):  # noqa: B024 - the interfaces below it say what is abstract
     """Made once a run from the options that the TOML gave it."""
+
+    origin: str = ""
+    """Where it comes from, for messages, as the registry sets it: ``mask_schedule "sine" of stackwise-sine 1.0``."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -17,3 +22,21 @@ class Component(ABC):  # noqa: B024 - the interfaces below it say what is abstra
         """Its class and its options as JSON values; two that say the same do the same."""
         options = attrs.asdict(self.options) if attrs.has(type(self.options)) else {}
         return {"class": f"{type(self).__module__}:{type(self).__qualname__}", "options": options}
+
+
+def origin(component: object) -> str:
+    """Where a component comes from; its class where nobody said."""
+    return getattr(component, "origin", "") or type(component).__name__
+
+
+class ContractError(StackwiseError):
+    """An implementation gave something else than its interface promises.
+
+    Args:
+        component: the implementation, or its ``origin``.
+        said: the method, what it gave, and what was expected.
+    """
+
+    def __init__(self, component: object, said: str) -> None:
+        who = component if isinstance(component, str) else origin(component)
+        super().__init__(f"{who}: {said}. The plugin is at fault: mend it, or use another.")

@@ -53,6 +53,11 @@ class Declared:
         """The distribution and its version, for people."""
         return label(self.distribution, self.version)
 
+    @property
+    def origin(self) -> str:
+        """Hook, name and package, for messages: ``mask_schedule "sine" of stackwise-sine 1.0``."""
+        return f'{self.hook} "{self.name}" of {self.package}'
+
 
 @frozen
 class Problem:

@@ -154,7 +154,10 @@ class Registry:
                 declared, "factory", f"{target} is no subclass of {INTERFACES[declared.hook].replace(':', '.')}"
             )
         try:
-            return factory(options)
+            built = factory(options)
+            # Whatever class it is: an attrs class may be frozen.
+            object.__setattr__(built, "origin", declared.origin)
+            return built
         except StackwiseError:
             raise
         except (Exception, SystemExit) as error:

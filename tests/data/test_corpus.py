@@ -90,10 +90,10 @@ def test_documents_are_streamed(tmp_path):
 
 
 def test_byte_order_mark_is_dropped_and_nothing_else(tmp_path):
-    """A BOM at a file's start goes; line ends, blanks and NUL stay."""
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\r\n x\0\n\xef\xbb\xbf")
+    """A BOM at a file's start goes; line ends, blanks and control characters stay."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\r\n x\x01\n\xef\xbb\xbf")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "line"}\r\n')
-    assert texts(tmp_path) == ["\r\n x\0\n\ufeff", "line"]
+    assert texts(tmp_path) == ["\r\n x\x01\n\ufeff", "line"]
 
 
 def test_empty_documents_are_passed_over(tmp_path):

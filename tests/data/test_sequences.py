@@ -328,10 +328,9 @@ def test_text_that_changes_meanwhile(prepared, monkeypatch):
 def test_directory_that_cannot_be_written(prepared, tmp_path):
     """A tokens_directory below a file is one message with the system's reason."""
     (tmp_path / "file").write_text("")
-    message = complaint(prepared, TEXTS, error=StackwiseError, tokens_directory=str(tmp_path / "file" / "tokens"))
-    assert message == (
-        f"{tmp_path}/file/tokens: tokens can't be written or read here (data.tokens_directory): Not a directory"
-    )
+    message = complaint(prepared, TEXTS, tokens_directory=str(tmp_path / "file" / "tokens"))
+    where = f"data.tokens_directory = {tmp_path}/file/tokens"
+    assert message == f"{where}: {tmp_path}/file is a file, expected a directory. Name another."
 
 
 def test_full_disk(prepared, data, monkeypatch):

@@ -248,3 +248,40 @@ def test_unknown_mask_token(masked_bpe, plain_bpe):
     )
     assert complaint(plain_bpe, "statemen").endswith('the nearest is "Ġstatement"')
     assert complaint(plain_bpe, "@@@@@@@@").endswith("leave the option out to add a mask to the vocabulary")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000], ids=["nested", "a long number"])
+def test_json_that_python_cannot_read_either(content, tmp_path):
+    """What neither the library nor Python reads is refused in a word."""
+    (tmp_path / "tokenizer.json").write_text(content)
+    message = complaint(tmp_path / "tokenizer.json")
+    assert "expected a tokenizer.json, found JSON that can't be read: " in message
+    assert len(message) < 500
+
+
+def test_what_the_library_cannot_encode_is_the_files_fault(tmp_path):
+    """A vocabulary without its [UNK] is found at the first word that it lacks, and the file is named."""
+    path = save_words(tmp_path / "words.json", ["the"])
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] = {"the": 0}
+    content["added_tokens"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"words.json: the tokenizers library can't use it: WordLevel error: "):
+        open_json(path).encode(["other"])
+
+
+def test_a_panic_of_the_library_is_an_error(tmp_path):
+    """It is no Exception, and would pass through all that catches those."""
+    path = save_words(tmp_path / "words.json", ["the"])
+    tokenizer = open_json(path)
+
+    class PanicException(BaseException):
+        pass
+
+    class Panics:
+        def encode_batch(self, *_, **__):
+            raise PanicException("index out of bounds")
+
+    tokenizer._tokenizer = Panics()
+    with pytest.raises(UsageError, match=r"words.json: the tokenizers library can't use it: index out of bounds"):
+        tokenizer.encode(["the"])

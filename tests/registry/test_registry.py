@@ -200,6 +200,17 @@ def test_build_makes_the_object_from_its_options(registry_with):
     assert registry.build(declared, options, device="cuda:1").options is options
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_built_knows_where_it_comes_from(registry_with, implementation_source, frozen):
+    """Messages about it name hook, implementation and distribution, also where its class is frozen."""
+    source = implementation_source
+    if frozen:
+        source = source.replace("class Sine", "@frozen(slots=False)\nclass Sine") + "    options: object\n"
+    registry = registry_with(source)
+    built = registry.build(registry.resolve("mask_schedule", "sine"), None)
+    assert built.origin == 'mask_schedule "sine" of stackwise-sine 1.0'
+
+
 def test_build_refuses_a_device_that_the_implementation_has_not(registry_with):
     """The reason names both, and nothing is imported for it."""
     registry = registry_with(devices=("cuda",))
