@@ -25,7 +25,11 @@ def sync(path: Path) -> None:
 
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in place in one step."""
+    """Let ``write`` fill a file beside ``path``, then put it in place in one step.
+
+    Raises:
+        OSError: it can't be written, as on a full disk; it names the file, which is as it was.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(beside)
@@ -33,9 +37,18 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Say which file an error is about; the system does when a file is opened, and not when it is written."""
+    if error.filename is None:
+        error.filename = str(path)
 
 
 def publish_text(path: Path, text: str) -> None:

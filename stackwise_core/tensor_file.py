@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,6 +50,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class DamagedTensors(ValueError):
@@ -108,6 +111,64 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, digest.hexdigest()
 
 
+def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> None:
+    """Write a safetensors file that others may read, too.
+
+    The safetensors library's own writer leaves a file of a random name when it is killed, and doesn't say that a disk
+    is full.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    # The widest numbers first, as the library has it, so that all are aligned.
+    names, end = sorted(plain, key=lambda name: (-plain[name].dtype.itemsize, name)), 0
+    for name in names:
+        tensor = plain[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": tuple(tensor.shape), "data_offsets": (begin, end)}
+    with into.open("wb") as written:
+        written.write(packed_header(header))
+        for name in names:
+            written.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+
+
+def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> None:
+    """Write the tensors of several safetensors files into one, each under its file's prefix; a block at a time.
+
+    Args:
+        parts: files, each after the prefix that its tensors' names get.
+
+    Raises:
+        DamagedTensors: one of them isn't a whole safetensors file.
+        OSError: one can't be read, or the new one not be written.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    stretches: list[tuple[Path, StoredTensor]] = []
+    end = 0
+    for prefix, path in parts:
+        with path.open("rb", buffering=0) as file:
+            stored = read_header(file, path)
+        for name, each in sorted(stored.items(), key=lambda item: item[1].begin):
+            begin, end = end, end + each.end - each.begin
+            header[prefix + name] = {"dtype": NAMES[each.dtype], "shape": each.shape, "data_offsets": (begin, end)}
+            stretches.append((path, each))
+    with into.open("wb") as written:
+        written.write(packed_header(header))
+        for path, each in stretches:
+            with path.open("rb", buffering=0) as file:
+                for at in range(each.begin, each.end, BLOCK):
+                    written.write(os.pread(file.fileno(), min(BLOCK, each.end - at), at))
+
+
+def packed_header(header: Mapping[str, object]) -> bytes:
+    """How a safetensors file begins: the header's length, and the header as JSON, filled up to a multiple of 8."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _read(file: BinaryIO, path: Path, offset: int, into: np.ndarray, digest: hashlib._Hash) -> None:
     """Fill an array of bytes from an offset on, and hash them."""
     done = 0
@@ -146,11 +207,14 @@ def _parse(header: bytes, size: int, path: Path) -> dict[str, StoredTensor]:
         described.pop("__metadata__", None)
         tensors = {name: _stored(name, told, 8 + len(header)) for name, told in described.items()}
     except (KeyError, TypeError, RecursionError, ValueError) as error:
-        raise DamagedTensors(f"{path}: {error if isinstance(error, DamagedTensors) else repr(error)}") from error
+        raise DamagedTensors(
+            f"{path}: {str(error) if isinstance(error, DamagedTensors) else f'{error!r:.200}'}"
+        ) from error
     last = 8 + len(header)
     for name, stored in sorted(tensors.items(), key=lambda each: (each[1].begin, each[1].end)):
         if stored.begin != last:
-            raise DamagedTensors(f"{path}: {name!r} begins at byte {stored.begin}, the tensor before it ends at {last}")
+            found = f"{name!r:.80} begins at byte {stored.begin}"
+            raise DamagedTensors(f"{path}: {found}, the tensor before it ends at {last}")
         last = stored.end
     if last != size:
         raise DamagedTensors(f"{path}: {size} bytes, its header says {last}")
@@ -161,9 +225,9 @@ def _stored(name: str, told: dict[str, Any], data: int) -> StoredTensor:
     """One entry of the header, checked by itself; ``data`` is where the tensors' bytes begin in the file."""
     dtype, shape, (begin, end) = DTYPES.get(told["dtype"]), told["shape"], told["data_offsets"]
     if dtype is None:
-        raise DamagedTensors(f"{name!r} has the number format {told['dtype']!r}, which torch doesn't")
+        raise DamagedTensors(f"{name!r:.80} has the number format {told['dtype']!r:.40}, which torch doesn't")
     possible = isinstance(shape, list) and all(type(each) is int and each >= 0 for each in [*shape, begin, end])
     # torch's strides are 64-bit, also where a dimension is zero.
     if possible and math.prod(filter(None, shape)) < 1 << 60 and end - begin == math.prod(shape) * dtype.itemsize:
         return StoredTensor(dtype, tuple(shape), data + begin, data + end)
-    raise DamagedTensors(f"{name!r} can't have the shape {shape!r} and the bytes {begin!r} to {end!r}")
+    raise DamagedTensors(f"{name!r:.80} can't have the shape {shape!r:.80} and the bytes {begin!r:.40} to {end!r:.40}")

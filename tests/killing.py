@@ -8,19 +8,25 @@ from collections.abc import Callable
 CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.chmod", "open"})
 
 
+def kill_before_change(number: int) -> None:
+    """Have this process kill itself with SIGKILL before its n-th change to the disk from now on."""
+    left = number
+
+    def kill(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in CHANGES:
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    sys.addaudithook(kill)
+
+
 def killed_before_change(number: int, action: Callable[[], object]) -> bool:
     """Run ``action`` in a process that kills itself with SIGKILL before its n-th change to the disk; whether it did."""
     child = os.fork()
     if child == 0:
-        left = [number]
-
-        def kill(event: str, arguments: tuple[object, ...]) -> None:
-            if event in CHANGES:
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-
-        sys.addaudithook(kill)
+        kill_before_change(number)
         try:
             action()
         finally:

@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from stackwise_core.config.errors import printable
 from stackwise_core.errors import StackwiseError
 from stackwise_core.registry.culprit import culprit
 
@@ -41,6 +42,7 @@ def report(error: Exception, debug: bool) -> int:
 
 
 def _say(message: str) -> None:
+    message = printable(message, keep="\n\t")
     console = Console(stderr=True, highlight=False)
     prefix = Text("error: ", style="bold red") if console.is_terminal else Text()
     # Lines with carets under them are left as they are, and so is all that goes to a file.

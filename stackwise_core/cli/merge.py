@@ -19,7 +19,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """
-    from stackwise_core.config.source_run import FINISHED, read_source_run
+    from stackwise_core.config.source_run import read_source_run
     from stackwise_core.errors import UsageError
 
     source = read_source_run(directory)
@@ -32,6 +32,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
+    from stackwise_core.runs.ending import check_rack, read_ending
     from stackwise_core.runs.merge import merge_adapter
     from stackwise_core.training.setup import set_up_parts
 
@@ -57,7 +58,8 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
         precision=precision,
     )
     run = RunDirectory(directory)
-    active = run.read_json(FINISHED)["active"]
+    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    active = read_ending(run)["active"]
     merged: list[tuple[int, str]] = []
 
     def fold(copy: RunDirectory) -> None:

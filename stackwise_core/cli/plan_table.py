@@ -7,8 +7,8 @@ from rich.console import Console
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
-from stackwise_core.training.cost import PhasePlan
 from stackwise_core.training.notes import band_text
+from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.plan import Plan
 
 ALL_COLUMNS = 116

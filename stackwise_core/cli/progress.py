@@ -15,11 +15,14 @@ from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
+    BadStep,
     BoundaryProgress,
     EvaluationProgress,
     Event,
     Listener,
+    LossSpike,
     PhaseDone,
+    PhaseResumed,
     PhaseStarted,
     RunDone,
     RunResult,
@@ -119,6 +122,12 @@ class Bars:
             self._loss, self._held_out = SmoothedLoss(), ""
             self._task = progress.add_task(event.planned.phase.name, total=event.planned.steps, measured="")
             self._boundary = TaskID(-1)
+        elif isinstance(event, PhaseResumed):
+            progress.update(self._task, completed=event.step)
+            self._console.print(resumed(event), highlight=False, markup=False)
+        elif isinstance(event, BadStep | LossSpike):
+            progress.update(self._task, completed=event.step)
+            self._console.print(warning(event), highlight=False, markup=False, style="yellow")
         elif isinstance(event, BoundaryProgress):
             if self._boundary == TaskID(-1):
                 # A pass: a chunk of the window through a stack of the trunk.
@@ -170,6 +179,10 @@ class Lines:
         elif isinstance(event, PhaseStarted):
             self._loss = SmoothedLoss()
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
+        elif isinstance(event, PhaseResumed):
+            self._say(resumed(event))
+        elif isinstance(event, BadStep | LossSpike):
+            self._say(warning(event))
         elif isinstance(event, BoundaryProgress) and not quiet:
             self._say(f"{event.planned.phase.name}: boundary, pass {event.passes} of {event.total}")
         elif isinstance(event, StepDone):
@@ -209,6 +222,21 @@ def where(started: RunStarted) -> str:
     return f"run directory: {started.directory} ({started.phases_done} of {len(phases)} phases done{following})"
 
 
+def resumed(event: PhaseResumed) -> str:
+    """From where a phase goes on, and which checkpoints couldn't be used."""
+    planned, damaged = event.planned, "".join(f"{problem}\n" for problem in event.damaged)
+    place = f"with step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
+    return f"{damaged}{planned.phase.name}: goes on {place}"
+
+
+def warning(event: BadStep | LossSpike) -> str:
+    """What was odd about a step."""
+    where = f"{event.planned.phase.name}: step {event.step}"
+    if isinstance(event, BadStep):
+        return f"{where} left out: {event.reason}"
+    return f"{where}: a spike, loss {event.loss:.3f} after a mean of {event.mean:.3f}"
+
+
 def share(part: int, whole: int) -> str:
     """A percentage, or a dash of nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
@@ -237,6 +265,13 @@ def print_result(console: Console, result: RunResult) -> None:
     print_table(console, list(rows[0]), [list(row.values()) for row in rows])
     evicted = sum(phase.boundaries_evicted for phase in result.phases)
     damaged = sum(phase.boundaries_damaged for phase in result.phases)
+    bad, spikes = (sum(getattr(phase, of) for phase in result.phases) for of in ("bad_steps", "loss_spikes"))
+    if bad:
+        console.print(f"\n{bad} steps were left out: their loss or gradient was no finite number.", highlight=False)
+    if spikes:
+        console.print(
+            f"\n{spikes} steps had a loss far above those before (loss_spike in metrics.jsonl).", highlight=False
+        )
     if evicted:
         console.print(f"\n{evicted} boundaries were evicted: the capacity or the disk was full.", highlight=False)
     if damaged:

@@ -76,16 +76,17 @@ def restore(
     config = evolve(config, precision=held)
 
     from stackwise_core.cli.tables import print_table
-    from stackwise_core.config.source_run import FINISHED
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
+    from stackwise_core.runs.ending import check_rack, read_ending
     from stackwise_core.training.setup import set_up_parts
 
     # What can't be had is found before anything is copied.
     parts = set_up_parts(config if device is None else evolve(config, run=evolve(config.run, device=device)), registry)
     run = RunDirectory(directory)
-    active = [] if stacks is None else sorted({*run.read_json(FINISHED)["active"]} - {*stacks})
+    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    active = [] if stacks is None else sorted({*read_ending(run)["active"]} - {*stacks})
     rows = []
 
     def rebuild(copy: RunDirectory) -> None:

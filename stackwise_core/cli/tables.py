@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stackwise_core.config.errors import printable
+
 
 def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print rows of text; all columns but the first ``left`` hold numbers and align right."""
+    rows = [[printable(cell) for cell in row] for row in rows]  # some come from files
     if not console.is_terminal:
         print_aligned([headings, *rows], left=left, stderr=console.stderr)
         return

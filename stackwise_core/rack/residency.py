@@ -21,7 +21,9 @@ from attrs import define, frozen
 from torch import Tensor, nn
 
 from stackwise_core.data.draws import Draws
+from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -163,9 +165,7 @@ class Residency:
                 continue
             resident = self._residents[index]
             trained = phase.trains_adapters.get(index, ())
-            chosen = [
-                each for name in trained for each in self._formats.adapters[name].trainable(resident.stack, [name])
-            ]
+            chosen = [each for name in trained for each in self._trainable(index, name)]
             resident.stack.requires_grad_(False)
             for parameter in [*chosen, *(resident.own.values() if index in phase.trains else ())]:
                 parameter.requires_grad_()
@@ -178,6 +178,19 @@ class Residency:
                 parameter.requires_grad_(phase.embedding)
         if phase.head:
             (above.embed_tokens if above.lm_head is None else above.lm_head).requires_grad_()
+
+    def _trainable(self, index: int, name: str) -> list[nn.Parameter]:
+        """The weights of a stack's adapter, which its adapter made trainable."""
+        adapter = self._formats.adapters[name]
+        weights = list(adapter.trainable(self._residents[index].stack, [name]))
+        if not all(isinstance(each, nn.Parameter) for each in weights):
+            raise ContractError(adapter, f"trainable() gave something else than parameters for stack {index}")
+        size = adapter.size(self.spec, index)
+        if size and not weights:
+            raise ContractError(
+                adapter, f"trainable() gave no weights for stack {index}, expected the {size} of size()"
+            )
+        return weights
 
     def bring(
         self,
@@ -327,6 +340,36 @@ class Residency:
         assert resident.role == "active"
         return resident.own
 
+    def training_state(self) -> dict[str, Tensor]:
+        """All that a training step may change of the rack, by name: what trains, and buffers of stacks that do."""
+        buffers = {
+            f"stacks.{index}.{name}": each
+            for index, resident in sorted(self._residents.items())
+            if resident.role == "active"
+            for name, each in resident.own.items()
+            if not isinstance(each, nn.Parameter)
+        }
+        return {**dict(self.trainable()), **buffers}
+
+    @torch.no_grad()
+    def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``training_state`` gave.
+
+        Raises:
+            StackwiseError: it is that of other tensors.
+        """
+        now = self.training_state()
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in now.items()}
+        for name in sorted(shapes.keys() | wanted):
+            if shapes.get(name) != wanted.get(name):
+                raise StackwiseError(
+                    f"a checkpoint isn't of what trains now: {name} is {shapes.get(name, 'absent')} in it, and should "
+                    f"be {wanted.get(name, 'absent')}"
+                )
+        for name, tensor in tensors.items():
+            now[name].copy_(tensor)
+
     def tensors(self, index: int) -> dict[str, Tensor]:
         """A stack's own weights as it holds them, by name."""
         return self._residents[index].own
@@ -349,7 +392,23 @@ class Residency:
         if stack.training != torch.is_grad_enabled():
             stack.train(torch.is_grad_enabled())  # dropout is for training steps, which alone keep a graph
         with self.precision(index).autocast(self.device):
-            return stack(hidden, context)
+            try:
+                passed: Tensor = stack(hidden, context)
+            except RuntimeError as error:
+                if "memory" in str(error) or "CUDA error" in str(error):
+                    raise
+                raise self._not_a_stack(index, hidden, f"can't be computed: {error}") from error
+        if passed.shape != hidden.shape or passed.dtype != hidden.dtype:
+            raise self._not_a_stack(index, hidden, f"gave {passed.dtype} {list(passed.shape)}")
+        return passed
+
+    def _not_a_stack(self, index: int, hidden: Tensor, what: str) -> ContractError:
+        """The error that a stack is which no longer takes hidden states to hidden states."""
+        adapters = [origin(self._formats.adapters[name]) for name in self._residents[index].adapters]
+        beside = f", with {' and '.join(adapters)} on it," if adapters else ""
+        expected = f"expected {hidden.dtype} {list(hidden.shape)}, as it went in"
+        said = f"the stack that prepare() left{beside} {' '.join(what.split())}; {expected}"
+        return ContractError(self.precision(index), said.replace("torch.", ""))
 
     def sweep(self, batches: Iterable[Draws], path: Sequence[int], read: Collection[int]) -> Iterator[AtExit]:
         """Read batches out at each stack of a path that is to be read at, from the tokens on.

@@ -14,6 +14,7 @@ from stackwise_core.config.model import Config, RunConfig
 from stackwise_core.config.source_run import FINISHED, PROGRESS
 from stackwise_core.errors import UsageError
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.ending import read_ending
 
 MADE_ANEW = ("config.toml", PROGRESS, FINISHED)
 
@@ -54,7 +55,7 @@ def copy_run(
         change(copy)
         with copy.together():
             copy.copy(PROGRESS, source)
-            finished = source.read_json(FINISHED)
+            finished = read_ending(source)
             copy.write_json(FINISHED, finished if active is None else {**finished, "active": active})
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)

@@ -8,6 +8,7 @@ runs/NAME/
   trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
   progress.json     what each phase came to, written with its weights
   finished.json     written after the last phase
+  resume/           the last two checkpoints within a phase
   manifest.json     size and SHA-256 of each of these
   metrics.jsonl     grows while the run goes on, so it stands in no manifest
   cache/            boundaries, deleted when they are no longer needed
@@ -22,18 +23,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.runs.manifest import Manifest
-from stackwise_core.tensor_file import DamagedTensors, read_tensors
+from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+RESUME = "resume"
+
+
+class Busy(StackwiseError):
+    """Another process is working on the run."""
 
 
 def embedding_file(stack: int | None) -> str:
@@ -82,14 +88,14 @@ class RunDirectory:
         """Keep other processes from writing here meanwhile; a process that ends, however it ends, holds no lock.
 
         Raises:
-            StackwiseError: another one is writing.
+            Busy: another one is writing.
         """
         directory = os.open(self.path, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StackwiseError(f"{self.path}: another process is working on this run.") from None
+                raise Busy(f"{self.path}: another process is working on this run.") from None
             yield
         finally:
             os.close(directory)
@@ -106,6 +112,14 @@ class RunDirectory:
 
         self.manifest.write(name, fill)
 
+    def read_text(self, name: str) -> str:
+        """Read a text file, after checking it.
+
+        Raises:
+            StackwiseError: it is missing, or isn't what was written.
+        """
+        return self.manifest.checked(name).read_text(encoding="utf-8")
+
     def write_json(self, name: str, value: object) -> None:
         """Write a JSON file."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
@@ -116,7 +130,10 @@ class RunDirectory:
         Raises:
             StackwiseError: it is missing, or isn't what was written.
         """
-        return json.loads(self.manifest.checked(name).read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.read_text(name))
+        except (ValueError, RecursionError) as error:
+            raise StackwiseError(f"{self.path / name}: not JSON: {error!s:.200}") from error
 
     def copy(self, name: str, source: RunDirectory) -> None:
         """Copy a file of another run, after checking it.
@@ -130,8 +147,7 @@ class RunDirectory:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
         """Write a safetensors file; ``about`` is kept in the manifest."""
-        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self.manifest.write(name, lambda beside: save_file(contiguous, beside, metadata={"format": "pt"}), **about)
+        self.manifest.write(name, lambda beside: write_tensors(tensors, beside), **about)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Read a safetensors file, after checking it.
@@ -215,6 +231,57 @@ class RunDirectory:
             again = f"Delete the file, and it is made again from {self.stack_file(index)}."
             raise StackwiseError(f"{error} {again}") from error
 
+    @staticmethod
+    def rack_file(number: int) -> str:
+        """Name of the file of the whole rack as it was after so many phases."""
+        return f"racks/{number:03d}.safetensors"
+
+    def write_rack(self, number: int) -> None:
+        """Write ends, stacks and adapters as they are now into one file, the number-th.
+
+        Its names are those of the files' tensors; what belongs to a stack has ``stacks.3.`` or ``adapters.3.NAME.``
+        before it.
+
+        Raises:
+            StackwiseError: a file is missing, or isn't what was written.
+        """
+        prefixes = ((_prefix(PurePosixPath(name)), name) for name in self.manifest)
+        parts = [(prefix, self.manifest.checked(name)) for prefix, name in prefixes if prefix is not None]
+        self.manifest.write(self.rack_file(number), lambda beside: join_tensor_files(parts, beside))
+
+    def drop_weights(self) -> None:
+        """Delete ends, stacks and adapters, and what was made of them."""
+        with self.together():
+            for name in self.manifest:
+                path = PurePosixPath(name)
+                if path.parts[0] in ("adapters", "trunk") or _prefix(path) is not None:
+                    self.manifest.drop(name)
+
+    def write_checkpoint(self, name: str, said: object, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a state within a phase, a JSON value and tensors, under a plain name."""
+        with self.together():
+            self.write_json(f"{RESUME}/{name}.json", said)
+            self.write_tensors(f"{RESUME}/{name}.safetensors", tensors)
+
+    def read_checkpoint(self, name: str) -> tuple[Any, dict[str, Tensor]]:
+        """Read a state within a phase, after checking it.
+
+        Raises:
+            StackwiseError: a file of it is missing, or isn't what was written.
+        """
+        return self.read_json(f"{RESUME}/{name}.json"), self.read_tensors(f"{RESUME}/{name}.safetensors")
+
+    def checkpoints(self) -> list[str]:
+        """Names of the states within a phase, in alphabetical order."""
+        paths = (PurePosixPath(name) for name in self.manifest)
+        return sorted(path.stem for path in paths if path.parts[0] == RESUME and path.suffix == ".json")
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Delete a state within a phase."""
+        with self.together():
+            for suffix in ("json", "safetensors"):
+                self.manifest.drop(f"{RESUME}/{name}.{suffix}")
+
     def adapters(self, index: int) -> list[str]:
         """Names of the adapters that a stack has."""
         folder = f"adapters/{index:03d}/"
@@ -251,6 +318,17 @@ class RunDirectory:
         with self.together():
             for file in ADAPTER_FILES:
                 self.manifest.drop(f"adapters/{index:03d}/{name}/{file}")
+
+
+def _prefix(path: PurePosixPath) -> str | None:
+    """What a weight of a file gets before its name in a rack's one file; None where the file holds none."""
+    if path.suffix != ".safetensors":
+        return None
+    if path.parts[0] == "adapters":
+        return f"adapters.{int(path.parts[1])}.{path.parts[2]}."
+    if path.parts[0] == "stacks":
+        return f"stacks.{int(path.name[:3])}."
+    return "" if len(path.parts) == 1 else None
 
 
 def _copy(source: Path, target: Path) -> None:

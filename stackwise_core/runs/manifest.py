@@ -179,6 +179,11 @@ class Manifest:
             return f"damaged; it has {size} bytes, and {MANIFEST} says {entry['bytes']}"
         return None
 
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether a folder is within the directory, and not by name alone: a link could lead to anything."""
+        here = Path(os.path.realpath(self.directory))
+        return Path(os.path.realpath(folder)) == here / folder.relative_to(self.directory)
+
     def _beside(self, name: str) -> Path:
         """Where a file of the last commit is until it is renamed. No other commit's has this name."""
         return self.directory / f"{name}.{self._content.commit}.new"
@@ -233,10 +238,11 @@ class Manifest:
                 and pending <= set(files)
                 and dropped.isdisjoint(files)
                 and all(type(name) is str and _stays_inside(name) for name in {*files, *dropped})
+                and all(map(self._is_ours, {(self.directory / name).parent for name in {*files, *dropped}}))
                 and all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for _, entry in entries)
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise StackwiseError(f"{path}: not a manifest: {type(error).__name__}: {error}") from error
+            raise StackwiseError(f"{path}: not a manifest: {type(error).__name__}: {error!s:.200}") from error
         if found != 1:
             raise StackwiseError(f"{path}: expected a manifest of format 1, found format {found!r:.40}")
         if not fine:
@@ -258,4 +264,4 @@ def _stays_inside(name: str) -> bool:
     """Whether a name leads to a file within the directory, other than the manifest itself."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    return inside and "\\" not in name and "\0" not in name and path != PurePosixPath(MANIFEST)
+    return inside and "\\" not in name and name.isprintable() and path != PurePosixPath(MANIFEST)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
-from stackwise_core.config.source_run import SourceRun
+from stackwise_core.config.source_run import PLAN, SourceRun
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.runs.shapes import check_shapes
 
 
 @frozen
@@ -60,7 +61,10 @@ class Source:
         """
         where, rack = f'rack.init_from = "{self.run.path}"', self.run.rack
         if self.run.tokenizer != tokenizer:
-            raise UsageError(f"{where} was trained with another tokenizer than data.tokenizer or data.mask_token name.")
+            raise UsageError(
+                f"{where} was trained with another tokenizer than data.tokenizer and data.mask_token name: its "
+                f"vocabulary has {rack.get('vocab_size')} tokens, and this one {spec.vocab_size}. Name its own."
+            )
         if rack.get("ends", "shared") == "per_stack" and spec.ends == "shared":
             raise UsageError(f"{where} has an embedding and a head for each stack, and this rack has one for all.")
         encoding = rack.get("time_encoding")
@@ -69,6 +73,23 @@ class Source:
             raise UsageError(
                 f"{where} was trained with another time input. Set training.time, time_encoding and time_steps to its."
             )
+
+    def check_files(self, spec: RackSpec) -> None:
+        """Refuse a source whose files can be seen to be wrong before they are read; its weights are when they are.
+
+        Raises:
+            StackwiseError: the plan is damaged, or a file with weights is missing, cut short or of another rack.
+        """
+        source, rack = RunDirectory(Path(self.run.path)), self.run.rack
+        source.manifest.checked(PLAN)
+        theirs = evolve(
+            spec,
+            blocks=self.run.blocks,
+            ends=rack.get("ends", "shared"),
+            time_encoding=rack.get("time_encoding"),
+            time_fractions=tuple(rack.get("time_fractions", ())),
+        )
+        check_shapes(source, theirs)
 
     def copy_into(self, directory: RunDirectory, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
         """Write the masters of the given stacks into a run's directory.

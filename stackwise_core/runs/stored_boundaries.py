@@ -97,7 +97,9 @@ def _read(path: Path) -> StoredBoundary | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StackwiseError(f"{path}: not a boundary's record: {type(error).__name__}: {error}. {_GET_RID}") from error
+        raise StackwiseError(
+            f"{path}: not a boundary's record: {type(error).__name__}: {error!s:.200}. {_GET_RID}"
+        ) from error
     if found != FORMAT:
         raise StackwiseError(f"{path}: expected a boundary's record of format {FORMAT}, found format {found!r:.40}")
     if not fine:

@@ -22,6 +22,7 @@ from torch import Tensor
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
+from stackwise_core.interfaces.component import ContractError
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.codec import decode, encode
@@ -161,7 +162,7 @@ class Boundary:
             self.counts.found += size
             return None
         part = self._part(chunk, number, first)
-        there = [False] * size if self._store is None else self._store.contains(part.keys)
+        there = self._contains(part.keys)
         self.counts.found += sum(there)
         if seen is None and self._was_empty:  # nobody made it yet
             others = set[Key]()
@@ -220,10 +221,38 @@ class Boundary:
             entries[part.rows] = below
             part.behind = len(self._below.trunk)
 
+    def _contains(self, keys: list[Key]) -> list[bool]:
+        """Which keys the store has an entry of; none where there is no store."""
+        if self._store is None:
+            return [False] * len(keys)
+        there = self._store.contains(keys)
+        if len(there) != len(keys):
+            raise self._broken(
+                self._store, f"contains() gave {len(there)} answers, expected one for each of {len(keys)}"
+            )
+        return there
+
+    def _get(self, store: ActivationStore, keys: list[Key]) -> Tensor:
+        """Entries [n, T, row] of a store.
+
+        Raises:
+            MissingEntries: it doesn't have all of them.
+            ContractError: they aren't of the layout.
+        """
+        entries, expected = store.get(keys), (len(keys), *self._layout.shape)
+        if entries.shape == expected and entries.dtype == self._layout.torch_dtype and entries.device.type == "cpu":
+            return entries
+        found = f"{entries.dtype} {list(entries.shape)} on {entries.device}".removeprefix("torch.")
+        wanted = f"{self._layout.torch_dtype} {list(expected)} on cpu".removeprefix("torch.")
+        raise self._broken(store, f"get() gave entries {found}, expected {wanted}")
+
+    def _broken(self, store: ActivationStore, said: str) -> ContractError:
+        return ContractError(store if self._stores is None else self._stores.backend, said)
+
     def take(self, keys: list[Key]) -> Tensor | None:
         """Entries [n, T, row] of these keys, if the store has all of them."""
         with suppress(MissingEntries):
-            return None if self._store is None else self._store.get(keys)
+            return None if self._store is None else self._get(self._store, keys)
         return None
 
     def give_up(self, keys: list[Key]) -> None:
@@ -245,7 +274,7 @@ class Boundary:
         """Put a chunk's entries into the store; the boundary below won't be asked for them again."""
         if self._store is None:
             return
-        there = self._store.contains(part.keys)
+        there = self._contains(part.keys)
         missing = [place for place, found in enumerate(there) if not found]
         self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
         if self._below is not None and not self._keep_below:
@@ -255,7 +284,7 @@ class Boundary:
 
     def _hold(self, part: _Part, entries: Tensor) -> None:
         """Hold what no store keeps, until the next window."""
-        kept = [False] * len(part.keys) if self._store is None else self._store.contains(part.keys)
+        kept = self._contains(part.keys)
         for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
             if not found:
                 self._held[key] = entry
@@ -297,9 +326,11 @@ class Boundary:
         found = {key: self._held[key] for key in keys if key in self._held}
         while wanted := [key for key in keys if key not in found]:
             try:
-                entries = store.get(wanted)
+                entries = self._get(store, wanted)
             except MissingEntries as missing:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
+                if not lost:
+                    raise self._broken(store, "get() missed entries that it wasn't asked for") from missing
                 for chunk in sorted({int(draws.samples[place]) // chunk_size(self._layout.tokens) for place in lost}):
                     found |= self._again(chunk, number)
                 self._refuse_others([keys[place] for place in lost], found)

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Collection
 from contextlib import ExitStack
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from cattrs import structure, unstructure
+from cattrs.errors import BaseValidationError
 
-from stackwise_core import __version__
-from stackwise_core.config.choices import chosen
 from stackwise_core.config.dump import dump
-from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
-from stackwise_core.files import sha256
-from stackwise_core.hookspecs import INTERFACES
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
-from stackwise_core.registry.records import Declared
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.runs.environment import device_name, environment, software
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary
-from stackwise_core.training.cost import PhasePlan, boundary_layout, cache_of, sample_order
+from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
+    BadStep,
     EvaluationProgress,
     Event,
     Listener,
+    LossSpike,
     PhaseDone,
     PhaseResult,
     PhaseStarted,
@@ -48,6 +44,9 @@ from stackwise_core.training.events import (
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.namespace import made_of
 from stackwise_core.training.objective import Objective
+from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
+from stackwise_core.training.phase_plan import PhasePlan
+from stackwise_core.training.phase_steps import sample_order
 from stackwise_core.training.plan import (
     Plan,
     check_disk,
@@ -57,6 +56,7 @@ from stackwise_core.training.plan import (
     stores_directory,
 )
 from stackwise_core.training.setup import Setup
+from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
 from stackwise_core.training.validation import Validation
 
@@ -67,12 +67,22 @@ class Engine:
     Args:
         listener: told of everything that happens.
         directory: of a run that broke off, to go on with; None for a new one.
+        stopping: whether somebody asked the run to stop.
     """
 
     def __init__(
-        self, setup: Setup, plan: Plan, registry: Registry, listener: Listener, directory: RunDirectory | None = None
+        self,
+        setup: Setup,
+        plan: Plan,
+        registry: Registry,
+        listener: Listener,
+        directory: RunDirectory | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
+        self._stopping = stopping or Stopping()
+        self.has_begun = False
+        """Whether there is something to go on with, should the run break off."""
         run = setup.config.run
         check_memory(plan, setup.config.training.memory_budget)
         stores = stores_directory(setup.config)
@@ -98,23 +108,27 @@ class Engine:
         """Train every phase that isn't done yet, then measure every depth.
 
         Raises:
-            StackwiseError: another process is working on the run, a file is damaged, or a loss isn't finite.
+            StackwiseError: another process is working on the run, a file is damaged, or losses aren't finite.
+            KeyboardInterrupt: somebody asked the run to stop; what is done is on disk.
         """
         with self._directory.locked():
             return self._run()
 
     def _run(self) -> RunResult:
-        config, done = self._setup.config, self._begin()
+        config, (done, measured_until) = self._setup.config, self._begin()
         with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as interrupted:
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
                 self._listener(event)
 
+            self.has_begun = True
             tell(RunStarted(self._plan, self._directory.path, len(done)))
             phases: list[PhaseResult] = done
             kept = self._left(len(done))
-            for planned in self._plan.phases[len(done) :]:
+            interrupted.enter_context(self._stopping.deferred())
+            for place, planned in enumerate(self._plan.phases[len(done) :], len(done)):
+                self._stopping.stop()
                 tell(PhaseStarted(planned))
                 if not (planned.made_from_below or planned.same_boundary):
                     self._drop_all_but(kept, self._keep - 1)
@@ -125,9 +139,12 @@ class Engine:
                     interrupted.callback(boundary.close)
                     if boundary.is_stored:
                         kept.append(boundary)
-                measured = self._fit(planned, boundary, tell).run()
+                checkpoints = Checkpoints(self._directory, metrics, config.checkpoint, place, measured_until)
+                measured = self._fit(planned, boundary, tell, checkpoints).run()
                 phases.append(measured)
-                self._write(planned, phases)
+                metrics.write("phase", **unstructure(measured))
+                measured_until = metrics.settle()
+                self._write(planned, phases, measured_until)
                 if boundary is not None and boundary.is_stored:
                     boundary.settle()
                 elif boundary is not None:
@@ -144,17 +161,30 @@ class Engine:
             active = sorted(self._active_at_the_end)
             self._directory.write_json(FINISHED, {"phases": unstructure(phases), "active": active})
             likelihoods = tuple(self._evaluate(tell))
+            if not config.checkpoint.save_stacks:
+                self._directory.drop_weights()
+                self._directory.write_json(
+                    FINISHED, {"phases": unstructure(phases), "active": active, "weights": False}
+                )
             result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
             tell(RunDone(result))
         return result
 
-    def _begin(self) -> list[PhaseResult]:
-        """Write what there is before the first phase, or read what a run that broke off has behind it."""
+    def _begin(self) -> tuple[list[PhaseResult], int]:
+        """Write what there is before the first phase, or read what a run that broke off has behind it.
+
+        Returns:
+            The phases that are done, and how many bytes of metrics there were then.
+        """
         config, directory = self._setup.config, self._directory
         if directory.has(PROGRESS):
             directory.manifest.recover()
             self._residency.load_ends(directory.read_ends(self._setup.spec))
-            return structure(directory.read_json(PROGRESS)["phases"], list[PhaseResult])
+            done, measured_until = _read_progress(directory)
+            if dump(config) != directory.read_text("config.toml"):  # a change that was accepted
+                directory.write_text("config.toml", dump(config))
+            self._save_rack(len(done))
+            return done, measured_until
         with directory.together():
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
@@ -162,8 +192,8 @@ class Engine:
             directory.write_text("config.toml", dump(config))
             directory.write_json(PLAN, self._plan.to_json())
             directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
-            directory.write_json(PROGRESS, {"phases": []})
-        return []
+            directory.write_json(PROGRESS, {"phases": [], "metrics": 0})
+        return [], 0
 
     @property
     def _active_at_the_end(self) -> frozenset[int]:
@@ -192,7 +222,13 @@ class Engine:
         while len(kept) > newest:
             kept.pop(0).drop()
 
-    def _fit(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> Fit:
+    def _fit(
+        self,
+        planned: PhasePlan,
+        boundary: Boundary | None,
+        listener: Listener,
+        checkpoints: Checkpoints | None = None,
+    ) -> Fit:
         phase, config = planned.phase, self._setup.config
         assert phase.weighting is not None  # make_plan has settled it
         objective = Objective(self._setup.noise, phase.weighting, phase.progress)
@@ -215,6 +251,8 @@ class Engine:
             training=config.training,
             listener=listener,
             validation=validation,
+            checkpoints=checkpoints,
+            stopping=self._stopping,
         )
 
     def _drawer(self, planned: PhasePlan, split: Split, stream: Stream) -> Drawer:
@@ -302,7 +340,7 @@ class Engine:
                     merge_adapter(self._directory, self._setup.spec, formats.adapters, stack, name)
         self._residency.let_go({stack for stack, _ in phase.merges})
 
-    def _write(self, planned: PhasePlan, phases: list[PhaseResult]) -> None:
+    def _write(self, planned: PhasePlan, phases: list[PhaseResult], measured_until: int) -> None:
         """Put what a phase trained on disk, in full precision, and what it came to; all of it or nothing."""
         phase, residency, directory = planned.phase, self._residency, self._directory
         with directory.together():
@@ -311,9 +349,18 @@ class Engine:
                 directory.write_stack(index, residency.master(index))
             for index, name in phase.adapters:
                 directory.write_adapter(index, name, partial(residency.save_adapter, index, name))
-            directory.write_json(PROGRESS, {"phases": unstructure(phases)})
+            directory.write_json(PROGRESS, {"phases": unstructure(phases), "metrics": measured_until})
+            for name in directory.checkpoints():
+                directory.drop_checkpoint(name)
+        self._save_rack(len(phases))
         # So that a run that goes on without a break has them from the files too, as one that broke off.
         residency.let_go({stack for stack, _ in phase.adapters})
+
+    def _save_rack(self, phases: int) -> None:
+        """Write the whole rack as it is after so many phases, if that is asked for and wasn't done."""
+        directory = self._directory
+        if self._setup.config.checkpoint.save_rack and phases and not directory.has(directory.rack_file(phases)):
+            directory.write_rack(phases)
 
     def _write_ends(self, phase: Phase | None) -> None:
         """Write embedding and head where a phase trained them; all of them before the first phase."""
@@ -343,6 +390,15 @@ class Engine:
         )
 
 
+def _read_progress(directory: RunDirectory) -> tuple[list[PhaseResult], int]:
+    """The phases that are done, and how many bytes of metrics there were then."""
+    progress = directory.read_json(PROGRESS)
+    try:
+        return structure(progress["phases"], list[PhaseResult]), structure(progress["metrics"], int)
+    except (LookupError, TypeError, ValueError, BaseValidationError) as error:
+        raise StackwiseError(f"{directory.path / PROGRESS}: not what a run writes: {error!r}") from error
+
+
 def record(event: Event, metrics: Metrics, log_every: int) -> None:
     """Write what a machine will want to read later."""
     if isinstance(event, StepDone):
@@ -358,49 +414,11 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
             )
     elif isinstance(event, Validated):
         metrics.write("validation", phase=event.planned.phase.name, step=event.step, loss=event.loss)
-    elif isinstance(event, PhaseDone):
-        metrics.write("phase", **unstructure(event.result))
+    elif isinstance(event, BadStep):
+        metrics.write("bad_step", phase=event.planned.phase.name, step=event.step, reason=event.reason)
+    elif isinstance(event, LossSpike):
+        name = event.planned.phase.name
+        metrics.write("loss_spike", phase=name, step=event.step, loss=event.loss, mean=event.mean)
     elif isinstance(event, RunDone):
         for likelihood in event.result.likelihoods:
             metrics.write("likelihood", **unstructure(likelihood))
-
-
-def device_name(device: torch.device) -> str:
-    """What computes: the GPU's model, or the kind of processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-def _hash_of_file(registry: Registry, declared: Declared) -> str:
-    """What a local plugin has in place of a version."""
-    sources = [plugin.source for plugin in registry.plugins if plugin.local]
-    return sha256(next(Path(source) for source in sources if Path(source).stem == declared.distribution))
-
-
-def software(config: Config, registry: Registry, hooks: Collection[str]) -> dict[str, object]:
-    """Versions of the core, of the plugins that a configuration chose for some hooks, and of what these need."""
-    plugins, libraries = {}, set[str]()
-    for where, hook, choice in chosen(config):
-        if hook in hooks:
-            declared = registry.resolve(hook, choice.use)
-            plugins[where] = {
-                "use": declared.name,
-                "distribution": declared.distribution,
-                "version": declared.version or _hash_of_file(registry, declared),
-            }
-            for package in declared.implementation.packages:
-                libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
-    packages = {name: metadata.version(name) for name in sorted(libraries)}
-    return {"stackwise-core": __version__, "plugins": plugins, "packages": packages}
-
-
-def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
-    """What the run ran on: versions of the core, its plugins and torch, and the device."""
-    return {
-        **software(config, registry, INTERFACES),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "safetensors": metadata.version("safetensors"),
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-    }

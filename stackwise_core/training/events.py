@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from stackwise_core.inference.evaluate import BandRoute, Likelihood
-from stackwise_core.training.cost import PhasePlan
+from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.plan import Plan
 
 
@@ -58,6 +58,38 @@ class StepDone:
 
 
 @frozen
+class PhaseResumed:
+    """A phase goes on from a checkpoint, or from its beginning where none of them is whole."""
+
+    planned: PhasePlan
+    step: int
+    """How many of its steps are over."""
+    damaged: tuple[str, ...]
+    """What was wrong with newer checkpoints."""
+
+
+@frozen
+class BadStep:
+    """A step was left out, since its loss or its gradient isn't a finite number."""
+
+    planned: PhasePlan
+    step: int
+    """From 1."""
+    reason: str
+
+
+@frozen
+class LossSpike:
+    """A step's loss was far above those before it."""
+
+    planned: PhasePlan
+    step: int
+    loss: float
+    mean: float
+    """Exponential mean of the losses so far."""
+
+
+@frozen
 class Validated:
     """A phase's own loss was taken on held-out text."""
 
@@ -94,6 +126,10 @@ class PhaseResult:
     """Of these, in the store already."""
     boundaries_repeated: int = 0
     """Equal to one of another sequence, which so serves both."""
+    bad_steps: int = 0
+    """Left out, since a loss or gradient wasn't a finite number."""
+    loss_spikes: int = 0
+    """Steps whose loss was far above those before them."""
 
 
 @frozen
@@ -130,5 +166,17 @@ class RunDone:
     result: RunResult
 
 
-Event = RunStarted | PhaseStarted | BoundaryProgress | StepDone | Validated | PhaseDone | EvaluationProgress | RunDone
+Event = (
+    RunStarted
+    | PhaseStarted
+    | PhaseResumed
+    | BoundaryProgress
+    | StepDone
+    | BadStep
+    | LossSpike
+    | Validated
+    | PhaseDone
+    | EvaluationProgress
+    | RunDone
+)
 Listener = Callable[[Event], None]

@@ -9,13 +9,9 @@ from attrs import evolve
 
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
-from stackwise_core.training.cost import (
-    PhasePlan,
-    boundary_bytes,
-    distinct_draws,
-    phase_epochs,
-    sample_order,
-)
+from stackwise_core.training.disk_estimate import boundary_bytes
+from stackwise_core.training.phase_plan import PhasePlan
+from stackwise_core.training.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.training.setup import Setup
 
 

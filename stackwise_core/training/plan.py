@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +12,31 @@ from attrs import asdict, frozen
 
 from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import PLAN
-from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
+from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.options import ByteSize
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.shapes import check_shapes
 from stackwise_core.runs.source import Source
+from stackwise_core.runs.writable import check_writable
 from stackwise_core.training.adapting import settle_adapters
-from stackwise_core.training.cost import PhasePlan, largest_window, price, streams_trunk
 from stackwise_core.training.notes import notes
+from stackwise_core.training.phase_plan import PhasePlan, price
+from stackwise_core.training.phase_steps import largest_window
 from stackwise_core.training.plan_checks import (
+    check_adapters,
     check_phases,
+    check_placement,
     check_stacks_named,
     check_steps_divide,
     settle_objective,
     settle_routes,
 )
 from stackwise_core.training.setup import Setup
+from stackwise_core.training.trunk_streaming import streams_trunk
 
 
 def _json_value(instance: object, attribute: object, value: object) -> object:
@@ -110,27 +116,32 @@ def make_plan(setup: Setup) -> Plan:
         UsageError: the mode can't plan this rack, or a phase contradicts the objective.
         StackwiseError: the mode is a plugin whose plan makes no sense.
     """
-    training, mode, name = setup.config.training, setup.implementations.mode, setup.config.trainer_mode.use
+    training, mode = setup.config.training, setup.implementations.mode
+    whose = origin(mode)
     check_stacks_named(setup.config, setup.spec)
     phases = mode.plan(setup.spec, training)
-    check_phases(phases, setup.spec, name)
+    check_phases(phases, setup.spec, whose)
     phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
-    routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, name)
+    check_adapters(phases, setup.implementations.formats.adapters, setup.spec)
+    routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)
     there = setup.spec.given.union(*(phase.path for phase in phases))
     untrained = {stack for route in routes for stack in route.path} - there
     if untrained:
-        raise StackwiseError(
-            f'trainer mode "{name}": no phase passes stack {min(untrained)}, and its routes use it. '
-            "Plan a phase for it, or give the mode routes() of its own."
+        raise ContractError(
+            mode,
+            f"no phase passes stack {min(untrained)}, and its routes use it: plan a phase for it, or give the mode "
+            "routes() of its own",
         )
     if training.objective == "clm" and len(routes) > 1:
         raise UsageError(
-            f'training.objective = "clm" masks nothing, and trainer mode "{name}" gives each stack a band of mask '
-            "fractions. Use another mode."
+            f'training.objective = "clm" masks nothing, and {whose} gives each stack a band of mask fractions. Use '
+            "another mode."
         )
     if training.noise_over == "both":
         check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
     settled = [settle_objective(phase, setup.noise, training) for phase in phases]
+    if training.objective != "clm":
+        check_placement(setup.noise, setup.corpus.train, setup.config.run.seed)
     planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
     return Plan(
         spec=setup.spec,
@@ -170,15 +181,8 @@ def stores_directory(config: Config) -> Path | None:
 
 def check_stores_directory(directory: Path | None) -> None:
     """Refuse a ``cache_backend.directory`` that boundaries can't be written to."""
-    if directory is None:
-        return
-    there = directory
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise UsageError(f"cache_backend.directory = {directory}: {there} is a file, expected a directory.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"cache_backend.directory = {directory}: {there} can't be written to.")
+    if directory is not None:
+        check_writable(directory, "cache_backend.directory")
 
 
 def check_disk(plan: Plan, directory: Path) -> None:
@@ -217,11 +221,11 @@ def check_memory(plan: Plan, budget: ByteSize | None) -> None:
 
 
 def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
-    """Refuse to go on with a run whose plan isn't what its configuration comes to now.
+    """Refuse to go on with a run whose plan isn't what its configuration comes to now, or whose weights aren't its own.
 
     Raises:
         UsageError: the corpus, the tokenizer or a plugin is another than when it began.
-        StackwiseError: its plan is damaged.
+        StackwiseError: its plan is damaged, or weights are those of another rack.
     """
 
     def essence(values: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +233,13 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
         return {**values, "phases": phases, "notes": [], "streams": None}
 
     now = json.loads(json.dumps(essence(plan.to_json())))
-    if now != essence(directory.read_json(PLAN)):
+    try:
+        same = now == essence(directory.read_json(PLAN))
+    except (LookupError, TypeError, AttributeError):  # it is no plan at all
+        same = False
+    if not same:
         raise UsageError(
             f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
             "corpus, the tokenizer or a plugin changed?"
         )
+    check_shapes(directory, plan.spec)

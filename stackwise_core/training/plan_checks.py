@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
+import numpy as np
 from attrs import evolve
 
 from stackwise_core.config.model import Config, TrainingConfig
+from stackwise_core.data.draws import Stream, generator
 from stackwise_core.data.noise import Noise
-from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.data.schedule_checks import check_schedule, placed
+from stackwise_core.data.sequences import Split
+from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
+from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -29,19 +34,36 @@ def check_stacks_named(config: Config, spec: RackSpec) -> None:
             raise UsageError(f"{key} names stack {beyond[0]}, and the rack's stacks are 0 to {spec.stacks - 1}.")
 
 
+def check_partition(spec: RackSpec, mode: str) -> None:
+    """Refuse what a trainer mode (its ``origin``) made of the rack, where that is no rack.
+
+    Raises:
+        ContractError: it isn't.
+    """
+    if not isinstance(spec, RackSpec):
+        raise ContractError(mode, f"partition() gave {type(spec).__name__}, expected a RackSpec")
+    if not spec.blocks or not all(type(blocks) is int and blocks > 0 for blocks in spec.blocks):
+        raise ContractError(mode, f"partition() gave stacks of {spec.blocks} blocks, expected one or more in each")
+
+
 def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
     """The routes in the order of their mask fractions, which they divide (0, 1] into.
 
+    Args:
+        mode: the trainer mode's ``origin``.
+
     Raises:
-        StackwiseError: they don't; the fault is the trainer mode's.
+        ContractError: they don't; the fault is the trainer mode's.
         UsageError: discrete time steps lie across them.
     """
+    if not isinstance(routes, list | tuple) or not all(isinstance(route, Route) for route in routes):
+        raise ContractError(mode, "routes() gave no list of routes")
     ordered = sorted(routes, key=lambda route: route.progress)
     ends = [end for route in ordered for end in route.progress]
     if not ends or ends[0] != 0 or ends[-1] != 1 or ends[1:-1:2] != ends[2::2]:
-        raise StackwiseError(f'trainer mode "{mode}": its routes have the progress {ends}, which isn\'t all of [0, 1]')
+        raise ContractError(mode, f"routes() gave the progress {ends}, expected all of [0, 1] without overlap")
     if not all(route.path and set(route.path) <= set(range(spec.stacks)) for route in ordered):
-        raise StackwiseError(f'trainer mode "{mode}": a route goes through a stack that the rack doesn\'t have')
+        raise ContractError(mode, f"routes() gave a stack that isn't there, expected 0 to {spec.stacks - 1}")
     check_steps_divide([edge for route in ordered for edge in route.progress], noise)
     low, high = noise.band((0.0, 1.0))
     # The first and the last take what the schedule leaves out of (0, 1].
@@ -53,8 +75,8 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
     ]
     if len(ordered) > 1 and any(low == high for low, high in (noise.band(route.progress) for route in ordered)):
         raise UsageError(
-            f'trainer mode "{mode}" gives each stack a band of mask fractions, and the mask schedule has no width for '
-            "all of them. Take a schedule that rises all the way, such as linear from 0 to 1."
+            f"{mode} gives each stack a band of mask fractions, and the mask schedule has no width for all of them. "
+            "Take a schedule that rises all the way, such as linear from 0 to 1."
         )
     return tuple(sorted(settled, key=lambda route: route.band))
 
@@ -74,20 +96,27 @@ def check_steps_divide(edges: Iterable[float], noise: Noise) -> None:
 
 
 def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
-    """Refuse a plan that the engine can't execute; the fault is the trainer mode's."""
+    """Refuse a plan that the engine can't execute; the fault is the trainer mode's.
 
-    def wrong(phase: Phase, what: str) -> StackwiseError:
-        return StackwiseError(f'trainer mode "{mode}": phase "{phase.name}" {what}')
+    Args:
+        mode: its ``origin``.
+    """
 
-    if not phases or not all(isinstance(phase, Phase) for phase in phases):
-        raise StackwiseError(f'trainer mode "{mode}": plan() gave no list of phases')
+    def wrong(phase: Phase, what: str) -> ContractError:
+        return ContractError(mode, f'phase "{phase.name}" of its plan() {what}')
+
+    if not isinstance(phases, list | tuple) or not all(isinstance(phase, Phase) for phase in phases):
+        raise ContractError(mode, "plan() gave no list of phases")
+    if not phases:
+        raise ContractError(mode, "plan() gave no phases, expected one or more")
     there, names = set(spec.given), set[str]()
     for phase in phases:
         if phase.name in names:
             raise wrong(phase, "has the name of another phase, and measurements go by name")
         names.add(phase.name)
         if not phase.path or len(set(phase.path)) < len(phase.path) or not set(phase.path) <= set(range(spec.stacks)):
-            raise wrong(phase, f"has the path {phase.path} in a rack of {spec.stacks} stacks")
+            expected = f"expected stacks of 0 to {spec.stacks - 1}, each at most once"
+            raise wrong(phase, f"has the path {phase.path}, {expected}")
         if not phase.trains | phase.adapts <= set(phase.path):
             raise wrong(phase, "trains a stack that isn't in its path")
         if not (phase.trains or phase.adapts or phase.embedding or phase.head):
@@ -122,7 +151,7 @@ def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Ph
     if training.objective == "clm":  # no masks, and so one draw a sample
         return evolve(phase, weighting="mean", masks="fixed", masks_per_sample=1)
     schedule = noise.schedule
-    check_schedule(phase, schedule)
+    check_schedule(schedule, phase.progress)
     low, high = noise.band(phase.progress)
     if max(low, high) == 0:
         raise UsageError(
@@ -146,16 +175,33 @@ def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Ph
     return evolve(phase, weighting=weighting)
 
 
-def check_schedule(phase: Phase, schedule: MaskSchedule) -> None:
-    """Refuse a schedule that isn't what its interface promises; the fault is the plugin's."""
-    name = f"the mask schedule {type(schedule).__name__}"
-    progress = torch.linspace(*phase.progress, 65, dtype=torch.float64, requires_grad=True)
-    fraction = schedule.fraction(progress)
-    outside = fraction[~((fraction >= 0) & (fraction <= 1))]
-    if len(outside):
-        raise StackwiseError(f"{name} gave the fraction {outside[0].item():g}, outside of [0, 1]")
-    steps = fraction.detach().diff()
-    if (steps > 0).any() and (steps < 0).any():
-        raise StackwiseError(f"{name} rises and falls between {phase.progress[0]:g} and {phase.progress[1]:g}")
-    if not fraction.requires_grad:
-        raise StackwiseError(f"{name} can't be differentiated by autograd, and the loss weight needs its slope")
+def check_placement(noise: Noise, split: Split, seed: int) -> None:
+    """Refuse a mask schedule that doesn't place masks; it is tried on the first sequence.
+
+    Raises:
+        ContractError: it doesn't.
+    """
+    rows = split.rows(np.arange(1))
+    for fraction in noise.band((0.0, 1.0)):
+        placed(noise.schedule, rows.tokens[0], rows.scorable[0], fraction, generator(seed, 0, Stream.TRAINING))
+
+
+def check_adapters(phases: Iterable[Phase], adapters: Mapping[str, Adapter], spec: RackSpec) -> None:
+    """Refuse adapters without a weight to train.
+
+    Args:
+        adapters: by name.
+
+    Raises:
+        ContractError: a size isn't one, or a phase would have nothing that trains.
+    """
+    for phase in phases:
+        sizes = {(stack, name): adapters[name].size(spec, stack) for stack, name in phase.adapters}
+        for (stack, name), size in sizes.items():
+            if type(size) is not int or size < 0:
+                said = f"size() gave {size!r} for stack {stack}, expected a number of weights"
+                raise ContractError(adapters[name], said)
+        if sizes and not (sum(sizes.values()) or phase.trains or phase.embedding or phase.head):
+            (stack, name), *_ = sizes
+            said = f'size() gave no weights for stack {stack}, expected some that phase "{phase.name}" can train'
+            raise ContractError(adapters[name], said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from stackwise_core.data.sequences import Corpus, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.cache_backend import CacheBackend
-from stackwise_core.interfaces.mask_schedule import MaskSchedule
+from stackwise_core.interfaces.component import origin
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
@@ -26,6 +27,7 @@ from stackwise_core.rack.residency import Formats, Masters, Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
 from stackwise_core.training.optimizer import check_optimizer
+from stackwise_core.training.plan_checks import check_partition
 
 OF_FREE = 0.9
 """The share of free memory that a run may take."""
@@ -35,9 +37,8 @@ WINDOW = 1024
 
 @frozen
 class Implementations:
-    """The five hooks' implementations that this configuration chose, made from their options."""
+    """What this configuration chose of the hooks, made from their options; the mask schedule is in the noise."""
 
-    schedule: MaskSchedule
     formats: Formats
     cache: CacheBackend | None
     mode: TrainerMode
@@ -109,6 +110,7 @@ def set_up(config: Config, registry: Registry, progress: Callable[[int], None] |
     if config.rack.init_from is not None:
         source = Source.of(read_source_run(config.rack.init_from), parts.spec, parts.implementations.mode.grows)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
+        source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
     corpus = prepare(config.data, parts.tokenizer, progress)
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
@@ -124,9 +126,10 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     device = select_device(config.run.device)
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
-    noise = Noise.of(implementations.schedule, config.training)
+    noise = Noise.of(_build(registry, "mask_schedule", config.mask_schedule, device), config.training)
     config = evolve(config, training=evolve(config.training, window=settled_window(config)))
     spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
+    check_partition(spec, origin(implementations.mode))
     for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
         if reason := precision.refuses(spec):
             raise UsageError(reason)
@@ -168,9 +171,7 @@ def select_device(name: str) -> torch.device:
 
 def build_implementations(config: Config, registry: Registry, device: torch.device) -> Implementations:
     """Make the chosen implementations from their options."""
-
-    def build(hook: str, choice: Choice) -> Any:
-        return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
+    build = partial(_build, registry, device=device)
 
     def precision(choice: Choice) -> Precision:
         built: Precision = build("precision", choice)
@@ -191,11 +192,14 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
         adapters={name: build("adapter", choice) for name, choice in adapters.items() if choice is not None},
     )
     return Implementations(
-        schedule=build("mask_schedule", config.mask_schedule),
         formats=formats,
         cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
         mode=build("trainer_mode", config.trainer_mode),
     )
+
+
+def _build(registry: Registry, hook: str, choice: Choice, device: torch.device) -> Any:
+    return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
 
 
 def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:

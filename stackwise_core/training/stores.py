@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stackwise_core.files import NO_ROOM
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
-from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, owner, write_record
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, is_namespace, owner, write_record
 from stackwise_core.training.namespace import namespace
 
 
@@ -21,16 +22,18 @@ class Stores:
     """
 
     def __init__(self, backend: CacheBackend, directory: Path, run: Path) -> None:
-        self._backend, self._directory, self._run = backend, directory, str(run.absolute())
+        self.backend, self._directory, self._run = backend, directory, str(run.absolute())
         self._within_run = Path(self._run) in directory.absolute().parents
         self._open: dict[str, ActivationStore] = {}  # by name, the oldest time step's first
 
     def open(self, phase: str, trunk: Sequence[int], layout: Layout, made_of: Mapping[str, object]) -> ActivationStore:
         """The store of what a boundary is made of, with whatever is left there."""
         name = namespace(made_of)
-        if self._backend.durable:
+        if self.backend.durable:
             self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
-        store = self._backend.open(self._directory / name, layout, self._backend.options.capacity)
+        store = self.backend.open(self._directory / name, layout, self.backend.options.capacity)
+        if not isinstance(store, ActivationStore):
+            raise ContractError(self.backend, f"open() gave {type(store).__name__}, expected an ActivationStore")
         self._open[name] = store
         return store
 
@@ -54,7 +57,7 @@ class Stores:
 
     def make_room(self) -> None:
         """Evict what exceeds the capacity: the oldest time step's first, and of that the least recently used."""
-        capacity = self._backend.options.capacity
+        capacity = self.backend.options.capacity
         if capacity is None:
             return
         for store in filter(self.is_ours, self._open.values()):
@@ -74,7 +77,9 @@ class Stores:
         """Delete what this run has left of stores that it doesn't use any more, as when it was killed."""
         if not self._directory.is_dir():
             return
-        for name in {path.stem for path in self._directory.iterdir()} - set(self._open):
+        # A run's `cache` may be a link to anything; what hasn't a store's name is nobody's store.
+        there = {path.stem for path in self._directory.iterdir() if is_namespace(path.stem)}
+        for name in there - set(self._open):
             if self._within_run or owner(self._directory, name) == self._run:
                 self._delete(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -47,12 +46,14 @@ class Validation:
 class Plateau:
     """Whether a loss has stopped getting better; never, without a patience."""
 
-    patience: int | None
-    best: float = math.inf
+    patience: int | None = None
+    best: float | None = None
+    """Of the validations so far."""
     without_gain: int = 0
 
     def reached(self, loss: float) -> bool:
         """Take a validation's loss in, and say whether it was one too many without a new best."""
-        self.without_gain = 0 if loss < self.best else self.without_gain + 1
-        self.best = min(self.best, loss)
+        better = self.best is None or loss < self.best
+        self.without_gain = 0 if better else self.without_gain + 1
+        self.best = loss if better else self.best
         return self.patience is not None and self.without_gain >= self.patience

@@ -42,10 +42,10 @@ from stackwise_core.config.load import load
 from stackwise_core.data.draws import Draws
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
-from stackwise_core.training.cost import boundary_flops, step_flops
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.fit import Fit
+from stackwise_core.training.flops import boundary_flops, step_flops
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import build_implementations, set_up
 

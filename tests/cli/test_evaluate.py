@@ -116,7 +116,7 @@ def test_mistakes_have_one_message(runs, monkeypatch, arguments, code, message):
         ("embedding.safetensors", "remove", "missing"),
         ("plan.json", "empty", "plan.json"),
         ("finished.json", "remove", "never finished"),
-        ("config.toml", "empty", "isn't that of its configuration"),
+        ("config.toml", "empty", "damaged; it has 0 bytes"),
     ],
 )
 def test_a_harmed_run_is_refused(runs, tmp_path, file, harm, message):

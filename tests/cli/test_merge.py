@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from stackwise_core.config.load import load_run
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.runs.directory import RunDirectory
+from tests.hashes import hashes
 from tests.tiny import run_tiny
 
 LORA = {"use": "lora", "rank": 2}
@@ -43,14 +43,6 @@ def done(*arguments: object) -> None:
 def likelihood(run: Path) -> float:
     finished = FinishedRun.open(run)
     return finished.likelihoods(finished.evaluation(finished.text(None), draws=2))[-1].nats_per_token
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.rack.rack import Stack
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
+from tests.hashes import hashes
 from tests.tiny import Ran, run_tiny
 
 
@@ -30,14 +30,6 @@ def restored(run: Path, target: Path, *arguments: object) -> Path:
     result = restore(run, "--to", target, *arguments)
     assert result.exit_code == 0, result.output
     return target
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def stack_of(run: Path, stack: int) -> Residency:

@@ -39,7 +39,7 @@ def llama_state(ends: Ends, stacks: list[Stack]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_logits_are_those_of_transformers_llama(tied, kv_heads):
     """With the same weights a causal rack and transformers' Llama give the same logits."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tests.llama import llama_like  # which takes seconds
 
     spec = evolve(SPEC, attention="causal", tie_embeddings=tied, n_kv_heads=kv_heads, rope_theta=5000.0)
     ends, stacks = rack_of(spec)
@@ -47,20 +47,7 @@ def test_logits_are_those_of_transformers_llama(tied, kv_heads):
         for name, parameter in stack.named_parameters():
             if "norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.d_model,
-            intermediate_size=spec.d_ff,
-            num_hidden_layers=sum(spec.blocks),
-            num_attention_heads=spec.n_heads,
-            num_key_value_heads=spec.n_kv_heads,
-            rms_norm_eps=spec.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-            tie_word_embeddings=tied,
-            attn_implementation="sdpa",
-        )
-    ).eval()
+    llama = llama_like(spec, spec.vocab_size).eval()
     missing, unexpected = llama.load_state_dict(llama_state(ends, stacks), strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}

@@ -1,4 +1,3 @@
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stackwise_core.config.source_run import read_source_run
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.runs.copy import beside, copy_run
 from stackwise_core.runs.directory import RunDirectory
+from tests.hashes import hashes
 from tests.killing import killed_before_change
 from tests.tiny import run_tiny
 
@@ -23,14 +23,6 @@ def source(tmp_path_factory) -> RunDirectory:
         "precision": {"active": "fp32", "trunk": "nvfp4"},
     }
     return RunDirectory(run_tiny(tmp_path_factory.mktemp("source"), changes).directory)
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def nothing(copy: RunDirectory) -> None:

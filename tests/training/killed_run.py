@@ -35,7 +35,7 @@ from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted
 from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.setup import Setup, set_up
-from tests.killing import CHANGES
+from tests.killing import kill_before_change
 from tests.tiny import tiny_config
 
 WRONG = 77
@@ -160,19 +160,6 @@ def work(run: Run, directory: Path | None, life: Life, changes: int, tell: Calla
     torch.manual_seed(torch.seed())
     begun_run = None if directory is None else RunDirectory(directory)
     Engine(run.setup, run.plan, run.registry, listen, begun_run).run()
-
-
-def kill_before_change(left: int) -> None:
-    """Kill this process before its n-th change to the disk from now on."""
-
-    def kill(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
-        if event in CHANGES:
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-
-    sys.addaudithook(kill)
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from stackwise_core.config.load import load
 from stackwise_core.data.draws import Stream
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.finished import FinishedRun
-from stackwise_core.training.cost import boundary_layout
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.namespace import made_of, namespace
+from stackwise_core.training.phase_boundaries import boundary_layout
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
 from stackwise_core.training.validation import Validation
@@ -170,9 +170,9 @@ def test_adapters_learn(tmp_path):
             place(phase, streams=streams)
             measure(phase)
 
-        def writing(planned, phases):
+        def writing(planned, *others):
             measure(planned.phase)
-            write(planned, phases)
+            write(planned, *others)
 
         engine._residency.place, engine._write = placed, writing
 

@@ -15,9 +15,9 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training.boundary import Boundary, draw_keys
-from stackwise_core.training.cost import boundary_layout
 from stackwise_core.training.events import PhaseDone, PhaseStarted, StepDone
 from stackwise_core.training.namespace import made_of, namespace
+from stackwise_core.training.phase_boundaries import boundary_layout
 from stackwise_masking.options import ConstantOptions
 from stackwise_masking.schedules import Constant
 from stackwise_precision.floats import Bf16

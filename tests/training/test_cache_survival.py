@@ -19,6 +19,7 @@ from stackwise_cache import shard
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.stored_boundaries import read_records
+from stackwise_core.testing.damage import Harm, cut, delete, flip, replace
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted, RunResult, StepDone
 from stackwise_core.training.plan import make_plan
@@ -114,40 +115,6 @@ KEPT = ONE_MASK | {"cache_backend": {"use": "disk", "shard_entries": 8, "keep": 
 def undisturbed(tmp_path_factory) -> Ran:
     """A run whose cache nobody touches."""
     return run_tiny(tmp_path_factory.mktemp("undisturbed"), SMALL_SHARDS)
-
-
-Harm = Callable[[np.random.Generator, list[Path]], None]
-
-
-def flip(rng: np.random.Generator, files: list[Path]) -> None:
-    """A bit in every 4 kB of each file."""
-    for path in files:
-        content = bytearray(path.read_bytes())
-        for place in range(0, len(content), 4096):
-            content[min(len(content) - 1, place + int(rng.integers(4096)))] ^= 1 << int(rng.integers(8))
-        with path.open("rb+") as file:
-            file.write(content)
-
-
-def cut(rng: np.random.Generator, files: list[Path]) -> None:
-    """Every third file."""
-    for path in files[::3]:
-        with path.open("rb+") as file:
-            file.truncate(rng.integers(path.stat().st_size))
-
-
-def delete(rng: np.random.Generator, files: list[Path]) -> None:
-    """Every third file."""
-    for path in files[::3]:
-        path.unlink()
-
-
-def replace(rng: np.random.Generator, files: list[Path]) -> None:
-    """Every third file, by the content of another one."""
-    for path in files[::3]:
-        others = [other for other in files if other != path]
-        if others:
-            path.write_bytes(others[rng.integers(len(others))].read_bytes())
 
 
 def stored(directory: Path) -> list[Path]:

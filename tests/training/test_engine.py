@@ -14,8 +14,9 @@ from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.rack import new_stack
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.environment import software
 from stackwise_core.runs.stored_boundaries import read_records
-from stackwise_core.training.engine import Engine, software
+from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import (
     BoundaryProgress,
     PhaseDone,
@@ -258,8 +259,8 @@ def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
         residency = ran.engine._residency
         fit = ran.engine._fit
 
-        def fitted(planned, boundary, listener):
-            made = fit(planned, boundary, listener)
+        def fitted(planned, boundary, *others):
+            made = fit(planned, boundary, *others)
             (stack,) = planned.phase.path
             assert boundary is None
             draws = made.drawer.draw(range(4), 0)
@@ -597,9 +598,9 @@ def test_a_run_without_validation_text_says_nothing_of_likelihood(tmp_path):
     assert run_tiny(tmp_path, {"data.validation_fraction": 0.0}).result.likelihoods == ()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path):
-    """The message names phase and step, and the weights are those of the step before."""
-    with pytest.raises(StackwiseError, match=r'phase "stack 0", step \d+ of \d+: the loss is (nan|inf)'):
+def test_losses_that_stay_without_end_stop_the_run(tmp_path):
+    """A learning rate that breaks the weights for good ends the run, and the message names phase and step."""
+    with pytest.raises(StackwiseError, match=r'phase "stack 0" \(stack 0\), step 12 of 39, batch .*: the loss is nan'):
         run_tiny(tmp_path, {"training.block_lr": 1e30, "training.max_grad_norm": 0.0, "training.warmup": 0.0})
 
 

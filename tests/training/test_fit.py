@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import corrupt
 from stackwise_core.training.optimizer import make_optimizer
+from tests.llama import llama_like
 from tests.tiny import run_tiny
 
 
@@ -36,20 +37,7 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
 def llama_of(residency, mask_id: int) -> LlamaForCausalLM:
     """The rack as transformers' Llama, with a vocabulary that lacks the mask token."""
     spec = residency.spec
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=spec.vocab_size - 1,
-            hidden_size=spec.d_model,
-            intermediate_size=spec.d_ff,
-            num_hidden_layers=sum(spec.blocks),
-            num_attention_heads=spec.n_heads,
-            num_key_value_heads=spec.n_kv_heads,
-            rms_norm_eps=spec.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-        )
-    )
+    llama = llama_like(spec, spec.vocab_size - 1)
     embedding = residency.ends(0).embed_tokens.weight
     keep = torch.arange(spec.vocab_size) != mask_id
     state = {"model.embed_tokens.weight": embedding[keep], "lm_head.weight": embedding[keep]}

@@ -1,6 +1,7 @@
-"""A run that broke off goes on with its next phase, and ends with the same bits as one that didn't."""
+"""A run that broke off goes on from its last checkpoint, and ends with the same bits as one that didn't."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.manifest import Manifest
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.events import PhaseDone, PhaseStarted, RunStarted, StepDone
+from stackwise_core.training.events import PhaseDone, PhaseResumed, PhaseStarted, RunStarted, StepDone
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
 from tests.tiny import run_tiny, tiny_config
@@ -52,6 +53,19 @@ RUNS = {
         "precision": {"active": "fp32", "trunk": "fp8"},
         "adapter": {"stack": LORA, "active": "adapters"},
     },
+    "fused, 8-bit optimizer, accumulation": {
+        "trainer_mode": {"use": "fused", "fusion": "trainable"},
+        "training.optimizer": "adamw_8bit",
+        "training.gradient_accumulation": 2,
+        "rack.d_model": 64,  # large enough for matrices whose moments are in 8 bits
+        "rack.d_ff": 128,
+    },
+    "blockwise, fp16 with a loss scaler": {
+        "trainer_mode": {"use": "blockwise"},
+        "precision": {"active": "fp16"},
+        "rack.tie_embeddings": False,
+        "training.time": "input",
+    },
     "fused, trainable": {"trainer_mode": {"use": "fused", "fusion": "trainable"}, "training.masks": "resampled"},
     "fused, masters restored": {
         "trainer_mode": {"use": "fused", "fusion": "trainable", "restore": True},
@@ -81,6 +95,16 @@ def bits(directory: Path) -> dict[str, str]:
     }
 
 
+def measured(directory: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what the clock and the memory say, and without counts of the cache."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    unlike = ("seconds", "tokens_per_second", "peak_bytes")
+    return [
+        {key: value for key, value in line.items() if key not in unlike and not key.startswith("boundaries_")}
+        for line in lines
+    ]
+
+
 def engine(tmp_path: Path, changes, listener, begun: Path | None = None) -> Engine:
     """What a process of its own would make of the configuration; its random numbers begin elsewhere, too."""
     torch.manual_seed(torch.seed())
@@ -90,7 +114,10 @@ def engine(tmp_path: Path, changes, listener, begun: Path | None = None) -> Engi
 
 
 def break_everywhere(tmp_path: Path, changes) -> tuple[Path, list[list[str]], object]:
-    """A run that breaks off within each phase and after it; its directory, the phases of each life, and its result."""
+    """A run that breaks off in each phase's second step and after it, with a checkpoint a step.
+
+    Its directory, the phases of each life (with the step from which it goes on), and its result.
+    """
     directory, lives, result, after_phase = None, [], None, False
 
     def listen(event) -> None:
@@ -99,7 +126,11 @@ def break_everywhere(tmp_path: Path, changes) -> tuple[Path, list[list[str]], ob
             directory = event.directory
         elif isinstance(event, PhaseStarted):
             lives[-1].append(event.planned.phase.name)
-        elif isinstance(event, PhaseDone if after_phase else StepDone):
+        elif isinstance(event, PhaseResumed):
+            lives[-1][-1] += f" + {event.step}"
+        elif isinstance(event, PhaseDone if after_phase else StepDone) and (
+            after_phase or event.step == min(2, event.planned.steps)
+        ):
             raise Broken
 
     while result is None:
@@ -115,12 +146,15 @@ def break_everywhere(tmp_path: Path, changes) -> tuple[Path, list[list[str]], ob
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_that_breaks_off_everywhere_ends_with_the_same_bits(tmp_path, run):
     """Broken off within and after each phase in turn, all of its files are an undisturbed run's."""
-    changes = {"training.steps_per_stack": 4} | RUNS[run]
+    changes = {"training.steps_per_stack": 4, "checkpoint.steps": 1} | RUNS[run]
     undisturbed = run_tiny(tmp_path, changes)
     directory, lives, result = break_everywhere(tmp_path, changes)
-    names = [planned.phase.name for planned in undisturbed.plan.phases]
     assert directory != undisturbed.directory
-    assert lives == [*([name] for name in names for _ in range(2)), []]
+    expected: list[list[str]] = []
+    for planned in undisturbed.plan.phases:
+        name = planned.phase.name
+        expected += [[name], [f"{name} + 1" if planned.steps > 1 else name]]
+    assert lives == [*expected, []]
     assert bits(directory) == bits(undisturbed.directory)
     assert result.likelihoods == undisturbed.result.likelihoods
     ours, theirs = (
@@ -128,6 +162,7 @@ def test_a_run_that_breaks_off_everywhere_ends_with_the_same_bits(tmp_path, run)
         for each in (result, undisturbed.result)
     )
     assert ours == theirs
+    assert measured(directory) == measured(undisturbed.directory)
 
 
 TWO = {"rack.stacks": 2, "training.steps_per_stack": 2, "precision": {"active": "fp32", "trunk": "nvfp4"}}
@@ -181,8 +216,8 @@ def test_a_damaged_frozen_stack_can_be_made_again(tmp_path, broken):
 
 
 def test_what_a_killed_process_left_is_deleted(tmp_path, broken):
-    """Half-written files and the boundaries of a phase that begins anew are gone in the end."""
-    for name in ("stacks/001.safetensors.9.new", "stacks/.001.safetensors.9.new.77.tmp", "cache/old/shard"):
+    """Half-written files and boundaries that nobody uses any more are gone in the end."""
+    for name in ("stacks/001.safetensors.9.new", "stacks/.001.safetensors.9.new.77.tmp", f"cache/{'0' * 32}/shard"):
         (broken / name).parent.mkdir(parents=True, exist_ok=True)
         (broken / name).write_text("half")
     go_on(tmp_path, broken)

@@ -77,7 +77,7 @@ def plan_of(tmp_path, changes):
 def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tmp_path, monkeypatch):
     """Or where the budget doesn't hold it; what is asked for outright is done."""
     # The corpus has 100 sequences of 32 tokens, and so has its largest window.
-    monkeypatch.setattr("stackwise_core.training.cost.LOADED_FOR", 100 * 32)
+    monkeypatch.setattr("stackwise_core.training.trunk_streaming.LOADED_FOR", 100 * 32)
     monkeypatch.setattr("stackwise_core.training.order.CHUNK_TOKENS", 16 * 32)
     auto = {"training.trunk_residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
 
@@ -157,8 +157,8 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     def watch(ran):
         fit_of = ran.engine._fit
 
-        def fitting(planned, boundary, listener):
-            fit = fit_of(planned, boundary, listener)
+        def fitting(planned, boundary, *others):
+            fit = fit_of(planned, boundary, *others)
             if planned.phase.name == "stack 2":
                 accumulate = type(fit)._accumulate
 

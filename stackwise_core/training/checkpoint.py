@@ -1,0 +1,136 @@
+"""Checkpoints within a phase: all that its next step depends on, in safetensors and JSON.
+
+What a step draws is a function of the run's seed and its number, so that no generator has a state to be kept.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from attrs import define, evolve, field
+from cattrs import structure, unstructure
+from cattrs.errors import BaseValidationError
+from torch import Tensor
+
+from stackwise_core.config.model import CheckpointConfig
+from stackwise_core.errors import StackwiseError
+from stackwise_core.rack.residency import Residency
+from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.metrics import Metrics
+from stackwise_core.training.optimizer_state import load_optimizer_state, optimizer_state
+from stackwise_core.training.phase_state import PhaseState
+
+KEPT = 2
+"""How many checkpoints there are at most: should the newest be damaged, there is another."""
+
+RACK, OPTIMIZER, LOSSES = "rack.", "optimizer.", "losses"
+
+
+@define
+class Checkpoints:
+    """Those of one phase.
+
+    Args:
+        phase: its place in the plan.
+        metrics: cut back, when a run goes on, to what they were at the checkpoint.
+        begun: how long these were when the phase began, in bytes.
+    """
+
+    directory: RunDirectory
+    metrics: Metrics
+    config: CheckpointConfig
+    phase: int
+    begun: int
+    _written: float = field(factory=lambda: time.monotonic(), init=False)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to write one after so many steps."""
+        if self.config.steps is not None and step % self.config.steps == 0:
+            return True
+        return time.monotonic() - self._written >= 60 * self.config.minutes
+
+    def write(
+        self,
+        state: PhaseState,
+        losses: list[float],
+        residency: Residency,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        """Write one, and delete all but the last two."""
+        tensors, numbers = optimizer_state(optimizer)
+        said = {
+            "phase": self.phase,
+            "state": unstructure(state),
+            "optimizer": numbers,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "metrics": self.metrics.settle(),
+        }
+        everything = {RACK + name: tensor for name, tensor in residency.training_state().items()}
+        everything |= {OPTIMIZER + name: tensor for name, tensor in tensors.items()}
+        everything[LOSSES] = torch.tensor(losses, dtype=torch.float64)
+        with self.directory.together():
+            name = _name(self.phase, state.step)
+            older = [each for each in self.directory.checkpoints() if each != name]
+            self.directory.write_checkpoint(name, said, everything)
+            for each in older[: 1 - KEPT]:
+                self.directory.drop_checkpoint(each)
+        self._written = time.monotonic()
+
+    def restore(
+        self,
+        state: PhaseState,
+        residency: Residency,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+    ) -> tuple[PhaseState, list[float], list[str]]:
+        """Put rack, optimizer and scaler back to the newest checkpoint that is whole; ``state`` where there is none.
+
+        Returns:
+            The phase's state, the losses of its steps, and what was wrong with checkpoints that aren't whole.
+
+        Raises:
+            StackwiseError: a checkpoint is whole, but of another shape than what trains now.
+        """
+        damaged: list[str] = []
+        for name in reversed(self.directory.checkpoints()):
+            try:
+                said, tensors = self.directory.read_checkpoint(name)
+                found = _parse(said, self.phase, name)
+            except StackwiseError as error:
+                damaged.append(str(error))
+                continue
+            residency.load_training_state(_under(RACK, tensors))
+            load_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
+            if scaler is not None and said["scaler"] is not None:
+                scaler.load_state_dict(said["scaler"])
+            self.metrics.cut_back(said["metrics"])
+            plateau = evolve(found.plateau, patience=state.plateau.patience)
+            return evolve(found, plateau=plateau), tensors[LOSSES].tolist(), damaged
+        self.metrics.cut_back(self.begun)
+        return state, [], damaged
+
+
+def _name(phase: int, step: int) -> str:
+    """In the order in which they are written."""
+    return f"{phase:04d}-{step:09d}"
+
+
+def _parse(said: Any, phase: int, name: str) -> PhaseState:
+    """The state that a checkpoint tells.
+
+    Raises:
+        StackwiseError: it isn't one of this phase.
+    """
+    try:
+        if said["phase"] == phase and type(said["metrics"]) is int and isinstance(said["optimizer"], dict):
+            return structure(said["state"], PhaseState)
+    except (LookupError, TypeError, ValueError, BaseValidationError):
+        """Said below."""
+    raise StackwiseError(f"checkpoint {name}: not one of this phase")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,42 @@
+"""What a phase has come to after some of its steps, besides weights and optimizer state; as JSON, a checkpoint's."""
+
+from __future__ import annotations
+
+from attrs import Factory, define, fields
+
+from stackwise_core.training.boundary import Boundary, BoundaryCounts
+from stackwise_core.training.loss_course import LossCourse
+from stackwise_core.training.validation import Plateau
+
+
+@define
+class PhaseState:
+    """Counters and courses of a phase's steps."""
+
+    step: int = 0
+    """How many of the phase's steps are over, bad ones included."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Before this process began."""
+    peak_bytes: int = 0
+    """Before this process began."""
+    bad_in_a_row: int = 0
+    bad: int = 0
+    """Steps that were left out, since a loss or gradient was no finite number."""
+    overflows: int = 0
+    """In a row: steps that a loss scaler left out."""
+    spikes: int = 0
+    plateau: Plateau = Factory(Plateau)
+    course: LossCourse = Factory(LossCourse)
+    boundaries: dict[str, int] = Factory(dict)
+    """Counts of earlier processes."""
+
+
+def boundary_counts(boundary: Boundary | None, earlier: dict[str, int]) -> dict[str, int]:
+    """What a phase's boundaries have come to, those of earlier processes included."""
+    counts = BoundaryCounts() if boundary is None else boundary.counts
+    found = {each.name: getattr(counts, each.name) for each in fields(BoundaryCounts) if "below" not in each.name}
+    found |= {"evicted": 0, "damaged": 0}
+    if boundary is not None:
+        found |= {"evicted": boundary.evicted, "damaged": boundary.damaged}
+    return {name: number + earlier.get(name, 0) for name, number in found.items()}

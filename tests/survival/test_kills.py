@@ -1,0 +1,103 @@
+"""Runs that are killed at any moment, and go on: their weights are, to the bit, those of a run that wasn't."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stackwise_core.runs.directory import RunDirectory
+from tests.survival.killed_run import STOPPED
+from tests.training.test_resume import bits, measured
+
+ROOT = Path(__file__).parents[2]
+LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
+COMMON = {
+    "checkpoint.steps": 1,
+    "training.steps_per_stack": 10,
+    "training.window": 32,
+    "evaluation": {"draws": 1, "sequences": 4},
+    "cache_backend": {"use": "disk", "shard_entries": 6},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "blockwise, nf4 below, stack LoRA": {
+        "changes": {
+            "trainer_mode": {"use": "blockwise"},
+            "precision": {"active": "bf16", "trunk": "nf4"},
+            "adapter": {"stack": LORA},
+        },
+        "kills": {"step": 3, "checkpoint": 5, "cache write": 7, "quantising": 2, "phase change": 2},
+    },
+    "progressive, QLoRA on int8": {
+        "changes": {
+            "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.3},
+            "precision": {"active": "fp32", "trunk": "int8"},
+            "adapter": {"stack": LORA, "trunk": LORA},
+        },
+        "kills": {"step": 3, "checkpoint": 5, "quantising": 2, "phase change": 2},
+    },
+    "fused over nf4, resampled masks": {
+        "changes": {
+            "trainer_mode": {"use": "fused", "fusion": "frozen"},
+            "precision": {"active": "fp32", "trunk": "nf4"},
+            "training.masks": "resampled",
+            "training.optimizer": "adamw_8bit",
+        },
+        "kills": {"step": 3, "checkpoint": 4, "quantising": 1, "phase change": 1},
+    },
+    "banded, own ends": {
+        "changes": {
+            "trainer_mode": {"use": "banded", "shared": "per_stack", "cycles": 2},
+            "rack.tie_embeddings": False,
+        },
+        "kills": {"step": 2, "checkpoint": 5, "phase change": 3},
+    },
+}
+"""Runs, and how often each is killed in which kind of moment."""
+
+
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory) -> dict[str, Any]:
+    """What became of the killed runs, by name."""
+    requests = {
+        name: {
+            "directory": str(tmp_path_factory.mktemp("killed")),
+            "changes": COMMON | each["changes"],
+            "kills": each["kills"],
+            "seed": seed,
+        }
+        for seed, (name, each) in enumerate(RUNS.items())
+    }
+    command = [sys.executable, "-m", "tests.survival.killed_run", json.dumps(requests)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(survived, run):
+    """Whatever it was doing; weights, adapters, frozen stacks, losses and measurements are an undisturbed run's."""
+    *ended, last = survived[run]["lives"]
+    assert last["status"] == 0
+    assert {life["status"] for life in ended} <= {-signal.SIGKILL, STOPPED, 0}
+    undisturbed = Path(survived[run]["undisturbed"])
+    for directory in map(Path, survived[run]["killed"]):
+        assert bits(directory) == bits(undisturbed)
+        assert measured(directory) == measured(undisturbed)
+        run_directory = RunDirectory(directory)
+        assert not any(run_directory.manifest.problem(name) for name in run_directory.manifest)
+        assert not run_directory.checkpoints()
+
+
+def test_kills_were_many_and_of_every_kind(survived):
+    """At least 30 by SIGKILL, and some in every kind of moment; SIGTERM at random instants beside them."""
+    lives = [life for run in survived.values() for life in run["lives"] if life["reached"]]
+    killed = Counter(life["moment"] for life in lives if life["status"] == -signal.SIGKILL)
+    assert killed.total() >= 30
+    assert set(killed) == {"step", "checkpoint", "cache write", "quantising", "phase change"}
+    stopped = [life for life in lives if life["way"] == "terminate"]
+    assert len(stopped) >= 5
+    assert {life["status"] for life in stopped} <= {STOPPED, 0}

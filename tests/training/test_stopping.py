@@ -1,0 +1,66 @@
+import os
+import signal
+
+import pytest
+
+from stackwise_core.training.events import BoundaryProgress, PhaseResumed, StepDone
+from stackwise_core.training.stopping import SIGNALS, Stopping
+from tests.tiny import run_tiny
+from tests.training.test_checkpoint import same
+from tests.training.test_resume import bits, engine
+
+CHANGES = {"rack.stacks": 2, "training.steps_per_stack": 4, "cache_backend": {"use": "disk"}}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_steps_are_taken_is_noted(number):
+    """The first is told and noted, the second interrupts; afterwards the handlers are those of before."""
+    told = []
+    stopping, before = Stopping(lambda: told.append(True)), [signal.getsignal(each) for each in SIGNALS]
+    with stopping.heeding(), stopping.deferred():
+        os.kill(os.getpid(), number)
+        assert stopping.requested
+        assert told == [True]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    with pytest.raises(KeyboardInterrupt):
+        stopping.stop()
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_elsewhere_interrupts_at_once(number):
+    """While nothing is to be finished there is nothing to wait for."""
+    with Stopping().heeding(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def stopped(tmp_path, when) -> int:
+    """A run that is asked to stop at an event, and goes on afterwards; the step from which it does."""
+
+    def listen(event) -> None:
+        if when(event) and not run._stopping.requested:
+            run._stopping.requested = True
+
+    run = engine(tmp_path, CHANGES, listen)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    events: list = []
+    engine(tmp_path, CHANGES, events.append, run.directory).run()
+    assert same(bits(run.directory), bits(run_tiny(tmp_path / "undisturbed", CHANGES).directory))
+    return next((event.step for event in events if isinstance(event, PhaseResumed)), 0)
+
+
+def test_a_run_that_is_asked_to_stop_finishes_its_step(tmp_path):
+    """It leaves a checkpoint of that very step, and ends with the same bits when it has gone on."""
+    assert stopped(tmp_path, lambda event: isinstance(event, StepDone) and event.step == 3) == 3
+
+
+def test_a_run_that_is_asked_to_stop_while_boundaries_are_made_does_not_make_them_all(tmp_path):
+    """It needn't pass its whole window, and ends with the same bits when it has gone on."""
+    assert stopped(tmp_path, lambda event: isinstance(event, BoundaryProgress)) == 0
+
+
+def test_a_run_that_is_asked_to_stop_in_a_phases_last_step_goes_on_behind_it(tmp_path):
+    """The phase is not trained once more."""
+    assert stopped(tmp_path, lambda event: isinstance(event, StepDone) and event.step == event.planned.steps) == 4
