@@ -281,4 +281,5 @@ def print_result(console: Console, result: RunResult) -> None:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
         return
     print_likelihoods(console, result.likelihoods, result.routes)
-    console.print(f"\n{result.directory} holds the weights, the plan and the metrics.", highlight=False)
+    kept = "the weights, the plan and the metrics" if result.keeps_weights else "the plan and the metrics"
+    console.print(f"\n{result.directory} holds {kept}.", highlight=False)

@@ -76,7 +76,18 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     if not os.path.isfile(directory / FINISHED):
         goes_on = f'. "stackwise run {directory}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
         raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
+    if not _keeps_weights(directory / FINISHED):
+        raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
     return source
+
+
+def _keeps_weights(finished: Path) -> bool:
+    """Whether a finished run still has its weights."""
+    try:
+        ending = json.loads(finished.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # who reads the file for what is in it says what is wrong
+    return not isinstance(ending, dict) or ending.get("weights", True) is not False
 
 
 def nearest_run(path: str | os.PathLike[str]) -> str | None:

@@ -166,7 +166,8 @@ class Engine:
                 self._directory.write_json(
                     FINISHED, {"phases": unstructure(phases), "active": active, "weights": False}
                 )
-            result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods)
+            keeps = config.checkpoint.save_stacks
+            result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods, keeps)
             tell(RunDone(result))
         return result
 

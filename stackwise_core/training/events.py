@@ -157,6 +157,7 @@ class RunResult:
     routes: tuple[BandRoute, ...]
     likelihoods: tuple[Likelihood, ...]
     """By depth, the whole rack's last; empty without a validation split."""
+    keeps_weights: bool = True
 
 
 @frozen

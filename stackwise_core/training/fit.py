@@ -197,7 +197,7 @@ class Fit:
         raise StackwiseError(
             f'phase "{self.planned.phase.name}" (stack {stacks}), step {state.step} of {self.planned.steps}, batch of '
             f"sequences {samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or "
-            "a longer training.warmup may help."
+            "a longer training.warmup may help, in a run that begins with it (--fresh)."
         )
 
     def _steps(self, done: int = 0) -> Iterator[tuple[list[Draws], int] | tuple[None, int]]:

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from stackwise_core.errors import StackwiseError
+from stackwise_core.config.source_run import read_source_run
+from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training import checkpoint
 from stackwise_core.training.events import PhaseDone, PhaseResumed, StepDone
@@ -191,3 +192,5 @@ def test_without_save_stacks_no_weights_are_left(tmp_path):
     assert not list(ran.directory.rglob("*.safetensors"))
     manifest = RunDirectory(ran.directory).manifest
     assert not any(manifest.problem(name) for name in manifest)
+    with pytest.raises(UsageError, match=r"kept no weights: checkpoint\.save_stacks was false"):
+        read_source_run(ran.directory)
