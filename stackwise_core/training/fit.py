@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from attrs import evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -69,136 +69,23 @@ class Fit:
                 changed by them.
             KeyboardInterrupt: somebody asked the run to stop, and a checkpoint was written.
         """
-        device, phase = self.residency.device, self.planned.phase
-        named = self.residency.trainable()
-        parameters = [parameter for _, parameter in named]
-        optimizer = make_optimizer(named, self.training, phase.lr)
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        scalers = [self.residency.precision(stack).loss_scaler(device) for stack in phase.live_path]
-        scaler = next((scaler for scaler in scalers if scaler is not None), None)
-        main_lr = self.training.block_lr if phase.trains or not phase.adapts else self.training.adapter_lr
-        state, losses = PhaseState(plateau=Plateau(self.training.patience)), list[float]()
-        if self.checkpoints is not None:
-            state, losses, damaged = self.checkpoints.restore(state, self.residency, optimizer, scaler)
-            if state.step or damaged:
-                self.listener(PhaseResumed(self.planned, state.step, tuple(damaged)))
-        earlier = evolve(state)
-
-        def save() -> None:
-            # After a bad step the newest checkpoint stays the last good one.
-            if self.checkpoints is not None and not state.bad_in_a_row:
-                counted = boundary_counts(self.boundary, earlier.boundaries)
-                now = evolve(state, seconds=seconds(), peak_bytes=peak(), boundaries=counted)
-                self.checkpoints.write(now, losses, self.residency, optimizer, scaler)
-
-        def seconds() -> float:
-            return earlier.seconds + time.perf_counter() - began
-
-        def peak() -> int:
-            return max(earlier.peak_bytes, peak_bytes(device))
-
-        reset_peak(device)
-        began = time.perf_counter()
-        for draws, number in self._steps(state.step):
-            if draws is None:  # while boundaries are made
-                if self.stopping.requested:
-                    save()
-                    self.stopping.stop()
-                continue
-            # What dropout draws depends on the step alone.
-            seed_step(derived_seed(self.residency.seed, "step", phase.name, state.step), device)
-            factor = learning_rate_factor(state.step, self.planned.steps, self.training)
-            for group, peak_lr in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = factor * peak_lr
-            loss = self._accumulate(draws, number, scaler)
-            if scaler is not None:
-                scaler.unscale_(optimizer)
-            gradients = [each.grad for each in parameters if each.grad is not None]
-            grad_norm = float(nn.utils.get_total_norm(gradients))
-            state.step += 1
-            state.tokens += sum(batch.inputs.numel() for batch in draws)
-            # A scaler leaves a step out whose scaled gradient overflows, and tries a smaller scale; not for ever.
-            overflows = scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
-            state.overflows = state.overflows + 1 if overflows else 0
-            if (overflows and state.overflows <= MOST_OVERFLOWS) or math.isfinite(loss + grad_norm):
-                state.bad_in_a_row = 0
-            else:
-                self._leave_out(state, draws, loss, grad_norm, named)
-            if math.isfinite(grad_norm) and self.training.max_grad_norm:
-                nn.utils.clip_grads_with_norm_(parameters, self.training.max_grad_norm, torch.tensor(grad_norm))
-            if scaler is not None:
-                scaler.step(optimizer)
-                scaler.update()
-            elif not state.bad_in_a_row:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if not state.bad_in_a_row:
-                losses.append(loss)
-                mean = state.course.mean
-                if state.course.spikes(loss):
-                    state.spikes += 1
-                    self.listener(LossSpike(self.planned, state.step, loss, mean))
-                rate = factor * phase.lr * main_lr
-                speed = state.tokens / seconds()
-                self.listener(StepDone(self.planned, state.step, loss, rate, grad_norm, speed, peak()))
-            if self.validation is not None and self.validation.is_due(state.step):
-                held_out = self.validation.loss(self.residency, phase.path)
-                self.listener(Validated(self.planned, state.step, held_out))
-                if state.plateau.reached(held_out):
-                    break
-            if self.stopping.requested or (self.checkpoints is not None and self.checkpoints.is_due(state.step)):
-                save()
+        going = _Going.begin(self)
+        for draws, number in self._steps(going.state.step):
+            if draws is not None and going.step(draws, number) and self._is_plateau(going.state):
+                break
+            due = self.checkpoints is not None and draws is not None and self.checkpoints.is_due(going.state.step)
+            if due or self.stopping.requested:
+                going.save()
                 self.stopping.stop()
-        if not losses:
-            raise StackwiseError(f'phase "{phase.name}": no step of it had a finite loss and gradient.')
-        tenth = max(1, len(losses) // 10)
-        counts = boundary_counts(self.boundary, earlier.boundaries)
-        return PhaseResult(
-            name=phase.name,
-            steps=state.step,
-            seconds=seconds(),
-            first_loss=float(np.mean(losses[:tenth])),
-            last_loss=float(np.mean(losses[-tenth:])),
-            tokens_per_second=state.tokens / seconds(),
-            peak_bytes=peak(),
-            stopped_early=state.step < self.planned.steps,
-            bad_steps=state.bad,
-            loss_spikes=state.spikes,
-            boundaries_wanted=counts["wanted"],
-            boundaries_found=counts["found"],
-            boundaries_repeated=counts["repeated"],
-            boundaries_computed=counts["computed"],
-            boundaries_read=counts["read"],
-            boundaries_evicted=counts["evicted"],
-            boundaries_damaged=counts["damaged"],
-        )
+        return going.result()
 
-    def _leave_out(
-        self,
-        state: PhaseState,
-        draws: list[Draws],
-        loss: float,
-        grad_norm: float,
-        named: list[tuple[str, nn.Parameter]],
-    ) -> None:
-        """Count a step whose loss or gradient isn't finite, and say so; stop after too many in a row."""
-        reason = f"the loss is {loss:g}"
-        if math.isfinite(loss):
-            culprits = (name for name, each in named if each.grad is not None and not each.grad.isfinite().all())
-            reason += f" and the gradient's norm {grad_norm:g}, first in {next(culprits, 'their sum')}"
-        state.bad += 1
-        state.bad_in_a_row += 1
-        self.listener(BadStep(self.planned, state.step, reason))
-        if state.bad_in_a_row <= self.training.max_bad_steps:
-            return
-        samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
-        stacks = ", ".join(map(str, sorted(self.planned.phase.trains | set(self.planned.phase.adapts))))
-        in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
-        raise StackwiseError(
-            f'phase "{self.planned.phase.name}" (stack {stacks}), step {state.step} of {self.planned.steps}, batch of '
-            f"sequences {samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or "
-            "a longer training.warmup may help, in a run that begins with it (--fresh)."
-        )
+    def _is_plateau(self, state: PhaseState) -> bool:
+        """Validate if it is time for that; whether the phase ends here."""
+        if self.validation is None or not self.validation.is_due(state.step):
+            return False
+        held_out = self.validation.loss(self.residency, self.planned.phase.path)
+        self.listener(Validated(self.planned, state.step, held_out))
+        return state.plateau.reached(held_out)
 
     def _steps(self, done: int = 0) -> Iterator[tuple[list[Draws], int] | tuple[None, int]]:
         """The draws of each optimizer step after so many, and their number; the boundaries of each window first.
@@ -263,6 +150,157 @@ class Fit:
                 hidden = residency.through(index, hidden, context)
         masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(device))  # [N, D]
         return residency.cross_entropy(phase.path[-1], masked, draws.targets.to(device))
+
+
+@define
+class _Going:
+    """A phase on its way: what its steps change."""
+
+    fit: Fit
+    named: list[tuple[str, nn.Parameter]]
+    optimizer: torch.optim.Optimizer
+    peaks: list[float]
+    """Peak learning rates of the optimizer's groups."""
+    scaler: torch.amp.GradScaler | None
+    state: PhaseState
+    earlier: PhaseState
+    """As this process began."""
+    losses: list[float]
+    began: float = Factory(time.perf_counter)
+
+    @classmethod
+    def begin(cls, fit: Fit) -> _Going:
+        """The phase at its beginning, or at its newest checkpoint."""
+        residency, phase = fit.residency, fit.planned.phase
+        named = residency.trainable()
+        optimizer = make_optimizer(named, fit.training, phase.lr)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        scalers = [residency.precision(stack).loss_scaler(residency.device) for stack in phase.live_path]
+        scaler = next((scaler for scaler in scalers if scaler is not None), None)
+        state, losses = PhaseState(plateau=Plateau(fit.training.patience)), list[float]()
+        if fit.checkpoints is not None:
+            state, losses, damaged = fit.checkpoints.restore(state, residency, optimizer, scaler)
+            if state.step or damaged:
+                fit.listener(PhaseResumed(fit.planned, state.step, tuple(damaged)))
+        reset_peak(residency.device)
+        return cls(fit, named, optimizer, peaks, scaler, state, evolve(state), losses)
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes that worked on the phase."""
+        return self.earlier.seconds + time.perf_counter() - self.began
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that one of them held."""
+        return max(self.earlier.peak_bytes, peak_bytes(self.fit.residency.device))
+
+    @property
+    def boundaries(self) -> dict[str, int]:
+        """What the boundaries came to in all of them."""
+        return boundary_counts(self.fit.boundary, self.earlier.boundaries)
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the newest is the last good one."""
+        fit = self.fit
+        if fit.checkpoints is not None and not self.state.bad_in_a_row:
+            now = evolve(self.state, seconds=self.seconds, peak_bytes=self.peak_bytes, boundaries=self.boundaries)
+            fit.checkpoints.write(now, self.losses, fit.residency, self.optimizer, self.scaler)
+
+    def step(self, draws: list[Draws], number: int) -> bool:
+        """Take an optimizer step; whether it was a good one."""
+        fit, state, scaler = self.fit, self.state, self.scaler
+        phase, training = fit.planned.phase, fit.training
+        # What dropout draws depends on the step alone.
+        seed_step(derived_seed(fit.residency.seed, "step", phase.name, state.step), fit.residency.device)
+        factor = learning_rate_factor(state.step, fit.planned.steps, training)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = factor * peak
+        loss = fit._accumulate(draws, number, scaler)
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        gradients = [each.grad for _, each in self.named if each.grad is not None]
+        grad_norm = float(nn.utils.get_total_norm(gradients))
+        state.step += 1
+        state.tokens += sum(batch.inputs.numel() for batch in draws)
+        good = self._is_good(loss, grad_norm)
+        if good:
+            if math.isfinite(grad_norm) and training.max_grad_norm:
+                parameters = [each for _, each in self.named]
+                nn.utils.clip_grads_with_norm_(parameters, training.max_grad_norm, torch.tensor(grad_norm))
+            self.optimizer.step() if scaler is None else scaler.step(self.optimizer)
+        else:
+            self._leave_out(draws, loss, grad_norm)
+        if scaler is not None:
+            scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if good:
+            main_lr = training.block_lr if phase.trains or not phase.adapts else training.adapter_lr
+            self._note(loss, factor * phase.lr * main_lr, grad_norm)
+        return good
+
+    def _is_good(self, loss: float, grad_norm: float) -> bool:
+        """Whether a step counts. A scaler leaves one out that overflows, and tries a smaller scale; not for ever."""
+        overflows = self.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
+        self.state.overflows = self.state.overflows + 1 if overflows else 0
+        return math.isfinite(loss + grad_norm) or (overflows and self.state.overflows <= MOST_OVERFLOWS)
+
+    def _note(self, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """Tell of a good step."""
+        fit, state = self.fit, self.state
+        state.bad_in_a_row = 0
+        self.losses.append(loss)
+        mean = state.course.mean
+        if state.course.spikes(loss):
+            state.spikes += 1
+            fit.listener(LossSpike(fit.planned, state.step, loss, mean))
+        speed = state.tokens / self.seconds
+        fit.listener(StepDone(fit.planned, state.step, loss, learning_rate, grad_norm, speed, self.peak_bytes))
+
+    def _leave_out(self, draws: list[Draws], loss: float, grad_norm: float) -> None:
+        """Count a step whose loss or gradient isn't finite, and say so; stop after too many in a row."""
+        state, planned = self.state, self.fit.planned
+        reason = f"the loss is {loss:g}"
+        if math.isfinite(loss):
+            bad = (name for name, each in self.named if each.grad is not None and not each.grad.isfinite().all())
+            reason += f" and the gradient's norm {grad_norm:g}, first in {next(bad, 'their sum')}"
+        state.bad += 1
+        state.bad_in_a_row += 1
+        self.fit.listener(BadStep(planned, state.step, reason))
+        if state.bad_in_a_row <= self.fit.training.max_bad_steps:
+            return
+        samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
+        stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
+        in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
+        raise StackwiseError(
+            f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
+            f"{samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or a longer "
+            "training.warmup may help, in a run that begins with it (--fresh)."
+        )
+
+    def result(self) -> PhaseResult:
+        """What the phase came to.
+
+        Raises:
+            StackwiseError: no step of it was a good one.
+        """
+        state, planned, losses, seconds = self.state, self.fit.planned, self.losses, self.seconds
+        if not losses:
+            raise StackwiseError(f'phase "{planned.phase.name}": no step of it had a finite loss and gradient.')
+        tenth = max(1, len(losses) // 10)
+        return PhaseResult(
+            name=planned.phase.name,
+            steps=state.step,
+            seconds=seconds,
+            first_loss=float(np.mean(losses[:tenth])),
+            last_loss=float(np.mean(losses[-tenth:])),
+            tokens_per_second=state.tokens / seconds,
+            peak_bytes=self.peak_bytes,
+            stopped_early=state.step < planned.steps,
+            bad_steps=state.bad,
+            loss_spikes=state.spikes,
+            **{f"boundaries_{name}": count for name, count in self.boundaries.items()},
+        )
 
 
 def seed_step(seed: int, device: torch.device) -> None:
