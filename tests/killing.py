@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.chmod", "open"})
@@ -20,6 +21,29 @@ def kill_before_change(number: int) -> None:
             left -= 1
 
     sys.addaudithook(kill)
+
+
+STOPPED = 130
+"""What a forked process exits with that was interrupted."""
+
+
+def forked(work: Callable[[Callable[[bytes], object]], object]) -> tuple[int, int]:
+    """Call ``work`` in a fork; its process id, and a descriptor from which what ``work`` tells can be read."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(readable)
+        # Whatever happens here must not come back into the parent's code.
+        try:
+            work(lambda said: os.write(writable, said))
+        except KeyboardInterrupt:
+            os._exit(STOPPED)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writable)
+    return child, readable
 
 
 def killed_before_change(number: int, action: Callable[[], object]) -> bool:

@@ -13,7 +13,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from stackwise_core.training.fit import Fit
 from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.setup import Setup, set_up
 from stackwise_core.training.stopping import Stopping
-from tests.killing import kill_before_change
+from tests.killing import STOPPED, forked, kill_before_change
 from tests.tiny import tiny_config
 
 MOMENTS: dict[str, tuple[type, str]] = {
@@ -42,7 +41,6 @@ MOMENTS: dict[str, tuple[type, str]] = {
     "phase change": (Engine, "_write"),
 }
 """What is going on when a life is killed, by the method that does it."""
-STOPPED = 130
 
 
 @define
@@ -99,20 +97,7 @@ def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Li
     """Go on with a run, or begin one, in a process that ends as ``life`` has it."""
     often = life.moment in ("step", "checkpoint", "cache write")
     occurrence, delay, changes = rng.randint(1, 2 if often else 1), rng.uniform(0, 0.015), rng.randint(0, 20)
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(readable)
-        # Whatever happens here must not come back into the parent's code.
-        try:
-            work(run, directory, life, occurrence, changes, lambda: os.write(writable, b"!"))
-        except KeyboardInterrupt:
-            os._exit(STOPPED)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    os.close(writable)
+    child, readable = forked(lambda tell: work(run, directory, life, occurrence, changes, lambda: tell(b"!")))
     while os.read(readable, 1):
         life.reached = True
         if life.way in ("instant", "terminate"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stackwise_core.runs.directory import RunDirectory
-from tests.survival.killed_run import STOPPED
+from tests.killing import STOPPED
 from tests.training.test_resume import bits, measured
 
 ROOT = Path(__file__).parents[2]

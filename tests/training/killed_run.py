@@ -15,7 +15,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted
 from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.setup import Setup, set_up
-from tests.killing import kill_before_change
+from tests.killing import forked, kill_before_change
 from tests.tiny import tiny_config
 
 WRONG = 77
@@ -103,18 +102,7 @@ def phases_to_be_killed_in(plan: Plan, kills: int) -> list[str]:
 def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Life:
     """Go on with a run, or begin one, in a process that is killed as ``life`` has it."""
     instant, delay, changes = rng.randint(1, 3), rng.uniform(0, 0.02), rng.randint(0, 30)
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(readable)
-        # Whatever happens here must not come back into the parent's code.
-        try:
-            work(run, directory, life, changes, lambda said: os.write(writable, said))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    os.close(writable)
+    child, readable = forked(lambda tell: work(run, directory, life, changes, tell))
     while said := os.read(readable, 1):
         life.puts += said == PUT
         life.reads += said == READ
