@@ -96,6 +96,7 @@ class RunDirectory:
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{self.path}: another process is working on this run.") from None
+            self.manifest = Manifest(self.path)  # another may have written since it was read
             yield
         finally:
             os.close(directory)

@@ -116,7 +116,7 @@ class Engine:
 
     def _run(self) -> RunResult:
         config, (done, measured_until) = self._setup.config, self._begin()
-        with Metrics(self._directory.metrics) as metrics, deterministic(), ExitStack() as interrupted:
+        with Metrics(self._directory.metrics) as metrics, deterministic():
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
@@ -124,9 +124,32 @@ class Engine:
 
             self.has_begun = True
             tell(RunStarted(self._plan, self._directory.path, len(done)))
-            phases: list[PhaseResult] = done
-            kept = self._left(len(done))
-            interrupted.enter_context(self._stopping.deferred())
+            if len(done) == len(self._plan.phases):  # what is left is measured, as a whole
+                metrics.cut_back(measured_until)
+            with self._stopping.deferred():
+                phases = self._train(done, measured_until, metrics, tell)
+            self._stopping.stop()
+            finished = {"phases": unstructure(phases), "active": sorted(self._active_at_the_end)}
+            self._directory.write_json(FINISHED, finished)
+            likelihoods, keeps = tuple(self._evaluate(tell)), config.checkpoint.save_stacks
+            if not keeps:
+                with self._directory.together():
+                    self._directory.drop_weights()
+                    self._directory.write_json(FINISHED, {**finished, "weights": False})
+            result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods, keeps)
+            tell(RunDone(result))
+        return result
+
+    def _train(
+        self, done: list[PhaseResult], measured_until: int, metrics: Metrics, tell: Listener
+    ) -> list[PhaseResult]:
+        """Train every phase that isn't done yet; what all of them came to.
+
+        Args:
+            measured_until: how many bytes of metrics there were when the last of them was done.
+        """
+        phases, kept = list(done), self._left(len(done))
+        with ExitStack() as interrupted:
             for place, planned in enumerate(self._plan.phases[len(done) :], len(done)):
                 self._stopping.stop()
                 tell(PhaseStarted(planned))
@@ -139,7 +162,9 @@ class Engine:
                     interrupted.callback(boundary.close)
                     if boundary.is_stored:
                         kept.append(boundary)
-                checkpoints = Checkpoints(self._directory, metrics, config.checkpoint, place, measured_until)
+                checkpoints = Checkpoints(
+                    self._directory, metrics, self._setup.config.checkpoint, place, measured_until
+                )
                 measured = self._fit(planned, boundary, tell, checkpoints).run()
                 phases.append(measured)
                 metrics.write("phase", **unstructure(measured))
@@ -158,18 +183,7 @@ class Engine:
             for boundary in kept:
                 boundary.close()
             interrupted.pop_all()
-            active = sorted(self._active_at_the_end)
-            self._directory.write_json(FINISHED, {"phases": unstructure(phases), "active": active})
-            likelihoods = tuple(self._evaluate(tell))
-            if not config.checkpoint.save_stacks:
-                self._directory.drop_weights()
-                self._directory.write_json(
-                    FINISHED, {"phases": unstructure(phases), "active": active, "weights": False}
-                )
-            keeps = config.checkpoint.save_stacks
-            result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods, keeps)
-            tell(RunDone(result))
-        return result
+        return phases
 
     def _begin(self) -> tuple[list[PhaseResult], int]:
         """Write what there is before the first phase, or read what a run that broke off has behind it.

@@ -239,3 +239,12 @@ except StackwiseError as error:
             f"{run.path}: another process is working on this run.\n"
         )
     assert subprocess.run(command, capture_output=True, text=True).stdout == "mine\n"
+
+
+def test_what_another_process_wrote_before_the_lock_is_known_within_it(run):
+    """A directory that was opened earlier doesn't put back the manifest of then."""
+    opened_earlier = RunDirectory(run.path)
+    run.write_text("note.txt", "written since")
+    with opened_earlier.locked():
+        opened_earlier.write_text("other.txt", "mine")
+    assert {"note.txt", "other.txt"} <= set(RunDirectory(run.path).manifest)

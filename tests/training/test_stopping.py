@@ -3,11 +3,11 @@ import signal
 
 import pytest
 
-from stackwise_core.training.events import BoundaryProgress, PhaseResumed, StepDone
+from stackwise_core.training.events import BoundaryProgress, EvaluationProgress, PhaseDone, PhaseResumed, StepDone
 from stackwise_core.training.stopping import SIGNALS, Stopping
 from tests.tiny import run_tiny
 from tests.training.test_checkpoint import same
-from tests.training.test_resume import bits, engine
+from tests.training.test_resume import bits, engine, measured
 
 CHANGES = {"rack.stacks": 2, "training.steps_per_stack": 4, "cache_backend": {"use": "disk"}}
 
@@ -64,3 +64,35 @@ def test_a_run_that_is_asked_to_stop_while_boundaries_are_made_does_not_make_the
 def test_a_run_that_is_asked_to_stop_in_a_phases_last_step_goes_on_behind_it(tmp_path):
     """The phase is not trained once more."""
     assert stopped(tmp_path, lambda event: isinstance(event, StepDone) and event.step == event.planned.steps) == 4
+
+
+def test_measuring_is_interrupted_at_once_and_done_when_the_run_goes_on(tmp_path):
+    """There is no step to finish: a first signal interrupts, and the run that goes on measures all of it."""
+    ours = CHANGES | {"evaluation": {"draws": 1, "sequences": 8}}
+
+    def listen(event) -> None:
+        if isinstance(event, EvaluationProgress):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = engine(tmp_path, ours, listen)
+    with run._stopping.heeding(), pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert not run._stopping.requested
+    result = engine(tmp_path, ours, lambda event: None, run.directory).run()
+    undisturbed = run_tiny(tmp_path / "undisturbed", ours)
+    assert result.likelihoods == undisturbed.result.likelihoods
+    assert measured(run.directory) == measured(undisturbed.directory)
+
+
+def test_a_signal_after_the_last_step_stops_before_measuring(tmp_path):
+    """What was asked for while the last phase was written is not forgotten."""
+
+    def listen(event) -> None:
+        if isinstance(event, PhaseDone) and event.planned.phase.name == "stack 1":
+            run._stopping.requested = True
+
+    run = engine(tmp_path, CHANGES, listen)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert not (run.directory / "finished.json").exists()
+    assert engine(tmp_path, CHANGES, lambda event: None, run.directory).run().likelihoods
