@@ -47,7 +47,7 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
 
 def name_file(error: OSError, path: Path) -> None:
     """Say which file an error is about; the system does when a file is opened, and not when it is written."""
-    if error.filename is None:
+    if error.filename is None and error.errno is not None:
         error.filename = str(path)
 
 

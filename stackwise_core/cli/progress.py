@@ -17,6 +17,7 @@ from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
     BadStep,
     BoundaryProgress,
+    EnvironmentChanged,
     EvaluationProgress,
     Event,
     Listener,
@@ -118,6 +119,8 @@ class Bars:
             print_plan(self._console, event.plan)
             self._console.print(f"\n{where(event)}\n", highlight=False)
             progress.start()
+        elif isinstance(event, EnvironmentChanged):
+            self._console.print(elsewhere(event), highlight=False, markup=False, style="yellow")
         elif isinstance(event, PhaseStarted):
             self._loss, self._held_out = SmoothedLoss(), ""
             self._task = progress.add_task(event.planned.phase.name, total=event.planned.steps, measured="")
@@ -176,6 +179,8 @@ class Lines:
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
             self._say(where(event))
+        elif isinstance(event, EnvironmentChanged):
+            self._say(elsewhere(event))
         elif isinstance(event, PhaseStarted):
             self._loss = SmoothedLoss()
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
@@ -220,6 +225,11 @@ def where(started: RunStarted) -> str:
     phases = started.plan.phases
     following = f', "{phases[started.phases_done].phase.name}" is next' if started.phases_done < len(phases) else ""
     return f"run directory: {started.directory} ({started.phases_done} of {len(phases)} phases done{following})"
+
+
+def elsewhere(event: EnvironmentChanged) -> str:
+    """What isn't as it was when the run began."""
+    return f"note: the bits may differ from those of an undisturbed run: {'; '.join(event.differences)}"
 
 
 def resumed(event: PhaseResumed) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ def _train(config: "Config", registry: "Registry", directory: Path | None, as_js
     from stackwise_core.cli.progress import tokenising, watching
     from stackwise_core.runs.directory import Busy, RunDirectory
     from stackwise_core.training.engine import Engine
+    from stackwise_core.training.fit import Diverged
     from stackwise_core.training.plan import make_plan
     from stackwise_core.training.setup import set_up
     from stackwise_core.training.stopping import Stopping
@@ -89,13 +91,24 @@ def _train(config: "Config", registry: "Registry", directory: Path | None, as_js
                 result = engine.run()
     except Busy as busy:
         raise Busy(f"{busy} Wait for it, or begin another with --fresh.") from None
+    except Diverged:  # it would again
+        raise
     except BaseException:
         # Said once the bars are gone, which would draw over it.
-        if engine is not None and engine.has_begun and not _is_finished(engine.directory):
-            click.echo(f'"stackwise run {engine.directory}" goes on with this run.', err=True)
+        if engine is not None and engine.has_begun:
+            click.echo(_what_next(engine.directory), err=True)
         raise
     if as_json:
         click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
+
+
+def _what_next(directory: Path) -> str:
+    """What to do about a run that was interrupted or has failed."""
+    from stackwise_core.config.source_run import FINISHED
+
+    if (directory / FINISHED).exists():
+        return f'All of it is trained: "stackwise evaluate {shlex.quote(str(directory))}" measures it.'
+    return f'"stackwise run {shlex.quote(str(directory))}" goes on with this run.'
 
 
 def _begun(directory: Path) -> Path:

@@ -359,8 +359,8 @@ class Residency:
             StackwiseError: it is that of other tensors.
         """
         now = self.training_state()
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in now.items()}
+        shapes = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
+        wanted = {name: (tensor.dtype, *tensor.shape) for name, tensor in now.items()}
         for name in sorted(shapes.keys() | wanted):
             if shapes.get(name) != wanted.get(name):
                 raise StackwiseError(

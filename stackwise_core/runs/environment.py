@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -57,3 +57,13 @@ def _hash_of_file(registry: Registry, declared: Declared) -> str:
 def device_name(device: torch.device) -> str:
     """What computes: the GPU's model, or the kind of processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def differences(before: object, now: Mapping[str, object]) -> list[str]:
+    """What isn't as a run's environment.json has it, such as ``torch: '2.13.0' -> '2.14.0'``; bits may depend on it."""
+    known = before if isinstance(before, dict) else {}
+    return [
+        f"{key}: {known.get(key, 'unknown')!r:.80} -> {value!r:.80}"
+        for key, value in now.items()
+        if known.get(key) != value
+    ]

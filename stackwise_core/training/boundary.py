@@ -10,7 +10,7 @@ are the same whether it came from the store, from the boundary below, or from th
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -86,6 +86,7 @@ class Boundary:
         stores: those of the run, among which this one is.
         below: the boundary of the phase before, where its trunk is the lower part of this one.
         keep_below: whether the one below stays when this one is whole.
+        made_of: all that its bits depend on but the draws; two boundaries of the same are the same.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class Boundary:
         stores: Stores | None = None,
         below: Boundary | None = None,
         keep_below: bool = False,
+        made_of: Mapping[str, object] | None = None,
     ) -> None:
         self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
-        self._store, self._layout, self._stores = store, layout, stores
-        self._below, self._keep_below = below, keep_below
+        self._store, self.layout, self._stores = store, layout, stores
+        self._below, self._keep_below, self.made_of = below, keep_below, made_of
         self._held: dict[Key, Tensor] = {}
         self._equal: set[Key] = set()
         """Keys that more than one sequence has."""
@@ -182,17 +184,17 @@ class Boundary:
     def _part(self, chunk: int, number: int, first: int) -> _Part:
         samples = self._order.chunk(chunk)
         # The last chunk is filled up, so that an activation's bits don't depend on how many there are beside it.
-        draws = self._drawer.draw(np.resize(samples, chunk_size(self._layout.tokens)), number)
+        draws = self._drawer.draw(np.resize(samples, chunk_size(self.layout.tokens)), number)
         return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
         """Entries [n, T, row], not filled yet, of some chunks."""
-        return torch.empty((parts[-1].rows.stop, *self._layout.shape), dtype=self._layout.torch_dtype)
+        return torch.empty((parts[-1].rows.stop, *self.layout.shape), dtype=self.layout.torch_dtype)
 
     @torch.no_grad()
     def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor) -> Iterator[tuple[int, int]]:
         """Fill entries [n, T, row], stack by stack."""
-        residency, layout = self._residency, self._layout
+        residency, layout = self._residency, self.layout
         for part in parts:
             self._take_from_below(part, entries)
         done, total = 0, sum(len(self.trunk) - part.behind for part in parts)
@@ -239,11 +241,11 @@ class Boundary:
             MissingEntries: it doesn't have all of them.
             ContractError: they aren't of the layout.
         """
-        entries, expected = store.get(keys), (len(keys), *self._layout.shape)
-        if entries.shape == expected and entries.dtype == self._layout.torch_dtype and entries.device.type == "cpu":
+        entries, expected = store.get(keys), (len(keys), *self.layout.shape)
+        if entries.shape == expected and entries.dtype == self.layout.torch_dtype and entries.device.type == "cpu":
             return entries
         found = f"{entries.dtype} {list(entries.shape)} on {entries.device}".removeprefix("torch.")
-        wanted = f"{self._layout.torch_dtype} {list(expected)} on cpu".removeprefix("torch.")
+        wanted = f"{self.layout.torch_dtype} {list(expected)} on cpu".removeprefix("torch.")
         raise self._broken(store, f"get() gave entries {found}, expected {wanted}")
 
     def _broken(self, store: ActivationStore, said: str) -> ContractError:
@@ -303,7 +305,7 @@ class Boundary:
             entries = torch.stack([self._held[key] for key in keys])
         else:
             entries = self._fetch(self._store, draws, keys, number)
-        return decode(entries.to(self._residency.device), self._layout)
+        return decode(entries.to(self._residency.device), self.layout)
 
     def prefetch(self, draws: Draws) -> None:
         """Say which batch comes next."""
@@ -331,7 +333,7 @@ class Boundary:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
                 if not lost:
                     raise self._broken(store, "get() missed entries that it wasn't asked for") from missing
-                for chunk in sorted({int(draws.samples[place]) // chunk_size(self._layout.tokens) for place in lost}):
+                for chunk in sorted({int(draws.samples[place]) // chunk_size(self.layout.tokens) for place in lost}):
                     found |= self._again(chunk, number)
                 self._refuse_others([keys[place] for place in lost], found)
                 continue
@@ -384,9 +386,10 @@ class Boundary:
             drawer,
             self._order,
             store,
-            self._layout,
+            self.layout,
             self._stores,
             keep_below=self._keep_below,
+            made_of=self.made_of,
         )
         passed_on._before, passed_on._equal = self._before, self._equal
         return passed_on

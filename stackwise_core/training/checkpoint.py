@@ -19,7 +19,7 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.metrics import Metrics
-from stackwise_core.training.optimizer_state import load_optimizer_state, optimizer_state
+from stackwise_core.training.optimizer_state import check_optimizer_state, load_optimizer_state, optimizer_state
 from stackwise_core.training.phase_state import PhaseState
 
 KEPT = 2
@@ -43,6 +43,8 @@ class Checkpoints:
     config: CheckpointConfig
     phase: int
     begun: int
+    _damaged: list[str] = field(factory=list, init=False)
+    """Names of those that aren't whole."""
     _written: float = field(factory=lambda: time.monotonic(), init=False)
 
     def is_due(self, step: int) -> bool:
@@ -73,10 +75,12 @@ class Checkpoints:
         everything[LOSSES] = torch.tensor(losses, dtype=torch.float64)
         with self.directory.together():
             name = _name(self.phase, state.step)
-            older = [each for each in self.directory.checkpoints() if each != name]
+            older = [each for each in self.directory.checkpoints() if each not in (name, *self._damaged)]
             self.directory.write_checkpoint(name, said, everything)
-            for each in older[: 1 - KEPT]:
-                self.directory.drop_checkpoint(each)
+            for each in (*older[: 1 - KEPT], *self._damaged):
+                if each != name:
+                    self.directory.drop_checkpoint(each)
+        self._damaged.clear()
         self._written = time.monotonic()
 
     def restore(
@@ -98,10 +102,12 @@ class Checkpoints:
         for name in reversed(self.directory.checkpoints()):
             try:
                 said, tensors = self.directory.read_checkpoint(name)
-                found = _parse(said, self.phase, name)
+                found = _parse(said, tensors, self.phase, name)
             except StackwiseError as error:
+                self._damaged.append(name)
                 damaged.append(str(error))
                 continue
+            check_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
             residency.load_training_state(_under(RACK, tensors))
             load_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
             if scaler is not None and said["scaler"] is not None:
@@ -118,15 +124,26 @@ def _name(phase: int, step: int) -> str:
     return f"{phase:04d}-{step:09d}"
 
 
-def _parse(said: Any, phase: int, name: str) -> PhaseState:
+def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> PhaseState:
     """The state that a checkpoint tells.
 
     Raises:
-        StackwiseError: it isn't one of this phase.
+        StackwiseError: it isn't one of this phase, or says what can't be.
     """
     try:
-        if said["phase"] == phase and type(said["metrics"]) is int and isinstance(said["optimizer"], dict):
-            return structure(said["state"], PhaseState)
+        state, losses, course = structure(said["state"], PhaseState), tensors[LOSSES], said["state"]["course"]
+        possible = (
+            said["phase"] == phase
+            and type(said["metrics"]) is int
+            and said["metrics"] >= 0
+            and isinstance(said["optimizer"], dict)
+            and (losses.dtype, losses.shape) == (torch.float64, (state.step - state.bad,))
+            and course["variance"] >= 0
+            and course["steps"] >= 0
+            and isinstance(said["scaler"], dict | None)
+        )
+        if possible:
+            return state
     except (LookupError, TypeError, ValueError, BaseValidationError):
         """Said below."""
     raise StackwiseError(f"checkpoint {name}: not one of this phase")

@@ -20,7 +20,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
-from stackwise_core.runs.environment import device_name, environment, software
+from stackwise_core.runs.environment import device_name, differences, environment, software
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.training.boundary import Boundary
@@ -28,6 +28,7 @@ from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
     BadStep,
+    EnvironmentChanged,
     EvaluationProgress,
     Event,
     Listener,
@@ -89,8 +90,6 @@ class Engine:
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
             check_disk(plan, stores or Path(run.directory))
-        if directory is not None:
-            check_same_plan(plan, directory)
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
@@ -124,6 +123,9 @@ class Engine:
 
             self.has_begun = True
             tell(RunStarted(self._plan, self._directory.path, len(done)))
+            now = environment(config, self._registry, self._setup.device)
+            if changed := differences(self._directory.read_json("environment.json"), now):
+                tell(EnvironmentChanged(tuple(changed)))
             if len(done) == len(self._plan.phases):  # what is left is measured, as a whole
                 metrics.cut_back(measured_until)
             with self._stopping.deferred():
@@ -195,6 +197,7 @@ class Engine:
         if directory.has(PROGRESS):
             directory.manifest.recover()
             self._residency.load_ends(directory.read_ends(self._setup.spec))
+            check_same_plan(self._plan, directory)
             done, measured_until = _read_progress(directory)
             if dump(config) != directory.read_text("config.toml"):  # a change that was accepted
                 directory.write_text("config.toml", dump(config))
@@ -293,19 +296,24 @@ class Engine:
         if not trunk:
             return None
         drawer = self._drawer(planned, self._setup.corpus.train, Stream.TRAINING)
-        if planned.same_boundary and kept:
+        last = kept[-1] if kept and self._is_current(kept[-1]) else None
+        if planned.same_boundary and last is not None and last.trunk == trunk:
             return kept.pop().passed_on(drawer)
         below = None
-        if planned.made_from_below and kept and trunk[: len(kept[-1].trunk)] == kept[-1].trunk:
-            below = kept[-1]
+        if planned.made_from_below and last is not None and trunk[: len(last.trunk)] == last.trunk:
+            below = last
         return self._boundary_of(planned.phase, drawer, below)
+
+    def _is_current(self, boundary: Boundary) -> bool:
+        """Whether a boundary is made of what its trunk is now; one that an earlier process left may not be."""
+        return boundary.made_of == made_of(self._residency, boundary.trunk, boundary.layout, self._settings())
 
     def _boundary_of(self, phase: Phase, drawer: Drawer, below: Boundary | None = None) -> Boundary:
         """A boundary above a phase's frozen stacks."""
         layout, store = boundary_layout(phase, self._setup), None
+        what = made_of(self._residency, phase.frozen_prefix, layout, self._settings())
         if cache_of(phase, self._setup) is not None:
             assert self._stores is not None
-            what = made_of(self._residency, phase.frozen_prefix, layout, self._settings())
             store = self._stores.open(phase.name, phase.frozen_prefix, layout, what)
         return Boundary(
             phase.frozen_prefix,
@@ -317,11 +325,13 @@ class Engine:
             self._stores,
             below,
             keep_below=self._keeps_for_good and self._keep > 1,
+            made_of=what,
         )
 
     def _left(self, done: int) -> list[Boundary]:
         """Boundaries of phases that are done, the oldest first, where another process left them on disk."""
-        cache, left = self._setup.implementations.cache, []
+        cache = self._setup.implementations.cache
+        left: list[Boundary] = []
         if cache is None or not cache.durable:
             return []
         for planned in self._plan.phases[:done]:
@@ -330,6 +340,9 @@ class Engine:
             boundary = self._boundary_of(
                 planned.phase, self._drawer(planned, self._setup.corpus.train, Stream.TRAINING)
             )
+            for same in [each for each in left if each.made_of == boundary.made_of]:
+                left.remove(same)  # of an earlier cycle: one store is open once
+                same.close()
             if boundary.is_empty:
                 boundary.drop()
             else:
@@ -429,6 +442,8 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
             )
     elif isinstance(event, Validated):
         metrics.write("validation", phase=event.planned.phase.name, step=event.step, loss=event.loss)
+    elif isinstance(event, EnvironmentChanged):
+        metrics.write("environment", differences=list(event.differences))
     elif isinstance(event, BadStep):
         metrics.write("bad_step", phase=event.planned.phase.name, step=event.step, reason=event.reason)
     elif isinstance(event, LossSpike):

@@ -23,6 +23,13 @@ class RunStarted:
 
 
 @frozen
+class EnvironmentChanged:
+    """A run goes on where not all is as it was when it began, so that its bits may be others."""
+
+    differences: tuple[str, ...]
+
+
+@frozen
 class PhaseStarted:
     """A phase begins."""
 
@@ -169,6 +176,7 @@ class RunDone:
 
 Event = (
     RunStarted
+    | EnvironmentChanged
     | PhaseStarted
     | PhaseResumed
     | BoundaryProgress

@@ -25,7 +25,9 @@ class Stopping:
     @contextmanager
     def heeding(self) -> Iterator[None]:
         """Handle the signals while this lasts; for the main thread."""
-        before = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        # One that is ignored stays so, as of a run in the background of a script.
+        heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self._handle) for each in heeded}
         try:
             yield
         finally:

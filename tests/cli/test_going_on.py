@@ -134,7 +134,7 @@ def test_a_second_process_on_a_run_is_refused(here, broken_off):
     assert run("runs/small").exit_code == 0
 
 
-def started(here: Path) -> subprocess.Popen[str]:
+def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
     """A long run of the command line that has taken some steps."""
     command = [
         sys.executable,
@@ -144,6 +144,7 @@ def started(here: Path) -> subprocess.Popen[str]:
         "small.toml",
         "--set",
         "training.epochs_per_stack=400",
+        *arguments,
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = here / "runs" / "small" / "metrics.jsonl"
@@ -171,7 +172,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
 
 def test_a_second_signal_stops_at_once_and_breaks_nothing(here):
     """Every file that counts is whole."""
-    process = started(here)
+    process = started(here, "--set", "checkpoint.steps=1000000")
     process.send_signal(signal.SIGSTOP)  # so that both come together
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -179,5 +180,6 @@ def test_a_second_signal_stops_at_once_and_breaks_nothing(here):
     output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "Traceback" not in output
+    assert not RunDirectory(here / "runs" / "small").checkpoints()  # the first alone would have left one
     manifest = RunDirectory(here / "runs" / "small").manifest
     assert not any(manifest.problem(name) for name in manifest)

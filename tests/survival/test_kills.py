@@ -32,6 +32,16 @@ RUNS: dict[str, dict[str, Any]] = {
         },
         "kills": {"step": 3, "checkpoint": 5, "cache write": 7, "quantising": 2, "phase change": 2},
     },
+    "blockwise, boundaries kept": {
+        "changes": {
+            "trainer_mode": {"use": "blockwise"},
+            "precision": {"active": "fp32", "trunk": "nf4"},
+            "adapter": {"stack": LORA},
+            "training.steps_per_stack": 5,
+            "cache_backend": {"use": "disk", "keep": "rack", "keep_time_steps": 3},
+        },
+        "kills": {"step": 3, "cache write": 3, "phase change": 2},
+    },
     "progressive, QLoRA on int8": {
         "changes": {
             "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.3},
@@ -101,3 +111,4 @@ def test_kills_were_many_and_of_every_kind(survived):
     stopped = [life for life in lives if life["way"] == "terminate"]
     assert len(stopped) >= 5
     assert {life["status"] for life in stopped} <= {STOPPED, 0}
+    assert [life["status"] for life in stopped].count(STOPPED) >= 3

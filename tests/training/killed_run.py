@@ -153,7 +153,7 @@ def work(run: Run, directory: Path | None, life: Life, changes: int, tell: Calla
 @torch.no_grad()
 def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     """What ``Boundary.read`` should give: whole chunks, from the tokens, rounded after each stack."""
-    residency, layout, size = boundary._residency, boundary._layout, order.chunk_size(boundary._layout.tokens)
+    residency, layout, size = boundary._residency, boundary.layout, order.chunk_size(boundary.layout.tokens)
     made = boundary.__dict__.setdefault("made_by_the_test", {})
     for chunk in {int(sample) // size for sample in draws.samples}:
         if (chunk, number) in made:

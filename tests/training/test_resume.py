@@ -9,9 +9,17 @@ import torch
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.environment import differences
 from stackwise_core.runs.manifest import Manifest
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.events import PhaseDone, PhaseResumed, PhaseStarted, RunStarted, StepDone
+from stackwise_core.training.events import (
+    EnvironmentChanged,
+    PhaseDone,
+    PhaseResumed,
+    PhaseStarted,
+    RunStarted,
+    StepDone,
+)
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
 from tests.tiny import run_tiny, tiny_config
@@ -28,6 +36,12 @@ RUNS = {
         "precision": {"active": "fp32", "trunk": "nvfp4"},
         "adapter": {"stack": LORA},
         "rack.stacks": 2,
+    },
+    "blockwise, adapters, boundaries kept on disk": {
+        "trainer_mode": {"use": "blockwise"},
+        "precision": {"active": "fp32", "trunk": "nf4"},
+        "adapter": {"stack": LORA},
+        "cache_backend": {"use": "disk", "keep": "rack", "keep_time_steps": 3},
     },
     "blockwise, ends early": {
         "trainer_mode": {"use": "blockwise"},
@@ -62,7 +76,7 @@ RUNS = {
     },
     "blockwise, fp16 with a loss scaler": {
         "trainer_mode": {"use": "blockwise"},
-        "precision": {"active": "fp16"},
+        "precision": {"active": {"use": "fp16", "cpu_compute": "fp16", "initial_scale": 2.0**40}},
         "rack.tie_embeddings": False,
         "training.time": "input",
     },
@@ -223,3 +237,25 @@ def test_what_a_killed_process_left_is_deleted(tmp_path, broken):
     go_on(tmp_path, broken)
     found = {str(path.relative_to(broken)) for path in broken.rglob("*") if path.is_file()}
     assert found == {*Manifest(broken), "manifest.json", "metrics.jsonl"}
+
+
+def test_another_environment_is_told(tmp_path, broken):
+    """Bits may depend on the threads, so that a run which goes on says that they are others; a new run says nothing."""
+    events: list = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        engine(tmp_path, TWO, events.append, broken).run()
+    finally:
+        torch.set_num_threads(threads)
+    (told,) = (event.differences for event in events if isinstance(event, EnvironmentChanged))
+    assert told == (f"threads: {threads} -> {threads + 1}",)
+    assert not any(isinstance(event, EnvironmentChanged) for event in run_tiny(tmp_path, TWO).events)
+
+
+@pytest.mark.parametrize("before", [[], "text", {"torch": "\x1b[31m" + "x" * 5000}])
+def test_differences_of_an_environment_that_no_run_wrote_are_short_and_plain(before):
+    """Whatever stands in the file."""
+    (line,) = differences(before, {"torch": "2"})
+    assert len(line) < 200
+    assert line.isprintable()

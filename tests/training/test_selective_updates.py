@@ -177,9 +177,9 @@ class Watch:
         unread = self.ran.setup.spec.d_model * (len(phase.path) - 1)
         self._counted = training, weights(self.ran) - training - unread
 
-    def write(self, write, planned, measured):
+    def write(self, write, planned, *others):
         self._memory_after = in_memory(self.ran)
-        write(planned, measured)
+        write(planned, *others)
 
     def listen(self, listener, event):
         if isinstance(event, PhaseStarted):

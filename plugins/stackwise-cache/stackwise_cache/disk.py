@@ -183,9 +183,12 @@ class DiskStore(ActivationStore):
         kept = [index for index, key in enumerate(self._waiting) if key in self._places]
         if len(kept) < len(self._waiting):
             assert self._buffer is not None
+            # Interrupted in between, nothing waits, rather than a key over another's row.
+            waiting, self._waiting = self._waiting, []
             self._buffer[: len(kept)] = self._buffer[kept]
-            self._waiting = [self._waiting[index] for index in kept]
-            self._places.update(zip(self._waiting, range(len(kept)), strict=True))
+            waiting = [waiting[index] for index in kept]
+            self._places.update(zip(waiting, range(len(kept)), strict=True))
+            self._waiting = waiting
 
     def _bytes(self) -> int:
         return self._shard_bytes + len(self._waiting) * self._layout.bytes_per_entry
