@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from attrs import define
 
 import stackwise_core.files
 from stackwise_core.runs.directory import RunDirectory
@@ -35,33 +37,33 @@ def kind(name: str) -> str:
     return re.sub(r"[0-9a-f]{32}|[0-9]+", "N", name)
 
 
+class Disk:
+    """Counts the files that are made durable in a run's directory, by kind, and may be full for the n-th of one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full_for: str | None = None
+        self.nth = 0
+        self.seen: Counter[str] = Counter()
+        self._fsync = os.fsync
+        patch.setattr(stackwise_core.files.os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        match = re.fullmatch(r".*/runs/tiny(?:-\d+)?/(?:(.*)/)?\.([^/]+)\.\d+\.tmp", path)
+        if match:
+            folder, name = match.groups()
+            found = kind(f"{folder}/{name}" if folder else name)
+            self.seen[found] += 1
+            if found == self.full_for and self.seen[found] == self.nth + 1:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._fsync(descriptor)
+
+
 @pytest.fixture
-def disk(monkeypatch):
-    """Counts the files that are made durable below a directory, by kind, and lets the disk be full for one of them."""
-
-    class Disk:
-        full_for: str | None = None
-        nth = 0
-        seen: list[str] = []
-
-        def fsync(self, descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            match = re.fullmatch(r".*/runs/tiny(?:-\d+)?/(?:(.*)/)?\.([^/]+)\.\d+\.tmp", path)
-            if match:
-                folder, name = match.groups()
-                found = kind(f"{folder}/{name}" if folder else name)
-                self.seen.append(found)
-                if found == self.full_for:
-                    self.nth -= 1
-                    if self.nth < 0:
-                        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os_fsync(descriptor)
-
-    os_fsync, made = os.fsync, Disk()
-    made.seen = []
-    monkeypatch.setattr(stackwise_core.files.os, "fsync", made.fsync)
-    return made
+def disk(monkeypatch) -> Disk:
+    """The disk of one test."""
+    return Disk(monkeypatch)
 
 
 KINDS = {
@@ -87,18 +89,27 @@ CACHE = {"cache/N/N.safetensors", "cache/N.json"}
 """What a run can do without."""
 
 
+@define
+class Undisturbed:
+    """A run that had room."""
+
+    directory: Path
+    written: Counter[str]
+    """How many files of each kind it wrote."""
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The directory of a run that had room."""
-    run = engine(tmp_path_factory.mktemp("undisturbed"), CHANGES, lambda event: None)
-    run.run()
-    return run.directory
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch)
+        run = engine(tmp_path_factory.mktemp("undisturbed"), CHANGES, lambda event: None)
+        run.run()
+    return Undisturbed(run.directory, disk.seen)
 
 
-def test_every_kind_of_file_is_among_those_that_are_tried(tmp_path, disk):
+def test_every_kind_of_file_is_among_those_that_are_tried(undisturbed):
     """Else a new kind of file would go untried."""
-    engine(tmp_path, CHANGES, lambda event: None).run()
-    assert set(disk.seen) == KINDS
+    assert set(undisturbed.written) == KINDS
 
 
 @pytest.mark.parametrize("nth", [0, 1])
@@ -113,9 +124,8 @@ def test_a_disk_that_is_full_when_a_file_is_written(tmp_path, undisturbed, disk,
         run.run()
     except OSError as error:
         failed = error
-    if failed is None:
-        # The second file of a kind that is written once; or the cache, without which the run goes on.
-        assert kind_of_file in CACHE or nth
+    if failed is None:  # there was no such file; or it was the cache's, without which a run goes on
+        assert kind_of_file in CACHE or undisturbed.written[kind_of_file] <= nth
     else:
         assert failed.errno == errno.ENOSPC
         assert kind(Path(str(failed.filename)).name) == kind_of_file.rpartition("/")[2]
@@ -126,9 +136,9 @@ def test_a_disk_that_is_full_when_a_file_is_written(tmp_path, undisturbed, disk,
             shutil.rmtree(run.directory)
         again = engine(tmp_path, CHANGES, lambda event: None, run.directory if started else None)
         again.run()
-    assert unnamed(bits(run.directory)) == unnamed(bits(undisturbed))
+    assert unnamed(bits(run.directory)) == unnamed(bits(undisturbed.directory))
     if failed is None or "finished" not in kind_of_file:
-        assert measured(run.directory) == measured(undisturbed)
+        assert measured(run.directory) == measured(undisturbed.directory)
 
 
 def unnamed(files: dict[str, str]) -> dict[str, str]:
