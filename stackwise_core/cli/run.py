@@ -70,7 +70,6 @@ def _train(config: "Config", registry: "Registry", directory: Path | None, as_js
     from stackwise_core.cli.progress import tokenising, watching
     from stackwise_core.runs.directory import Busy, RunDirectory
     from stackwise_core.training.engine import Engine
-    from stackwise_core.training.fit import Diverged
     from stackwise_core.training.plan import make_plan
     from stackwise_core.training.setup import set_up
     from stackwise_core.training.stopping import Stopping
@@ -91,9 +90,7 @@ def _train(config: "Config", registry: "Registry", directory: Path | None, as_js
                 result = engine.run()
     except Busy as busy:
         raise Busy(f"{busy} Wait for it, or begin another with --fresh.") from None
-    except Diverged:  # it would again
-        raise
-    except BaseException:
+    except (KeyboardInterrupt, OSError, MemoryError):
         # Said once the bars are gone, which would draw over it.
         if engine is not None and engine.has_begun:
             click.echo(_what_next(engine.directory), err=True)

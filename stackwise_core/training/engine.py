@@ -196,8 +196,8 @@ class Engine:
         config, directory = self._setup.config, self._directory
         if directory.has(PROGRESS):
             directory.manifest.recover()
-            self._residency.load_ends(directory.read_ends(self._setup.spec))
             check_same_plan(self._plan, directory)
+            self._residency.load_ends(directory.read_ends(self._setup.spec))
             done, measured_until = _read_progress(directory)
             if dump(config) != directory.read_text("config.toml"):  # a change that was accepted
                 directory.write_text("config.toml", dump(config))

@@ -44,10 +44,6 @@ MOST_OVERFLOWS = 30
 """Steps in a row that a loss scaler may leave out: each halves its scale."""
 
 
-class Diverged(StackwiseError):
-    """Too many steps in a row had a loss or a gradient that isn't finite; going on would come to the same."""
-
-
 @frozen
 class Fit:
     """A phase with all that it needs; ``run`` trains it."""
@@ -69,8 +65,8 @@ class Fit:
         """Train until the phase's steps are done, from the newest checkpoint on if there is one.
 
         Raises:
-            Diverged: the loss or the gradient is not a finite number, too many steps in a row; no weight was changed
-                by them.
+            StackwiseError: the loss or the gradient is not a finite number, too many steps in a row; no weight was
+                changed by them.
             KeyboardInterrupt: somebody asked the run to stop, and a checkpoint was written.
         """
         going = _Going.begin(self)
@@ -276,7 +272,7 @@ class _Going:
         samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
         stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
-        raise Diverged(
+        raise StackwiseError(
             f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
             f"{samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or a longer "
             "training.warmup may help, in a run that begins with it (--fresh)."
