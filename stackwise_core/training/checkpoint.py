@@ -108,9 +108,10 @@ class Checkpoints:
                 damaged.append(str(error))
                 continue
             check_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
+            _check_scaler(said["scaler"], scaler)
             residency.load_training_state(_under(RACK, tensors))
             load_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
-            if scaler is not None and said["scaler"] is not None:
+            if scaler is not None:
                 scaler.load_state_dict(said["scaler"])
             self.metrics.cut_back(said["metrics"])
             plateau = evolve(found.plateau, patience=state.plateau.patience)
@@ -140,13 +141,28 @@ def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> Phas
             and (losses.dtype, losses.shape) == (torch.float64, (state.step - state.bad,))
             and course["variance"] >= 0
             and course["steps"] >= 0
-            and isinstance(said["scaler"], dict | None)
         )
         if possible:
             return state
     except (LookupError, TypeError, ValueError, BaseValidationError):
         """Said below."""
     raise StackwiseError(f"checkpoint {name}: not one of this phase")
+
+
+def _check_scaler(said: Any, scaler: torch.amp.GradScaler | None) -> None:
+    """Refuse what can't be a loss scaler's state, or is that of one where there is none.
+
+    Raises:
+        StackwiseError: it is so.
+    """
+    expected = None if scaler is None else scaler.state_dict()
+    if isinstance(said, dict) and expected is not None:
+        kinds = {key: type(value) for key, value in expected.items()}
+        if {key: type(value) for key, value in said.items()} == kinds:
+            return
+    elif said is expected is None:
+        return
+    raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

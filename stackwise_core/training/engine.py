@@ -442,8 +442,6 @@ def record(event: Event, metrics: Metrics, log_every: int) -> None:
             )
     elif isinstance(event, Validated):
         metrics.write("validation", phase=event.planned.phase.name, step=event.step, loss=event.loss)
-    elif isinstance(event, EnvironmentChanged):
-        metrics.write("environment", differences=list(event.differences))
     elif isinstance(event, BadStep):
         metrics.write("bad_step", phase=event.planned.phase.name, step=event.step, reason=event.reason)
     elif isinstance(event, LossSpike):

@@ -144,13 +144,26 @@ def test_an_optimizer_state_that_cannot_be_is_refused(tmp_path, change):
         go_on(tmp_path, directory)
 
 
+@pytest.mark.parametrize("said_of_it", [3, {}, {"scale": 1.0}])
+@pytest.mark.parametrize("precision", ["fp32", {"use": "fp16", "cpu_compute": "fp16"}])
+def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
+    """Of a phase with a loss scaler as of one without."""
+    changes = STEPS | {"precision": {"active": precision}}
+    directory = broken_at(tmp_path, 3, changes)
+    run = RunDirectory(directory)
+    (name,) = run.checkpoints()
+    said, tensors = run.read_checkpoint(name)
+    run.write_checkpoint(name, said | {"scaler": said_of_it}, tensors)
+    with pytest.raises(StackwiseError, match="loss scaler isn't that of what trains now"):
+        go_on(tmp_path, directory, changes)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda said, tensors: tensors.pop("losses"),
         lambda said, tensors: tensors.__setitem__("losses", torch.zeros(2, 1, dtype=torch.float64)),
         lambda said, tensors: said.__setitem__("metrics", -5),
-        lambda said, tensors: said.__setitem__("scaler", 3),
         lambda said, tensors: said["state"].__setitem__("step", -3),
         lambda said, tensors: said["state"]["course"].__setitem__("variance", -1.0),
         lambda said, tensors: said["state"]["course"].__setitem__("steps", -1),
