@@ -9,10 +9,12 @@ from attrs import define, field
 from stackwise_core.config.load import structure
 from stackwise_core.config.model import Config
 from stackwise_core.registry import Registry
+from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.events import Event, RunResult, StepDone
+from stackwise_core.training.events import Event, Listener, RunResult, StepDone
 from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.setup import Setup, set_up
+from stackwise_core.training.stopping import Stopping
 
 TEXT = Path(__file__).parent / "golden" / "genesis.txt"
 
@@ -42,6 +44,26 @@ def tiny_config(directory: Path, changes: Mapping[str, Any] | None = None) -> tu
             data.setdefault(table, {})[rest[0]] = value
     registry = Registry.discover()
     return structure(data, registry), registry
+
+
+@define
+class TinyRun:
+    """A tiny run as several processes may go on with it."""
+
+    setup: Setup
+    plan: Plan
+    registry: Registry
+
+    @classmethod
+    def of(cls, directory: Path, changes: Mapping[str, Any]) -> "TinyRun":
+        """The run of ``tiny_config``."""
+        config, registry = tiny_config(directory, changes)
+        setup = set_up(config, registry)
+        return cls(setup, make_plan(setup), registry)
+
+    def engine(self, listener: Listener, begun: RunDirectory | None = None, stopping: Stopping | None = None) -> Engine:
+        """What begins it, or goes on with it."""
+        return Engine(self.setup, self.plan, self.registry, listener, begun, stopping)
 
 
 @define

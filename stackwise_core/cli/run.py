@@ -59,7 +59,7 @@ def run(
 
 def _train(config: "Config", registry: "Registry", directory: Path | None, as_json: bool) -> None:
     """Train, in the directory of a run that broke off, or in a new one."""
-    from stackwise_core.runs.writable import check_writable
+    from stackwise_core.writable import check_writable
 
     if directory is None:
         check_writable(Path(config.run.directory), "run.directory")

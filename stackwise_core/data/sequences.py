@@ -22,7 +22,7 @@ from stackwise_core.data.packing import ContentHash, Packing, map_array, pack, r
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.files import sync
-from stackwise_core.runs.writable import check_writable
+from stackwise_core.writable import check_writable
 
 FORMAT = 1
 """Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""

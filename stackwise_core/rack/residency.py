@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from attrs import define, frozen
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from stackwise_core.data.draws import Draws
 from stackwise_core.errors import StackwiseError
-from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.allocator import give_back
+from stackwise_core.rack.formats import Formats, Role
+from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.rack import (
     AttentionContext,
     Ends,
@@ -40,7 +41,6 @@ from stackwise_core.rack.rack import (
     stack_of,
 )
 
-Role = Literal["active", "trunk"]
 Start = Literal["random", "copy", "zero_output"]
 
 
@@ -56,50 +56,6 @@ class Resident:
     """Names of its adapters."""
     adapter_weights: dict[str, nn.Parameter]
     """The weights of all of them by name."""
-
-
-class Masters(Protocol):
-    """Where stacks' full-precision tensors and adapters are kept, by the stack's index."""
-
-    def has_stack(self, index: int) -> bool:
-        """Whether a stack was written."""
-
-    def read_stack(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a stack that was written, read anew: who asks may change them."""
-
-    def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a stack's tensors."""
-
-    def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
-        """A frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is still the same."""
-
-    def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a frozen stack as a precision holds it."""
-
-    def adapters(self, index: int) -> Collection[str]:
-        """Names of the adapters that a stack has."""
-
-    def adapter(self, index: int, name: str) -> Path:
-        """The directory of an adapter's files."""
-
-    def checksums(self, index: int) -> object:
-        """Checksums of a stack's masters and adapters, as a JSON value."""
-
-
-@frozen
-class Formats:
-    """The precisions of a rack's stacks, and the adapters that they may have."""
-
-    active: Precision
-    trunk: Precision
-    stacks: Mapping[int, Precision] = {}
-    """Of single stacks when they are frozen."""
-    adapters: Mapping[str, Adapter] = {}
-    """By name: what makes a stack's adapters of that name."""
-
-    def precision(self, index: int, role: Role) -> Precision:
-        """The precision of a stack in a role."""
-        return self.active if role == "active" else self.stacks.get(index, self.trunk)
 
 
 @frozen

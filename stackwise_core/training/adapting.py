@@ -14,7 +14,7 @@ from stackwise_core.config.model import AdapterConfig
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.residency import Formats
+from stackwise_core.rack.formats import Formats
 
 STACK, TRUNK = "stack", "trunk"
 

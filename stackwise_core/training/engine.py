@@ -27,20 +27,16 @@ from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
-    BadStep,
     EnvironmentChanged,
     EvaluationProgress,
     Event,
     Listener,
-    LossSpike,
     PhaseDone,
     PhaseResult,
     PhaseStarted,
     RunDone,
     RunResult,
     RunStarted,
-    StepDone,
-    Validated,
 )
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.namespace import made_of
@@ -56,6 +52,7 @@ from stackwise_core.training.plan import (
     check_stores_directory,
     stores_directory,
 )
+from stackwise_core.training.recording import record
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
@@ -425,28 +422,3 @@ def _read_progress(directory: RunDirectory) -> tuple[list[PhaseResult], int]:
         return structure(progress["phases"], list[PhaseResult]), structure(progress["metrics"], int)
     except (LookupError, TypeError, ValueError, BaseValidationError) as error:
         raise StackwiseError(f"{directory.path / PROGRESS}: not what a run writes: {error!r}") from error
-
-
-def record(event: Event, metrics: Metrics, log_every: int) -> None:
-    """Write what a machine will want to read later."""
-    if isinstance(event, StepDone):
-        if event.step % log_every == 0 or event.step in (1, event.planned.steps):
-            metrics.write(
-                "step",
-                phase=event.planned.phase.name,
-                step=event.step,
-                loss=event.loss,
-                learning_rate=event.learning_rate,
-                grad_norm=event.grad_norm,
-                tokens_per_second=event.tokens_per_second,
-            )
-    elif isinstance(event, Validated):
-        metrics.write("validation", phase=event.planned.phase.name, step=event.step, loss=event.loss)
-    elif isinstance(event, BadStep):
-        metrics.write("bad_step", phase=event.planned.phase.name, step=event.step, reason=event.reason)
-    elif isinstance(event, LossSpike):
-        name = event.planned.phase.name
-        metrics.write("loss_spike", phase=name, step=event.step, loss=event.loss, mean=event.mean)
-    elif isinstance(event, RunDone):
-        for likelihood in event.result.likelihoods:
-            metrics.write("likelihood", **unstructure(likelihood))

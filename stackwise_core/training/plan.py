@@ -21,7 +21,6 @@ from stackwise_core.options import ByteSize
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.shapes import check_shapes
 from stackwise_core.runs.source import Source
-from stackwise_core.runs.writable import check_writable
 from stackwise_core.training.adapting import settle_adapters
 from stackwise_core.training.notes import notes
 from stackwise_core.training.phase_plan import PhasePlan, price
@@ -37,6 +36,7 @@ from stackwise_core.training.plan_checks import (
 )
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.trunk_streaming import streams_trunk
+from stackwise_core.writable import check_writable
 
 
 def _json_value(instance: object, attribute: object, value: object) -> object:

@@ -23,7 +23,9 @@ from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.allocator import keep_little
-from stackwise_core.rack.residency import Formats, Masters, Residency
+from stackwise_core.rack.formats import Formats
+from stackwise_core.rack.masters import Masters
+from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
 from stackwise_core.training.optimizer import check_optimizer

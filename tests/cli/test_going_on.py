@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from stackwise_core.cli import main
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.fit import Fit
-from tests.cli.test_run import CONFIG
+from tests.cli.test_run import CONFIG, interruptible
 
 STEPS = ("--set", "checkpoint.steps=1")
 
@@ -136,17 +136,8 @@ def test_a_second_process_on_a_run_is_refused(here, broken_off):
 
 def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
     """A long run of the command line that has taken some steps."""
-    command = [
-        sys.executable,
-        "-m",
-        "stackwise_core.cli",
-        "run",
-        "small.toml",
-        "--set",
-        "training.epochs_per_stack=400",
-        *arguments,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = ["run", "small.toml", "--set", "training.epochs_per_stack=400", *arguments]
+    process = interruptible(command, stderr=subprocess.STDOUT)
     metrics = here / "runs" / "small" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count('"kind": "step"') > 1):
         assert process.poll() is None

@@ -54,6 +54,18 @@ def stackwise(*arguments: str, cwd: Path | None = None, **environment: str) -> s
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=cwd, check=False)
 
 
+def interruptible(arguments: list[str], stderr: int) -> subprocess.Popen[str]:
+    """The command line in a process of its own that goes on beside the test, and heeds Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stackwise_core.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_a_run_prints_plan_progress_and_results(here):
     """In a pipe a run is plain lines: the plan, the phases, and two tables."""
     result = CliRunner().invoke(main, ["run", "small.toml"])
@@ -142,23 +154,7 @@ def test_weights_are_as_readable_as_other_files(here):
 
 def test_ctrl_c_ends_a_run_with_130(here):
     """An interrupted run says so, and how it goes on."""
-    command = [
-        sys.executable,
-        "-m",
-        "stackwise_core.cli",
-        "run",
-        "small.toml",
-        "--set",
-        "training.steps_per_stack=100000",
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = interruptible(["run", "small.toml", "--set", "training.steps_per_stack=100000"], stderr=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("stack 0"):

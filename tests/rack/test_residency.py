@@ -6,8 +6,9 @@ from attrs import evolve
 
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.formats import Formats
 from stackwise_core.rack.rack import INTO_RESIDUAL, new_ends, new_stack
-from stackwise_core.rack.residency import Formats, Residency
+from stackwise_core.rack.residency import Residency
 from stackwise_peft.lora import Lora
 from stackwise_peft.options import LoraOptions
 from stackwise_precision.floats import Bf16, Fp32

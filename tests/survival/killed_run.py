@@ -20,18 +20,15 @@ from typing import Any
 import torch
 from attrs import asdict, define
 
-from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.fit import Fit
-from stackwise_core.training.plan import Plan, make_plan
-from stackwise_core.training.setup import Setup, set_up
 from stackwise_core.training.stopping import Stopping
 from tests.killing import STOPPED, forked, kill_before_change
-from tests.tiny import tiny_config
+from tests.tiny import TinyRun
 
 MOMENTS: dict[str, tuple[type, str]] = {
     "step": (Fit, "_accumulate"),
@@ -58,21 +55,10 @@ class Life:
     """-9 where it was killed, else what it exited with."""
 
 
-@define
-class Run:
-    """What all processes of a run have in common."""
-
-    setup: Setup
-    plan: Plan
-    registry: Registry
-
-
 def survive(request: dict[str, Any]) -> dict[str, Any]:
     """What a request comes to, as JSON values."""
     directory, rng = Path(request["directory"]), random.Random(request["seed"])
-    config, registry = tiny_config(directory, request["changes"])
-    setup = set_up(config, registry)
-    run = Run(setup, make_plan(setup), registry)
+    run = TinyRun.of(directory, request["changes"])
     undisturbed = live(run, None, Life(None, "none"), rng)
     assert undisturbed.status == 0
     moments = [moment for moment, times in request["kills"].items() for _ in range(times)]
@@ -93,7 +79,7 @@ def survive(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Life:
+def live(run: TinyRun, directory: Path | None, life: Life, rng: random.Random) -> Life:
     """Go on with a run, or begin one, in a process that ends as ``life`` has it."""
     often = life.moment in ("step", "checkpoint", "cache write")
     occurrence, delay, changes = rng.randint(1, 2 if often else 1), rng.uniform(0, 0.015), rng.randint(0, 20)
@@ -109,7 +95,7 @@ def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Li
 
 
 def work(
-    run: Run, directory: Path | None, life: Life, occurrence: int, changes: int, tell: Callable[[], object]
+    run: TinyRun, directory: Path | None, life: Life, occurrence: int, changes: int, tell: Callable[[], object]
 ) -> None:
     """One life."""
     left = occurrence
@@ -134,7 +120,7 @@ def work(
     torch.manual_seed(torch.seed())
     begun, stopping = None if directory is None else RunDirectory(directory), Stopping()
     with stopping.heeding():
-        Engine(run.setup, run.plan, run.registry, lambda event: None, begun, stopping).run()
+        run.engine(lambda event: None, begun, stopping).run()
 
 
 if __name__ == "__main__":

@@ -383,7 +383,7 @@ def test_a_directory_that_the_system_refuses(here, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return make(prefix=prefix, dir=dir)
 
-    monkeypatch.setattr("stackwise_core.runs.writable.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("stackwise_core.writable.tempfile.mkdtemp", refuse)
     result = run("data.tokens_directory=ours/tokens")
     refused(result, 2, "data.tokens_directory = ", "ours can't be written to (Permission denied)")
 

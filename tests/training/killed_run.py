@@ -23,19 +23,16 @@ import torch
 from attrs import asdict, define
 
 from stackwise_core.data.draws import Draws
-from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training import order
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.codec import decode, encode
 from stackwise_core.training.determinism import deterministic
-from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted
-from stackwise_core.training.plan import Plan, make_plan
-from stackwise_core.training.setup import Setup, set_up
+from stackwise_core.training.plan import Plan
 from tests.killing import forked, kill_before_change
-from tests.tiny import tiny_config
+from tests.tiny import TinyRun
 
 WRONG = 77
 """What a life exits with that has read a wrong activation."""
@@ -62,21 +59,10 @@ class Life:
     """-9 where it was killed, else what it exited with."""
 
 
-@define
-class Run:
-    """What all processes of a run have in common."""
-
-    setup: Setup
-    plan: Plan
-    registry: Registry
-
-
 def survive(request: dict[str, Any]) -> dict[str, Any]:
     """What a request comes to, as JSON values."""
     directory, rng = Path(request["directory"]), random.Random(request["seed"])
-    config, registry = tiny_config(directory, request["changes"])
-    setup = set_up(config, registry)
-    run = Run(setup, make_plan(setup), registry)
+    run = TinyRun.of(directory, request["changes"])
     undisturbed = live(run, None, Life(None, "none"), rng)
     assert undisturbed.status == 0
     killed, lives = directory / "runs" / "tiny-2", list[Life]()
@@ -99,7 +85,7 @@ def phases_to_be_killed_in(plan: Plan, kills: int) -> list[str]:
     return [each.phase.name for each in plan.phases if each.phase.frozen_prefix for _ in range(kills)]
 
 
-def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Life:
+def live(run: TinyRun, directory: Path | None, life: Life, rng: random.Random) -> Life:
     """Go on with a run, or begin one, in a process that is killed as ``life`` has it."""
     instant, delay, changes = rng.randint(1, 3), rng.uniform(0, 0.02), rng.randint(0, 30)
     child, readable = forked(lambda tell: work(run, directory, life, changes, tell))
@@ -115,7 +101,7 @@ def live(run: Run, directory: Path | None, life: Life, rng: random.Random) -> Li
     return life
 
 
-def work(run: Run, directory: Path | None, life: Life, changes: int, tell: Callable[[bytes], object]) -> None:
+def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: Callable[[bytes], object]) -> None:
     """One life."""
     begun = in_phase = False
 
@@ -147,7 +133,7 @@ def work(run: Run, directory: Path | None, life: Life, changes: int, tell: Calla
     Boundary._keep, Boundary.read = keep, read  # type: ignore[method-assign]
     torch.manual_seed(torch.seed())
     begun_run = None if directory is None else RunDirectory(directory)
-    Engine(run.setup, run.plan, run.registry, listen, begun_run).run()
+    run.engine(listen, begun_run).run()
 
 
 @torch.no_grad()
@@ -168,7 +154,7 @@ def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     return torch.stack([made[int(sample) // size, number][int(sample) % size] for sample in draws.samples])
 
 
-def plant(run: Run, directory: Path) -> None:
+def plant(run: TinyRun, directory: Path) -> None:
     """Replace all that a run has stored by activations that are wrong in one bit, under whole checksums."""
     backend = run.setup.implementations.cache
     assert backend is not None

@@ -9,7 +9,7 @@ from attrs import evolve
 from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.rack.residency import Formats
+from stackwise_core.rack.formats import Formats
 from stackwise_core.testing.small import small_rack
 from stackwise_core.training.adapting import settle_adapters
 from stackwise_core.training.plan_checks import check_phases

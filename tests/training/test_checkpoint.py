@@ -33,6 +33,17 @@ def go_on(tmp_path, directory, changes=STEPS) -> list[PhaseResumed]:
     return [event for event in events if isinstance(event, PhaseResumed)]
 
 
+def forged(tmp_path, change, changes=STEPS):
+    """A run that broke off in its third step, whose only checkpoint was changed, under a right checksum."""
+    directory = broken_at(tmp_path, 3, changes)
+    run = RunDirectory(directory)
+    (name,) = run.checkpoints()
+    said, tensors = run.read_checkpoint(name)
+    change(said, tensors)
+    run.write_checkpoint(name, said, tensors)
+    return directory
+
+
 @pytest.fixture
 def undisturbed(tmp_path) -> dict[str, str]:
     """The files of a run that nothing happened to."""
@@ -97,12 +108,7 @@ def test_minutes_count_by_a_clock_that_does_not_jump(tmp_path, monkeypatch):
 
 def test_one_of_another_shape_is_refused(tmp_path):
     """A whole checkpoint whose weights aren't of what trains names the weight and both shapes; nothing is loaded."""
-    directory = broken_at(tmp_path, 3)
-    run = RunDirectory(directory)
-    (name,) = run.checkpoints()
-    said, tensors = run.read_checkpoint(name)
-    tensors["rack.stacks.0.norm.weight"] = torch.ones(7)
-    run.write_checkpoint(name, said, tensors)
+    directory = forged(tmp_path, lambda said, tensors: tensors.update({"rack.stacks.0.norm.weight": torch.ones(7)}))
     with pytest.raises(StackwiseError, match=r"stacks\.0\.norm\.weight is \(torch\.float32, 7\) in it"):
         go_on(tmp_path, directory)
 
@@ -134,12 +140,7 @@ def test_what_a_checkpoint_tells_is_checked(tmp_path, undisturbed):
 )
 def test_an_optimizer_state_that_cannot_be_is_refused(tmp_path, change):
     """torch's fused kernel would write behind a moment that is too short."""
-    directory = broken_at(tmp_path, 3)
-    run = RunDirectory(directory)
-    (name,) = run.checkpoints()
-    said, tensors = run.read_checkpoint(name)
-    change(said, tensors)
-    run.write_checkpoint(name, said, tensors)
+    directory = forged(tmp_path, change)
     with pytest.raises(StackwiseError, match="optimizer state isn't that of what trains now"):
         go_on(tmp_path, directory)
 
@@ -149,11 +150,7 @@ def test_an_optimizer_state_that_cannot_be_is_refused(tmp_path, change):
 def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
     """Of a phase with a loss scaler as of one without."""
     changes = STEPS | {"precision": {"active": precision}}
-    directory = broken_at(tmp_path, 3, changes)
-    run = RunDirectory(directory)
-    (name,) = run.checkpoints()
-    said, tensors = run.read_checkpoint(name)
-    run.write_checkpoint(name, said | {"scaler": said_of_it}, tensors)
+    directory = forged(tmp_path, lambda said, tensors: said.__setitem__("scaler", said_of_it), changes)
     with pytest.raises(StackwiseError, match="loss scaler isn't that of what trains now"):
         go_on(tmp_path, directory, changes)
 
@@ -171,12 +168,7 @@ def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
 )
 def test_a_state_that_cannot_be_is_no_checkpoint(tmp_path, undisturbed, change):
     """The phase begins anew, and ends with the same bits."""
-    directory = broken_at(tmp_path, 3)
-    run = RunDirectory(directory)
-    (name,) = run.checkpoints()
-    said, tensors = run.read_checkpoint(name)
-    change(said, tensors)
-    run.write_checkpoint(name, said, tensors)
+    directory = forged(tmp_path, change)
     (resumed,) = go_on(tmp_path, directory)
     assert resumed.step == 0
     assert same(bits(directory), undisturbed)

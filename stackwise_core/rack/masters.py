@@ -1,0 +1,37 @@
+"""Where stacks are kept that aren't in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Masters(Protocol):
+    """Where stacks' full-precision tensors and adapters are kept, by the stack's index."""
+
+    def has_stack(self, index: int) -> bool:
+        """Whether a stack was written."""
+
+    def read_stack(self, index: int) -> dict[str, Tensor]:
+        """The tensors of a stack that was written, read anew: who asks may change them."""
+
+    def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a stack's tensors."""
+
+    def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
+        """A frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is still the same."""
+
+    def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a frozen stack as a precision holds it."""
+
+    def adapters(self, index: int) -> Collection[str]:
+        """Names of the adapters that a stack has."""
+
+    def adapter(self, index: int, name: str) -> Path:
+        """The directory of an adapter's files."""
+
+    def checksums(self, index: int) -> object:
+        """Checksums of a stack's masters and adapters, as a JSON value."""
