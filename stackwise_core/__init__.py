@@ -1,3 +1,30 @@
-"""Stackwise: train transformers stack by stack with a masked-diffusion objective."""
+"""Stackwise: train transformers stack by stack with a masked-diffusion objective.
+
+import stackwise_core as sw
+
+configuration = sw.load_config("stackwise.toml")
+result = sw.run(configuration)
+rack = sw.load_rack(result.directory)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stackwise_core.api import Configuration, load_config, load_rack, plan, run
 
 __version__ = "0.1.0"
+__all__ = ["Configuration", "load_config", "load_rack", "plan", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """What ``__all__`` names is imported when it is asked for: whoever wants one module doesn't wait for the others."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    from stackwise_core import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ LAYERS = (
     ("config",),
     ("data", "inference", "rack", "runs", "training"),
     ("training.engine",),
+    ("api",),
     ("cli", "testing"),
 )
 """From the bottom up, below ``stackwise_core``: a module imports from its own layer and from those before it."""

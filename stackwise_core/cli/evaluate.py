@@ -42,7 +42,6 @@ def evaluate(
     The figure is an upper bound on the negative log-likelihood (NELBO), over all mask fractions, from masks of fixed
     counts. The same seed gives the same masks.
     """
-    from stackwise_core.config.paths import absolute
     from stackwise_core.config.source_run import nearest_run, read_source_run
     from stackwise_core.errors import UsageError
 
@@ -54,22 +53,19 @@ def evaluate(
 
     from cattrs import unstructure
 
+    from stackwise_core import load_rack
     from stackwise_core.cli.likelihood_tables import print_likelihoods
     from stackwise_core.cli.progress import counting, tokenising
-    from stackwise_core.inference.finished import FinishedRun
-    from stackwise_core.training.determinism import deterministic
     from stackwise_core.training.notes import unseen
 
     aside = Console(stderr=True)
-    run = FinishedRun.open(directory, device=device, plugins=plugins)
-    if bands is not None and len(run.routes) > 1:
-        raise UsageError(f"--bands: {directory} is banded, and has a band for each of its {len(run.routes)} stacks.")
-    with tokenising(aside) as progress:
-        split = run.text(None if corpus is None else absolute(corpus, Path.cwd()), progress)
+    rack = load_rack(directory, device=device, plugins=plugins)
     asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed}
-    evaluation = run.evaluation(split, **{name: value for name, value in asked.items() if value is not None})
-    with counting(aside, "measuring", "sequences") as advance, deterministic():
-        likelihoods = run.likelihoods(evaluation, advance)
+    with tokenising(aside) as tokenised:
+        changes = {name: value for name, value in asked.items() if value is not None}
+        evaluation = rack.evaluation(corpus, tokenised, **changes)
+    with counting(aside, "measuring", "sequences") as advance:
+        likelihoods = rack.evaluate(evaluation, advance)
     if as_json:
         result = {
             "run": str(directory),
@@ -96,6 +92,6 @@ def evaluate(
         soft_wrap=True,
     )
     console.print()
-    print_likelihoods(console, likelihoods, run.routes, "validation" if corpus is None else "text")
-    for note in unseen(run.trained_bands) if not evaluation.causal else []:
+    print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
+    for note in unseen(rack.run.trained_bands) if not evaluation.causal else []:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -15,9 +15,10 @@ from stackwise_core.cli.arguments import config_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
     """Show the phases of FILE with their parameters, masks, steps, memory, disk and FLOPs. Nothing is trained."""
-    from stackwise_core.config.load import load
+    from stackwise_core import load_config
+    from stackwise_core import plan as planned
 
-    config, registry = load(file, overrides=overrides, plugins=plugins)
+    configuration = load_config(file, overrides=overrides, plugins=plugins)
 
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.cli.plan_table import print_plan, print_prices
@@ -26,13 +27,12 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
         check_disk,
         check_memory,
         check_stores_directory,
-        make_plan,
         stores_directory,
     )
-    from stackwise_core.training.setup import set_up
 
-    with tokenising(Console(stderr=True)) as progress:
-        made = make_plan(set_up(config, registry, progress))
+    config = configuration.config
+    with tokenising(Console(stderr=True)) as tokenised:
+        made = planned(configuration, tokenised=tokenised)
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=2))
     else:

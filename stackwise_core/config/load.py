@@ -16,11 +16,13 @@ from stackwise_core.config.errors import Problem, error_for
 from stackwise_core.config.hints import meant
 from stackwise_core.config.layers import Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
+from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.paths import absolute, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
-from stackwise_core.config.sources import read_environment, read_files, read_overrides
+from stackwise_core.config.source_keys import follow_source
+from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides
 from stackwise_core.config.words import dotted
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 
@@ -28,7 +30,7 @@ from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 def load(
     path: str | os.PathLike[str],
     *,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     environ: Mapping[str, str] | None = None,
     plugins: Sequence[str] = (),
     check_source: bool = True,
@@ -38,7 +40,7 @@ def load(
 
     Args:
         path: the TOML file.
-        overrides: values of ``--set``, such as ``"training.batch_size=8"``.
+        overrides: values of ``--set``, such as ``"training.batch_size=8"``; or values by key.
         environ: the environment; by default the process's own.
         plugins: values of ``-p``: ``"no:NAME"``, ``"NAME"``, or ``"FILE.py"``, which joins ``run.plugins``.
         check_source: whether ``rack.init_from`` must be there and fit. The configuration of a run that has its weights
@@ -70,7 +72,7 @@ def load(
     return config, registry
 
 
-def load_run(directory: Path, *, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
+def load_run(directory: Path, *, overrides: Overrides = (), plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
     """The configuration that a run wrote into its directory, whatever the environment says of other runs.
 
     Args:
@@ -160,7 +162,7 @@ def _brought_along(written: str, file: Path, closed: Path) -> bool:
 
 
 def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, check_source: bool = True) -> Config:
-    config = None
+    config, given = None, follow_source(merged) if check_source else frozenset[str]()
     try:
         config = convert(merged.data, registry)
     except BaseValidationError as error:
@@ -175,7 +177,11 @@ def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, che
     if check_source:
         problems = [
             Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)
-            for keys, message, help in source_checks(config)
+            for keys, message, help in source_checks(config, given)
+        ]
+        problems += [
+            Problem(missing, key, merged.place([tuple(key.split("."))], "value"), unavailable=UnavailableError(missing))
+            for key, missing in missing_packages(config)
         ]
         if problems:
             raise error_for(problems)

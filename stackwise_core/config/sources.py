@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli
 
+from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, error_for
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
@@ -16,6 +17,9 @@ from stackwise_core.config.words import a, found
 # These two speak to the registry.
 _NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
 _DEEPEST = 40
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Values of ``--set``, such as ``"training.batch_size=8"``; or values by key, ``{"training.batch_size": 8}``."""
 
 
 def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[FileLayer]:
@@ -55,17 +59,26 @@ def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
     return layer
 
 
-def read_overrides(overrides: Sequence[str]) -> tuple[SettingsLayer, list[Problem]]:
-    """The values of all ``--set KEY=VALUE``, and what is wrong with those that aren't such."""
+def read_overrides(overrides: Overrides) -> tuple[SettingsLayer, list[Problem]]:
+    """The values of all overrides, and what is wrong with those that aren't such."""
     layer, problems = SettingsLayer(), []
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    if isinstance(overrides, Mapping):
+        settings = [(key, f'overrides["{key}"]', plain(value)) for key, value in overrides.items()]
+    else:
+        split = [(override, *override.partition("=")) for override in overrides]
+        # Without an equals sign it is no key either.
+        settings = [
+            (key if is_one else "", f"--set {all_}", _value(value.strip())) for all_, key, is_one, value in split
+        ]
+    for key, label, value in settings:
         path = _dotted_key(key)
-        if not equals or not path:
-            example = "KEY=VALUE, such as training.batch_size=8"
-            problems.append(Problem(f"expected {example}", place=Place(f"--set {override}")))
+        if path:
+            layer.put(path, value, label)
         else:
-            layer.put(path, _value(value.strip()), f"--set {override}")
+            example = "KEY=VALUE, such as training.batch_size=8"
+            if isinstance(overrides, Mapping):
+                example = 'a dotted key, such as "training.batch_size"'
+            problems.append(Problem(f"expected {example}", place=Place(label)))
     return layer, problems
 
 

@@ -22,6 +22,8 @@ from stackwise_core.training.setup import Parts, set_up_parts
 
 CONFIG = "config.toml"
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class _Untouched(RunDirectory):
     """A run's directory that is read, and left as it is."""
@@ -48,16 +50,22 @@ class FinishedRun:
 
     @classmethod
     def open(
-        cls, path: Path, *, device: Literal["auto", "cpu", "cuda"] | None = None, plugins: Sequence[str] = ()
+        cls,
+        path: Path,
+        *,
+        device: Device | None = None,
+        precision: str | None = None,
+        plugins: Sequence[str] = (),
     ) -> FinishedRun:
         """Load a run's rack. Every file is compared with its checksum before it is used.
 
         Args:
             device: in place of the run's own ``run.device``.
+            precision: the name of one that all stacks are frozen at, in place of the run's own.
             plugins: as ``-p`` has them.
 
         Raises:
-            UsageError: it isn't a run, its plan can't be read, or it never finished.
+            UsageError: it isn't a run, its plan can't be read, it never finished, or there is no such precision.
             UnavailableError: a plugin, a package or the device isn't there.
             StackwiseError: a file is missing or damaged.
         """
@@ -65,7 +73,10 @@ class FinishedRun:
         directory = _Untouched(path)
         for name in (PLAN, CONFIG):
             directory.manifest.checked(name)
-        config, registry = load_run(path, plugins=plugins)
+        overrides = [] if precision is None else [f"precision.trunk={json.dumps(precision)}"]
+        config, registry = load_run(path, overrides=overrides, plugins=plugins)
+        if precision is not None:
+            config = evolve(config, precision=evolve(config.precision, stacks={}))
         if device is not None:
             config = evolve(config, run=evolve(config.run, device=device))
         parts = set_up_parts(config, registry)
@@ -77,7 +88,7 @@ class FinishedRun:
         check_rack(directory, parts.spec, parts.implementations.formats.adapters)
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
-        active = frozenset(read_ending(directory)["active"])
+        active = frozenset(read_ending(directory)["active"] if precision is None else ())
         return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
 
     def text(self, corpus: str | None, progress: Callable[[int], None] | None = None) -> Split:

@@ -119,8 +119,8 @@ class Ends(nn.Module):
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(norm(hidden), weight)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
-        """Cross entropies [N], in nats, of target ids [N] under hidden states [N, D].
+    def predictions(self, hidden: Tensor, norm: nn.Module) -> Tensor:
+        """Logits [N, V] of what tokens there may be under hidden states [N, D], in fp32 or better.
 
         The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
         MDLM, arXiv 2406.07524).
@@ -130,7 +130,11 @@ class Ends(nn.Module):
         logits = self.logits(padded, norm)[: len(hidden)]  # [N, V]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits[:, self.mask_id] = -torch.inf
-        return nn.functional.cross_entropy(logits, targets, reduction="none")
+        return logits
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
+        """Cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
+        return nn.functional.cross_entropy(self.predictions(hidden, norm), targets, reduction="none")
 
 
 def derived_seed(seed: int, *what: object) -> int:

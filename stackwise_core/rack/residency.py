@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -402,6 +402,43 @@ class Residency:
         """Cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
         with self.precision(index).autocast(self.device):
             return self.ends(index).cross_entropy(hidden, targets, self.stack(index).norm)
+
+    def predict(
+        self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor
+    ) -> Tensor:
+        """Logits [N, V] of what tokens there may be at flat positions [N] of ids [B, T]; the mask's is -inf."""
+
+        def read(index: int, hidden: Tensor) -> Tensor:
+            chosen = hidden.flatten(0, 1).index_select(0, where.to(self.device))
+            return self.ends(index).predictions(chosen, self.stack(index).norm)
+
+        return self._read_out(path, inputs, segments, fraction, read)
+
+    def logits(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor) -> Tensor:
+        """Logits [B, T, V] of ids [B, T] at the end of a path, as the head gives them."""
+
+        def read(index: int, hidden: Tensor) -> Tensor:
+            return self.ends(index).logits(hidden, self.stack(index).norm)
+
+        return self._read_out(path, inputs, segments, fraction, read)
+
+    def _read_out(
+        self,
+        path: Sequence[int],
+        inputs: Tensor,
+        segments: Tensor,
+        fraction: Tensor,
+        read: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        """What ``read`` makes of the hidden states [B, T, D] at the exit of a path's last stack."""
+        hidden, context = self.embed(path[0], inputs, fraction), self.context(segments)
+        for index in path:
+            with self.visiting(index):
+                hidden = self.through(index, hidden, context)
+                if index == path[-1]:
+                    with self.precision(index).autocast(self.device):
+                        return read(index, hidden)
+        raise AssertionError("a path has stacks")
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """What trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0.layers.0...``."""

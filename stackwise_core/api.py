@@ -1,0 +1,142 @@
+"""What ``import stackwise_core as sw`` offers; the command line is made of it.
+
+A function imports what it needs when it is called: reading a configuration takes no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+from stackwise_core.config.sources import Overrides
+from stackwise_core.runs.beginning import Configuration, begin, read
+
+if TYPE_CHECKING:
+    from stackwise_core.inference.loaded_rack import LoadedRack
+    from stackwise_core.training.events import Listener, RunResult
+    from stackwise_core.training.plan import Plan
+    from stackwise_core.training.setup import Setup
+    from stackwise_core.training.stopping import Stopping
+
+
+def load_config(
+    source: str | os.PathLike[str] = "stackwise.toml",
+    *,
+    overrides: Overrides = (),
+    plugins: Sequence[str] = (),
+) -> Configuration:
+    """Read a configuration and check it. Nothing is run, and torch isn't loaded.
+
+    Args:
+        source: a TOML file, or the directory of a run.
+        overrides: single keys, which win: ``{"training.batch_size": 8}``, or as ``--set`` has them.
+        plugins: as ``-p`` has them: ``"no:NAME"``, ``"FILE.py"``.
+
+    Raises:
+        ConfigError: with every mistake that was found; one of the kinds of ``UsageError``.
+        UnavailableError: plugins or packages that it names aren't there.
+        UsageError: it is neither a configuration nor the directory of a run.
+    """
+    return read(source, overrides=overrides, plugins=plugins)
+
+
+def plan(configuration: Configuration, *, tokenised: Callable[[int], None] | None = None) -> Plan:
+    """The phases of a run, with their memory, disk and operations. Nothing is trained.
+
+    Args:
+        tokenised: called with the bytes of text that were just tokenised.
+
+    Raises:
+        UsageError: the text, the tokenizer or the rack can't serve, or the mode can't plan it.
+        UnavailableError: the device, a plugin or a package isn't there.
+    """
+    return prepare(configuration, tokenised).plan
+
+
+def run(
+    configuration: Configuration,
+    *,
+    fresh: bool = False,
+    accept_change: bool = False,
+    listener: Listener | None = None,
+    tokenised: Callable[[int], None] | None = None,
+) -> RunResult:
+    """Train, into a directory of its own. If the last run of that name broke off, it goes on with that one.
+
+    Args:
+        configuration: from a TOML file; or from a run's directory, which it goes on with.
+        fresh: begin anew, though a run broke off.
+        accept_change: go on though the configuration has changed, where no weight depends on what has.
+        listener: called with each event of ``stackwise_core.training.events``.
+        tokenised: as ``plan``.
+
+    Raises:
+        Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
+        UsageError: as ``plan``; or what broke off began with another configuration.
+        UnavailableError: as ``plan``.
+        StackwiseError: the run failed. What is done is on disk.
+        KeyboardInterrupt: it was interrupted. What is done is on disk.
+    """
+    begun = begin(configuration, fresh=fresh, accept_change=accept_change)
+    return prepare(begun, tokenised).run(listener or (lambda event: None))
+
+
+def prepare(configuration: Configuration, tokenised: Callable[[int], None] | None = None) -> Prepared:
+    """All that stands before a run's first step: its text as tokens, its plan."""
+    # torch comes in here, after the configuration was found to be right.
+    from stackwise_core.training.plan import make_plan
+    from stackwise_core.training.setup import set_up
+
+    setup = set_up(configuration.config, configuration.registry, tokenised)
+    return Prepared(configuration, setup, make_plan(setup))
+
+
+@frozen
+class Prepared:
+    """A run that can be trained."""
+
+    configuration: Configuration
+    setup: Setup
+    plan: Plan
+
+    def run(self, listener: Listener, stopping: Stopping | None = None) -> RunResult:
+        """Train it, or go on with what ``begin`` found.
+
+        Args:
+            stopping: whether somebody asked the run to stop.
+        """
+        from stackwise_core.runs.directory import RunDirectory
+        from stackwise_core.training.engine import Engine
+
+        registry, directory = self.configuration.registry, self.configuration.directory
+        begun = None if directory is None else RunDirectory(directory)
+        return Engine(self.setup, self.plan, registry, listener, begun, stopping).run()
+
+
+def load_rack(
+    path: str | os.PathLike[str],
+    *,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    precision: str | None = None,
+    plugins: Sequence[str] = (),
+) -> LoadedRack:
+    """The rack of a finished run as a torch module, with ``sample`` and ``evaluate``.
+
+    Args:
+        path: the run's directory.
+        device: in place of the run's own ``run.device``.
+        precision: a name such as ``"nf4"`` or ``"fp32"``, at which all stacks are held; None: as the run left them.
+        plugins: as ``-p`` has them.
+
+    Raises:
+        UsageError: it isn't a run, it never finished, or there is no such precision.
+        UnavailableError: a plugin, a package or the device isn't there.
+        StackwiseError: a file is missing or damaged.
+    """
+    from stackwise_core.inference.loaded_rack import LoadedRack
+
+    return LoadedRack.load(Path(path), device=device, precision=precision, plugins=plugins)

@@ -1,0 +1,246 @@
+"""A finished run's rack as a torch module, to be evaluated, sampled from, or asked for its logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from stackwise_core.data.tokenizer import Tokenizer
+from stackwise_core.errors import UsageError
+from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood
+from stackwise_core.inference.finished import Device, FinishedRun
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.training.determinism import deterministic
+
+
+class LoadedRack(nn.Module):
+    """A rack whose weights stay as they are.
+
+    B sequences of T tokens; V ids.
+
+    Attributes:
+        ends: embedding and head, by the stack whose own they are where each has its own.
+        stacks: by number; none where the rack is read from disk stack by stack, as its run did.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        super().__init__()
+        self.run = run
+        self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.residency.all_ends()})
+        self.stacks = nn.ModuleDict()
+        self._bring()
+
+    @classmethod
+    def load(
+        cls, path: Path, *, device: Device | None = None, precision: str | None = None, plugins: Sequence[str] = ()
+    ) -> LoadedRack:
+        """Load the rack of a finished run; see ``FinishedRun.open``."""
+        return cls(FinishedRun.open(path, device=device, precision=precision, plugins=plugins))
+
+    def _bring(self) -> None:
+        """Have all stacks where they are to be."""
+        every = sorted({stack for route in self.run.routes for stack in route.path})
+        self.run.residency.bring(every, active=self.run.active, streamed=every if self.run.streams else ())
+        if not self.run.streams:
+            self.stacks = nn.ModuleDict({str(index): self.run.residency.stack(index) for index in every})
+        self.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedRack:
+        raise UsageError(
+            "a loaded rack can't be moved or cast, since quantised stacks can't: name device and precision when it is "
+            "loaded"
+        )
+
+    @property
+    def spec(self) -> RackSpec:
+        """Its shape."""
+        return self.run.parts.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its text becomes ids with."""
+        return self.run.parts.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.run.parts.device
+
+    @property
+    def seq_len(self) -> int:
+        """Most tokens that it sees at a time."""
+        return self.spec.seq_len
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts each token from those before it, and nothing is masked."""
+        return self.run.parts.config.training.objective == "clm"
+
+    @property
+    def has_time_input(self) -> bool:
+        """Whether its predictions depend on the mask fraction that it is told."""
+        return self.spec.time_encoding is not None
+
+    @property
+    def routes(self) -> tuple[BandRoute, ...]:
+        """How it uses its stacks, by the mask fraction."""
+        return self.run.routes
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """After how many stacks it can be read out; of a banded rack, whose stacks stand side by side, the whole."""
+        if len(self.routes) > 1:
+            return (len({stack for route in self.routes for stack in route.path}),)
+        path = self.routes[0].path
+        return tuple(place for place, stack in enumerate(path, 1) if stack in self.run.exits or place == len(path))
+
+    def at_depth(self, depth: int | None) -> AtDepth:
+        """The rack as it is after so many stacks; None: all of them.
+
+        Raises:
+            UsageError: the head was never trained to read there.
+        """
+        if depth is not None and depth not in self.depths:
+            known = ", ".join(map(str, self.depths))
+            raise UsageError(f"depth {depth}: {self.run.path} can be read out at {known}.")
+        return AtDepth(self, depth or self.depths[-1])
+
+    def path(self, fraction: float, depth: int | None = None) -> tuple[int, ...]:
+        """The stacks that a sequence passes of which this share is masked."""
+        route = next(route for route in self.routes if route.serves(fraction))
+        return route.path if depth is None or len(self.routes) > 1 else route.path[:depth]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Tensor,
+        segments: Tensor | None = None,
+        fraction: Tensor | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V], the mask token's as the head gives it.
+
+        Args:
+            ids: int [B, T], the mask token where a token is hidden.
+            segments: int [B, T], 0 at padding, else the number of a document within its sequence, which sees no other.
+                None: each sequence is one document.
+            fraction: float64 [B], shares of the tokens that are masked, which choose the route of a banded rack and are
+                what a rack with a time input is told. None: as ``ids`` has them.
+            depth: after how many stacks to read.
+
+        Raises:
+            UsageError: there are more than ``seq_len`` tokens, or the head can't read at this depth.
+        """
+        ids, segments = self._checked(ids, segments)
+        if fraction is None:
+            counted = segments > 0
+            masked = (ids == self.tokenizer.mask_id) & counted
+            fraction = masked.sum(1).double() / counted.sum(1).clamp(min=1)
+        fraction, depth = fraction.double(), self.at_depth(depth).depth
+        paths = [self.path(each, depth) for each in fraction.tolist()]
+        logits: Tensor | None = None
+        with deterministic():
+            self._ready()
+            for path in dict.fromkeys(paths):
+                rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
+                part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
+                logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
+                logits[rows.to(part.device)] = part
+        assert logits is not None
+        return logits
+
+    @torch.no_grad()
+    def predict(
+        self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor, depth: int | None = None
+    ) -> Tensor:
+        """Logits float32 [N, V] of what tokens may stand at some positions; the mask token's is -inf.
+
+        Args:
+            inputs: int64 [B, T] ids.
+            segments: int [B, T], as ``forward`` has them.
+            fraction: the share of the tokens that is masked in each sequence.
+            where: int64 [N], flat positions of ``inputs``; of a causal rack those before the tokens in question.
+            depth: after how many stacks to read.
+        """
+        inputs, segments = self._checked(inputs, segments)
+        self._ready()
+        fractions = torch.full((len(inputs),), fraction, dtype=torch.float64)
+        return self.run.residency.predict(self.path(fraction, depth), inputs, segments, fractions, where)
+
+    def _checked(self, ids: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids and segments, if they are such as the rack can take."""
+        if ids.ndim != 2 or not 0 < ids.shape[1] <= self.seq_len or not len(ids):
+            raise UsageError(f"expected ids [sequences, up to {self.seq_len} tokens], found {list(ids.shape)}")
+        if ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < self.spec.vocab_size:
+            raise UsageError(f"expected ids from 0 to {self.spec.vocab_size - 1}")
+        segments = torch.ones_like(ids) if segments is None else segments
+        if segments.shape != ids.shape:
+            raise UsageError(f"expected segments {list(ids.shape)}, as ids, found {list(segments.shape)}")
+        return ids, segments
+
+    def _ready(self) -> None:
+        """Have all stacks in memory again, where an evaluation of bands has let some go."""
+        if any(int(index) not in self.run.residency for index in self.stacks):
+            self._bring()
+
+    def evaluation(
+        self,
+        corpus: str | os.PathLike[str] | None = None,
+        tokenised: Callable[[int], None] | None = None,
+        **changes: Any,
+    ) -> Evaluation:
+        """What ``evaluate`` measures on.
+
+        Args:
+            corpus: a text in place of the run's validation split, as ``data.corpus``.
+            tokenised: called with the bytes of text that were just tokenised.
+            changes: of the run's own settings: ``draws``, ``sequences``, ``bands``, ``seed``, ``batch_size``.
+
+        Raises:
+            UsageError: the text can't be read, there is too little of it, or bands are asked of a banded rack.
+        """
+        if "bands" in changes and len(self.routes) > 1:
+            raise UsageError(
+                f"bands: {self.run.path} is banded, and has a band for each of its {len(self.routes)} stacks."
+            )
+        split = self.run.text(None if corpus is None else os.path.abspath(os.path.expanduser(corpus)), tokenised)
+        return self.run.evaluation(split, **changes)
+
+    def evaluate(
+        self,
+        on: Evaluation | str | os.PathLike[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **changes: Any,
+    ) -> list[Likelihood]:
+        """Upper bounds on the negative log-likelihood of a text, by depth, the whole rack's last.
+
+        Args:
+            on: a text in place of the run's validation split, or what ``evaluation`` gave.
+            progress: called with the sequences done so far, and all that there are to do.
+            changes: as ``evaluation`` has them.
+
+        Raises:
+            UsageError: as ``evaluation``.
+        """
+        evaluation = on if isinstance(on, Evaluation) else self.evaluation(on, **changes)
+        with deterministic():
+            return self.run.likelihoods(evaluation, progress)
+
+
+@frozen
+class AtDepth:
+    """A rack that is read out after so many of its stacks."""
+
+    rack: LoadedRack
+    depth: int
+
+    def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
+        """As ``LoadedRack.predict``."""
+        return self.rack.predict(inputs, segments, fraction, where, self.depth)

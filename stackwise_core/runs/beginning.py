@@ -1,0 +1,143 @@
+"""What a run begins from: a configuration, or a run of its name that broke off."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from stackwise_core.config.changes import changes, with_window_of
+from stackwise_core.config.load import load, load_run
+from stackwise_core.config.model import Config
+from stackwise_core.config.source_run import FINISHED, PROGRESS, nearest_run
+from stackwise_core.config.sources import Overrides
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.registry import Registry
+from stackwise_core.runs.manifest import Manifest
+from stackwise_core.writable import check_writable
+
+
+class Finished(UsageError):
+    """There is nothing to go on with: all of the run is done."""
+
+
+@frozen
+class Configuration:
+    """A configuration that was found to be right, and the plugins that it was read with."""
+
+    config: Config
+    registry: Registry
+    plugins: tuple[str, ...] = ()
+    """As ``-p`` had them."""
+    directory: Path | None = None
+    """The run that it is to go on with; None: there is none, or it hasn't been looked for."""
+
+
+def begin(configuration: Configuration, *, fresh: bool = False, accept_change: bool = False) -> Configuration:
+    """Find the last run of the configuration's name, if that broke off: it is gone on with. Nothing is written.
+
+    Args:
+        fresh: whether a new one is to begin in any case.
+        accept_change: whether to go on though keys have changed, where no weight depends on what has.
+
+    Raises:
+        Finished: the run that the configuration is of.
+        UsageError: it began with another configuration, and not all that has changed may be or was accepted; or a new
+            one can't be written where it should be.
+        StackwiseError: its configuration isn't what it began with.
+    """
+    run, directory = configuration.config.run, None
+    if not fresh:
+        directory = configuration.directory or broken_off(Path(run.directory), run.name)
+    if directory is None:
+        check_writable(Path(run.directory), "run.directory")
+        return evolve(configuration, directory=None)
+    if is_finished(directory):
+        raise Finished(f"{directory} is finished. A fresh run would begin anew.")
+    config = _going_on(directory, configuration, accept_change)
+    return evolve(configuration, config=config, directory=directory)
+
+
+def read(source: str | os.PathLike[str], *, overrides: Overrides = (), plugins: Sequence[str] = ()) -> Configuration:
+    """Read a TOML file, or the configuration of the run in a directory.
+
+    Args:
+        overrides: as ``--set`` has them, or values by key.
+        plugins: as ``-p`` has them.
+
+    Raises:
+        UsageError: it is neither, or there are mistakes in it.
+        StackwiseError: the run's configuration isn't what it began with.
+    """
+    if not os.path.isdir(source):
+        config, registry = load(source, overrides=overrides, plugins=plugins)
+        return Configuration(config, registry, tuple(plugins))
+    directory = Path(source)
+    config, registry = load_run(_begun(directory), overrides=overrides, plugins=plugins)
+    return Configuration(config, registry, tuple(plugins), directory)
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether all of a run is trained."""
+    return FINISHED in Manifest(directory)
+
+
+def broken_off(parent: Path, name: str) -> Path | None:
+    """The last run of a name, if it was begun and hasn't finished."""
+    last, number = None, 1
+    while (path := parent / (name if number == 1 else f"{name}-{number}")).is_dir():
+        last, number = path, number + 1
+    if last is None or PROGRESS not in Manifest(last) or is_finished(last):
+        return None
+    return last
+
+
+def _begun(directory: Path) -> Path:
+    """A directory that a run was begun in.
+
+    Raises:
+        UsageError: none was.
+        StackwiseError: its configuration isn't what it began with.
+    """
+    manifest = Manifest(directory)
+    if PROGRESS not in manifest:
+        if any(directory.glob("config.toml.*.new")):
+            raise UsageError(f"{directory}: this run was stopped before it had begun. Delete it, and start anew.")
+        near = nearest_run(directory)
+        guess = f". Did you mean {near}?" if near else ""
+        raise UsageError(
+            f"{directory}: expected a configuration, or the directory of a run; there is no {PROGRESS}{guess}"
+        )
+    try:
+        manifest.checked("config.toml")
+    except StackwiseError as error:
+        raise StackwiseError(
+            f"{error} It is what the run began with; changes are for --set KEY=VALUE with --accept-change."
+        ) from error
+    return directory
+
+
+def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Config:
+    """The configuration that a run goes on with: the one that it began with, but for changes that were accepted."""
+    config = configuration.config
+    before, _ = load_run(_begun(directory), plugins=configuration.plugins)
+    changed = changes(before, config)
+    if not changed:
+        return before
+    said = "\n".join(f"  {change}" for change in changed)
+    unsound = [change.key for change in changed if not change.sound]
+    if unsound:
+        one = len(unsound) == 1
+        raise UsageError(
+            f"{directory} broke off, and began with another configuration:\n{said}\n"
+            f"{', '.join(unsound)} {'changes' if one else 'change'} what comes out. Put {'it' if one else 'them'} back "
+            "to go on with that run, or begin a new one with --fresh."
+        )
+    if not accept:
+        raise UsageError(
+            f"{directory} broke off, and began with another configuration:\n{said}\n"
+            "No weight depends on that: --accept-change goes on with it, --fresh begins a new run."
+        )
+    return with_window_of(before, config) if config.training.window is None else config
