@@ -1,0 +1,114 @@
+"""``import stackwise_core as sw``: the functions that the command line is made of."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import stackwise_core as sw
+from stackwise_core.cli import main
+from stackwise_core.config.errors import ConfigError
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.runs.beginning import Finished
+from stackwise_core.training.events import PhaseResumed, StepDone
+from tests.cli.test_run import CONFIG
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with a small configuration in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_reading_a_configuration_takes_no_torch(here):
+    """Nor does the import."""
+    code = (
+        "import sys, stackwise_core as sw; sw.load_config('small.toml'); "
+        "print(*sw.__all__, [name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Configuration load_config load_rack plan run []"
+
+
+def test_there_is_no_other_name():
+    """A name that isn't there is an AttributeError, as of any module."""
+    assert {"load_config", "load_rack", "plan", "run"} <= set(dir(sw))
+    with pytest.raises(AttributeError, match="'stackwise_core' has no attribute 'train'"):
+        sw.train  # noqa: B018
+
+
+def test_overrides_by_key(here):
+    """Values have their own types, and paths and tuples become what TOML has for them."""
+    overrides = {"training.batch_size": 4, "data.tokens_directory": here / "t", "training.betas": (0.5, 0.6)}
+    config = sw.load_config("small.toml", overrides=overrides).config
+    assert (config.training.batch_size, config.training.betas) == (4, (0.5, 0.6))
+    assert config.data.tokens_directory == str(here / "t")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"training.batch_sise": 4}, r'overrides\["training.batch_sise"\]: training.batch_sise: unknown key'),
+        ({"training.batch_size": "4"}, r'overrides\["training.batch_size"\]: training.batch_size: expected'),
+        ({"training batch": 4}, r'overrides\["training batch"\]: expected a dotted key, such as'),
+    ],
+)
+def test_an_override_that_is_wrong_is_named(here, overrides, said):
+    """The message says which key of the mapping it was."""
+    with pytest.raises(ConfigError, match=said):
+        sw.load_config("small.toml", overrides=overrides)
+
+
+def test_a_plan_is_what_the_command_line_prints(here):
+    """Phases, memory, disk and operations; nothing is trained."""
+    printed = json.loads(CliRunner().invoke(main, ["plan", "small.toml", "--json"]).stdout)
+    made = json.loads(json.dumps(sw.plan(sw.load_config("small.toml")).to_json()))
+    for phase in made["phases"] + printed["phases"]:
+        assert phase.pop("memory")["total"] > 0  # it has what this process takes now, and so has the boundary
+        phase.pop("boundary")
+    assert made == printed
+    assert not (here / "runs" / "small").exists()
+
+
+def test_a_run_and_its_rack(here):
+    """A listener sees every step; the rack measures what the run did; the finished run isn't run again."""
+    events = []
+    result = sw.run(sw.load_config("small.toml"), listener=events.append)
+    assert result.directory == Path("runs/small")
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert len(steps) == sum(phase.steps for phase in result.phases)
+    assert sw.load_rack(result.directory).evaluate() == list(result.likelihoods)
+    with pytest.raises(Finished, match="small is finished"):
+        sw.run(sw.load_config(result.directory))
+
+
+def test_it_goes_on_with_a_run_that_broke_off(here):
+    """From its last checkpoint, unless a fresh one is asked for; another configuration is refused."""
+
+    def stop(event):
+        if isinstance(event, StepDone) and event.step == 3:
+            raise KeyboardInterrupt
+
+    every_step = {"checkpoint.steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        sw.run(sw.load_config("small.toml", overrides=every_step), listener=stop)
+    with pytest.raises(UsageError, match=r"training\.block_lr"):
+        sw.run(sw.load_config("small.toml", overrides={**every_step, "training.block_lr": 0.5}))
+    fresh = sw.run(sw.load_config("small.toml", overrides=every_step), fresh=True)
+    events = []
+    resumed = sw.run(sw.load_config(here / "runs" / "small"), listener=events.append)
+    assert [event.step for event in events if isinstance(event, PhaseResumed)] == [2]
+    assert fresh.directory.name == "small-2"
+    assert resumed.likelihoods == fresh.likelihoods
+
+
+@pytest.mark.parametrize("name", ["nothing", "small.toml"])
+def test_a_rack_that_is_not_there(here, name):
+    """What isn't a run's directory is refused in one line."""
+    with pytest.raises(StackwiseError, match=name):
+        sw.load_rack(name)
