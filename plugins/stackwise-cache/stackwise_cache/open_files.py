@@ -19,20 +19,22 @@ class OpenFiles:
         """Of a file, to read from until another one is asked for.
 
         Raises:
-            FileNotFoundError: it isn't there any more; an open one that was deleted isn't kept, so that the disk
-                has its room again.
+            FileNotFoundError: it isn't there any more.
         """
         file = self._files.get(path)
         if file is None:
             if len(self._files) == MOST:
                 self._files.popitem(last=False)[1].close()
             file = self._files[path] = path.open("rb", buffering=0)
-        elif not os.fstat(file.fileno()).st_nlink:
-            self.close(path)
-            raise FileNotFoundError(path)
         else:
             self._files.move_to_end(path)
         return file.fileno()
+
+    def close_deleted(self) -> None:
+        """Close files that were deleted since they were opened, so that the disk has their room again."""
+        for path, file in list(self._files.items()):
+            if not os.fstat(file.fileno()).st_nlink:
+                self.close(path)
 
     def close(self, path: Path) -> None:
         """Close a file if it is open."""

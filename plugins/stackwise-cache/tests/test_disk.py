@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +159,27 @@ def test_two_stores_write_the_same_directory(open_store, directory, layout):
     two.close()
     assert len(shards(directory)) == 3
     assert torch.equal(open_store().get(keys_of(*range(9))), entries_of(layout, *range(9)))
+
+
+def test_what_another_store_deleted_gives_its_room_back(open_store, layout, directory):
+    """A file that was open for reading still gives its entries, until the store is next asked what it has."""
+
+    def held() -> list[str]:
+        names = []
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # of the listing itself
+                names.append(os.readlink(link))
+        return [name for name in names if name.startswith(str(directory)) and name.endswith("(deleted)")]
+
+    one = open_store()
+    fill(one, layout, *range(4))
+    two = open_store()
+    two.get(keys_of(0))
+    one.drop()
+    assert torch.equal(two.get(keys_of(0)), entries_of(layout, 0))
+    assert len(held()) == 1
+    two.contains(keys_of(0))
+    assert held() == []
 
 
 def test_another_stores_drop_is_a_miss(open_store, layout):
