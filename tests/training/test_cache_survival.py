@@ -160,7 +160,8 @@ def test_damage_during_a_run_costs_nothing_but_time(tmp_path, undisturbed, harm)
     ran = run_tiny(tmp_path, SMALL_SHARDS, vandal(harm_often))
     assert ran.losses == undisturbed.losses
     for phase, before in zip(ran.result.phases[1:], undisturbed.result.phases[1:], strict=True):
-        assert phase.boundaries_computed > before.boundaries_computed
+        # A file that is open when it is deleted can still be read.
+        assert harm is delete or phase.boundaries_computed > before.boundaries_computed
         assert (phase.boundaries_damaged > 0) == (harm is not delete)
 
 
