@@ -6,7 +6,7 @@ A function imports what it needs when it is called: reading a configuration take
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ from stackwise_core.config.sources import Overrides
 from stackwise_core.runs.beginning import Configuration, begin, read
 
 if TYPE_CHECKING:
+    from stackwise_core.data.sequences import Progress
     from stackwise_core.inference.loaded_rack import LoadedRack
     from stackwise_core.training.events import Listener, RunResult
     from stackwise_core.training.plan import Plan
@@ -44,7 +45,7 @@ def load_config(
     return read(source, overrides=overrides, plugins=plugins)
 
 
-def plan(configuration: Configuration, *, tokenised: Callable[[int], None] | None = None) -> Plan:
+def plan(configuration: Configuration, *, tokenised: Progress | None = None) -> Plan:
     """The phases of a run, with their memory, disk and operations. Nothing is trained.
 
     Args:
@@ -63,7 +64,7 @@ def run(
     fresh: bool = False,
     accept_change: bool = False,
     listener: Listener | None = None,
-    tokenised: Callable[[int], None] | None = None,
+    tokenised: Progress | None = None,
 ) -> RunResult:
     """Train, into a directory of its own. If the last run of that name broke off, it goes on with that one.
 
@@ -85,7 +86,7 @@ def run(
     return prepare(begun, tokenised).run(listener or (lambda event: None))
 
 
-def prepare(configuration: Configuration, tokenised: Callable[[int], None] | None = None) -> Prepared:
+def prepare(configuration: Configuration, tokenised: Progress | None = None) -> Prepared:
     """All that stands before a run's first step: its text as tokens, its plan."""
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.training.plan import make_plan
@@ -122,6 +123,7 @@ def load_rack(
     *,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     precision: str | None = None,
+    stream: bool | None = None,
     plugins: Sequence[str] = (),
 ) -> LoadedRack:
     """The rack of a finished run as a torch module, with ``sample`` and ``evaluate``.
@@ -130,6 +132,8 @@ def load_rack(
         path: the run's directory.
         device: in place of the run's own ``run.device``.
         precision: a name such as ``"nf4"`` or ``"fp32"``, at which all stacks are held; None: as the run left them.
+        stream: whether one stack is in memory at a time, read from disk each time that it is passed; None: whether
+            they don't fit together into what memory is free.
         plugins: as ``-p`` has them.
 
     Raises:
@@ -137,6 +141,8 @@ def load_rack(
         UnavailableError: a plugin, a package or the device isn't there.
         StackwiseError: a file is missing or damaged.
     """
+    from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.inference.loaded_rack import LoadedRack
 
-    return LoadedRack.load(Path(path), device=device, precision=precision, plugins=plugins)
+    run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
+    return LoadedRack(run, stream=stream)

@@ -53,13 +53,15 @@ def evaluate(
 
     from cattrs import unstructure
 
-    from stackwise_core import load_rack
     from stackwise_core.cli.likelihood_tables import print_likelihoods
     from stackwise_core.cli.progress import counting, tokenising
+    from stackwise_core.inference.finished import FinishedRun
+    from stackwise_core.inference.loaded_rack import LoadedRack
     from stackwise_core.training.notes import unseen
 
     aside = Console(stderr=True)
-    rack = load_rack(directory, device=device, plugins=plugins)
+    run = FinishedRun.open(directory, device=device, plugins=plugins)
+    rack = LoadedRack(run, stream=run.streams)
     asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed}
     with tokenising(aside) as tokenised:
         changes = {name: value for name, value in asked.items() if value is not None}
@@ -93,5 +95,5 @@ def evaluate(
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
-    for note in unseen(rack.run.trained_bands) if not evaluation.causal else []:
+    for note in unseen(run.trained_bands) if not evaluation.causal else []:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)

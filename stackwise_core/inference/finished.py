@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stackwise_core.config.load import load_run
 from stackwise_core.config.source_run import PLAN, read_source_run
-from stackwise_core.data.sequences import Split, prepare
+from stackwise_core.data.sequences import Progress, Split, prepare
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
@@ -91,7 +91,17 @@ class FinishedRun:
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
         return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
 
-    def text(self, corpus: str | None, progress: Callable[[int], None] | None = None) -> Split:
+    @property
+    def bytes(self) -> float:
+        """What all its stacks take in memory together, without adapters."""
+        spec, formats = self.parts.spec, self.parts.implementations.formats
+        widths = (
+            4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight
+            for stack in range(spec.stacks)
+        )
+        return sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
+
+    def text(self, corpus: str | None, progress: Progress | None = None) -> Split:
         """The run's validation split, or the whole of another text.
 
         Raises:
@@ -99,7 +109,7 @@ class FinishedRun:
         """
         data = self.parts.config.data
         if corpus is not None:
-            data = evolve(data, corpus=corpus, validation_fraction=0.0)
+            data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
             return prepare(data, self.parts.tokenizer, progress).train
         split = prepare(data, self.parts.tokenizer, progress).validation
         if not len(split):

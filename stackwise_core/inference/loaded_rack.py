@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
+from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood
-from stackwise_core.inference.finished import Device, FinishedRun
+from stackwise_core.inference.finished import FinishedRun
+from stackwise_core.inference.gapped_text import GappedText
+from stackwise_core.inference.sampling import Sampling, Step, sample
+from stackwise_core.inference.templates import parts_of
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.training.determinism import deterministic
 
@@ -25,24 +28,21 @@ class LoadedRack(nn.Module):
 
     B sequences of T tokens; V ids.
 
+    Args:
+        stream: whether one stack is in memory at a time, read anew each time that it is passed; None: whether they
+            don't fit together.
+
     Attributes:
         ends: embedding and head, by the stack whose own they are where each has its own.
-        stacks: by number; none where the rack is read from disk stack by stack, as its run did.
+        stacks: by number; none where they are streamed.
     """
 
-    def __init__(self, run: FinishedRun) -> None:
+    def __init__(self, run: FinishedRun, *, stream: bool | None = None) -> None:
         super().__init__()
-        self.run = run
+        self.run = evolve(run, streams=run.bytes > run.parts.memory_budget if stream is None else stream)
         self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.residency.all_ends()})
         self.stacks = nn.ModuleDict()
         self._bring()
-
-    @classmethod
-    def load(
-        cls, path: Path, *, device: Device | None = None, precision: str | None = None, plugins: Sequence[str] = ()
-    ) -> LoadedRack:
-        """Load the rack of a finished run; see ``FinishedRun.open``."""
-        return cls(FinishedRun.open(path, device=device, precision=precision, plugins=plugins))
 
     def _bring(self) -> None:
         """Have all stacks where they are to be."""
@@ -193,7 +193,7 @@ class LoadedRack(nn.Module):
     def evaluation(
         self,
         corpus: str | os.PathLike[str] | None = None,
-        tokenised: Callable[[int], None] | None = None,
+        tokenised: Progress | None = None,
         **changes: Any,
     ) -> Evaluation:
         """What ``evaluate`` measures on.
@@ -232,6 +232,59 @@ class LoadedRack(nn.Module):
         evaluation = on if isinstance(on, Evaluation) else self.evaluation(on, **changes)
         with deterministic():
             return self.run.likelihoods(evaluation, progress)
+
+    def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
+        """A text with gaps to fill.
+
+        Args:
+            prompt: what it begins with.
+            length: tokens to write after the prompt; None: what that leaves of ``seq_len``, at least half of it.
+            infill: in place of both, a text in which ``[MASK]`` is a missing token and ``[MASK:20]`` twenty.
+
+        Raises:
+            UsageError: ``infill`` has no gaps, or there is a prompt or length beside it.
+        """
+        if infill is None:
+            return GappedText.after(prompt, length, self.tokenizer, self.seq_len)
+        if prompt or length is not None:
+            raise UsageError(
+                "infill with a prompt or length: expected one text, whose gaps say how much there is to write."
+            )
+        return GappedText.of(parts_of(infill, "infill"), self.tokenizer)
+
+    def unmask(self, text: GappedText, sampling: Sampling, depth: int | None = None) -> Iterator[Step]:
+        """Fill a text's gaps, step by step; see ``sampling.sample``.
+
+        Raises:
+            UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
+        """
+        return sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        length: int | None = None,
+        infill: str | None = None,
+        depth: int | None = None,
+        **how: Any,
+    ) -> list[str]:
+        """Texts that begin with a prompt, or whose gaps are filled.
+
+        Args:
+            prompt, length, infill: as ``text`` has them.
+            depth: after how many stacks to read.
+            how: ``num``, ``steps``, ``order``, ``temperature``, ``top_p``, ``block`` and ``seed``, as ``Sampling`` has
+                them; the run's own seed where it is left out.
+
+        Raises:
+            UsageError: what is asked for doesn't fit the text or the rack.
+        """
+        text = self.text(prompt, length=length, infill=infill)
+        sampling = Sampling(**{"seed": self.run.parts.config.run.seed, **how})
+        with deterministic():
+            *_, last = self.unmask(text, sampling, depth)
+        return [text.text(ids) for ids in last.ids.numpy()]
 
 
 @frozen

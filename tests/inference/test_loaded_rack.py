@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from stackwise_core import load_rack
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.rack.rack import Ends, Stack
 from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.training.setup import Parts
 from tests.llama import llama_like
 from tests.tiny import run_tiny
 
@@ -29,7 +31,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def racks(runs) -> dict[str, LoadedRack]:
-    return {name: LoadedRack.load(ran.directory) for name, ran in runs.items()}
+    return {name: load_rack(ran.directory) for name, ran in runs.items()}
 
 
 def some_ids(rack: LoadedRack, masked: float = 0.5, sequences: int = 3) -> torch.Tensor:
@@ -99,14 +101,18 @@ def test_a_time_input_is_told_the_share_that_is_masked(racks):
     assert not torch.equal(rack(ids), rack(ids, fraction=torch.full((3,), 0.9)))
 
 
-def test_a_streamed_rack_holds_no_stack_and_computes_the_same(runs):
-    """As its run did, it reads one stack after another."""
-    streamed = LoadedRack.load(runs["streamed"].directory)
-    assert streamed.run.streams
+def test_a_streamed_rack_holds_no_stack_and_computes_the_same(runs, monkeypatch):
+    """It reads one stack after another, if that is asked for or they don't fit."""
+    assert len(load_rack(runs["streamed"].directory).stacks) == 3  # there is room for them
+    streamed = load_rack(runs["streamed"].directory, stream=True)
     assert len(streamed.stacks) == 0
     ids = some_ids(streamed)
     assert torch.equal(streamed(ids), by_hand(streamed, ids, range(3), 0.5))
     assert not any(index in streamed.run.residency for index in range(3))
+    bytes_of_all = 4 * sum(streamed.spec.stack_parameters(index) for index in range(3))
+    for budget, held in ((bytes_of_all - 1, 0), (bytes_of_all, 3)):
+        monkeypatch.setattr(Parts, "memory_budget", budget)
+        assert len(load_rack(runs["streamed"].directory).stacks) == held
 
 
 def test_predictions_leave_the_mask_token_out(racks):
@@ -138,12 +144,12 @@ def test_documents_of_a_sequence_see_nothing_of_each_other(racks):
 
 def test_another_precision(runs):
     """A quantised trunk is loaded from its masters at fp32, and full weights at nf4, all stacks alike."""
-    as_it_was = LoadedRack.load(runs["quantised"].directory)
-    in_full = LoadedRack.load(runs["quantised"].directory, precision="fp32")
+    as_it_was = load_rack(runs["quantised"].directory)
+    in_full = load_rack(runs["quantised"].directory, precision="fp32")
     ids = some_ids(in_full)
     assert torch.equal(in_full(ids), by_hand(in_full, ids, range(3), 0.5))
     assert not torch.equal(as_it_was(ids), in_full(ids))
-    quantised = LoadedRack.load(runs["sequential"].directory, precision="nf4")
+    quantised = load_rack(runs["sequential"].directory, precision="nf4")
     assert sum(type(layer).__name__ == "Linear4bit" for layer in quantised.stacks.modules()) == 3 * 7
 
 
