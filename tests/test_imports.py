@@ -16,7 +16,7 @@ LAYERS = (
     ("interfaces",),
     ("registry",),
     ("config",),
-    ("data", "inference", "rack", "runs", "training"),
+    ("data", "inference", "rack", "report", "runs", "training"),
     ("training.engine",),
     ("api",),
     ("cli", "testing"),

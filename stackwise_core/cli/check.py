@@ -13,6 +13,7 @@ from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.load import load
+from stackwise_core.data.sources import text_problems
 
 
 @click.command(short_help="Find all mistakes in a configuration.")
@@ -21,7 +22,7 @@ from stackwise_core.config.load import load
 def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
     """Check FILE, and show which implementation each of its hooks comes to. Nothing is run."""
     try:
-        config, registry = load(file, overrides=overrides, plugins=plugins)
+        config, registry = load(file, overrides=overrides, plugins=plugins, more_checks=text_problems)
     except ProblemsError as error:
         if not as_json:
             raise

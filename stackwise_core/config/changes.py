@@ -10,6 +10,7 @@ from stackwise_core.config.model import Config
 ANY_TIME = frozenset(
     {
         "run.log_every",
+        "run.tensorboard",
         "data.tokens_directory",
         "training.max_bad_steps",
         "training.memory_budget",

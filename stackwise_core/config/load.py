@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
 from stackwise_core.config.errors import Problem, error_for
 from stackwise_core.config.hints import meant
-from stackwise_core.config.layers import Layer, Merged, PlainLayer
+from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
 from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.paths import absolute, with_absolute_paths
@@ -22,7 +22,7 @@ from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.source_keys import follow_source
 from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides
 from stackwise_core.config.words import dotted
-from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 
@@ -35,6 +35,7 @@ def load(
     plugins: Sequence[str] = (),
     check_source: bool = True,
     in_run: bool = False,
+    more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> tuple[Config, Registry]:
     """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
 
@@ -47,6 +48,7 @@ def load(
             already is read without: what it started from may be gone.
         in_run: whether the file is in a run's directory, which may be somebody else's: it extends no other file, and
             no code is taken from there unless ``plugins`` names it.
+        more_checks: gives the keys that something else is wrong with, which only a layer above this one can tell.
 
     Raises:
         ConfigError: with every mistake that was found.
@@ -64,7 +66,9 @@ def load(
     registry, plugin_problems = _registry(merged, environ, plugins, Path(path).parent if in_run else None)
     if registry is None:
         raise error_for([*problems, *plugin_problems])
-    config = _checked(merged, registry, [*problems, *plugin_problems], check_source=check_source)
+    config = _checked(
+        merged, registry, [*problems, *plugin_problems], check_source=check_source, more_checks=more_checks
+    )
     files = [absolute(value, Path.cwd()) for value in plugins if value.endswith(".py")]
     if files:  # so that the configuration of the run directory finds them
         own = config.run.plugins
@@ -161,7 +165,14 @@ def _brought_along(written: str, file: Path, closed: Path) -> bool:
     return not os.path.isabs(written) or Path(os.path.realpath(file)).is_relative_to(os.path.realpath(closed))
 
 
-def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, check_source: bool = True) -> Config:
+def _checked(
+    merged: Merged,
+    registry: Registry,
+    problems: list[Problem],
+    *,
+    check_source: bool = True,
+    more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
+) -> Config:
     config, given = None, follow_source(merged) if check_source else frozenset[str]()
     try:
         config = convert(merged.data, registry)
@@ -182,6 +193,15 @@ def _checked(merged: Merged, registry: Registry, problems: list[Problem], *, che
         problems += [
             Problem(missing, key, merged.place([tuple(key.split("."))], "value"), unavailable=UnavailableError(missing))
             for key, missing in missing_packages(config)
+        ]
+        problems += [
+            Problem(
+                str(error),
+                dotted(key),
+                merged.place([key], "value"),
+                unavailable=error if isinstance(error, UnavailableError) else None,
+            )
+            for key, error in (more_checks(config) if more_checks else ())
         ]
         if problems:
             raise error_for(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,8 +81,14 @@ def read(source: str | os.PathLike[str], *, overrides: Overrides = (), plugins: 
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether all of a run is trained."""
-    return FINISHED in Manifest(directory)
+    """Whether all of a run is trained and measured."""
+    if FINISHED not in Manifest(directory):
+        return False
+    try:
+        ending = json.loads((directory / FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # who reads the file for what is in it says what is wrong
+    return not isinstance(ending, dict) or ending.get("evaluated", True) is not False
 
 
 def broken_off(parent: Path, name: str) -> Path | None:

@@ -11,10 +11,11 @@ from cattrs import structure, unstructure
 from cattrs.errors import BaseValidationError
 
 from stackwise_core.config.dump import dump
+from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
-from stackwise_core.errors import StackwiseError
+from stackwise_core.errors import StackwiseError, UnavailableError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.allocator import give_back
@@ -23,6 +24,7 @@ from stackwise_core.runs.directory import RunDirectory, embedding_file, head_fil
 from stackwise_core.runs.environment import device_name, differences, environment, software
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
+from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
@@ -52,7 +54,7 @@ from stackwise_core.training.plan import (
     check_stores_directory,
     stores_directory,
 )
-from stackwise_core.training.recording import record
+from stackwise_core.training.recording import Scalars, record
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
@@ -79,9 +81,9 @@ class Engine:
     ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         self._stopping = stopping or Stopping()
-        self.has_begun = False
-        """Whether there is something to go on with, should the run break off."""
         run = setup.config.run
+        for key, missing in missing_packages(setup.config):  # whoever goes on may do so on another machine
+            raise UnavailableError(f"{key}: {missing}")
         check_memory(plan, setup.config.training.memory_budget)
         stores = stores_directory(setup.config)
         check_stores_directory(stores)
@@ -112,13 +114,19 @@ class Engine:
 
     def _run(self) -> RunResult:
         config, (done, measured_until) = self._setup.config, self._begin()
-        with Metrics(self._directory.metrics) as metrics, deterministic():
+        with (
+            Metrics(self._directory.metrics) as metrics,
+            TensorBoard(self._directory.path / "tensorboard") as board,
+            deterministic(),
+        ):
+            scalars = Scalars(board, self._plan, config.run.log_every)
 
             def tell(event: Event) -> None:
                 record(event, metrics, config.run.log_every)
+                if config.run.tensorboard:
+                    scalars.record(event)
                 self._listener(event)
 
-            self.has_begun = True
             tell(RunStarted(self._plan, self._directory.path, len(done)))
             now = environment(config, self._registry, self._setup.device)
             if changed := differences(self._directory.read_json("environment.json"), now):
@@ -129,14 +137,15 @@ class Engine:
                 phases = self._train(done, measured_until, metrics, tell)
             self._stopping.stop()
             finished = {"phases": unstructure(phases), "active": sorted(self._active_at_the_end)}
-            self._directory.write_json(FINISHED, finished)
+            self._directory.write_json(FINISHED, {**finished, "evaluated": False})
             likelihoods, keeps = tuple(self._evaluate(tell)), config.checkpoint.save_stacks
-            if not keeps:
-                with self._directory.together():
-                    self._directory.drop_weights()
-                    self._directory.write_json(FINISHED, {**finished, "weights": False})
             result = RunResult(self._directory.path, tuple(phases), self._plan.routes, likelihoods, keeps)
             tell(RunDone(result))
+            metrics.settle()
+            with self._directory.together():
+                if not keeps:
+                    self._directory.drop_weights()
+                self._directory.write_json(FINISHED, {**finished, "evaluated": True, "weights": keeps})
         return result
 
     def _train(

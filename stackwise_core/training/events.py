@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -57,11 +57,16 @@ class StepDone:
     loss: float
     """Of this step, in nats a token."""
     learning_rate: float
+    """Of the stacks, or of the adapters where these train alone; before ``stack_lr_multipliers``."""
     grad_norm: float
     tokens_per_second: float
     """Over the phase so far, boundaries and validations included."""
     peak_bytes: int
     """Most memory held in this phase so far."""
+    masked: float | None
+    """Share of the step's tokens that were masked; None where nothing is."""
+    learning_rates: Mapping[str, float]
+    """Of each part that trains: stacks, adapters, embedding, head, and single stacks that have their own."""
 
 
 @frozen

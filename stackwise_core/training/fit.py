@@ -32,7 +32,7 @@ from stackwise_core.training.events import (
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
 from stackwise_core.training.objective import Objective
-from stackwise_core.training.optimizer import make_optimizer
+from stackwise_core.training.optimizer import learning_rate, make_optimizer
 from stackwise_core.training.order import Order
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_state import PhaseState, boundary_counts
@@ -161,6 +161,7 @@ class _Going:
     optimizer: torch.optim.Optimizer
     peaks: list[float]
     """Peak learning rates of the optimizer's groups."""
+    peak_by_part: dict[str, float]
     scaler: torch.amp.GradScaler | None
     state: PhaseState
     earlier: PhaseState
@@ -175,6 +176,7 @@ class _Going:
         named = residency.trainable()
         optimizer = make_optimizer(named, fit.training, phase.lr)
         peaks = [group["lr"] for group in optimizer.param_groups]
+        by_part = {part_of(name, fit.training): phase.lr * learning_rate(name, fit.training) for name, _ in named}
         scalers = [residency.precision(stack).loss_scaler(residency.device) for stack in phase.live_path]
         scaler = next((scaler for scaler in scalers if scaler is not None), None)
         state, losses = PhaseState(plateau=Plateau(fit.training.patience)), list[float]()
@@ -183,7 +185,7 @@ class _Going:
             if state.step or damaged:
                 fit.listener(PhaseResumed(fit.planned, state.step, tuple(damaged)))
         reset_peak(residency.device)
-        return cls(fit, named, optimizer, peaks, scaler, state, evolve(state), losses)
+        return cls(fit, named, optimizer, peaks, by_part, scaler, state, evolve(state), losses)
 
     @property
     def seconds(self) -> float:
@@ -236,7 +238,7 @@ class _Going:
         self.optimizer.zero_grad(set_to_none=True)
         if good:
             main_lr = training.block_lr if phase.trains or not phase.adapts else training.adapter_lr
-            self._note(loss, factor * phase.lr * main_lr, grad_norm)
+            self._note(draws, loss, factor, factor * phase.lr * main_lr, grad_norm)
         return good
 
     def _is_good(self, loss: float, grad_norm: float) -> bool:
@@ -245,7 +247,7 @@ class _Going:
         self.state.overflows = self.state.overflows + 1 if overflows else 0
         return math.isfinite(loss + grad_norm) or (overflows and self.state.overflows <= MOST_OVERFLOWS)
 
-    def _note(self, loss: float, learning_rate: float, grad_norm: float) -> None:
+    def _note(self, draws: list[Draws], loss: float, factor: float, main_lr: float, grad_norm: float) -> None:
         """Tell of a good step."""
         fit, state = self.fit, self.state
         state.bad_in_a_row = 0
@@ -254,8 +256,20 @@ class _Going:
         if state.course.spikes(loss):
             state.spikes += 1
             fit.listener(LossSpike(fit.planned, state.step, loss, mean))
-        speed = state.tokens / self.seconds
-        fit.listener(StepDone(fit.planned, state.step, loss, learning_rate, grad_norm, speed, self.peak_bytes))
+        masked = sum(len(batch.masked) for batch in draws) / sum(batch.scored for batch in draws)
+        fit.listener(
+            StepDone(
+                planned=fit.planned,
+                step=state.step,
+                loss=loss,
+                learning_rate=main_lr,
+                grad_norm=grad_norm,
+                tokens_per_second=state.tokens / self.seconds,
+                peak_bytes=self.peak_bytes,
+                masked=None if fit.planned.band is None else masked,
+                learning_rates={part: factor * peak for part, peak in self.peak_by_part.items()},
+            )
+        )
 
     def _leave_out(self, draws: list[Draws], loss: float, grad_norm: float) -> None:
         """Count a step whose loss or gradient isn't finite, and say so; stop after too many in a row."""
@@ -301,6 +315,14 @@ class _Going:
             loss_spikes=state.spikes,
             **{f"boundaries_{name}": count for name, count in self.boundaries.items()},
         )
+
+
+def part_of(name: str, training: TrainingConfig) -> str:
+    """What a parameter belongs to: ``stacks``, or ``stack 3`` where that has a learning rate of its own, and so on."""
+    part, *rest = name.split(".")
+    if part in ("stacks", "adapters"):
+        return f"{part[:-1]} {rest[0]}" if int(rest[0]) in training.stack_lr_multipliers else part
+    return "head" if part == "lm_head" else "embedding"
 
 
 def seed_step(seed: int, device: torch.device) -> None:

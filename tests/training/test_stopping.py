@@ -1,8 +1,10 @@
+import json
 import os
 import signal
 
 import pytest
 
+from stackwise_core.runs.beginning import is_finished
 from stackwise_core.training.events import BoundaryProgress, EvaluationProgress, PhaseDone, PhaseResumed, StepDone
 from stackwise_core.training.stopping import SIGNALS, Stopping
 from tests.tiny import run_tiny
@@ -96,3 +98,27 @@ def test_a_signal_after_the_last_step_stops_before_measuring(tmp_path):
         run.run()
     assert not (run.directory / "finished.json").exists()
     assert engine(tmp_path, CHANGES, lambda event: None, run.directory).run().likelihoods
+
+
+@pytest.mark.parametrize("save_stacks", [True, False])
+def test_a_run_that_stops_while_it_is_measured_goes_on_with_that(tmp_path, save_stacks):
+    """It ends with what an undisturbed run measured, its metrics have that once, and weights go where they are to."""
+    changes = CHANGES | {"checkpoint.save_stacks": save_stacks}
+
+    def listen(event) -> None:
+        if isinstance(event, EvaluationProgress):
+            raise KeyboardInterrupt
+
+    run = engine(tmp_path, changes, listen)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert not is_finished(run.directory)
+    assert (run.directory / "stacks").exists()
+    result = engine(tmp_path, changes, lambda event: None, run.directory).run()
+    assert is_finished(run.directory)
+    assert (run.directory / "embedding.safetensors").exists() == save_stacks
+    undisturbed = run_tiny(tmp_path / "undisturbed", changes)
+    assert result.likelihoods == undisturbed.result.likelihoods
+    assert measured(run.directory) == measured(undisturbed.directory)
+    kinds = [json.loads(line)["kind"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("likelihood") == len(result.likelihoods) > 0

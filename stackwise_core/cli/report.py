@@ -1,0 +1,69 @@
+"""``stackwise report``: runs as a page to look at."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from stackwise_core import __version__
+from stackwise_core.cli.arguments import plugin_option, refuse_other_than_run
+
+PAGE = "report.html"
+
+
+@click.command(short_help="Write a page that shows a run, or several side by side.")
+@click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"[default: RUN/{PAGE}; of several runs {PAGE} in this directory]",
+)
+@click.option(
+    "--samples", metavar="N", type=click.IntRange(1), help="Have each run write so many texts; they must be finished."
+)
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON, and write no page.")
+def report(
+    directories: tuple[Path, ...], output: Path | None, samples: int | None, plugins: Sequence[str], as_json: bool
+) -> None:
+    """Write one HTML page of the runs in the directories RUN, finished or not; it needs no network.
+
+    It shows losses, likelihoods, memory, masks, the cache, speed, the configuration and the environment.
+    """
+    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.errors import UsageError
+    from stackwise_core.report.page import check_packages, page
+
+    for directory in directories:
+        refuse_other_than_run(directory)
+    if as_json and output is not None:
+        raise UsageError("--json prints, and --output names a page to write: leave one of them out.")
+    if not as_json:
+        check_packages()
+    if samples is not None:
+        for directory in directories:  # found before torch is loaded
+            read_source_run(directory)
+    target = output or (directories[0] / PAGE if len(directories) == 1 else Path(PAGE))
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
+        raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
+
+    from stackwise_core.files import publish_text
+    from stackwise_core.report.as_json import as_plain
+    from stackwise_core.report.reading import read_runs
+
+    runs = read_runs(directories)
+    texts = {}
+    if samples is not None:
+        from stackwise_core.report.samples import sampled
+
+        texts = {run.label: sampled(run, samples, plugins) for run in runs}
+    if as_json:
+        plain = [{**as_plain(run), "samples": texts.get(run.label, [])} for run in runs]
+        click.echo(json.dumps({"runs": plain}, indent=2, ensure_ascii=False))
+        return
+    publish_text(target, page(runs, texts, __version__))
+    click.echo(os.fspath(target))

@@ -1,0 +1,41 @@
+"""A run's numbers as JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import asdict
+
+from stackwise_core.report.run import Run
+from stackwise_core.report.wording import flat
+
+
+def as_plain(run: Run) -> dict[str, Any]:
+    """All that the page is made of, curves thinned as there; each point is a step of its phase and a value."""
+    phases = []
+    for phase in run.phases:
+        plain = asdict(phase, filter=lambda attribute, _: attribute.name != "curves")
+        curves = {
+            name: sorted(set(curve.steps)) if name == "bad" else [list(point) for point in curve.thinned().points()]
+            for name, curve in sorted(phase.curves.items())
+            if len(curve)
+        }
+        phases.append({**plain, "tokens": phase.tokens, "curves": curves})
+    return {
+        "run": str(run.path),
+        "name": run.name,
+        "state": run.state,
+        "finished": run.finished,
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "seconds": run.seconds,
+        "peak_bytes": run.peak_bytes,
+        "measure": run.measure,
+        "likelihoods": [{**asdict(each), "perplexity": each.perplexity} for each in run.likelihoods],
+        "phases": phases,
+        "rack": run.rack,
+        "config": flat(run.config),
+        "environment": run.environment,
+        "notes": run.notes,
+        "gaps": run.gaps,
+    }

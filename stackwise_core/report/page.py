@@ -1,0 +1,113 @@
+"""The page: what the runs come to, as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from attrs import evolve, frozen
+
+from stackwise_core.errors import UnavailableError
+from stackwise_core.report import tables, wording
+from stackwise_core.report.files import cleaned
+from stackwise_core.report.run import Run
+
+PACKAGES = ("jinja2", "matplotlib", "pygments")
+
+
+@frozen
+class Figure:
+    """A plot with its heading; where there is a wide one, the other is for small screens."""
+
+    title: str
+    unit: str
+    svg: str
+    said: str = ""
+    wide: str = ""
+    legend: Sequence[tuple[int, str]] = ()
+    """Places of colours, and what has them."""
+
+
+def check_packages() -> None:
+    """See that the page can be made.
+
+    Raises:
+        UnavailableError: the packages that plot and lay out aren't installed.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"stackwise report needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            'installed. Install what it needs with: pip install "stackwise-core[report]"'
+        )
+
+
+def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> str:
+    """The page as HTML.
+
+    Args:
+        samples: texts by the label of the run that wrote them.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from stackwise_core.report.svg import MOST_COLOURS, quietly
+
+    quietly()
+    environment = Environment(
+        loader=PackageLoader("stackwise_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        runs=runs,
+        figures=figures(runs),
+        tables=tables,
+        wording=wording,
+        samples=cleaned(samples),
+        highlighted={run.label: highlighted(run.config_text) for run in runs},
+        colours=MOST_COLOURS,
+        version=version,
+    )
+
+
+def figures(runs: Sequence[Run]) -> dict[str, list[Figure]]:
+    """The plots of each part of the page, without those that there is nothing to draw for."""
+    from stackwise_core.report import plots
+
+    unit = "nats/token"
+    measure = " / ".join(dict.fromkeys(run.measure for run in runs))
+    by_part = [(place, part) for part, place in plots.MEMORY_COLOURS.items()]
+    in_parts = len(runs) == 1 and len(runs[0].phases) <= plots.MOST_ROWS
+
+    def of(title: str, unit: str, draw: Callable[..., plots.Plot | None], name: str, **how: Any) -> list[Figure]:
+        plot = draw(runs, name=name, **how)
+        return [] if plot is None else [Figure(title, unit, plot.svg, plot.said)]
+
+    wide, narrow = (plots.loss(runs, f"loss-{size[0]}", size) for size in (plots.WIDE, plots.NARROW))
+    loss = [] if wide is None or narrow is None else [Figure("Loss by step", unit, narrow.svg, wide.said, wide.svg)]
+    memory = of("Peak memory", "", plots.memory, "memory")
+    if in_parts:
+        memory = [evolve(each, legend=by_part) for each in memory]
+    return {
+        "loss": loss,
+        "likelihood": of(f"{measure} by depth", unit, plots.depth, "depth")
+        + of(f"{measure} by mask fraction", unit, plots.bands, "bands"),
+        "memory": memory + of("Peak memory so far", "by step", plots.memory_by_step, "memory-by-step"),
+        "course": of("Masked share", "of a step's tokens", plots.masked, "masked")
+        + of("Throughput", "tokens/s, mean of the phase so far", plots.by_step, "speed", key="tokens_per_second")
+        + of("Learning rate", "of the stacks", plots.by_step, "rate", key="learning_rate")
+        + of("Gradient norm", "before clipping", plots.by_step, "norm", key="grad_norm", log=True, smooth=True),
+    }
+
+
+def highlighted(text: str) -> Any:
+    """TOML as HTML, escaped, with a class for each kind of word."""
+    from markupsafe import Markup
+    from pygments import highlight  # type: ignore[import-untyped]
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+    from pygments.lexers.configs import TOMLLexer  # type: ignore[import-untyped]
+
+    return Markup(highlight(text, TOMLLexer(), HtmlFormatter(nowrap=True)))
