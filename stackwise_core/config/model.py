@@ -35,18 +35,46 @@ class RunConfig:
     directory: str = option("runs", "Directory that holds the runs.", check=not_empty)
     plugins: tuple[str, ...] = option((), "Python files with hooks of your own, relative to the TOML.", path=())
     log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))
+    tensorboard: bool = option(
+        False,
+        "Whether losses, learning rates and the like are also written for TensorBoard, into the run's tensorboard/ "
+        "(stackwise-core[tensorboard]).",
+    )
+
+
+def _a_share(instance: Any, attribute: Any, value: float | None) -> None:
+    if value is not None:
+        between(0.0, 0.5)(instance, attribute, value)
+
+
+@frozen
+class SourceConfig:
+    """One of several texts that are trained on."""
+
+    corpus: str = option(help="As data.corpus.", check=not_empty, path=("python-docs",))
+    weight: float = option(
+        1.0,
+        "How many times an epoch passes over its training sequences. 2: twice, each time as samples of their own; "
+        "0.5: over half of its passages, chosen by a hash.",
+        check=between(0.001, 1000),
+    )
+    text_field: str | None = option(None, "As data.text_field, which is taken where it is left out.", check=not_empty)
 
 
 @frozen
 class DataConfig:
     """The text, how it becomes tokens, and how long a sequence is."""
 
-    corpus: str = option(
-        "python-docs",
+    corpus: str | None = option(
+        None,
         'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
-        ".txt, .md and .jsonl files, relative to the TOML.",
+        ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files, or a directory that the library datasets "
+        'saved; relative to the TOML. Left out: "python-docs", unless there are sources.',
         check=not_empty,
         path=("python-docs",),
+    )
+    sources: dict[str, SourceConfig] = option(
+        dict, "Several texts in place of corpus, each in a table of its own, such as [data.sources.wiki]."
     )
     tokenizer: str = option(
         "bytes",
@@ -55,10 +83,23 @@ class DataConfig:
         path=("bytes",),
     )
     seq_len: int = option(256, "Tokens a sequence.", check=at_least(2))
-    validation_fraction: float = option(
-        0.1, "Share of the tokens that is kept from training and measured on.", check=between(0.0, 0.5)
+    validation: str | None = option(
+        None,
+        "The validation split, as data.corpus names a text. Left out: a share of the text, validation_fraction.",
+        check=not_empty,
+        path=("python-docs",),
     )
-    text_field: str = option("text", "Field of a .jsonl line that holds its text.", check=not_empty)
+    validation_fraction: float | None = option(
+        None,
+        "Share of the tokens that is kept from training and measured on. Left out: 0.1, or none where validation "
+        "names a text.",
+        check=_a_share,
+    )
+    text_field: str = option(
+        "text",
+        "Field of a .jsonl line, or column of a .parquet or a saved data set, that holds the text.",
+        check=not_empty,
+    )
     mask_token: str | None = option(
         None,
         "Token of the tokenizer.json to mask with. Without it [MASK], <mask> or <|mask|> is taken, and where there is "
@@ -67,6 +108,13 @@ class DataConfig:
     tokens_directory: str = option(
         "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=not_empty
     )
+
+    @property
+    def share_held_out(self) -> float:
+        """``validation_fraction``, or what it is where it was left out."""
+        if self.validation_fraction is not None:
+            return self.validation_fraction
+        return 0.0 if self.validation is not None else 0.1
 
 
 def _divides_d_model(instance: "RackConfig", attribute: Any, value: int) -> None:
@@ -79,6 +127,11 @@ def _divides_n_heads(instance: "RackConfig", attribute: Any, value: int | None) 
     at_least(1)(instance, attribute, value)
     if value is not None and instance.n_heads % value:
         raise ValueError(f"expected a divisor of n_heads = {instance.n_heads}")
+
+
+def _only_with_a_source(instance: "RackConfig", attribute: Any, value: str) -> None:
+    if value != "all" and instance.init_from is None:
+        raise ValueError("says what is taken of init_from, and there is none: set init_from, or leave init out")
 
 
 @frozen
@@ -106,10 +159,17 @@ class RackConfig:
     )
     init_from: str | None = option(
         None,
-        "Directory of a run whose rack this one starts from. Stacks beyond its own are new; it must have the same "
-        "widths and tokenizer.",
+        "Directory that this rack starts from: of a run, or of a Hugging Face checkpoint of the Llama family. Stacks "
+        "beyond its own are new. Widths that are left out here are its; those that are set must be, and so must the "
+        "tokenizer.",
         check=not_empty,
         path=(),
+    )
+    init: Literal["all", "embedding"] = option(
+        "all",
+        "What is taken of init_from: all of it, or its token embedding alone, which is also the LM head where that is "
+        "tied; only d_model and the tokenizer must then be its.",
+        check=_only_with_a_source,
     )
 
 

@@ -1,37 +1,74 @@
-"""The rack of another run, as the beginning of this one: which of its blocks become which stack."""
+"""The rack of another run, or of a checkpoint, as the beginning of this one: which of its blocks become which stack."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor
 
-from stackwise_core.config.source_run import PLAN, SourceRun
+from stackwise_core.config.source_checkpoint import SourceCheckpoint
+from stackwise_core.config.source_run import SourceRun
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
-from stackwise_core.runs.shapes import check_shapes
+from stackwise_core.rack.pretrained import PretrainedWeights
+from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.runs.source_weights import RunWeights
+
+
+class Weights(Protocol):
+    """Where a source's weights are, in full precision, by our names."""
+
+    @property
+    def has_own_ends(self) -> bool:
+        """Whether each stack has an embedding and a head of its own."""
+
+    def check(self, spec: RackSpec) -> None:
+        """Refuse files that can be seen to be wrong before they are read; weights are when they are.
+
+        Raises:
+            StackwiseError: a file is missing, cut short, damaged, or of another rack.
+        """
+
+    def stack(self, blocks: range) -> dict[str, Tensor]:
+        """Tensors of a stack made of these blocks, and of the norm that the last of them is read out through."""
+
+    def ends(self, spec: RackSpec, block: int | None) -> dict[str, Tensor]:
+        """Embedding and untied head of a rack: those that all stacks share, or those of the stack with a block."""
+
+    def embedding(self, spec: RackSpec) -> dict[str, Tensor]:
+        """The token embedding alone, and an untied head made of the source's head or, without one, of it."""
 
 
 @frozen
 class Source:
-    """A finished run's blocks, dealt to the stacks of a rack that has as many or more."""
+    """A finished rack's blocks, dealt to the stacks of a rack that has as many or more."""
 
-    run: SourceRun
+    run: SourceRun | SourceCheckpoint
     stacks: dict[int, range]
     """By stack of this rack, the source's blocks that it is made of."""
     exits: frozenset[int]
     """Stacks of this rack whose exit the source was read at."""
 
     @classmethod
-    def of(cls, run: SourceRun, spec: RackSpec, grows: Literal["up", "down"]) -> Source:
+    def of(
+        cls,
+        run: SourceRun | SourceCheckpoint,
+        spec: RackSpec,
+        grows: Literal["up", "down"],
+        init: Literal["all", "embedding"] = "all",
+    ) -> Source:
         """Match blocks in order: the source's at the bottom of a rack that grows up, at the top of one that grows down.
+
+        Args:
+            init: all of it, or its token embedding and none of its blocks.
 
         Raises:
             UsageError: it has too many blocks, or ends within one of this rack's stacks.
         """
+        if init == "embedding":
+            return cls(run, {}, frozenset())
         blocks, wanted = sum(run.blocks), sum(spec.blocks)
         if blocks > wanted:
             raise UsageError(
@@ -60,14 +97,21 @@ class Source:
             UsageError: another tokenizer, ends of its own for each stack, or a time embedding that doesn't fit.
         """
         where, rack = f'rack.init_from = "{self.run.path}"', self.run.rack
+        if isinstance(self.run, SourceCheckpoint):
+            if self.run.tokens > spec.vocab_size:
+                raise UsageError(
+                    f"{where} has {self.run.tokens} tokens, and data.tokenizer {spec.vocab_size}. Name its own."
+                )
+            return
         if self.run.tokenizer != tokenizer:
             raise UsageError(
                 f"{where} was trained with another tokenizer than data.tokenizer and data.mask_token name: its "
                 f"vocabulary has {rack.get('vocab_size')} tokens, and this one {spec.vocab_size}. Name its own."
             )
-        if rack.get("ends", "shared") == "per_stack" and spec.ends == "shared":
+        own = rack.get("ends", "shared") == "per_stack"
+        if own and (spec.ends == "shared" or not self.stacks):
             raise UsageError(f"{where} has an embedding and a head for each stack, and this rack has one for all.")
-        encoding = rack.get("time_encoding")
+        encoding = rack.get("time_encoding") if self.stacks else None
         same_steps = encoding != "learned" or len(rack.get("time_fractions", ())) == len(spec.time_fractions)
         if encoding is not None and (encoding != spec.time_encoding or not same_steps):
             raise UsageError(
@@ -80,56 +124,52 @@ class Source:
         Raises:
             StackwiseError: the plan is damaged, or a file with weights is missing, cut short or of another rack.
         """
-        source, rack = RunDirectory(Path(self.run.path)), self.run.rack
-        source.manifest.checked(PLAN)
-        theirs = evolve(
-            spec,
-            blocks=self.run.blocks,
-            ends=rack.get("ends", "shared"),
-            time_encoding=rack.get("time_encoding"),
-            time_fractions=tuple(rack.get("time_fractions", ())),
-        )
-        check_shapes(source, theirs)
+        self._weights.check(spec)
+
+    def notes(self, spec: RackSpec) -> list[str]:
+        """What a user should know of what becomes of a checkpoint."""
+        if not isinstance(self.run, SourceCheckpoint):
+            return []
+        said, trained = [], self.run.rack["attention"]
+        if self.stacks and trained != spec.attention:
+            said.append(
+                f"{self.run.path} was trained with {trained} attention, and goes on with {spec.attention}: until its "
+                "blocks have adapted, it is worth little."
+            )
+        padding, new = self.run.rows - self.run.tokens, spec.vocab_size - self.run.tokens
+        if padding:
+            said.append(f"The {padding} rows of its embedding that stand for no token are left out.")
+        if new:
+            said.append(f"Tokens that it doesn't have ({new}, the mask among them) begin as the mean of all others.")
+        if self.run.positions is not None and spec.seq_len > self.run.positions:
+            said.append(f"It was made for {self.run.positions} positions, and data.seq_len is {spec.seq_len}.")
+        return said
 
     def copy_into(self, directory: RunDirectory, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
-        """Write the masters of the given stacks into a run's directory.
+        """Write the masters of the given stacks into a run's directory, one after the other.
 
         Returns:
             Embedding and head by the stack that they belong to, None where all stacks share them.
 
         Raises:
-            StackwiseError: a file is missing or damaged.
+            StackwiseError: a file is missing or damaged, or holds numbers that aren't finite.
         """
-        source = RunDirectory(Path(self.run.path))
-        for stack, blocks in self.stacks.items():
-            directory.write_stack(stack, self._stack(source, blocks))
+        weights = self._weights
         owners = range(spec.stacks) if spec.ends == "per_stack" else (None,)
-        own = self.run.rack.get("ends", "shared") == "per_stack"
+        if not self.stacks:
+            return dict.fromkeys(owners, weights.embedding(spec))
+        for stack, blocks in self.stacks.items():
+            directory.write_stack(stack, weights.stack(blocks))
         ends: dict[int | None, dict[str, Tensor]] = {}
         for owner in owners:
-            if own and owner is not None and owner not in self.stacks:
-                continue
-            theirs = self._source_stack(self.stacks[owner][-1]) if own and owner is not None else None
-            tensors = source.read_tensors(embedding_file(theirs))
-            if not spec.tie_embeddings:
-                tensors |= source.read_tensors(head_file(theirs))
-            ends[owner] = tensors
+            if not weights.has_own_ends or owner is None:
+                ends[owner] = weights.ends(spec, None)
+            elif owner in self.stacks:
+                ends[owner] = weights.ends(spec, self.stacks[owner][-1])
         return ends
 
-    def _source_stack(self, block: int) -> int:
-        """The source's stack that a block of it belongs to."""
-        return next(stack for stack in range(len(self.run.blocks)) if block < sum(self.run.blocks[: stack + 1]))
-
-    def _stack(self, source: RunDirectory, blocks: range) -> dict[str, Tensor]:
-        """Tensors of a stack made of these blocks of the source, read out through the norm of the last one's stack."""
-        owners = [self._source_stack(block) for block in blocks]
-        theirs = {owner: source.read_stack(owner) for owner in dict.fromkeys(owners)}
-        tensors = {"norm.weight": theirs[owners[-1]]["norm.weight"]}
-        for place, (block, owner) in enumerate(zip(blocks, owners, strict=True)):
-            prefix = f"layers.{block - sum(self.run.blocks[:owner])}."
-            tensors |= {
-                f"layers.{place}.{name.removeprefix(prefix)}": tensor
-                for name, tensor in theirs[owner].items()
-                if name.startswith(prefix)
-            }
-        return tensors
+    @property
+    def _weights(self) -> Weights:
+        if isinstance(self.run, SourceCheckpoint):
+            return PretrainedWeights(self.run)
+        return RunWeights(self.run, RunDirectory(Path(self.run.path)))

@@ -153,7 +153,7 @@ def make_plan(setup: Setup) -> Plan:
         streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
-        notes=tuple(notes(planned, setup)),
+        notes=(*(setup.source.notes(setup.spec) if setup.source else ()), *notes(planned, setup)),
     )
 
 

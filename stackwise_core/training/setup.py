@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,9 @@ from attrs import asdict, evolve, frozen
 
 from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.rack_shape import rack_shape
-from stackwise_core.config.source_run import read_source_run
+from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.data.noise import Noise
-from stackwise_core.data.sequences import Corpus, prepare
+from stackwise_core.data.sequences import Corpus, Progress, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.cache_backend import CacheBackend
@@ -97,11 +96,11 @@ class Setup(Parts):
     """The rack that ``rack.init_from`` names, cut as this one is."""
 
 
-def set_up(config: Config, registry: Registry, progress: Callable[[int], None] | None = None) -> Setup:
+def set_up(config: Config, registry: Registry, progress: Progress | None = None) -> Setup:
     """Build all of it.
 
     Args:
-        progress: called with the bytes of text that were just tokenised.
+        progress: as ``prepare`` has it.
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
@@ -110,7 +109,8 @@ def set_up(config: Config, registry: Registry, progress: Callable[[int], None] |
     parts, source = set_up_parts(config, registry), None
     check_optimizer(config.training.optimizer, parts.device)
     if config.rack.init_from is not None:
-        source = Source.of(read_source_run(config.rack.init_from), parts.spec, parts.implementations.mode.grows)
+        read, mode = read_source(config.rack.init_from), parts.implementations.mode
+        source = Source.of(read, parts.spec, mode.grows, config.rack.init)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))

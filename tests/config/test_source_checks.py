@@ -48,13 +48,24 @@ def test_a_rack_that_does_not_fit(registry, key, value):
     assert wrong_keys(registry, **{key: value}) == [f"rack.{key}"]
 
 
-def test_what_is_left_open_is_compared_as_it_is_filled_in(registry):
-    """A width that follows from the others is the same, written out or not, and isn't blamed for theirs."""
+def test_what_is_left_out_is_as_the_source_has_it(registry):
+    """A rack of which nothing but the source is said has its shape; what has to follow from other keys isn't blamed."""
+    config = structure({"rack": {"init_from": str(RUN)}}, registry)
+    assert (config.rack.n_kv_heads, config.rack.d_ff, config.rack.rope_theta) == (4, 704, 10_000)
     config_from(registry, init_from=str(RUN), d_ff=704)
     with pytest.raises(ConfigError) as caught:
-        structure({"rack": {"init_from": str(RUN)}}, registry)
-    message = f"rack.n_kv_heads: expected 4, as {RUN} has, found 8 by default"
+        structure({"rack": {"d_model": 512, "init_from": str(RUN)}}, registry)
+    message = f"rack.d_model: expected 256, as {RUN} has, found 512"
     assert [str(problem) for problem in caught.value.problems] == [message]
+
+
+def test_the_embedding_alone_has_to_fit_in_its_width_alone(registry):
+    """Blocks, heads and whether it is tied are this rack's own affair."""
+    config = config_from(registry, init_from=str(RUN), init="embedding", n_heads=4, tie_embeddings=False, stacks=1)
+    assert config.rack.d_model == 256
+    assert wrong_keys(registry, init="embedding", d_model=128, n_heads=4) == ["rack.d_model"]
+    with pytest.raises(ConfigError, match=r"rack\.init: says what is taken of init_from, and there is none"):
+        config_from(registry, init="embedding")
 
 
 def test_clm_is_causal(registry):
@@ -72,10 +83,10 @@ def test_a_mode_that_adds_stacks_may_start_with_fewer(registry):
     """Where the mode has a number of stacks to reach, the configured one is no bound."""
     small = config_from(registry, stacks=2)
     small = evolve(small, rack=evolve(small.rack, init_from=str(RUN)))
-    assert [keys[0] for keys, _, _ in source_checks(small)] == [("rack", "stacks")]
+    assert [keys[0] for keys, _, _ in source_checks(small, ())] == [("rack", "stacks")]
     for target, refused in ((None, 1), (6, 0)):
         mode = Choice("progressive", Grows(target))
-        assert len(list(source_checks(evolve(small, trainer_mode=mode)))) == refused
+        assert len(list(source_checks(evolve(small, trainer_mode=mode), ()))) == refused
 
 
 def test_the_path_is_relative_to_its_file(tmp_path, monkeypatch):

@@ -1,0 +1,125 @@
+"""``stackwise export``: a finished run as a model that transformers loads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stackwise_core.cli.arguments import plugin_option
+
+if TYPE_CHECKING:
+    from stackwise_core.rack.pretrained_config import Architecture, Number
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    from stackwise_core.options import ByteSize
+
+    try:
+        size = ByteSize.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if size < 1:
+        raise click.BadParameter("expected more than 0 bytes")
+    return size
+
+
+@click.command(short_help="Write a run's rack for another library.")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "to",
+    required=True,
+    nargs=2,
+    metavar="hf DIR",
+    type=(click.Choice(["hf"]), click.Path(path_type=Path)),
+    help="For Hugging Face's transformers, into DIR.",
+)
+@click.option(
+    "--architecture",
+    type=click.Choice(["eurobert", "llama"]),
+    help="The model of transformers that it becomes. [default: eurobert, or llama for a causal rack]",
+)
+@click.option("--depth", type=click.IntRange(min=1), help="Only so many stacks. [default: all]")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--max-shard-size",
+    default="5 GB",
+    show_default=True,
+    metavar="SIZE",
+    callback=_size,
+    help="Most bytes of a file with weights.",
+)
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def export(
+    directory: Path,
+    to: tuple[str, Path],
+    architecture: "Architecture | None",
+    depth: int | None,
+    dtype: "Number",
+    max_shard_size: int,
+    plugins: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Write the full-precision weights, the tokenizer and the adapters of the finished run in the directory RUN into
+    DIR, as a model that transformers loads without code from elsewhere.
+    """
+    from stackwise_core.config.load import load_run
+    from stackwise_core.config.source_run import nearest_run, read_source_run
+    from stackwise_core.errors import UsageError
+
+    try:
+        source = read_source_run(directory)
+    except UsageError as error:
+        near = nearest_run(directory)
+        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
+    config, _ = load_run(directory, plugins=plugins)
+
+    from stackwise_core.data.tokenizer import load_tokenizer
+    from stackwise_core.options import ByteSize
+    from stackwise_core.runs.export import Export, refuse_full
+
+    _, target = to
+    refuse_full(target)
+    tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
+    exported = Export.of(
+        source,
+        tokenizer,
+        config.data.tokenizer,
+        architecture=architecture,
+        depth=depth,
+        number=dtype,
+        largest=max_shard_size,
+    ).write(target)
+    of = exported.target
+    if as_json:
+        said = {
+            "directory": str(target),
+            "architecture": of.model_class,
+            "transformers": of.needs,
+            "dtype": exported.number,
+            "stacks": exported.stacks,
+            "blocks": exported.blocks,
+            "parameters": exported.parameters,
+            "files": list(exported.files),
+            "adapters": [f"adapters/{name}" for name in exported.adapters],
+        }
+        click.echo(json.dumps(said, indent=2))
+        return
+    size = ByteSize(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
+    click.echo(
+        f"{target}: {of.model_class} of {exported.blocks} blocks, {exported.parameters:,} parameters in "
+        f"{exported.number}, {size}."
+    )
+    for name in exported.adapters:
+        click.echo(f"{target}/adapters/{name}: for peft, over these weights.")
+    trunk = config.precision.trunk
+    if trunk is not None and trunk != config.precision.active:
+        click.echo(
+            f"The run's frozen stacks were at {trunk.use}; these are the full-precision weights that they were made of."
+        )
+    click.echo(f"It needs transformers {of.needs} or newer.")
+    if of.model_type == "llama" and of.needs.startswith("5"):
+        click.echo("Older versions load it without an error, and run it causally: its numbers are then wrong.")

@@ -1,0 +1,336 @@
+"""The Hugging Face checkpoint whose rack another one starts from, as config.json and its files' headers tell of it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from stackwise_core.config.source_run import PLAN, SourceRun, read_source_run
+from stackwise_core.config.source_vocabulary import read_vocabulary
+from stackwise_core.config.words import a, found, shown
+from stackwise_core.errors import UsageError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
+NUMBERS = ("F32", "BF16", "F16")
+"""Number formats, as safetensors has them, that become fp32 without loss."""
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_MOST_NAMED = 3
+
+
+@frozen
+class _Family:
+    """A model of transformers whose blocks are ours, and what its config.json means by what it leaves out."""
+
+    architectures: tuple[str, ...]
+    attention: str
+    norm_eps: float = 1e-6
+    n_kv_heads: int | None = None
+    sliding_window: int | None = None
+
+
+_FAMILIES = {
+    "llama": _Family(("LlamaForCausalLM", "LlamaModel"), "causal"),
+    "eurobert": _Family(("EuroBertForMaskedLM", "EuroBertModel"), "bidirectional", norm_eps=1e-5),
+    "mistral": _Family(("MistralForCausalLM", "MistralModel"), "causal", n_kv_heads=8, sliding_window=4096),
+}
+_OURS = {
+    "hidden_act": ("silu", "silu"),
+    "attention_bias": (False, False),
+    "mlp_bias": (False, False),
+    "sliding_window": (None, None),
+    "quantization_config": (None, None),
+    "auto_map": (None, None),
+}
+"""Keys of config.json that a rack has one value of only: that, and what it is where it is left out."""
+_WHY = {
+    "auto_map": "it asks for code of its own, and none is run",
+    "quantization_config": "its weights are quantised; start from the full-precision ones",
+}
+
+
+class RefusedCheckpoint(UsageError):
+    """A checkpoint that can't become a rack, with everything that was found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@frozen
+class SourceCheckpoint:
+    """What there is to start from."""
+
+    path: Path
+    architecture: str
+    blocks: tuple[int, ...]
+    """A stack a block."""
+    rack: dict[str, Any]
+    """Its shape by the names of ``RackSpec``; ``attention`` is how it was trained."""
+    tokens: int
+    """Ids that its tokenizer.json has; rows of the embedding beyond them are padding."""
+    rows: int
+    """Rows of the embedding."""
+    positions: int | None
+    """The longest text that it was made for, where it says so."""
+    files: Mapping[str, tuple[str, str]]
+    """By a tensor's name in ours, its file and its name there."""
+    has_adapters: bool = False
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The one stack that its head reads."""
+        return (len(self.blocks) - 1,)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is an LM head: one of its own, or the embedding's transpose."""
+        return bool(self.rack["tie_embeddings"]) or HEAD in self.files
+
+
+def read_source(path: str | os.PathLike[str]) -> SourceRun | SourceCheckpoint:
+    """Read what there is to know of the run, or of the checkpoint, in a directory.
+
+    Raises:
+        UsageError: it is neither, or one that can't be started from.
+    """
+    directory = Path(path)
+    if os.path.isdir(directory) and not os.path.isfile(directory / PLAN):
+        if os.path.isfile(directory / CONFIG):
+            return read_checkpoint(directory)
+        raise UsageError(
+            f"expected the directory of a run or of a Hugging Face checkpoint, and there is no {PLAN} in {directory}, "
+            f"and no {CONFIG}"
+        )
+    return read_source_run(path)
+
+
+def read_checkpoint(directory: Path) -> SourceCheckpoint:
+    """Read config.json, the vocabulary, and the headers of the safetensors files; none of the weights.
+
+    Raises:
+        RefusedCheckpoint: its blocks aren't ours, or something is missing or damaged.
+    """
+    config = _read_json(directory / CONFIG)
+    rack, problems = _shape(directory / CONFIG, config)
+    if problems:
+        raise RefusedCheckpoint(problems)
+    blocks = rack.pop("blocks")
+    files, shapes = _tensors(directory)
+    rows, expected = rack["vocab_size"], _expected(rack, blocks)
+    problems = list(_misfits(directory, shapes, expected))
+    if problems:
+        raise RefusedCheckpoint(problems)
+    if not (directory / TOKENIZER).is_file():
+        raise RefusedCheckpoint(
+            [f"{directory}: expected a {TOKENIZER} beside {CONFIG}, which says what its tokens are, and there is none"]
+        )
+    tokens = max(read_vocabulary(directory / TOKENIZER).values(), default=-1) + 1
+    if not 0 < tokens <= rows:
+        has = f"{TOKENIZER} has ids up to {tokens - 1}, and the embedding {rows} rows"
+        raise RefusedCheckpoint([f"{directory}: {has}: they don't belong together"])
+    return SourceCheckpoint(
+        path=directory,
+        architecture=_architecture(config),
+        blocks=(1,) * blocks,
+        rack=rack,
+        tokens=tokens,
+        rows=rows,
+        positions=config.get("max_position_embeddings"),
+        files=files,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RefusedCheckpoint([f"{path} can't be read: {error!s:.200}"]) from None
+    if not isinstance(content, dict):
+        raise RefusedCheckpoint([f"{path}: expected a JSON object, found {found(content)}"])
+    return content
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if named else _FAMILIES[config["model_type"]].architectures[0]
+
+
+def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The rack's shape by the names of ``RackSpec``, and what is wrong with it."""
+    kind = config.get("model_type")
+    family = _FAMILIES.get(kind) if isinstance(kind, str) else None
+    known = ", ".join(_FAMILIES)
+    if family is None:
+        return {}, [f"{path}: expected model_type to be one of {known}, found {_said(kind)}"]
+    problems: list[str] = []
+
+    def take(key: str, type_: type, default: Any = None, least: float = 1) -> Any:
+        value = config.get(key)
+        value = default if value is None else value
+        numbers = (int, float) if type_ is float else (type_,)
+        if type(value) not in numbers or (type_ is not bool and not least <= value < 1 << 40):
+            problems.append(f"{path}: expected {key} to be {a(type_)}{_range(type_)}, found {found(value)}")
+            return None
+        return value
+
+    named = config.get("architectures")
+    if named is not None and (
+        not isinstance(named, list) or named[:1] not in [[each] for each in family.architectures]
+    ):
+        expected = " or ".join(family.architectures)
+        problems.append(f"{path}: expected architectures to be {expected}, found {_said(named)}")
+    defaults = {"sliding_window": family.sliding_window}
+    for key, (ours, default) in _OURS.items():
+        value = config.get(key, defaults.get(key, default))
+        if key == "sliding_window" and config.get("use_sliding_window") is False:
+            continue
+        if value != ours and not (key in ("quantization_config", "auto_map") and not value):
+            why = f": {_WHY[key]}" if key in _WHY else ""
+            problems.append(f"{path}: expected {key} to be {_said(ours)}, found {_said(value)}{why}")
+    layers = config.get("layer_types")
+    if layers and not (isinstance(layers, list) and all(each == "full_attention" for each in layers)):
+        problems.append(f'{path}: expected layer_types to be "full_attention" throughout, found {_said(layers)}')
+    heads = take("num_attention_heads", int)
+    rack = {
+        "blocks": take("num_hidden_layers", int),
+        "vocab_size": take("vocab_size", int),
+        "d_model": take("hidden_size", int),
+        "n_heads": heads,
+        "n_kv_heads": take("num_key_value_heads", int, family.n_kv_heads or heads),
+        "d_ff": take("intermediate_size", int),
+        "attention": "bidirectional" if config.get("is_causal") is False else family.attention,
+        "tie_embeddings": take("tie_word_embeddings", bool, False),
+        "norm_eps": take("rms_norm_eps", float, family.norm_eps, 0),
+        "rope_theta": _rope_theta(path, config, problems),
+    }
+    if not problems:
+        problems += _wrong_heads(path, config, rack)
+    return rack, problems
+
+
+def _range(type_: type) -> str:
+    return " of 1 or more" if type_ is int else ""
+
+
+def _rope_theta(path: Path, config: Mapping[str, Any], problems: list[str]) -> float:
+    """The base of the rotary angles, as transformers 5 (``rope_parameters``) and as 4 (``rope_theta``) have it."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    plain = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    if not plain or scaling.get("partial_rotary_factor", 1) != 1 or config.get("partial_rotary_factor", 1) != 1:
+        problems.append(f"{path}: expected rotary positions without scaling, found {key} = {_said(scaling)}")
+        return 0.0
+    theta = scaling.get("rope_theta", config.get("rope_theta", 10_000.0))
+    if type(theta) not in (int, float) or not 0 < theta < 1e30:
+        problems.append(f"{path}: expected rope_theta to be a number above 0, found {_said(theta)}")
+        return 0.0
+    return float(theta)
+
+
+def _wrong_heads(path: Path, config: Mapping[str, Any], rack: Mapping[str, Any]) -> Iterator[str]:
+    width, odd = divmod(rack["d_model"], rack["n_heads"])
+    if odd or width % 2 or rack["n_heads"] % rack["n_kv_heads"]:
+        yield (
+            f"{path}: expected num_attention_heads to divide hidden_size = {rack['d_model']} into even widths, and "
+            f"num_key_value_heads to divide it, found {rack['n_heads']} and {rack['n_kv_heads']}"
+        )
+    elif config.get("head_dim") not in (None, width):
+        sizes = f"hidden_size / num_attention_heads = {width}"
+        yield f"{path}: expected head_dim to be {sizes}, found {_said(config['head_dim'])}"
+
+
+def _said(value: Any) -> str:
+    return "nothing" if value is None else shown(value)
+
+
+def _expected(rack: Mapping[str, Any], blocks: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor by its name in ours."""
+    model, inner = rack["d_model"], rack["d_ff"]
+    keys = model // rack["n_heads"] * rack["n_kv_heads"]
+    block = {
+        "input_layernorm": (model,),
+        "self_attn.q_proj": (model, model),
+        "self_attn.k_proj": (keys, model),
+        "self_attn.v_proj": (keys, model),
+        "self_attn.o_proj": (model, model),
+        "post_attention_layernorm": (model,),
+        "mlp.gate_proj": (inner, model),
+        "mlp.up_proj": (inner, model),
+        "mlp.down_proj": (model, inner),
+    }
+    shapes = {f"layers.{at}.{name}.weight": shape for at in range(blocks) for name, shape in block.items()}
+    ends = {EMBEDDING: (rack["vocab_size"], model), NORM: (model,), HEAD: (rack["vocab_size"], model)}
+    return shapes | ends
+
+
+Headers = dict[str, tuple[tuple[int, ...], str]]
+"""By a tensor's name in ours, its shape and its number format."""
+
+
+def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
+    """By a tensor's name in ours, where it is; and what the headers say of it."""
+    from safetensors import SafetensorError, safe_open  # not needed for a run that starts from nothing
+
+    files, headers = {}, {}
+    for name in _files(directory):
+        try:
+            with safe_open(directory / name, framework="np") as opened:
+                for key in opened.keys():  # noqa: SIM118  # it is no mapping
+                    part, ours = opened.get_slice(key), key.removeprefix("model.")
+                    if ours in files:
+                        raise RefusedCheckpoint([f"{directory / name}: the tensor {key} is there twice"])
+                    files[ours], headers[ours] = (name, key), (tuple(part.get_shape()), str(part.get_dtype()))
+        except (OSError, SafetensorError) as error:
+            raise RefusedCheckpoint([f"{directory / name}: not a whole safetensors file: {error!s:.200}"]) from None
+    return files, headers
+
+
+def _files(directory: Path) -> list[str]:
+    """The names of the safetensors files, in order."""
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
+        index = _read_json(directory / INDEX).get("weight_map")
+        names = sorted(set(index.values())) if isinstance(index, dict) and _plain(index) else []
+        if not names:
+            raise RefusedCheckpoint([f"{directory / INDEX}: expected weight_map to be files' names by tensor"])
+        absent = [name for name in names if not (directory / name).is_file()]
+        if absent:
+            raise RefusedCheckpoint([f"{directory}: expected {absent[0]}, as {INDEX} says, and there is no such file"])
+        return names
+    if not (directory / WEIGHTS).is_file():
+        pickled = sorted(entry.name for entry in directory.iterdir() if entry.suffix in _PICKLED)
+        but = f"found {pickled[0]}, which is pickled, and none is read" if pickled else "found neither"
+        raise RefusedCheckpoint([f"{directory}: expected {WEIGHTS} or {INDEX}, {but}"])
+    return [WEIGHTS]
+
+
+def _plain(index: Mapping[str, Any]) -> bool:
+    """Whether an index names files of its own directory."""
+    names = index.values()
+    return all(isinstance(name, str) and Path(name).name == name != ".." and "\0" not in name for name in names)
+
+
+def _misfits(directory: Path, headers: Headers, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What the headers have other than config.json lets expect; at most a few of each kind are named."""
+    missing = [name for name in expected if name not in headers and name != HEAD]
+    if missing:
+        yield f"{directory}: expected the tensor {_some(missing)}, as {CONFIG} says, and there is none"
+    unknown = [name for name in sorted(headers) if name not in expected and not name.endswith("rotary_emb.inv_freq")]
+    if unknown:
+        yield f"{directory}: expected nothing but a Llama's tensors, found {_some(unknown)}"
+    for name, (shape, numbers) in sorted(headers.items()):
+        if name in expected and (shape != expected[name] or numbers not in NUMBERS):
+            has = f"expected {list(expected[name])} in {', '.join(NUMBERS[:-1])} or {NUMBERS[-1]}"
+            yield f"{directory}: {name}: {has}, found {list(shape)} in {numbers}"
+            return  # one of another shape is seldom alone
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

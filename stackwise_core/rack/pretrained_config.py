@@ -1,0 +1,121 @@
+"""A rack as a model of transformers: its config.json, and its weights under transformers' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from attrs import frozen
+
+from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM
+from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.rack_spec import RackSpec
+
+Architecture = Literal["eurobert", "llama"]
+Number = Literal["fp32", "bf16", "fp16"]
+NUMBERS: dict[Number, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Number formats by the names that torch and config.json have for them."""
+
+
+@frozen
+class Target:
+    """A model of transformers."""
+
+    model_type: Architecture
+    model_class: str
+    needs: str
+    """The first version of transformers that computes what the rack does."""
+
+
+EUROBERT = Target("eurobert", "EuroBertForMaskedLM", "5.3.0")
+LLAMA_BOTH_WAYS = Target("llama", "LlamaForCausalLM", "5.2.0")
+LLAMA = Target("llama", "LlamaForCausalLM", "4.57.1")
+
+
+def target_of(spec: RackSpec, architecture: Architecture | None) -> Target:
+    """What a rack becomes.
+
+    Args:
+        architecture: as asked for; None: EuroBERT for a bidirectional rack, Llama for a causal one.
+
+    Raises:
+        UsageError: EuroBERT can't be causal.
+    """
+    if spec.attention == "causal":
+        if architecture == "eurobert":
+            raise UsageError(
+                "--architecture eurobert: expected a bidirectional rack, and this one is causal: leave it out, or "
+                "take llama"
+            )
+        return LLAMA
+    return LLAMA_BOTH_WAYS if architecture == "llama" else EUROBERT
+
+
+def model_config(spec: RackSpec, blocks: int, target: Target, number: Number, mask: int, pad: int) -> dict[str, Any]:
+    """What config.json says.
+
+    Args:
+        blocks: how many there are of the rack's.
+        mask: the mask token's id.
+        pad: the padding token's.
+    """
+    config: dict[str, Any] = {
+        "architectures": [target.model_class],
+        "model_type": target.model_type,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.d_model,
+        "intermediate_size": spec.d_ff,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.seq_len,
+        "initializer_range": spec.init_std,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "tie_word_embeddings": spec.tie_embeddings,
+        "mask_token_id": mask,
+        "pad_token_id": pad,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": NUMBERS[number],
+        "transformers_version": target.needs,
+    }
+    if target.model_type == "llama":
+        config["rope_theta"] = spec.rope_theta  # where transformers 4 looks for it
+        config["is_causal"] = spec.attention == "causal"
+    return config
+
+
+def block_shapes(spec: RackSpec) -> dict[str, tuple[int, ...]]:
+    """The tensors of a block, in the order in which they are written."""
+    model, keys = spec.d_model, spec.n_kv_heads * spec.head_dim
+    return {
+        "input_layernorm.weight": (model,),
+        "self_attn.q_proj.weight": (model, model),
+        "self_attn.k_proj.weight": (keys, model),
+        "self_attn.v_proj.weight": (keys, model),
+        "self_attn.o_proj.weight": (model, model),
+        "post_attention_layernorm.weight": (model,),
+        "mlp.gate_proj.weight": (spec.d_ff, model),
+        "mlp.up_proj.weight": (spec.d_ff, model),
+        "mlp.down_proj.weight": (model, spec.d_ff),
+    }
+
+
+def model_shapes(spec: RackSpec, path: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The tensors of the whole model by transformers' names, in the order in which they are written.
+
+    Args:
+        path: the stacks that it is made of, in order.
+    """
+    table = (spec.vocab_size, spec.d_model)
+    shapes: dict[str, tuple[int, ...]] = {f"model.{EMBEDDING}": table}
+    for layer in range(sum(spec.blocks[stack] for stack in path)):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block_shapes(spec).items()}
+    shapes[f"model.{NORM}"] = (spec.d_model,)
+    return shapes if spec.tie_embeddings else {**shapes, HEAD: table}

@@ -1,0 +1,79 @@
+"""A run's tokenizer as the files that transformers loads: the same ids for the same text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stackwise_core.config.source_vocabulary import BYTES, byte_characters, read_vocabulary
+from stackwise_core.data.tokenizer import MASK_TOKENS, PAD_TOKENS, Tokenizer
+from stackwise_core.errors import UsageError
+
+
+def tokenizer_files(named: str, tokenizer: Tokenizer, seq_len: int) -> dict[str, dict[str, Any]]:
+    """The content of each file by its name.
+
+    Args:
+        named: as ``data.tokenizer`` has it.
+        tokenizer: what that is.
+
+    Raises:
+        UsageError: its mask or padding token can't have the id that the rack was trained with.
+    """
+    if named == BYTES:
+        content, known = _byte_level(), {}
+    else:
+        content, known = json.loads(Path(named).read_text(encoding="utf-8")), read_vocabulary(Path(named))
+        # The rack was trained on text that is neither cut nor padded, without special tokens around it.
+        content |= {"truncation": None, "padding": None, "post_processor": None}
+    tokens = {id_: token for token, id_ in known.items()}
+    for id_, names in ((tokenizer.mask_id, MASK_TOKENS), (tokenizer.pad_id, PAD_TOKENS)):
+        if id_ not in tokens:
+            tokens[id_] = next((name for name in names if name not in known), f"<added {id_}>")
+            content["added_tokens"] = [*(content.get("added_tokens") or ()), _special(id_, tokens[id_])]
+    _check(named, content, {tokens[id_]: id_ for id_ in (tokenizer.mask_id, tokenizer.pad_id)})
+    return {
+        "tokenizer.json": content,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "mask_token": tokens[tokenizer.mask_id],
+            "pad_token": tokens[tokenizer.pad_id],
+            "model_max_length": seq_len,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+
+
+def _byte_level() -> dict[str, Any]:
+    """The built-in tokenizer: each byte of UTF-8 is a token, and its id the byte."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": byte_characters(), "merges": []},
+    }
+
+
+def _special(id_: int, content: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id_, "content": content, **flags, "special": True}
+
+
+def _check(named: str, content: dict[str, Any], expected: dict[str, int]) -> None:
+    """The library numbers added tokens itself, without gaps, whatever the file says."""
+    from tokenizers import Tokenizer as Library
+
+    library = Library.from_str(json.dumps(content))
+    for token, id_ in expected.items():
+        if (given := library.token_to_id(token)) != id_:
+            raise UsageError(
+                f"{named}: the rack's {token} has the id {id_}, and a tokenizer.json would give it {given}, since its "
+                "ids have gaps: it can't be exported"
+            )

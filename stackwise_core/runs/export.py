@@ -1,0 +1,240 @@
+"""A finished run as a directory that transformers loads without any code but its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import fields, frozen
+from torch import Tensor
+
+from stackwise_core.config.source_checkpoint import CONFIG, EMBEDDING, HEAD, NORM
+from stackwise_core.config.source_run import PLAN, SourceRun
+from stackwise_core.data.tokenizer import Tokenizer
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.files import publish, publish_text, sync
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack import pretrained_adapters
+from stackwise_core.rack.pretrained_adapters import StackAdapter, join_adapters
+from stackwise_core.rack.pretrained_config import (
+    NUMBERS,
+    Architecture,
+    Number,
+    Target,
+    block_shapes,
+    model_config,
+    model_shapes,
+    target_of,
+)
+from stackwise_core.rack.pretrained_tokenizer import tokenizer_files
+from stackwise_core.rack.pretrained_writing import write_sharded
+from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
+from stackwise_core.runs.ending import check_rack
+from stackwise_core.runs.model_card import model_card
+from stackwise_core.tensor_file import write_tensors
+
+
+@frozen
+class Exported:
+    """What was written."""
+
+    directory: Path
+    target: Target
+    number: Number
+    stacks: int
+    blocks: int
+    parameters: int
+    files: tuple[str, ...]
+    adapters: tuple[str, ...]
+
+
+@frozen
+class Export:
+    """What of a run is to be exported, and as what."""
+
+    run: RunDirectory
+    spec: RackSpec
+    path: tuple[int, ...]
+    """The stacks, in order."""
+    tokenizer: Tokenizer
+    named: str
+    """The tokenizer as ``data.tokenizer`` has it."""
+    target: Target
+    number: Number
+    largest: int
+    """Most bytes of a file with weights."""
+
+    @classmethod
+    def of(
+        cls,
+        source: SourceRun,
+        tokenizer: Tokenizer,
+        named: str,
+        *,
+        architecture: Architecture | None = None,
+        depth: int | None = None,
+        number: Number = "fp32",
+        largest: int = 5_000_000_000,
+    ) -> Export:
+        """See what a finished run comes to; nothing is written.
+
+        Args:
+            depth: how many stacks; None: all of them.
+
+        Raises:
+            UsageError: transformers has no such model, the depth was never trained, or the tokenizer is another one.
+            StackwiseError: the plan is damaged, or a file with weights is missing, cut short or of another rack.
+        """
+        run = RunDirectory(source.path)
+        run.manifest.checked(PLAN)
+        if tokenizer.fingerprint.hex() != source.tokenizer:
+            raise UsageError(
+                f"{source.path}: its tokenizer isn't the one that it was trained with; was {named} changed?"
+            )
+        spec = _spec(source)
+        path = _path(run, source, spec, depth)
+        check_rack(run, spec, {name for stack in path for name in run.adapters(stack)})
+        return cls(run, spec, path, tokenizer, named, target_of(spec, architecture), number, largest)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the model has."""
+        return sum(self.spec.blocks[stack] for stack in self.path)
+
+    def write(self, directory: Path) -> Exported:
+        """Write it into a directory that isn't there yet, or is empty; all of it or nothing.
+
+        Raises:
+            UsageError: there is something in the directory.
+            StackwiseError: a file of the run is damaged.
+            OSError: a file can't be written.
+        """
+        refuse_full(directory)
+        shapes = model_shapes(self.spec, self.path)
+        files = tokenizer_files(self.named, self.tokenizer, self.spec.seq_len)
+        mask, pad = self.tokenizer.mask_id, self.tokenizer.pad_id
+        files[CONFIG] = model_config(self.spec, self.blocks, self.target, self.number, mask, pad)
+        parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+        whole = Path(os.path.abspath(directory))
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        beside = whole.with_name(f".{whole.name}.{os.getpid()}.tmp")
+        try:
+            beside.mkdir()
+            dtype = getattr(torch, NUMBERS[self.number])
+            weights = write_sharded(beside, shapes, self._tensors(), dtype, self.largest)
+            for name, content in files.items():
+                publish_text(beside / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            adapters = self._write_adapters(beside)
+            exported = Exported(
+                directory=directory,
+                target=self.target,
+                number=self.number,
+                stacks=len(self.path),
+                blocks=self.blocks,
+                parameters=parameters,
+                files=(*weights, *files, "README.md"),
+                adapters=adapters,
+            )
+            publish_text(beside / "README.md", model_card(exported, self.spec, whole.name))
+            os.replace(beside, whole)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        sync(whole.parent)
+        return exported
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights by transformers' names, in the order of ``model_shapes``; one stack is read at a time."""
+        yield f"model.{EMBEDDING}", self.run.read_tensors(embedding_file(None))[EMBEDDING]
+        layer, names = 0, list(block_shapes(self.spec))
+        for stack in self.path:
+            tensors = self.run.read_stack(stack)
+            for place in range(self.spec.blocks[stack]):
+                for name in names:
+                    yield f"model.layers.{layer}.{name}", tensors.pop(f"layers.{place}.{name}")
+                layer += 1
+            norm = tensors[NORM]
+        yield f"model.{NORM}", norm
+        if not self.spec.tie_embeddings:
+            yield HEAD, self.run.read_tensors(head_file(None))[HEAD]
+
+    def _write_adapters(self, directory: Path) -> tuple[str, ...]:
+        """Write each adapter of the stacks into a directory of its own; their names."""
+        sizes = [self.spec.blocks[stack] for stack in self.path]
+        first = dict(zip(self.path, accumulate(sizes, initial=0), strict=False))
+        names = sorted({name for stack in self.path for name in self.run.adapters(stack)})
+        for name in names:
+            own = [stack for stack in self.path if name in self.run.adapters(stack)]
+            parts = [StackAdapter.read(self.run.adapter(stack, name), first[stack]) for stack in own]
+            config, tensors = join_adapters(parts, self.blocks)
+            into = directory / "adapters" / name
+            into.mkdir(parents=True)
+
+            def fill(beside: Path, held: dict[str, Tensor] = tensors) -> None:
+                write_tensors(held, beside)
+
+            publish(into / pretrained_adapters.WEIGHTS, fill)
+            publish_text(into / pretrained_adapters.CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        return tuple(names)
+
+
+def refuse_full(directory: Path) -> None:
+    """See that nothing is lost by writing a directory.
+
+    Raises:
+        UsageError: there is something in it, or it is a file.
+    """
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if directory.exists() or directory.is_symlink():
+        raise UsageError(f"{directory} is there already, and isn't an empty directory. Choose another.")
+
+
+def _spec(source: SourceRun) -> RackSpec:
+    """The rack of a run, as its plan has it.
+
+    Raises:
+        UsageError: transformers has no such model.
+        StackwiseError: it is no rack's.
+    """
+    rack: dict[str, Any] = source.rack
+    if rack.get("time_encoding") is not None:
+        raise UsageError(
+            f'{source.path}: its network is told the time (training.time = "input"), and transformers has no such model'
+        )
+    if rack.get("ends", "shared") == "per_stack":
+        raise UsageError(
+            f"{source.path}: each of its stacks has an embedding and a head of its own, and transformers has no such "
+            "model"
+        )
+    names = {field.name for field in fields(RackSpec)} - {"blocks", "time_fractions", "given"}
+    try:
+        return RackSpec(blocks=source.blocks, **{key: value for key, value in rack.items() if key in names})
+    except TypeError as error:
+        raise StackwiseError(f"{source.path / PLAN}: not the plan of a run: {error}") from None
+
+
+def _path(run: RunDirectory, source: SourceRun, spec: RackSpec, depth: int | None) -> tuple[int, ...]:
+    """The stacks to export."""
+    try:
+        routes: Sequence[tuple[int, ...]] = [tuple(map(int, route["path"])) for route in run.read_json(PLAN)["routes"]]
+        if not routes or any(stack not in range(spec.stacks) for path in routes for stack in path):
+            raise ValueError("no routes")
+    except (LookupError, TypeError, ValueError) as error:
+        raise StackwiseError(f"{source.path / PLAN}: not the plan of a run: {error}") from None
+    if len(routes) > 1:
+        raise UsageError(
+            f"{source.path}: its stacks serve {len(routes)} bands of mask fractions, each its own, and transformers "
+            "has no such model"
+        )
+    depths = [place for place, stack in enumerate(routes[0], 1) if stack in source.exits]
+    if depth is not None and depth not in depths:
+        trained = ", ".join(map(str, depths)) or "none"
+        raise UsageError(f"--depth {depth}: the head wasn't trained to read there. Of {source.path}: {trained}.")
+    return routes[0][:depth]

@@ -1,0 +1,59 @@
+"""The README.md of an exported model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stackwise_core.interfaces.rack_spec import RackSpec
+
+if TYPE_CHECKING:
+    from stackwise_core.runs.export import Exported
+
+
+def model_card(exported: Exported, spec: RackSpec, name: str) -> str:
+    """What the model is and how it is loaded.
+
+    Args:
+        name: of the directory.
+    """
+    target = exported.target
+    both_ways = spec.attention == "bidirectional"
+    auto = "AutoModelForCausalLM" if target.model_type == "llama" else "AutoModelForMaskedLM"
+    tied = "tied embeddings" if spec.tie_embeddings else "a head of its own"
+    heads = f"{spec.n_heads} heads ({spec.n_kv_heads} for keys and values)"
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'fill-mask' if both_ways else 'text-generation'}",
+        "tags: [stackwise, masked-diffusion]" if both_ways else "tags: [stackwise]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"Trained stack by stack with Stackwise, and exported as `{target.model_class}`: {exported.parameters:,} "
+        f"parameters, {exported.blocks} blocks, d_model {spec.d_model}, {heads}, {spec.vocab_size:,} tokens, {tied}, "
+        f"sequences of {spec.seq_len}.",
+        "",
+        "```python",
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("{name}", attn_implementation="sdpa").eval()',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        "```",
+        "",
+        f"It needs transformers {target.needs} or newer, and no code from elsewhere.",
+    ]
+    if both_ways and target.model_type == "llama":
+        lines.append("Older versions load it without an error and run it causally, which gives other numbers.")
+    if both_ways:
+        lines += ["", "The mask token is never predicted: take its logit out before a softmax."]
+    if exported.adapters:
+        lines += ["", "Adapters are beside the weights, one directory each, for peft:", "", "```python"]
+        first, *others = exported.adapters
+        load = f'model = PeftModel.from_pretrained(model, "{name}/adapters/{first}", adapter_name="{first}")'
+        lines += ["from peft import PeftModel", "", load]
+        lines += [f'model.load_adapter("{name}/adapters/{each}", adapter_name="{each}")' for each in others]
+        if others:
+            lines.append(f"model.base_model.set_adapter({list(exported.adapters)})")
+        lines.append("```")
+    return "\n".join(lines) + "\n"

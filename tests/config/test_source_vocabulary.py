@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from stackwise_core.config.source_vocabulary import byte_characters, other_vocabulary, read_vocabulary
+from stackwise_core.errors import UsageError
+
+
+def write(path, vocabulary, added=()):
+    tokens = [{"id": id_, "content": token} for token, id_ in added]
+    path.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": tokens}))
+    return path
+
+
+def test_the_characters_of_bytes_are_the_library_s():
+    """The same 256 that the tokenizers library has for a byte-level model, each for its byte."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    assert sorted(byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE(vocab=byte_characters(), merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    text = "".join(map(chr, [*range(0x800), 0x20AC, 0x1F600]))
+    assert bytes(library.encode(text).ids) == text.encode()
+
+
+def test_ids_of_each_kind_of_model(tmp_path):
+    """A table of a BPE or WordPiece model, pairs of a Unigram one; added tokens count."""
+    assert read_vocabulary(write(tmp_path / "a.json", {"a": 0, "b": 1}, [("c", 2)])) == {"a": 0, "b": 1, "c": 2}
+    assert read_vocabulary(write(tmp_path / "b.json", [["a", -1.0], ["b", -2.0]])) == {"a": 0, "b": 1}
+
+
+def test_the_same_ids_with_more_beyond(tmp_path):
+    """What a tokenizer adds at the end does no harm; anything else is named."""
+    theirs = write(tmp_path / "theirs.json", {"a": 0, "b": 1, "c": 3})
+
+    def why(vocabulary):
+        return other_vocabulary(str(write(tmp_path / "ours.json", vocabulary)), theirs)
+
+    assert why({"a": 0, "b": 1, "c": 3}) is None
+    assert why({"a": 0, "b": 1, "c": 3, "[MASK]": 4, "d": 9}) is None
+    problem = f'expected the source\'s own tokenizer, {theirs}, found "{tmp_path / "ours.json"}", which '
+    assert why({"a": 0, "b": 1}) == f'{problem}hasn\'t its token "c"'
+    assert why({"a": 1, "b": 0, "c": 3}) == f'{problem}gives its token "a" the id 1, not 0'
+    assert why({"a": 0, "b": 1, "c": 3, "d": 2}) == f"{problem}has a token of its own with the id 2"
+
+
+def test_bytes_fit_a_vocabulary_of_bytes(tmp_path):
+    """With or without a mask; with other tokens they don't."""
+    for specials in ({}, {"[MASK]": 256, "[PAD]": 257}):
+        assert other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | specials)) is None
+    assert "hasn't its token" in other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | {"ab": 256}))
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    """Said as any other mistake."""
+    with pytest.raises(UsageError, match=r"gone\.json can't be read: No such file"):
+        read_vocabulary(tmp_path / "gone.json")
