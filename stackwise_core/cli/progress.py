@@ -40,19 +40,37 @@ LOSS_MEMORY = 0.95
 
 
 @contextmanager
-def tokenising(console: Console) -> Iterator[Callable[[int], None]]:
-    """Show how much text was tokenised; a corpus that was prepared before shows nothing."""
-    done = 0
-    with console.status("") as status:
+def tokenising(console: Console) -> Iterator[Callable[[int, float], None]]:
+    """Show how much text is tokenised, how fast, and the time left; a corpus that was prepared before shows nothing."""
+    begun: tuple[float, int, float] | None = None
+    text, spoke = 0, time.monotonic()
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("tokenising"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:.0f} %  {task.fields[measured]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=1.0, measured="", visible=False)
 
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            status.update(f"tokenising: {ByteSize(done)}")
+        def advance(done: int, share: float) -> None:
+            nonlocal begun, text, spoke
+            now, text = time.monotonic(), done
+            begun = begun or (now, done, share)  # the first batch may have waited for a library to be imported
+            seconds, size, part = now - begun[0], done - begun[1], share - begun[2]
+            measured = str(ByteSize(done))
+            if seconds and part:
+                measured += f"  {ByteSize(size / seconds)}/s  {duration(seconds * (1 - share) / part)} left"
+            progress.update(task, completed=share, measured=measured, visible=True)
+            if not console.is_terminal and now - spoke >= SECONDS_BETWEEN_LINES:
+                spoke = now
+                console.print(f"tokenising: {100 * share:.0f} %  {measured}", highlight=False)
 
         yield advance
-    if done:
-        console.print(f"tokenised {ByteSize(done)} of text", highlight=False)
+    if text:
+        console.print(f"tokenised {ByteSize(text)} of text", highlight=False)
 
 
 @contextmanager

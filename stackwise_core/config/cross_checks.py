@@ -116,12 +116,32 @@ def _patience_counts_validations(config: Config) -> str | None:
 
 @_cross_check("data.validation_fraction", "evaluation.every", "training.patience")
 def _validation_needs_text(config: Config) -> str | None:
-    if config.data.validation_fraction > 0:
+    if config.data.validation is not None or config.data.share_held_out > 0:
         return None
     if config.evaluation.every is None and config.training.patience is None:
         return None
     needs = "training.patience" if config.evaluation.every is None else "evaluation.every"
-    return f"expected more than 0, since {needs} needs text to validate on, found {config.data.validation_fraction:g}"
+    return f"expected more than 0, since {needs} needs text to validate on, found {config.data.share_held_out:g}"
+
+
+@_cross_check("data.validation_fraction", "data.validation")
+def _validation_is_a_text_or_a_share(config: Config) -> str | None:
+    if config.data.validation is None or config.data.validation_fraction is None:
+        return None
+    return (
+        "data.validation names the validation split, and data.validation_fraction takes it from the text that is "
+        "trained on: set one of them"
+    )
+
+
+@_cross_check("data.corpus", "data.sources")
+def _a_corpus_or_sources(config: Config) -> str | None:
+    if config.data.corpus is None or not config.data.sources:
+        return None
+    return (
+        f"data.corpus and data.sources both say what is trained on: leave corpus out, or make it a source, "
+        f"[data.sources.NAME] with corpus = {shown(config.data.corpus)}"
+    )
 
 
 @_cross_check("training.mlm_random", "training.mlm_keep")

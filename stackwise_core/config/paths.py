@@ -29,6 +29,10 @@ def with_absolute_paths(instance: T, merged: Merged, path: KeyPath = ()) -> T:
             changes[attribute.alias] = {
                 number: _choice(choice, merged, (*here, str(number))) for number, choice in value.items()
             }
+        elif isinstance(value, dict) and any(attrs.has(type(table)) for table in value.values()):
+            changes[attribute.alias] = {
+                name: with_absolute_paths(table, merged, (*here, name)) for name, table in value.items()
+            }
         elif attrs.has(type(value)):
             changes[attribute.alias] = with_absolute_paths(value, merged, here)
         elif names is not None and value is not None and (folder := _folder(merged, here)):

@@ -1,7 +1,7 @@
 """What there is to configure: an options class as rows of key, type, default and help."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import attrs
 from attrs import frozen
@@ -38,7 +38,16 @@ def _rows(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
             return [OptionRow(attribute.name, f"table of {hook}s by whole number", _written(default), help)]
         use = default["use"] if isinstance(default, Mapping) else default
         return [OptionRow(attribute.name, f"name of {with_article(hook)}, or a table with use", _written(use), help)]
-    return [OptionRow(attribute.name, noun(attribute.type), _written(default), help)]
+    row = OptionRow(attribute.name, noun(attribute.type), _written(default), help)
+    return [row, *_rows_of_tables(attribute)]
+
+
+def _rows_of_tables(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
+    """The keys of the tables that a table with any keys holds, as ``sources.NAME.corpus``."""
+    of = get_args(attribute.type)
+    if get_origin(attribute.type) is not dict or not attrs.has(of[1]):
+        return []
+    return [attrs.evolve(row, key=f"{attribute.name}.NAME.{row.key}") for row in describe(of[1])]
 
 
 def _written(value: Any) -> str:

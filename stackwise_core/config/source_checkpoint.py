@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from attrs import frozen
 
 from stackwise_core.config.source_run import PLAN, SourceRun, read_source_run
 from stackwise_core.config.source_vocabulary import read_vocabulary
-from stackwise_core.config.words import a, found, shown
+from stackwise_core.config.words import found, shown
 from stackwise_core.errors import UsageError
 
 CONFIG = "config.json"
@@ -20,6 +20,8 @@ TOKENIZER = "tokenizer.json"
 EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
 NUMBERS = ("F32", "BF16", "F16")
 """Number formats, as safetensors has them, that become fp32 without loss."""
+Shapes = dict[str, tuple[int, ...]]
+"""By a tensor's name in ours."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _MOST_NAMED = 3
 
@@ -52,6 +54,13 @@ _OURS = {
 _WHY = {
     "auto_map": "it asks for code of its own, and none is run",
     "quantization_config": "its weights are quantised; start from the full-precision ones",
+}
+
+
+_KINDS: dict[type, tuple[str, tuple[type, ...], Callable[[Any], bool]]] = {
+    bool: ("a boolean", (bool,), lambda value: True),
+    int: ("an integer of 1 or more", (int,), lambda value: 1 <= value < 1 << 40),
+    float: ("a number above 0", (int, float), lambda value: 0 < value < 1e30),
 }
 
 
@@ -121,9 +130,13 @@ def read_checkpoint(directory: Path) -> SourceCheckpoint:
     rack, problems = _shape(directory / CONFIG, config)
     if problems:
         raise RefusedCheckpoint(problems)
-    blocks = rack.pop("blocks")
+    blocks, positions, rows = rack.pop("blocks"), rack.pop("positions"), rack["vocab_size"]
     files, shapes = _tensors(directory)
-    rows, expected = rack["vocab_size"], _expected(rack, blocks)
+    if blocks > len(shapes):
+        raise RefusedCheckpoint(
+            [f"{directory}: expected tensors of {blocks} blocks, as {CONFIG} says, found {len(shapes)} tensors in all"]
+        )
+    expected = tensor_shapes(rack, blocks)
     problems = list(_misfits(directory, shapes, expected))
     if problems:
         raise RefusedCheckpoint(problems)
@@ -142,7 +155,7 @@ def read_checkpoint(directory: Path) -> SourceCheckpoint:
         rack=rack,
         tokens=tokens,
         rows=rows,
-        positions=config.get("max_position_embeddings"),
+        positions=positions,
         files=files,
     )
 
@@ -171,12 +184,12 @@ def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         return {}, [f"{path}: expected model_type to be one of {known}, found {_said(kind)}"]
     problems: list[str] = []
 
-    def take(key: str, type_: type, default: Any = None, least: float = 1) -> Any:
+    def take(key: str, kind: type, default: Any = None) -> Any:
         value = config.get(key)
         value = default if value is None else value
-        numbers = (int, float) if type_ is float else (type_,)
-        if type(value) not in numbers or (type_ is not bool and not least <= value < 1 << 40):
-            problems.append(f"{path}: expected {key} to be {a(type_)}{_range(type_)}, found {found(value)}")
+        expected, types, fits = _KINDS[kind]
+        if type(value) not in types or not fits(value):
+            problems.append(f"{path}: expected {key} to be {expected}, found {found(value)}")
             return None
         return value
 
@@ -189,8 +202,8 @@ def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     defaults = {"sliding_window": family.sliding_window}
     for key, (ours, default) in _OURS.items():
         value = config.get(key, defaults.get(key, default))
-        if key == "sliding_window" and config.get("use_sliding_window") is False:
-            continue
+        if key == "sliding_window" and family.sliding_window is None and config.get("use_sliding_window") is False:
+            continue  # transformers' Mistral has its window all the same
         if value != ours and not (key in ("quantization_config", "auto_map") and not value):
             why = f": {_WHY[key]}" if key in _WHY else ""
             problems.append(f"{path}: expected {key} to be {_said(ours)}, found {_said(value)}{why}")
@@ -207,16 +220,13 @@ def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         "d_ff": take("intermediate_size", int),
         "attention": "bidirectional" if config.get("is_causal") is False else family.attention,
         "tie_embeddings": take("tie_word_embeddings", bool, False),
-        "norm_eps": take("rms_norm_eps", float, family.norm_eps, 0),
+        "norm_eps": take("rms_norm_eps", float, family.norm_eps),
         "rope_theta": _rope_theta(path, config, problems),
+        "positions": None if config.get("max_position_embeddings") is None else take("max_position_embeddings", int),
     }
     if not problems:
         problems += _wrong_heads(path, config, rack)
     return rack, problems
-
-
-def _range(type_: type) -> str:
-    return " of 1 or more" if type_ is int else ""
 
 
 def _rope_theta(path: Path, config: Mapping[str, Any], problems: list[str]) -> float:
@@ -228,8 +238,9 @@ def _rope_theta(path: Path, config: Mapping[str, Any], problems: list[str]) -> f
         problems.append(f"{path}: expected rotary positions without scaling, found {key} = {_said(scaling)}")
         return 0.0
     theta = scaling.get("rope_theta", config.get("rope_theta", 10_000.0))
-    if type(theta) not in (int, float) or not 0 < theta < 1e30:
-        problems.append(f"{path}: expected rope_theta to be a number above 0, found {_said(theta)}")
+    expected, types, fits = _KINDS[float]
+    if type(theta) not in types or not fits(theta):
+        problems.append(f"{path}: expected rope_theta to be {expected}, found {_said(theta)}")
         return 0.0
     return float(theta)
 
@@ -250,24 +261,28 @@ def _said(value: Any) -> str:
     return "nothing" if value is None else shown(value)
 
 
-def _expected(rack: Mapping[str, Any], blocks: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor by its name in ours."""
+def block_shapes(rack: Mapping[str, Any]) -> Shapes:
+    """The tensors of a block of a rack, whose sizes have the names of ``RackSpec``."""
     model, inner = rack["d_model"], rack["d_ff"]
     keys = model // rack["n_heads"] * rack["n_kv_heads"]
-    block = {
-        "input_layernorm": (model,),
-        "self_attn.q_proj": (model, model),
-        "self_attn.k_proj": (keys, model),
-        "self_attn.v_proj": (keys, model),
-        "self_attn.o_proj": (model, model),
-        "post_attention_layernorm": (model,),
-        "mlp.gate_proj": (inner, model),
-        "mlp.up_proj": (inner, model),
-        "mlp.down_proj": (model, inner),
+    return {
+        "input_layernorm.weight": (model,),
+        "self_attn.q_proj.weight": (model, model),
+        "self_attn.k_proj.weight": (keys, model),
+        "self_attn.v_proj.weight": (keys, model),
+        "self_attn.o_proj.weight": (model, model),
+        "post_attention_layernorm.weight": (model,),
+        "mlp.gate_proj.weight": (inner, model),
+        "mlp.up_proj.weight": (inner, model),
+        "mlp.down_proj.weight": (model, inner),
     }
-    shapes = {f"layers.{at}.{name}.weight": shape for at in range(blocks) for name, shape in block.items()}
-    ends = {EMBEDDING: (rack["vocab_size"], model), NORM: (model,), HEAD: (rack["vocab_size"], model)}
-    return shapes | ends
+
+
+def tensor_shapes(rack: Mapping[str, Any], blocks: int) -> Shapes:
+    """The tensors of a model of so many blocks, its LM head's too, in the order in which they compute."""
+    table, block = (rack["vocab_size"], rack["d_model"]), block_shapes(rack)
+    layers = {f"layers.{at}.{name}": shape for at in range(blocks) for name, shape in block.items()}
+    return {EMBEDDING: table, **layers, NORM: (rack["d_model"],), HEAD: table}
 
 
 Headers = dict[str, tuple[tuple[int, ...], str]]
@@ -285,7 +300,7 @@ def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
                 for key in opened.keys():  # noqa: SIM118  # it is no mapping
                     part, ours = opened.get_slice(key), key.removeprefix("model.")
                     if ours in files:
-                        raise RefusedCheckpoint([f"{directory / name}: the tensor {key} is there twice"])
+                        raise RefusedCheckpoint([f"{directory / name}: the tensor {key:.80} is there twice"])
                     files[ours], headers[ours] = (name, key), (tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise RefusedCheckpoint([f"{directory / name}: not a whole safetensors file: {error!s:.200}"]) from None
@@ -299,9 +314,10 @@ def _files(directory: Path) -> list[str]:
         names = sorted(set(index.values())) if isinstance(index, dict) and _plain(index) else []
         if not names:
             raise RefusedCheckpoint([f"{directory / INDEX}: expected weight_map to be files' names by tensor"])
-        absent = [name for name in names if not (directory / name).is_file()]
+        absent = [name for name in names if not os.path.isfile(directory / name)]  # none can have such a name, too
         if absent:
-            raise RefusedCheckpoint([f"{directory}: expected {absent[0]}, as {INDEX} says, and there is no such file"])
+            file = shown(absent[0])
+            raise RefusedCheckpoint([f"{directory}: expected {file}, as {INDEX} says, and there is no such file"])
         return names
     if not (directory / WEIGHTS).is_file():
         pickled = sorted(entry.name for entry in directory.iterdir() if entry.suffix in _PICKLED)
@@ -333,4 +349,4 @@ def _misfits(directory: Path, headers: Headers, expected: Mapping[str, tuple[int
 
 def _some(names: list[str]) -> str:
     more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(f"{name:.80}" for name in names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

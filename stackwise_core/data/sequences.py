@@ -1,34 +1,42 @@
 """A prepared corpus: rows of tokens in memory-mapped files, tokenised once and found again by the content's hash."""
 
 import contextlib
-import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import asdict, field, frozen
+from attrs import asdict, define, field, frozen
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.corpus import documents
-from stackwise_core.data.packing import ContentHash, Packing, map_array, pack, real_tokens, token_dtype
+from stackwise_core.data.content_index import ContentIndex
+from stackwise_core.data.corpus import read_files
+from stackwise_core.data.corpus.utf8 import unreadable
+from stackwise_core.data.fingerprint import fingerprint
+from stackwise_core.data.packing import PackedSplit, Packing, pack
+from stackwise_core.data.sources import Source, find_sources
+from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.files import sync
 from stackwise_core.writable import check_writable
 
-FORMAT = 1
-"""Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
 MANIFEST = "manifest.json"
+INDICES = ".contents"
+"""Directory of what is remembered of the texts' own files."""
 UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 60 * 60  # seconds in which an unfinished directory wasn't written to
+
+Progress = Callable[[int, float], None]
+"""Told how many UTF-8 bytes of text are tokenised, and what share of all that is, from 0 to 1."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,113 +95,182 @@ class Split:
         return Rows(tokens.astype(np.int32), segments.astype(np.int32))
 
 
+@frozen
+class SourceCounts:
+    """What a text contributes."""
+
+    name: str
+    """A source's name, or where the text is."""
+    weight: float
+    documents: int
+    """How many there are with a token."""
+    train: PackedSplit
+    validation: PackedSplit
+
+
 @frozen(eq=False)
 class Corpus:
     """Both splits of a corpus, and where they lie."""
 
     train: Split
     validation: Split
-    documents: int
-    """How many there are with text in them."""
+    sources: tuple[SourceCounts, ...]
+    """One a text: ``data.corpus`` or each of ``data.sources``, and ``data.validation`` last."""
+    left_out: int
+    """Tokens of training passages that equal one of ``data.validation``, and so are in neither split."""
     fingerprint: str
-    """Hash of all that decides the rows: text, tokenizer, seq_len, validation_fraction."""
+    """Hash of all that decides the rows: text, weights, tokenizer, seq_len, validation_fraction."""
     directory: Path
 
+    @property
+    def documents(self) -> int:
+        """How many there are with a token."""
+        return sum(source.documents for source in self.sources)
 
-def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Callable[[int], None] | None = None) -> Corpus:
+
+def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
     """Find the tokenised corpus, or tokenise it.
 
-    The text is read and hashed each time; the hash names a directory in ``data.tokens_directory``. What is there
-    is checked whole (which takes less time than hashing the text did) and made anew if it is damaged. It is written
-    beside and renamed when it is complete, so that processes may do this at the same time.
+    A hash of the files' contents names a directory in ``data.tokens_directory``; files that are as they were in the
+    last run aren't read for it (``content_index``). What is there is checked whole and made anew if it is damaged. It
+    is written beside and renamed when it is complete, so that processes may do this at the same time.
 
     Documents are cut into passages of at most 16 rows (and of a quarter of validation's share), and those with the
     lowest hashes are for validation, until ``data.validation_fraction`` of the tokens is reached: the same whatever
-    the seed, and equal passages never on both sides. Passages keep their order; neighbours of one document on the
-    same side stay one segment. In each split the stream is cut into rows, of which only the last is padded.
+    the seed, and equal passages never on both sides. With ``data.validation`` all of that text is, and passages that
+    equal one of its own are left out of training. Passages keep their order; neighbours of one document on the same
+    side stay one segment. In each split each text's stream is cut into rows, of which only the last is padded. A text
+    whose weight is 2 has each training row as two samples.
 
     Args:
         data: where the text is, and how it is to be cut.
         tokenizer: the one that ``data.tokenizer`` names.
-        progress: called while tokenising with the number of the text's UTF-8 bytes done so far.
+        progress: told while tokenising how many UTF-8 bytes of text are done, and what share that is of all.
 
     Raises:
         UsageError: the corpus can't be read or is too small, or ``data.tokens_directory`` can't be a directory.
+        UnavailableError: a package that reads the corpus isn't there.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
+    sources = find_sources(data)
     tokens_directory = Path(data.tokens_directory)
     if not tokens_directory.is_dir():  # one that is there may have these tokens already
         check_writable(tokens_directory, "data.tokens_directory")
-    content = ContentHash()
-    for _ in content.over(documents(data.corpus, text_field=data.text_field)):
-        pass
-    decisive = (FORMAT, content.digest(), tokenizer.fingerprint, data.seq_len, data.validation_fraction)
-    fingerprint = hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
-    directory = tokens_directory / fingerprint
+    paths = [file.path for source in sources for file in source.files]
+    index = ContentIndex.open(tokens_directory / INDICES / f"{_name_of(sources)}.json")
     try:
-        corpus = _open_if_whole(directory, tokenizer)
-        return corpus or _make(directory, data, tokenizer, content, progress)
+        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
+    except OSError as error:
+        raise unreadable(Path(error.filename or data.tokens_directory), error) from None
+    directory = tokens_directory / fingerprint(sources, hashes, data, tokenizer)
+    try:
+        corpus = _open_if_whole(directory, sources, tokenizer)
+        if corpus is None:
+            corpus = _make(directory, sources, data, tokenizer, index, progress)
     except OSError as error:
         raise StackwiseError(
             f"{error.filename or directory}: tokens can't be written or read here (data.tokens_directory): "
             f"{error.strerror}"
         ) from error
+    index.save()
+    return corpus
+
+
+def _name_of(sources: Sequence[Source]) -> str:
+    """What the index of these texts is called: by where they are, whatever is there now."""
+    where = [os.path.abspath(source.named.corpus) for source in sources]
+    return xxh3_128(json.dumps(where).encode()).hexdigest()
 
 
 def _make(
     directory: Path,
+    sources: Sequence[Source],
     data: DataConfig,
     tokenizer: Tokenizer,
-    content: ContentHash,
-    progress: Callable[[int], None] | None,
+    index: ContentIndex,
+    progress: Progress | None,
 ) -> Corpus:
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory.parent)
     beside = _beside(directory)
     beside.mkdir()
+    reading = _Reading(sum(file.path.stat().st_size for source in sources for file in source.files))
+    texts = [
+        Text(
+            read_files(source.files, source.named.field, reading.consumed),
+            source.named.weight,
+            source.named.is_validation,
+        )
+        for source in sources
+    ]
     try:
-        again = ContentHash()
         packing = pack(
-            again.over(documents(data.corpus, text_field=data.text_field)),
+            texts,
             tokenizer,
             beside,
             seq_len=data.seq_len,
-            validation_fraction=data.validation_fraction,
-            progress=progress,
+            validation_fraction=data.share_held_out,
+            progress=None if progress is None else lambda done: progress(done, reading.share),
         )
-        if again.digest() != content.digest():
-            raise StackwiseError(f"{data.corpus}: the text changed while it was being read; run again")
-        _refuse_too_small(packing, data)
-        _seal(beside, directory.name, data.seq_len, content.documents, packing)
-        return _put_in_place(beside, directory, tokenizer)
+        changed = index.changed()
+        if changed is not None:
+            raise StackwiseError(f"{changed}: the file changed while it was being read; run again when it is finished")
+        _refuse_too_small(packing, sources, data)
+        _seal(beside, directory.name, data.seq_len, packing)
+        return _put_in_place(beside, directory, sources, tokenizer)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _refuse_too_small(packing: Packing, data: DataConfig) -> None:
+@define
+class _Reading:
+    """How much of the files was read."""
+
+    size: int
+    done: int = 0
+
+    def consumed(self, size: int) -> None:
+        self.done += size
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done / self.size) if self.size else 1.0
+
+
+def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataConfig) -> None:
+    for text, source in zip(packing.texts, sources, strict=True):
+        if not text.documents:
+            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it")
     train, validation = packing.train, packing.validation
-    if train.tokens >= data.seq_len and (validation.rows or not data.validation_fraction):
+    wants_validation = data.share_held_out > 0 or data.validation is not None
+    if train.tokens >= data.seq_len and (validation.rows or not wants_validation):
         return
+    corpora = ", ".join(source.named.corpus for source in sources)
     short = (
         f"{train.tokens} for training, which needs data.seq_len = {data.seq_len} at least"
         if train.tokens < data.seq_len
         else "none for validation"
     )
+    if data.validation is not None:
+        raise UsageError(
+            f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}; {packing.left_out} are left out, "
+            "since data.validation has equal passages. Add text or take a smaller data.seq_len"
+        )
     raise UsageError(
-        f"{data.corpus}: too little text: of its {packing.all_tokens} tokens {short}, with data.validation_fraction = "
-        f"{data.validation_fraction} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
+        f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}, with data.validation_fraction = "
+        f"{data.share_held_out} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
         "add text or take a smaller data.seq_len"
     )
 
 
-def _put_in_place(beside: Path, directory: Path, tokenizer: Tokenizer) -> Corpus:
+def _put_in_place(beside: Path, directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus:
     while True:
         try:
             beside.rename(directory)
         except OSError:
             if not directory.exists():
                 raise
-            corpus = _open_if_whole(directory, tokenizer)  # another process may have been faster
+            corpus = _open_if_whole(directory, sources, tokenizer)  # another process may have been faster
             if corpus:
                 return corpus
             aside = _beside(directory)
@@ -202,7 +279,7 @@ def _put_in_place(beside: Path, directory: Path, tokenizer: Tokenizer) -> Corpus
             shutil.rmtree(aside, ignore_errors=True)
         else:
             sync(directory.parent)
-            corpus = _open_if_whole(directory, tokenizer)
+            corpus = _open_if_whole(directory, sources, tokenizer)
             if corpus:
                 return corpus
             raise StackwiseError(f"{directory}: what was just written here can't be read back; is the disk sound?")
@@ -223,14 +300,15 @@ def _remove_abandoned(parent: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _seal(directory: Path, fingerprint: str, seq_len: int, document_count: int, packing: Packing) -> None:
+def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> None:
     """Make all files durable, and write the manifest that vouches for them last."""
     manifest: dict[str, Any] = {
         "fingerprint": fingerprint,
         "seq_len": seq_len,
-        "documents": document_count,
         "train": asdict(packing.train),
         "validation": asdict(packing.validation),
+        "sources": [asdict(text) for text in packing.texts],
+        "left_out": packing.left_out,
         "files": {path.name: _size_and_hash(path) for path in sorted(directory.iterdir())},
     }
     manifest["xxh3_128"] = _hash_of_manifest(manifest)
@@ -241,7 +319,7 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, document_count: int, 
     sync(directory)
 
 
-def _open_if_whole(directory: Path, tokenizer: Tokenizer) -> Corpus | None:
+def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus | None:
     """The corpus there, or None where there is none or it is damaged."""
     if not directory.exists():
         return None
@@ -252,13 +330,27 @@ def _open_if_whole(directory: Path, tokenizer: Tokenizer) -> Corpus | None:
         for name, size_and_hash in manifest["files"].items():
             if not fault and _size_and_hash(directory / name) != size_and_hash:
                 fault = name
-        splits = {} if fault else {n: _open_split(directory / n, manifest, tokenizer) for n in ("train", "validation")}
+        if not fault:
+            return Corpus(
+                **{name: _open_split(directory / name, manifest, tokenizer) for name in ("train", "validation")},
+                sources=tuple(
+                    SourceCounts(
+                        source.named.name,
+                        source.named.weight,
+                        counts["documents"],
+                        PackedSplit(**counts["train"]),
+                        PackedSplit(**counts["validation"]),
+                    )
+                    for source, counts in zip(sources, manifest["sources"], strict=True)
+                ),
+                left_out=manifest["left_out"],
+                fingerprint=directory.name,
+                directory=directory,
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fault = f"{type(error).__name__}: {error}"
-    if fault:
-        _log.warning("%s is damaged (%s) and is made anew", directory, fault)
-        return None
-    return Corpus(**splits, documents=manifest["documents"], fingerprint=directory.name, directory=directory)
+    _log.warning("%s is damaged (%s) and is made anew", directory, fault)
+    return None
 
 
 def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> Split:
@@ -272,6 +364,13 @@ def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> S
         segment_starts=map_array(path.with_suffix(".segments"), "<i8"),
         real=real_tokens(tokenizer),
     )
+
+
+def map_array(path: Path, dtype: "np.dtype[Any] | str") -> NDArray[Any]:
+    """A file's numbers, read when they are used; an empty file, which can't be mapped, is an empty array."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
 def _hash_of_manifest(manifest: dict[str, Any]) -> str:

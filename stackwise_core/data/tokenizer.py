@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
+from stackwise_core.data.tokenizer_file import read_tokenizer_file
 from stackwise_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +24,19 @@ Ids = NDArray[np.int32]
 
 MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
+
+
+@frozen
+class Joined:
+    """The tokens of several texts, one after the other."""
+
+    ids: Ids
+    """[tokens]."""
+    widths: Ids
+    """[tokens]: UTF-8 bytes that each stands for. What no token stands for counts with the token before it, or with
+    its text's first."""
+    counts: NDArray[np.int64]
+    """[texts]: tokens of each."""
 
 
 class Tokenizer(ABC):
@@ -47,9 +62,26 @@ class Tokenizer(ABC):
             token starts. Offsets never fall; tokens that share a character have the same one.
         """
 
+    def encode_joined(self, texts: Sequence[str]) -> Joined:
+        """Tokenise many texts at once, as ``encode`` does."""
+        encoded = self.encode(texts)
+        bounds = [_bounds(offsets, text) for text, (_, offsets) in zip(texts, encoded, strict=True)]
+        return Joined(
+            ids=np.concatenate([ids for ids, _ in encoded]),
+            widths=np.concatenate([np.diff(edges) for edges in bounds]),
+            counts=np.array([ids.size for ids, _ in encoded], np.int64),
+        )
+
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text. Padding is left out; the mask and other special tokens are shown as they are written."""
+
+
+def _bounds(offsets: Ids, text: str) -> Ids:
+    """Where the bytes of each token begin, and where those of the last end."""
+    edges = np.append(offsets, np.int32(len(text.encode("utf-8"))))
+    edges[0] = 0
+    return edges
 
 
 def load_tokenizer(spec: str, *, mask_token: str | None) -> Tokenizer:
@@ -93,6 +125,11 @@ class ByteTokenizer(Tokenizer):
         encoded = (np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts)
         return [(ids, np.arange(ids.size, dtype=np.int32)) for ids in encoded]
 
+    def encode_joined(self, texts: Sequence[str]) -> Joined:
+        raw = [text.encode("utf-8") for text in texts]
+        ids = np.frombuffer(b"".join(raw), np.uint8).astype(np.int32)
+        return Joined(ids, np.ones(ids.size, np.int32), np.fromiter(map(len, raw), np.int64))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Bytes that are no UTF-8, as a model may put them together, become U+FFFD."""
         runs = _between_masks((token for token in ids if token != self.pad_id), self.mask_id)
@@ -103,7 +140,7 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer.json, as the ``tokenizers`` library reads it; its truncation and padding are switched off."""
 
     def __init__(self, path: Path, mask_token: str | None) -> None:
-        content = _read(path)
+        content = read_tokenizer_file(path)
         self._path = path
         self._tokenizer = _parse(path, content)
         self._tokenizer.no_truncation()
@@ -162,27 +199,6 @@ def _explained(path: Path) -> Iterator[None]:
         if type(error) is Exception or type(error).__name__ == "PanicException":
             raise UsageError(f"{path}: the tokenizers library can't use it: {error!s:.300}") from error
         raise
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        nearest = get_close_matches(path.name, [*names, "bytes"], n=1, cutoff=0.5)
-        raise UsageError(
-            f"{path}: expected a tokenizer.json, but nothing is there"
-            + ('; the built-in tokenizer is called "bytes"' if nearest == ["bytes"] else "")
-            + (f"; the nearest name is {path.parent / nearest[0]}" if nearest and nearest != ["bytes"] else "")
-        ) from None
-    except IsADirectoryError:
-        inside = path / "tokenizer.json"
-        raise UsageError(
-            f"{path}: expected the path of a tokenizer.json, found a directory"
-            + (f"; the nearest name is {inside}" if inside.is_file() else "")
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path}: expected a tokenizer.json that can be read: {error.strerror}") from None
 
 
 def _parse(path: Path, content: bytes) -> "tokenizers.Tokenizer":

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import psutil
 from attrs import evolve
 
+from stackwise_core.data.sequences import Corpus
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
 from stackwise_core.training.disk_estimate import boundary_bytes
@@ -56,12 +57,25 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                 )
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
+    said += of_the_text(setup.corpus)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available
     peak = max(plan.memory.total for plan in planned)
     if setup.device.type == "cpu" and peak > free:
         said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
+    return said
+
+
+def of_the_text(corpus: Corpus) -> list[str]:
+    """Which source has which share of an epoch, where there are several, and what training doesn't get."""
+    said = []
+    sources = [source for source in corpus.sources if source.train.rows]
+    if len(sources) > 1:
+        shares = [f"{source.train.samples} are of {source.name} (weight {source.weight:g})" for source in sources]
+        said.append(f"Of the {len(corpus.train)} samples of an epoch {', '.join(shares[:-1])} and {shares[-1]}.")
+    if corpus.left_out:
+        said.append(f"{corpus.left_out} tokens are left out of training: data.validation has equal passages.")
     return said
 
 

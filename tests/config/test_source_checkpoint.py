@@ -61,6 +61,7 @@ def test_the_config_of_transformers_4(copy):
     found = read_checkpoint(copy).rack
     assert (found["rope_theta"], found["norm_eps"]) == (70, 1e-6)
     change(copy, rope_theta=..., rope_scaling={"type": "default"}, is_causal=False)
+    change(copy, sliding_window=4096, use_sliding_window=False)  # as of a Qwen that was made a Llama
     found = read_checkpoint(copy).rack
     assert (found["rope_theta"], found["attention"]) == (10_000, "bidirectional")
 
@@ -93,6 +94,10 @@ CONFIGS = {
         {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
         "expected sliding_window to be nothing, found 4096",
     ),
+    "Mistral's windows, which nothing switches off": (
+        {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "use_sliding_window": False},
+        "expected sliding_window to be nothing, found 4096",
+    ),
     "windows in some": ({"layer_types": ["full_attention", "sliding_attention"]}, 'to be "full_attention" throughout'),
     "wide heads": ({"head_dim": 16}, "expected head_dim to be hidden_size / num_attention_heads = 8, found 16"),
     "odd heads": ({"num_attention_heads": 3}, "expected num_attention_heads to divide hidden_size = 32"),
@@ -109,6 +114,15 @@ CONFIGS = {
     ),
     "no blocks": ({"num_hidden_layers": 0}, "expected num_hidden_layers to be an integer of 1 or more, found 0"),
     "no boolean": ({"tie_word_embeddings": 1}, "expected tie_word_embeddings to be a boolean, found 1"),
+    "no epsilon": ({"rms_norm_eps": 0}, "expected rms_norm_eps to be a number above 0, found 0"),
+    "a strange length": (
+        {"max_position_embeddings": "long"},
+        'expected max_position_embeddings to be an integer of 1 or more, found the string "long"',
+    ),
+    "more blocks than any file has": (
+        {"num_hidden_layers": 1 << 39},
+        "expected tensors of 549755813888 blocks, as config.json says, found 30 tensors in all",
+    ),
     "too few blocks": (
         {"num_hidden_layers": 2},
         "found layers.2.input_layernorm.weight, layers.2.mlp.down_proj.weight, layers.2.mlp.gate_proj.weight and 6 "
@@ -221,6 +235,7 @@ def test_pickled_weights_are_not_read(copy):
         ("model.safetensors.index.json", b"{}"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "../../secret"}}'),
         ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}'),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "%s"}}' % (b"x" * 300)),
         ("model.safetensors.index.json", b'{"weight_map": []}'),
         ("tokenizer.json", b"{}"),
         ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}'),

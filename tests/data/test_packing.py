@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
-from stackwise_core.data import packing
+from stackwise_core.data import packing, token_stream
 from stackwise_core.data.corpus import Document
 from stackwise_core.data.packing import pack
+from stackwise_core.data.token_stream import Text, cut
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 
@@ -222,7 +223,8 @@ def test_batches_and_pieces_leave_no_trace(prepared, plain_bpe, monkeypatch):
     texts = [topics["if"], topics["while"], "é🙂" * 500, topics["lambda"]]
     whole = {tokenizer: prepared(texts, tokenizer, seq_len=32) for tokenizer in ("bytes", plain_bpe)}
     kept = {key: (read_back(corpus.train), read_back(corpus.validation)) for key, corpus in whole.items()}
-    monkeypatch.setattr(packing, "PIECE", 400)
+    monkeypatch.setattr(token_stream, "PIECE", 400)
+    monkeypatch.setattr(token_stream, "BATCH", 1000)
     monkeypatch.setattr(packing, "BATCH", 1000)
     for key, corpus in whole.items():
         for file in corpus.directory.iterdir():
@@ -231,7 +233,7 @@ def test_batches_and_pieces_leave_no_trace(prepared, plain_bpe, monkeypatch):
         if key == "bytes":
             assert (read_back(again.train), read_back(again.validation)) == kept[key]
         assert again.train.bytes + again.validation.bytes == len("".join(texts).encode())
-    monkeypatch.setattr(packing, "PIECE", 1 << 17)
+    monkeypatch.setattr(token_stream, "PIECE", 1 << 17)
     corpus.directory.joinpath("manifest.json").unlink()
     again = prepared(texts, plain_bpe, seq_len=32)
     assert (read_back(again.train), read_back(again.validation)) == kept[plain_bpe]
@@ -241,10 +243,10 @@ def test_pieces_of_lines_have_the_tokens_of_the_whole(plain_bpe, monkeypatch):
     """A text cut at the starts of lines is tokenised as if it hadn't been."""
     from pydoc_data.topics import topics
 
-    monkeypatch.setattr(packing, "PIECE", 2000)
+    monkeypatch.setattr(token_stream, "PIECE", 2000)
     tokenizer = load_tokenizer(str(plain_bpe), mask_token=None)
     text = topics["classes"] if "classes" in topics else topics["class"]
-    pieces = [piece for _, piece in packing._pieces([Document("", text)])]
+    pieces = list(cut([text]))
     assert len(pieces) >= ceil(len(text) / 2000) > 1
     assert "".join(pieces) == text
     ids = np.concatenate([ids for ids, _ in tokenizer.encode(pieces)])
@@ -254,13 +256,12 @@ def test_pieces_of_lines_have_the_tokens_of_the_whole(plain_bpe, monkeypatch):
 @pytest.mark.parametrize("text", ["word " * 300, "\n\n  x" * 300, "日本" * 800, "x" * 1000])
 def test_pieces_of_any_text(text, monkeypatch):
     """Text without lines is cut before spaces, text without spaces anywhere; nothing is lost or longer than allowed."""
-    monkeypatch.setattr(packing, "PIECE", 64)
-    pieces = list(packing._pieces([Document("", text)]))
-    assert "".join(piece for _, piece in pieces) == text
-    assert max(len(piece) for _, piece in pieces) <= 64
-    assert [first for first, _ in pieces] == [True] + [False] * (len(pieces) - 1)
+    monkeypatch.setattr(token_stream, "PIECE", 64)
+    pieces = list(cut([text]))
+    assert "".join(pieces) == text
+    assert max(len(piece) for piece in pieces) <= 64
     if text.startswith("word"):
-        assert all(piece.startswith(" word") for _, piece in pieces[1:])
+        assert all(piece.startswith(" word") for piece in pieces[1:])
 
 
 def test_bytes_that_no_token_stands_for(tmp_path):
@@ -274,7 +275,7 @@ def test_bytes_that_no_token_stands_for(tmp_path):
     (tmp_path / "out").mkdir()
     texts = ["  é  b\n", "   ", "b "]
     packed = pack(
-        [Document("", text) for text in texts],
+        [Text([Document("", [text]) for text in texts])],
         tokenizer,
         tmp_path / "out",
         seq_len=2,
@@ -299,6 +300,6 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path, words, size):
     assert tokenizer.vocab_size == words
     (tmp_path / "out").mkdir()
     text = f"w0 w{words - 3} w1"
-    pack([Document("", text)], tokenizer, tmp_path / "out", seq_len=2, validation_fraction=0.0, progress=None)
+    pack([Text([Document("", [text])])], tokenizer, tmp_path / "out", seq_len=2, validation_fraction=0.0, progress=None)
     ids = np.fromfile(tmp_path / "out" / "train.tokens", f"<u{size}")
     assert ids.tolist() == [0, words - 3, 1, tokenizer.pad_id]

@@ -14,7 +14,6 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.data import sequences
-from stackwise_core.data.corpus import Document
 from stackwise_core.data.sequences import prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
@@ -63,9 +62,11 @@ def test_rows_in_any_order(prepared):
 def test_second_preparation_finds_the_first(prepared):
     """The same text under other names is found, not tokenised again, and has the same rows."""
     first, second = [], []
-    corpus = prepared(TEXTS, progress=first.append)
+    corpus = prepared(TEXTS, progress=lambda done, share: first.append(done))
     written = {file.name: file.stat().st_mtime_ns for file in corpus.directory.iterdir()}
-    again = prepared(["", *TEXTS], progress=second.append)  # an empty file shifts all the names
+    again = prepared(
+        ["", *TEXTS], progress=lambda done, share: second.append(done)
+    )  # an empty file shifts all the names
     assert first == [sum(len(text.encode()) for text in TEXTS)]
     assert second == []
     assert again.directory == corpus.directory
@@ -87,9 +88,9 @@ def test_two_preparations_have_the_same_rows(prepared, tmp_path):
 
 def test_progress_counts_bytes(prepared, monkeypatch):
     """Progress is called as the text is tokenised, with the bytes so far."""
-    monkeypatch.setattr("stackwise_core.data.packing.BATCH", 300)
+    monkeypatch.setattr("stackwise_core.data.token_stream.BATCH", 300)
     seen = []
-    prepared(["é" * 200, *TEXTS], progress=seen.append)
+    prepared(["é" * 200, *TEXTS], progress=lambda done, share: seen.append(done))
     assert len(seen) > 5
     assert seen == sorted(seen)
     assert seen[-1] == 400 + sum(map(len, TEXTS))
@@ -165,7 +166,7 @@ def test_another_process_is_faster(prepared):
     """When the directory appears while ours is being written, theirs is used and ours goes."""
     others = []
 
-    def meanwhile(done):
+    def meanwhile(done, share):
         if not others:
             others.append(None)
             others[0] = prepared(TEXTS)
@@ -179,7 +180,7 @@ def test_another_process_leaves_damage(prepared, data):
     """When what appears meanwhile is damaged, ours takes its place."""
     others = []
 
-    def meanwhile(done):
+    def meanwhile(done, share):
         if not others:
             others.append(None)
             others[0] = everything(prepared(TEXTS))
@@ -197,7 +198,7 @@ from stackwise_core.config.model import DataConfig
 from stackwise_core.data.sequences import prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 
-def progress(done):
+def progress(done, share):
     print("tokenising", flush=True)
     if sys.argv[3] == "wait":
         sys.stdin.readline()
@@ -244,7 +245,7 @@ def test_killed_in_the_middle(prepared, data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     (left,) = tokens.glob(".unfinished-*")
-    assert {file.name for file in left.iterdir()} == {"ids", "widths"}
+    assert {file.name for file in left.iterdir()} == {"ids", "units"}
     finished = prepared(TEXTS)
     assert left.exists()  # for all that we know its process is alive
     yesterday = time.time() - 25 * 60 * 60
@@ -267,7 +268,7 @@ def test_unfinished_work_of_others_stays(prepared, data):
 def test_failure_leaves_nothing_behind(prepared, data):
     """When the caller breaks off, the unfinished directory goes."""
 
-    def interrupt(done):
+    def interrupt(done, share):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -296,7 +297,9 @@ def test_too_little_text(prepared, tmp_path, data):
 
 def test_no_validation_left(prepared, masked_bpe, monkeypatch):
     """Validation that would hold special tokens only is refused, since some was asked for."""
-    monkeypatch.setattr("stackwise_core.data.packing.xxh3_128_digest", lambda ids: ids[:16])  # the lowest id goes first
+    monkeypatch.setattr(
+        "stackwise_core.data.packing.xxh3_128_digest", lambda ids: ids[:16].ljust(16)
+    )  # the lowest first
     message = complaint(prepared, ["[MASK]" * 8, "statement " * 20], masked_bpe, validation_fraction=0.01)
     assert "tokens none for validation, with data.validation_fraction = 0.01" in message
 
@@ -311,18 +314,28 @@ def test_three_rows_of_text_are_enough(prepared, size, fraction):
     assert corpus.validation.tokens > 0
 
 
-def test_text_that_changes_meanwhile(prepared, monkeypatch):
-    """Text that isn't what was hashed a moment ago is never filed under that hash."""
-    calls = []
+def overwrite(file, before):
+    """With as many bytes, and the time stamp set back."""
+    file.write_bytes(file.read_bytes().swapcase())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    def changing(corpus, *, text_field):
-        calls.append(corpus)
-        yield Document("x", "abc" * 100 + "!" * len(calls))
 
-    monkeypatch.setattr(sequences, "documents", changing)
-    message = complaint(prepared, ["x"], error=StackwiseError)
-    assert message.endswith("corpus: the text changed while it was being read; run again")
-    assert len(calls) == 2
+@pytest.mark.parametrize("change", [overwrite, lambda file, _: os.truncate(file, 5), lambda file, _: file.unlink()])
+@pytest.mark.parametrize("age", [0, 3600])
+def test_text_that_changes_meanwhile(prepared, tmp_path, data, change, age):
+    """Text that isn't what was hashed a moment ago is never filed under that hash, however old its time stamp."""
+
+    def meanwhile(done, share):
+        for file in (tmp_path / "corpus").iterdir():
+            os.utime(file, (time.time() - age,) * 2)
+        file = tmp_path / "corpus" / "0003.txt"
+        change(file, file.stat())
+
+    message = complaint(prepared, TEXTS, error=StackwiseError, progress=meanwhile)
+    assert message == (
+        f"{tmp_path}/corpus/0003.txt: the file changed while it was being read; run again when it is finished"
+    )
+    assert list(Path(data.tokens_directory).iterdir()) == []
 
 
 def test_directory_that_cannot_be_written(prepared, tmp_path):

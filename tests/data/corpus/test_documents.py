@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from stackwise_core.data.corpus import documents
+from stackwise_core.data.corpus.files import EXPECTED
 from stackwise_core.errors import UnavailableError, UsageError
 
 
@@ -128,7 +129,7 @@ def test_nothing_there(folder):
 def test_directory_without_text(tmp_path):
     """A directory with nothing to read says what it holds instead."""
     assert complaint(tmp_path) == (
-        f"{tmp_path}: expected .txt, .md or .jsonl files in this directory or below it, found no files at all"
+        f"{tmp_path}: expected files that end in {EXPECTED}, in this directory or below it, found no files at all"
     )
     (tmp_path / "x.csv").write_text("1")
     (tmp_path / "LICENSE").write_text("1")
@@ -143,7 +144,7 @@ def test_empty_corpus(tmp_path):
 
 def test_unknown_ending(folder):
     """A named file, or one that a glob finds, must be of a known kind."""
-    known = "expected a file that ends in .txt, .md or .jsonl, found"
+    known = f"expected a file that ends in {EXPECTED}, found"
     (folder / "d.json").write_text("{}")
     (folder / "README").write_text("x")
     assert complaint(folder / "d.json") == f'{folder}/d.json: {known} ".json"; the nearest is ".jsonl"'
@@ -214,12 +215,10 @@ def test_nesting_without_end(tmp_path):
 
 def test_unreadable_file(tmp_path, monkeypatch):
     """A file that the system won't give is named with the system's reason."""
-    from pathlib import Path
-
     (tmp_path / "a.txt").write_text("x")
 
-    def refuse(self):
+    def refuse(*arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("stackwise_core.data.corpus.compression._Counted.readinto", refuse)
     assert complaint(tmp_path) == f"{tmp_path}/a.txt: expected a file that can be read: Permission denied"

@@ -1,0 +1,18 @@
+"""The built-in corpus: the reference texts that ship with CPython."""
+
+from collections.abc import Iterator
+
+from stackwise_core.data.corpus.compression import Consumed
+from stackwise_core.data.corpus.document import Document
+from stackwise_core.data.corpus.files import CorpusFile
+
+
+def read_topics(file: CorpusFile, consumed: Consumed | None) -> Iterator[Document]:
+    """The topics by name."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        if topics[name]:
+            yield Document(name, (topics[name],))
+    if consumed:
+        consumed(file.path.stat().st_size)

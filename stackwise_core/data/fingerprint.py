@@ -1,0 +1,33 @@
+"""The name of a tokenised corpus: a hash of all that decides its rows, and of nothing else."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from xxhash import xxh3_128
+
+from stackwise_core.config.model import DataConfig
+from stackwise_core.data.sources import Source
+from stackwise_core.data.tokenizer import Tokenizer
+
+FORMAT = 2
+"""Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
+NOTHING = xxh3_128(b"").hexdigest()
+
+
+def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: DataConfig, tokenizer: Tokenizer) -> str:
+    """The hash of all that decides the rows; names of files and sources don't, nor do empty files."""
+    texts = [
+        (
+            [
+                (file.format, file.compression, source.named.field.name if file.has_fields else "", hashes[file.path])
+                for file in source.files
+                if hashes[file.path] != NOTHING
+            ],
+            source.named.weight,
+            source.named.is_validation,
+        )
+        for source in sources
+    ]
+    decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, data.share_held_out)
+    return hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()

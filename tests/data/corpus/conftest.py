@@ -1,0 +1,28 @@
+"""Corpora to read, and what is said of those that can't be."""
+
+import pytest
+
+from stackwise_core.data.corpus import documents
+from stackwise_core.errors import StackwiseError
+
+TEXTS = [f"Document {number} é says\n" + " ".join(f"word{number * 7 + i}" for i in range(30)) for number in range(150)]
+
+
+@pytest.fixture
+def texts():
+    """A function that reads a corpus."""
+    return lambda corpus, text_field="text": [
+        document.text for document in documents(str(corpus), text_field=text_field)
+    ]
+
+
+@pytest.fixture
+def complaint(texts):
+    """A function that says what is wrong with a corpus, and with which exit code."""
+
+    def read(corpus, text_field="text"):
+        with pytest.raises(StackwiseError) as caught:
+            texts(corpus, text_field)
+        return caught.value.exit_code, str(caught.value)
+
+    return read
