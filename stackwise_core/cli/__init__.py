@@ -8,10 +8,23 @@ from typing import Any
 import click
 
 from stackwise_core import __version__
-from stackwise_core.cli.failures import report
+from stackwise_core.cli.failures import report as report_failure
 from stackwise_core.registry.nearest import nearest
 
-COMMANDS = ("run", "evaluate", "plan", "check", "plugins", "verify", "restore", "merge", "cache")
+COMMANDS = (
+    "run",
+    "evaluate",
+    "sample",
+    "report",
+    "plan",
+    "check",
+    "plugins",
+    "verify",
+    "restore",
+    "merge",
+    "export",
+    "cache",
+)
 """Each is the command of its own name in the module of its own name."""
 
 
@@ -59,7 +72,7 @@ class CommandLine(click.Group):
         except Exception as error:
             if not standalone_mode:
                 raise
-            result = report(error, debug)
+            result = report_failure(error, debug)
         if not standalone_mode:
             return result
         sys.exit(result)

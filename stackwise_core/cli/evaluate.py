@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import finished_run, plugin_option
 
 
 @click.command(short_help="Measure a finished run by depth and by band.")
@@ -42,14 +42,8 @@ def evaluate(
     The figure is an upper bound on the negative log-likelihood (NELBO), over all mask fractions, from masks of fixed
     counts. The same seed gives the same masks.
     """
-    from stackwise_core.config.source_run import nearest_run, read_source_run
-    from stackwise_core.errors import UsageError
 
-    try:
-        read_source_run(directory)  # a name that is wrong is found before torch is loaded
-    except UsageError as error:
-        near = nearest_run(directory)
-        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
+    finished_run(directory)
 
     from cattrs import unstructure
 

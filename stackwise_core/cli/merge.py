@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import finished_run, plugin_option
 
 
 @click.command(short_help="Fold a run's adapters into its weights.")
@@ -19,10 +19,9 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """
-    from stackwise_core.config.source_run import read_source_run
     from stackwise_core.errors import UsageError
 
-    source = read_source_run(directory)
+    source = finished_run(directory)
     if not source.has_adapters:
         raise UsageError(f"{directory} has no adapters to merge.")
 

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     EVALUATION_COUNTS = 2
     ORDER = 3
     VALIDATION = 4
+    SAMPLING = 5
 
 
 def generator(seed: int, number: int, stream: Stream, item: int = 0) -> np.random.Generator:

@@ -14,7 +14,9 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.blocks import Block, RMSNorm, rotary_tables
 
 ROWS_MULTIPLE = 256
-"""The head's matrix products have a multiple of this many rows."""
+"""The head's matrix products have a multiple of this many rows in training."""
+FEW_ROWS_MULTIPLE = 32
+"""And of this many where few tokens are to be predicted."""
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 """The projections of a block that write into the residual stream."""
 
@@ -119,14 +121,14 @@ class Ends(nn.Module):
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(norm(hidden), weight)
 
-    def predictions(self, hidden: Tensor, norm: nn.Module) -> Tensor:
+    def predictions(self, hidden: Tensor, norm: nn.Module, rows_multiple: int = FEW_ROWS_MULTIPLE) -> Tensor:
         """Logits [N, V] of what tokens there may be under hidden states [N, D], in fp32 or better.
 
         The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
         MDLM, arXiv 2406.07524).
         """
         # oneDNN keeps a kernel for every shape it has met, and N differs from step to step: a GB in 200 steps.
-        padded = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROWS_MULTIPLE))
+        padded = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % rows_multiple))
         logits = self.logits(padded, norm)[: len(hidden)]  # [N, V]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits[:, self.mask_id] = -torch.inf
@@ -134,7 +136,8 @@ class Ends(nn.Module):
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
         """Cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
-        return nn.functional.cross_entropy(self.predictions(hidden, norm), targets, reduction="none")
+        logits = self.predictions(hidden, norm, ROWS_MULTIPLE)
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def derived_seed(seed: int, *what: object) -> int:

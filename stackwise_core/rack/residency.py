@@ -403,9 +403,7 @@ class Residency:
         with self.precision(index).autocast(self.device):
             return self.ends(index).cross_entropy(hidden, targets, self.stack(index).norm)
 
-    def predict(
-        self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor
-    ) -> Tensor:
+    def predict(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor) -> Tensor:
         """Logits [N, V] of what tokens there may be at flat positions [N] of ids [B, T]; the mask's is -inf."""
 
         def read(index: int, hidden: Tensor) -> Tensor:

@@ -1,0 +1,170 @@
+"""``stackwise sample``: texts from a finished run."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.console import Console
+
+from stackwise_core.cli.arguments import finished_run, plugin_option
+
+ORDERS = ["random", "confidence", "margin", "entropy"]
+
+
+@click.command(short_help="Write text with a finished run, or fill gaps in one.")
+@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="What the text begins with. [default: nothing]")
+@click.option(
+    "--length",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Tokens to write. [default: what the prompt leaves of data.seq_len, at least half of that]",
+)
+@click.option("--infill", metavar="TEXT", help='A text with gaps: "The [MASK:20] sat on the mat"; [MASK] is one token.')
+@click.option(
+    "--infill-file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with gaps.",
+)
+@click.option("--steps", metavar="N", type=click.IntRange(1), help="Steps in all. [default: one for each token]")
+@click.option("--order", type=click.Choice(ORDERS), help="Which masked tokens are filled first. [default: random]")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 takes the likeliest token."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that have this probability together.",
+)
+@click.option(
+    "--block",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Fill so many tokens before the next ones. [default: all, if the rack sees them at once]",
+)
+@click.option("--num", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="How many texts.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: the run's]")
+@click.option("--depth", metavar="N", type=click.IntRange(1), help="Read out after so many stacks. [default: all]")
+@click.option(
+    "--precision", metavar="NAME", help="Hold all stacks at this precision, such as nf4. [default: the run's]"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sample(
+    directory: Path,
+    prompt: str | None,
+    length: int | None,
+    infill: str | None,
+    infill_file: Path | None,
+    steps: int | None,
+    order: Literal["random", "confidence", "margin", "entropy"] | None,
+    temperature: float,
+    top_p: float,
+    block: int | None,
+    num: int,
+    seed: int | None,
+    depth: int | None,
+    precision: str | None,
+    device: Literal["auto", "cpu", "cuda"] | None,
+    plugins: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Write text with the rack of the finished run in the directory RUN.
+
+    Masked tokens are filled in steps, which a terminal shows. The same seed gives the same text.
+    """
+
+    finished_run(directory)
+    template = _template(prompt, length, infill, infill_file)
+
+    from stackwise_core import load_rack
+    from stackwise_core.cli.unmasking_view import piped, print_texts, watching
+    from stackwise_core.inference import sampling as sampler
+    from stackwise_core.inference.gapped_text import GappedText
+    from stackwise_core.training.determinism import deterministic
+
+    rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
+    seed = rack.run.parts.config.run.seed if seed is None else seed
+    settings = sampler.Sampling(order, steps, temperature, top_p, block, num, seed)
+    if template is None:
+        text = GappedText.after(prompt or "", length, rack.tokenizer, rack.seq_len)
+    else:
+        text = GappedText.of(template, rack.tokenizer)
+    steps_to_do = rack.unmask(text, settings, depth)
+    console, aside = Console(), Console(stderr=True, highlight=False)
+    if len(text.ids) > rack.seq_len:
+        how = "each token from those before it"
+        if not rack.causal:
+            blocks = sampler.blocks_of(text.missing, rack.seq_len, settings)
+            longest = max(each.stop - each.start for each in blocks)
+            how = f"filled from left to right in {len(blocks)} blocks of up to {longest}"
+        aside.print(
+            f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}", soft_wrap=True
+        )
+    began = time.perf_counter()
+    with watching(console, text, shown=not as_json) as show, deterministic():
+        for step in steps_to_do:
+            show(step)
+    seconds = time.perf_counter() - began
+    rows = step.ids.numpy()
+    if as_json:
+        result = {
+            "run": str(directory),
+            "order": None if rack.causal else order or "random",
+            "steps": step.steps,
+            "temperature": temperature,
+            "top_p": top_p,
+            "block": block,
+            "seed": seed,
+            "depth": rack.at_depth(depth).depth,
+            "precision": precision,
+            "forward_passes": step.passes,
+            "seconds": round(seconds, 3),
+            "filled": text.missing.nonzero()[0].tolist(),
+            "samples": [{"text": text.text(ids), "ids": ids.tolist()} for ids in rows],
+        }
+        click.echo(json.dumps(result))
+    elif console.is_terminal:
+        print_texts(console, text, rows)
+        aside.print(f"{step.steps} steps, {step.passes} forward passes, {seconds:.1f} s", style="dim")
+    else:
+        for number, ids in enumerate(rows, start=1):
+            if num > 1:
+                sys.stdout.write(f"--- {number} of {num} ---\n")
+            sys.stdout.write(piped(text, ids))  # click.echo would take escapes out of what was given
+
+
+def _template(
+    prompt: str | None, length: int | None, infill: str | None, infill_file: Path | None
+) -> tuple[str | int, ...] | None:
+    """The parts of a text with gaps, None where there is to be a prompt.
+
+    Raises:
+        UsageError: it has no gaps, or more was given than goes together.
+    """
+    from stackwise_core.errors import UsageError
+    from stackwise_core.inference.templates import parts_of
+
+    options = {"--infill": infill, "--infill-file": infill_file, "--prompt": prompt, "--length": length}
+    given = [option for option, value in options.items() if value is not None]
+    if given[:1] in (["--infill"], ["--infill-file"]) and len(given) > 1:
+        raise UsageError(f"{' with '.join(given)}: expected one text, whose gaps say how much there is to write.")
+    for option, value in (("--infill", infill), ("--prompt", prompt)):
+        try:
+            (value or "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError(f"{option}: expected UTF-8.") from None
+    if infill_file is None:
+        return None if infill is None else parts_of(infill)
+    try:
+        return parts_of(infill_file.read_bytes().decode("utf-8"), str(infill_file))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{infill_file}: expected UTF-8, found another byte at {error.start}.") from None
