@@ -156,7 +156,6 @@ class LoadedRack(nn.Module):
         assert logits is not None
         return logits
 
-    @torch.no_grad()
     def predict(
         self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor, depth: int | None = None
     ) -> Tensor:
@@ -168,11 +167,12 @@ class LoadedRack(nn.Module):
             fraction: the share of the tokens that is masked in each sequence.
             where: int64 [N], flat positions of ``inputs``; of a causal rack those before the tokens in question.
             depth: after how many stacks to read.
+
+        Raises:
+            UsageError: as ``forward``.
         """
         inputs, segments = self._checked(inputs, segments)
-        self._ready()
-        fractions = torch.full((len(inputs),), fraction, dtype=torch.float64)
-        return self.run.residency.predict(self.path(fraction, depth), inputs, segments, fractions, where)
+        return self.at_depth(depth).predict(inputs, segments, fraction, where)
 
     def _checked(self, ids: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and segments, if they are such as the rack can take."""
@@ -294,6 +294,12 @@ class AtDepth:
     rack: LoadedRack
     depth: int
 
+    @torch.no_grad()
     def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
-        """As ``LoadedRack.predict``."""
-        return self.rack.predict(inputs, segments, fraction, where, self.depth)
+        """As ``LoadedRack.predict``, of ids that are known to be right: a sampler asks at every step."""
+        self.rack._ready()
+        path, fractions = (
+            self.rack.path(fraction, self.depth),
+            inputs.new_full((len(inputs),), fraction, dtype=torch.float64),
+        )
+        return self.rack.run.residency.predict(path, inputs, segments, fractions, where)
