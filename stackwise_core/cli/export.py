@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import finished_run, plugin_option
 
 if TYPE_CHECKING:
     from stackwise_core.rack.pretrained_config import Architecture, Number
@@ -67,14 +67,8 @@ def export(
     DIR, as a model that transformers loads without code from elsewhere.
     """
     from stackwise_core.config.load import load_run
-    from stackwise_core.config.source_run import nearest_run, read_source_run
-    from stackwise_core.errors import UsageError
 
-    try:
-        source = read_source_run(directory)
-    except UsageError as error:
-        near = nearest_run(directory)
-        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
+    source = finished_run(directory)
     config, _ = load_run(directory, plugins=plugins)
 
     from stackwise_core.data.tokenizer import load_tokenizer

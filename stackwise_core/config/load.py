@@ -173,7 +173,7 @@ def _checked(
     check_source: bool = True,
     more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> Config:
-    config, given = None, follow_source(merged) if check_source else frozenset[str]()
+    config, contradicting = None, follow_source(merged) if check_source else dict[str, Any]()
     try:
         config = convert(merged.data, registry)
     except BaseValidationError as error:
@@ -188,7 +188,7 @@ def _checked(
     if check_source:
         problems = [
             Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)
-            for keys, message, help in source_checks(config, given)
+            for keys, message, help in source_checks(config, contradicting)
         ]
         problems += [
             Problem(missing, key, merged.place([tuple(key.split("."))], "value"), unavailable=UnavailableError(missing))

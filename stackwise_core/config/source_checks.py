@@ -1,12 +1,12 @@
 """Whether the rack that ``rack.init_from`` names is there and fits the one that is configured."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.config.rack_shape import rack_shape
 from stackwise_core.config.source_checkpoint import TOKENIZER, RefusedCheckpoint, SourceCheckpoint, read_source
-from stackwise_core.config.source_keys import shared_keys
 from stackwise_core.config.source_run import SourceRun, nearest_run
 from stackwise_core.config.source_vocabulary import other_vocabulary
 from stackwise_core.config.words import shown
@@ -16,12 +16,12 @@ Misfit = tuple[Sequence[KeyPath], str, str]
 _SOURCE: KeyPath = ("rack", "init_from")
 
 
-def source_checks(config: Config, given: Collection[str]) -> Iterator[Misfit]:
+def source_checks(config: Config, contradicting: Mapping[str, Any]) -> Iterator[Misfit]:
     """The keys that may be to blame, the fault's own first; what is wrong; and a help text or nothing.
 
     Args:
-        config: with absolute paths.
-        given: the keys of ``[rack]`` that were set; the others follow the source.
+        config: with absolute paths, its rack as the source has it.
+        contradicting: keys of ``[rack]`` that were set to something else, as ``follow_source`` gives them.
     """
     rack = config.rack
     if rack.init_from is None:
@@ -38,14 +38,12 @@ def source_checks(config: Config, given: Collection[str]) -> Iterator[Misfit]:
     if source.has_adapters and rack.init == "all":
         message = f"expected a run without adapters; {source.path} has some beside its weights"
         yield [_SOURCE], message, f'"stackwise merge {source.path}" folds them into the weights of a copy'
-    keys = [key for key in shared_keys(rack.init) if key in given]
-    if isinstance(source, SourceRun) and rack.init == "all":
-        keys.append("attention")  # a checkpoint may be read in both directions, whatever it was trained for
-    ours = rack_shape(config)
-    for key in keys:
-        if ours[key] != source.rack[key]:
-            message = f"expected {shown(source.rack[key])}, as {source.path} has, found {shown(ours[key])}"
-            yield [("rack", key), _SOURCE], message, ""
+    ours, attention = dict(contradicting), rack_shape(config)["attention"]
+    if isinstance(source, SourceRun) and rack.init == "all" and attention != source.rack["attention"]:
+        ours["attention"] = attention  # a checkpoint may be read in both directions, whatever it was trained for
+    for key, value in ours.items():
+        message = f"expected {shown(source.rack[key])}, as {source.path} has, found {shown(value)}"
+        yield [("rack", key), _SOURCE], message, ""
     if rack.init == "all":
         yield from _too_few_blocks(config, source)
     if isinstance(source, SourceCheckpoint):

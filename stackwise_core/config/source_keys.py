@@ -19,32 +19,34 @@ def shared_keys(init: object) -> tuple[str, ...]:
     return ("d_model",) if init == "embedding" else SHAPE
 
 
-def follow_source(merged: Merged) -> frozenset[str]:
-    """Give the keys of ``[rack]`` that nothing sets the values of the rack that ``init_from`` names.
+def follow_source(merged: Merged) -> dict[str, Any]:
+    """Give the keys of ``[rack]`` the values of the rack that ``init_from`` names.
 
-    None follows where a key that is set contradicts the source: ``source_checks`` says so, of those keys only. It also
-    says what is wrong with a source that can't be read. ``data.tokenizer`` follows a checkpoint in any case.
+    Those that are set to something else get them, too, so that no other key is found not to fit what is wrong;
+    ``source_checks`` refuses them. It also says what is wrong with a source that can't be read. What is of another type
+    stays. ``data.tokenizer`` follows a checkpoint where nothing sets it.
 
     Returns:
-        The keys of ``[rack]`` that were set.
+        The keys of ``[rack]`` that were set to something else, with what that was.
     """
     rack = merged.data.get("rack")
-    if not isinstance(rack, dict):
-        return frozenset()
-    given, source = frozenset(rack), _source(merged, rack)
-    if source is None:
-        return given
+    if not isinstance(rack, dict) or (source := _source(merged, rack)) is None:
+        return {}
     data = merged.data.setdefault("data", {})
     if isinstance(source, SourceCheckpoint) and isinstance(data, dict):
         data.setdefault("tokenizer", str(source.path / TOKENIZER))
-    if not _contradicts(rack, source):
-        for key in shared_keys(rack.get("init")):
-            rack.setdefault(key, source.rack[key])
-    return given
+    theirs = {key: source.rack[key] for key in shared_keys(rack.get("init"))}
+    contradicting = {key: rack[key] for key in theirs if key in rack and _differs(rack[key], theirs[key])}
+    for key, value in theirs.items():
+        if key in contradicting or key not in rack:
+            rack[key] = value
+    return contradicting
 
 
-def _contradicts(rack: Mapping[str, Any], source: SourceRun | SourceCheckpoint) -> bool:
-    return any(key in rack and rack[key] != source.rack[key] for key in shared_keys(rack.get("init")))
+def _differs(value: object, theirs: object) -> bool:
+    """Whether a value of the right type isn't the source's."""
+    same_type = type(value) is type(theirs) or (type(value), type(theirs)) == (int, float)
+    return same_type and value != theirs
 
 
 def _source(merged: Merged, rack: Mapping[str, Any]) -> SourceRun | SourceCheckpoint | None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM, SourceCheckpoint
+from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM, NUMBERS, SourceCheckpoint, tensor_shapes
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.tensor_file import BLOCK, DamagedTensors, StoredTensor, read_header
+from stackwise_core.tensor_file import BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header
+
+_NUMBERS = [DTYPES[name] for name in NUMBERS]
 
 
 class PretrainedWeights:
@@ -27,6 +29,7 @@ class PretrainedWeights:
     def __init__(self, source: SourceCheckpoint) -> None:
         self.source = source
         self._header = cache(_read_header)
+        self._shapes = tensor_shapes(source.rack, len(source.blocks))
 
     def check(self, spec: RackSpec) -> None:
         """See that the headers are still those that the configuration was checked with."""
@@ -106,6 +109,8 @@ class PretrainedWeights:
         stored = self._header(path).get(theirs)
         if stored is None:
             raise StackwiseError(f"{path}: {theirs} isn't there any more; was the file changed?")
+        if name in self._shapes and (stored.shape != self._shapes[name] or stored.dtype not in _NUMBERS):
+            raise StackwiseError(f"{path}: {theirs} has another shape now or other numbers; was the file changed?")
         return stored
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import asdict, frozen
 
-from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM
+from stackwise_core.config.source_checkpoint import HEAD, Shapes, tensor_shapes
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
 
@@ -91,31 +91,13 @@ def model_config(spec: RackSpec, blocks: int, target: Target, number: Number, ma
     return config
 
 
-def block_shapes(spec: RackSpec) -> dict[str, tuple[int, ...]]:
-    """The tensors of a block, in the order in which they are written."""
-    model, keys = spec.d_model, spec.n_kv_heads * spec.head_dim
-    return {
-        "input_layernorm.weight": (model,),
-        "self_attn.q_proj.weight": (model, model),
-        "self_attn.k_proj.weight": (keys, model),
-        "self_attn.v_proj.weight": (keys, model),
-        "self_attn.o_proj.weight": (model, model),
-        "post_attention_layernorm.weight": (model,),
-        "mlp.gate_proj.weight": (spec.d_ff, model),
-        "mlp.up_proj.weight": (spec.d_ff, model),
-        "mlp.down_proj.weight": (model, spec.d_ff),
-    }
-
-
-def model_shapes(spec: RackSpec, path: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def model_shapes(spec: RackSpec, path: Sequence[int]) -> Shapes:
     """The tensors of the whole model by transformers' names, in the order in which they are written.
 
     Args:
         path: the stacks that it is made of, in order.
     """
-    table = (spec.vocab_size, spec.d_model)
-    shapes: dict[str, tuple[int, ...]] = {f"model.{EMBEDDING}": table}
-    for layer in range(sum(spec.blocks[stack] for stack in path)):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block_shapes(spec).items()}
-    shapes[f"model.{NORM}"] = (spec.d_model,)
-    return shapes if spec.tie_embeddings else {**shapes, HEAD: table}
+    shapes = tensor_shapes(asdict(spec), sum(spec.blocks[stack] for stack in path))
+    head = shapes.pop(HEAD)
+    shapes = {f"model.{name}": shape for name, shape in shapes.items()}
+    return shapes if spec.tie_embeddings else {**shapes, HEAD: head}

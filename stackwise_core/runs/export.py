@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import fields, frozen
+from attrs import asdict, fields, frozen
 from torch import Tensor
 
-from stackwise_core.config.source_checkpoint import CONFIG, EMBEDDING, HEAD, NORM
+from stackwise_core.config.source_checkpoint import CONFIG, EMBEDDING, HEAD, NORM, block_shapes
 from stackwise_core.config.source_run import PLAN, SourceRun
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
@@ -27,7 +27,6 @@ from stackwise_core.rack.pretrained_config import (
     Architecture,
     Number,
     Target,
-    block_shapes,
     model_config,
     model_shapes,
     target_of,
@@ -38,6 +37,8 @@ from stackwise_core.runs.directory import RunDirectory, embedding_file, head_fil
 from stackwise_core.runs.ending import check_rack
 from stackwise_core.runs.model_card import model_card
 from stackwise_core.tensor_file import write_tensors
+
+_SIZES = ("vocab_size", "seq_len", "d_model", "n_heads", "n_kv_heads", "d_ff")
 
 
 @frozen
@@ -115,13 +116,13 @@ class Export:
             StackwiseError: a file of the run is damaged.
             OSError: a file can't be written.
         """
-        refuse_full(directory)
+        whole = Path(os.path.realpath(directory))
+        refuse_full(whole)
         shapes = model_shapes(self.spec, self.path)
         files = tokenizer_files(self.named, self.tokenizer, self.spec.seq_len)
         mask, pad = self.tokenizer.mask_id, self.tokenizer.pad_id
         files[CONFIG] = model_config(self.spec, self.blocks, self.target, self.number, mask, pad)
         parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
-        whole = Path(os.path.abspath(directory))
         whole.parent.mkdir(parents=True, exist_ok=True)
         beside = whole.with_name(f".{whole.name}.{os.getpid()}.tmp")
         try:
@@ -152,14 +153,14 @@ class Export:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All weights by transformers' names, in the order of ``model_shapes``; one stack is read at a time."""
         yield f"model.{EMBEDDING}", self.run.read_tensors(embedding_file(None))[EMBEDDING]
-        layer, names = 0, list(block_shapes(self.spec))
+        layer, names = 0, list(block_shapes(asdict(self.spec)))
         for stack in self.path:
             tensors = self.run.read_stack(stack)
             for place in range(self.spec.blocks[stack]):
                 for name in names:
                     yield f"model.layers.{layer}.{name}", tensors.pop(f"layers.{place}.{name}")
                 layer += 1
-            norm = tensors[NORM]
+            norm = tensors.pop(NORM).clone()  # the tensors of a file share its pages
         yield f"model.{NORM}", norm
         if not self.spec.tie_embeddings:
             yield HEAD, self.run.read_tensors(head_file(None))[HEAD]
@@ -213,11 +214,14 @@ def _spec(source: SourceRun) -> RackSpec:
             f"{source.path}: each of its stacks has an embedding and a head of its own, and transformers has no such "
             "model"
         )
+    sizes = [rack.get(key) for key in _SIZES]
+    fits = all(type(size) is int and size >= 1 for size in sizes)
+    if not fits or rack["d_model"] % rack["n_heads"] or rack["n_heads"] % rack["n_kv_heads"]:
+        raise StackwiseError(
+            f"{source.path / PLAN}: not the plan of a run: rack has {', '.join(_SIZES)} = {sizes!s:.99}"
+        )
     names = {field.name for field in fields(RackSpec)} - {"blocks", "time_fractions", "given"}
-    try:
-        return RackSpec(blocks=source.blocks, **{key: value for key, value in rack.items() if key in names})
-    except TypeError as error:
-        raise StackwiseError(f"{source.path / PLAN}: not the plan of a run: {error}") from None
+    return RackSpec(blocks=source.blocks, **{key: value for key, value in rack.items() if key in names})
 
 
 def _path(run: RunDirectory, source: SourceRun, spec: RackSpec, depth: int | None) -> tuple[int, ...]:

@@ -140,8 +140,8 @@ class Source:
         if padding:
             said.append(f"The {padding} rows of its embedding that stand for no token are left out.")
         if new:
-            said.append(f"Tokens that it doesn't have ({new}, the mask among them) begin as the mean of all others.")
-        if self.run.positions is not None and spec.seq_len > self.run.positions:
+            said.append(f"Tokens that it doesn't have ({new}) begin as the mean of all others.")
+        if self.stacks and self.run.positions is not None and spec.seq_len > self.run.positions:
             said.append(f"It was made for {self.run.positions} positions, and data.seq_len is {spec.seq_len}.")
         return said
 

@@ -240,6 +240,6 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
     if not same:
         raise UsageError(
             f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
-            "corpus, the tokenizer or a plugin changed?"
+            "corpus, the tokenizer, a plugin or what rack.init_from names changed?"
         )
     check_shapes(directory, plan.spec)

@@ -233,6 +233,27 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path, ran):
     assert hashes(target) == before
 
 
+def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):
+    """What it names is; what another way of writing a path names is looked at before anything is written."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export(ran.directory, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").is_file()
+    assert "real is there already" in refused(ran.directory, tmp_path / "not there" / ".." / "real")
+
+
+def test_a_number_that_fp16_cannot_hold(tmp_path, ran):
+    """It would be infinite there; the tensor is named, and nothing is left."""
+    run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
+    tensors = RunDirectory(run).read_stack(1)
+    tensors["layers.0.mlp.up_proj.weight"][0, 0] = 1e5
+    RunDirectory(run).write_stack(1, tensors)
+    (tmp_path / "out").mkdir()
+    message = refused(run, tmp_path / "out" / "hf", "--dtype", "fp16")
+    assert "model.layers.2.mlp.up_proj.weight has numbers that fp16 can't hold" in message
+
+
 def test_a_depth_that_was_never_trained_is_refused(tmp_path, ran):
     """With those that were."""
     (tmp_path / "out").mkdir()
@@ -250,6 +271,17 @@ def test_damage_is_named_and_nothing_is_left(tmp_path, ran, name):
     (run / name).write_bytes(content)
     (tmp_path / "out").mkdir()
     assert f"{run}/{name}" in refused(run, tmp_path / "out" / "hf")
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_heads", 0), ("d_model", -32), ("seq_len", "x"), ("vocab_size", None)])
+def test_a_plan_that_no_run_wrote(tmp_path, ran, key, value):
+    """One message with the file, though its checksum is right."""
+    run = RunDirectory(Path(shutil.copytree(ran.directory, tmp_path / "run")))
+    plan = run.read_json("plan.json")
+    run.write_json("plan.json", {**plan, "rack": {**plan["rack"], key: value}})
+    (tmp_path / "out").mkdir()
+    message = refused(run.path, tmp_path / "out" / "hf")
+    assert f"{run.path}/plan.json: not the plan of a run: rack has vocab_size, seq_len, d_model" in message
 
 
 def test_a_run_that_broke_off_is_refused(tmp_path, ran):
@@ -276,21 +308,24 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, ran, monkeypatch):
 
 
 def test_one_stack_is_in_memory_at_a_time(tmp_path, ran, monkeypatch):
-    """Of each only what isn't written yet is held when the next one is read."""
+    """Of each nothing is held when the next one is read; its tensors share the pages of its file."""
     alive: list[weakref.ref] = []
     most: list[int] = []
-    read = RunDirectory.read_stack
+    read, read_stack = RunDirectory.read_tensors, RunDirectory.read_stack
 
-    def counting(self, index):
-        most.append(sum(each() is not None for each in alive))
-        tensors = read(self, index)
+    def watched(self, name):
+        tensors = read(self, name)
         alive.extend(map(weakref.ref, tensors.values()))
         return tensors
 
+    def counting(self, index):
+        most.append(sum(each() is not None for each in alive))
+        return read_stack(self, index)
+
+    monkeypatch.setattr(RunDirectory, "read_tensors", watched)
     monkeypatch.setattr(RunDirectory, "read_stack", counting)
     export(ran.directory, tmp_path / "hf")
-    assert len(most) == 2
-    assert max(most) <= 2  # of the 19 of the stack before, its last one and its norm
+    assert most == [0, 0]
 
 
 def test_the_script_of_the_page_scores_text_without_stackwise(tmp_path, ran):

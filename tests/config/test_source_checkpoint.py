@@ -189,6 +189,18 @@ def test_what_it_sets_must_be_the_checkpoint_s(copy):
     assert said.keys() == {f"rack.{key}" for key in ("d_ff", "rope_theta", "tie_embeddings", "n_heads", "stacks")}
 
 
+@pytest.mark.parametrize("right", [{"n_kv_heads": 3}, {"d_model": 72}, {"n_heads": 9}])
+def test_what_is_right_is_not_blamed_for_what_is_wrong(tmp_path, right):
+    """Nine heads fit neither the default of any other key nor what is set wrongly."""
+    nine = {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}
+    save_checkpoint(tmp_path / "source", **nine)
+    load_with(tmp_path / "source", **right)
+    for wrong in ({"d_ff": 1000}, {"d_ff": 1000, "rope_theta": 7}):
+        with pytest.raises(ConfigError) as caught:
+            load_with(tmp_path / "source", **right, **wrong)
+        assert [problem.key for problem in caught.value.problems] == [f"rack.{key}" for key in wrong]
+
+
 def test_a_base_of_which_nothing_but_the_embedding_is_taken(copy):
     """A width that is set must still be its."""
     assert load_with(copy, init="embedding", n_heads=2, tie_embeddings=True).rack.d_model == 32

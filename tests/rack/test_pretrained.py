@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,10 @@ def test_rows_of_padding_are_left_out(tmp_path):
     notes = "\n".join(ran.plan.notes)
     assert "The 20 rows of its embedding that stand for no token are left out." in notes
     assert "trained with causal attention, and goes on with bidirectional" in notes
-    assert "Tokens that it doesn't have (2, the mask among them)" in notes
+    assert "Tokens that it doesn't have (2) begin as the mean of all others." in notes
     assert "made for 64 positions, and data.seq_len is 96" in notes
+    only_rows = start(tmp_path, tmp_path / "source", STILL | {"data.seq_len": 96}, init="embedding", stacks=1)
+    assert not [note for note in only_rows.plan.notes if "positions" in note or "attention" in note]
 
 
 MODES = {
@@ -177,7 +180,7 @@ def test_the_embedding_of_a_run(tmp_path):
 
 
 def test_a_run_goes_on_from_its_own_copy(tmp_path):
-    """Stopped and taken up it ends with the same bits as one that ran through; the source may then go."""
+    """Taken up it ends with the same bits as one that ran through, if the source is as it was; that may then go."""
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.training.stopping import Stopping
     from tests.tiny import TinyRun
@@ -201,6 +204,11 @@ def test_a_run_goes_on_from_its_own_copy(tmp_path):
     first = tiny.engine(listen, stopping=stopping)
     with pytest.raises(KeyboardInterrupt):
         first.run()
+    save_checkpoint(tmp_path / "source", tie_word_embeddings=True, num_hidden_layers=2)
+    other = TinyRun.of(tmp_path / "broken", changes)
+    with pytest.raises(UsageError, match=r"or what rack\.init_from names changed\?"):
+        other.engine(lambda event: None, begun=RunDirectory(first.directory)).run()
+    save_checkpoint(tmp_path / "source", tie_word_embeddings=True)
     again = TinyRun.of(tmp_path / "broken", changes)
     again.engine(lambda event: None, begun=RunDirectory(first.directory)).run()
     for stack in range(3):
@@ -272,11 +280,19 @@ def test_what_was_exported_can_be_imported(tmp_path):
 
 
 def test_a_file_that_changed_since_it_was_checked(tmp_path, source):
-    """A tensor that has gone is an error, and no traceback."""
-    read = read_checkpoint(source)
+    """A tensor that has gone or is another is an error, and no traceback; nothing is read beyond its end."""
+    read, spec = read_checkpoint(source), start(tmp_path, source, STILL).setup.spec
     gone = evolve(read, files={**read.files, "norm.weight": ("model.safetensors", "model.other")})
     with pytest.raises(StackwiseError, match=r"model\.other isn't there any more"):
         pretrained.PretrainedWeights(gone).check(None)
+    weights = load_file(source / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    for number, other in enumerate((embedding[:250].clone(), embedding.double())):
+        path = Path(shutil.copytree(source, tmp_path / f"{number}"))
+        begun = pretrained.PretrainedWeights(read_checkpoint(path))
+        save_file({**weights, "model.embed_tokens.weight": other}, path / "model.safetensors")
+        with pytest.raises(StackwiseError, match=r"model\.embed_tokens\.weight has another shape now or other numbers"):
+            begun.embedding(spec)
 
 
 def test_an_embedding_from_a_base_model(tmp_path):
