@@ -10,19 +10,19 @@ from stackwise_core.config.model import DataConfig
 from stackwise_core.data.sources import Source
 from stackwise_core.data.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
 NOTHING = xxh3_128(b"").hexdigest()
 
 
 def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: DataConfig, tokenizer: Tokenizer) -> str:
-    """The hash of all that decides the rows; names of files and sources don't, nor do empty files."""
+    """The hash of all that decides the rows; names of files and sources don't, nor do empty texts."""
     texts = [
         (
             [
                 (file.format, file.compression, source.named.field.name if file.has_fields else "", hashes[file.path])
                 for file in source.files
-                if hashes[file.path] != NOTHING
+                if hashes[file.path] != NOTHING or not file.may_have_no_bytes
             ],
             source.named.weight,
             source.named.is_validation,

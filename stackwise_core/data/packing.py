@@ -1,6 +1,7 @@
 """From documents to the files of a prepared corpus: tokenise, divide into training and validation, pack into rows."""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ class _Passages:
     ends: Positions
     texts: Positions
     """Which text each belongs to."""
+    units: Positions
+    """Which unit of the stream each begins with."""
     bytes: Positions
     """UTF-8 bytes of its tokens that can be scored."""
     opens_document: NDArray[np.bool_]
@@ -94,7 +97,29 @@ class _Passages:
         """The chosen passages. One whose predecessor isn't chosen opens a segment as a new document would."""
         follows = np.concatenate([[False], chosen[:-1]])
         opens = self.opens_document | ~follows
-        return _Passages(self.starts[chosen], self.ends[chosen], self.texts[chosen], self.bytes[chosen], opens[chosen])
+        return _Passages(
+            self.starts[chosen],
+            self.ends[chosen],
+            self.texts[chosen],
+            self.units[chosen],
+            self.bytes[chosen],
+            opens[chosen],
+        )
+
+    def cut(self, numbers: Positions, rows: int, seq_len: int, stream: TokenStream) -> "_Passages":
+        """Each of these passages as two, of which the first fills so many rows."""
+        after, units, starts = numbers + 1, self.units[numbers] + rows, self.starts[numbers] + rows * seq_len
+        rests = self.bytes.copy()
+        heads = stream.bytes_from(np.stack([self.units[numbers], units], axis=1).ravel())[::2]
+        rests[numbers] -= heads
+        return _Passages(
+            np.insert(self.starts, after, starts),
+            np.insert(self.ends, numbers, starts),
+            np.insert(self.texts, after, self.texts[numbers]),
+            np.insert(self.units, after, units),
+            np.insert(rests, numbers, heads),
+            np.insert(self.opens_document, after, False),
+        )
 
 
 @frozen
@@ -123,11 +148,11 @@ def pack(
     passage.
     """
     stream = tokenise(texts, tokenizer, seq_len, directory, progress)
-    passages = _cut(stream, texts, seq_len, validation_fraction)
+    passages = _cut(stream, seq_len, validation_fraction)
     digests = _digests(stream, passages)
     in_validation, left_out = _divide(passages, texts, digests, validation_fraction)
     sections = {
-        "train": list(_training_sections(passages, texts, digests, ~in_validation & ~left_out)),
+        "train": list(_training_sections(passages, texts, digests, ~in_validation & ~left_out, stream, seq_len)),
         "validation": [
             _Section(number, passages.where(in_validation & (passages.texts == number)), 1)
             for number in range(len(texts))
@@ -147,25 +172,22 @@ def pack(
     return Packing(stream.tokens, int(passages.sizes[left_out].sum()), tuple(packed))
 
 
-def _cut(stream: TokenStream, texts: Sequence[Text], seq_len: int, validation_fraction: float) -> _Passages:
-    """Cut documents into passages of 16 rows, or of a quarter of what is chosen of a corpus too small for that."""
-    shares = [validation_fraction * stream.tokens] if validation_fraction else []
-    for number, text in enumerate(texts):
-        share, size = text.weight % 1, stream.tokens_of(number)
-        shares += [share * size, (1 - share) * size] if share else []
-    quarter = int(min(shares, default=float(1 << 62)) / 4) // seq_len
-    rows = max(1, min(LONGEST_PASSAGE, quarter))
-    length = seq_len * rows
+def _cut(stream: TokenStream, seq_len: int, validation_fraction: float) -> _Passages:
+    """Cut documents into passages of 16 rows, or of a quarter of validation's share in a corpus too small for that."""
+    quarter = int(validation_fraction * stream.tokens / 4) // seq_len if validation_fraction else LONGEST_PASSAGE
+    length = seq_len * max(1, min(LONGEST_PASSAGE, quarter))
     counts = -(-stream.document_sizes // length)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     starts = np.repeat(stream.document_starts, counts) + within * length
     ends = np.minimum(starts + length, np.repeat(stream.document_starts + stream.document_sizes, counts))
-    units = -(-(ends - starts) // seq_len)  # each document begins one, and so each passage does
+    sizes = -(-(ends - starts) // seq_len)  # each document begins a unit, and so each passage does
+    units = np.cumsum(sizes) - sizes
     return _Passages(
         starts,
         ends,
         texts=np.repeat(stream.document_texts, counts),
-        bytes=stream.bytes_from(np.cumsum(units) - units),
+        units=units,
+        bytes=stream.bytes_from(units),
         opens_document=within == 0,
     )
 
@@ -195,18 +217,45 @@ def _divide(
 
 
 def _training_sections(
-    passages: _Passages, texts: Sequence[Text], digests: NDArray[np.uint64], trained: Chosen
+    passages: _Passages,
+    texts: Sequence[Text],
+    digests: NDArray[np.uint64],
+    trained: Chosen,
+    stream: TokenStream,
+    seq_len: int,
 ) -> Iterator[_Section]:
     """Each text's training passages; of a weight such as 2.5 those that are visited three times, then the others."""
     for number, text in enumerate(texts):
-        own = trained & (passages.texts == number)
+        chosen = trained & (passages.texts == number)
+        own = passages.where(chosen)
         times, share = int(text.weight), text.weight % 1
-        more = np.zeros(own.size, bool)
         if share:
-            more[own] = _lowest(digests[own], passages.sizes[own], share * passages.sizes[own].sum())
-            yield _Section(number, passages.where(own & more), times + 1)
+            own, more = _share_of(own, digests[chosen], share, stream, seq_len)
+            yield _Section(number, own.where(more), times + 1)
+            own = own.where(~more)
         if times:
-            yield _Section(number, passages.where(own & ~more), times)
+            yield _Section(number, own, times)
+
+
+def _share_of(
+    passages: _Passages, digests: NDArray[np.uint64], share: float, stream: TokenStream, seq_len: int
+) -> tuple[_Passages, Chosen]:
+    """Choose a share of the tokens: passages of the lowest hashes, of the last only its first rows; equal ones alike.
+
+    Returns:
+        The passages, the last one cut in two, and which of these are chosen.
+    """
+    sizes = passages.sizes
+    wanted = share * sizes.sum()
+    chosen = _lowest(digests, sizes, wanted)
+    if not chosen.any():
+        return passages, chosen
+    groups = _groups(digests)
+    last = groups == groups[chosen].max()
+    wanted -= sizes[chosen & ~last].sum()
+    rows = math.ceil(wanted / last.sum() / seq_len)
+    numbers = np.flatnonzero(last & (sizes > rows * seq_len))
+    return passages.cut(numbers, rows, seq_len, stream), np.insert(chosen, numbers + 1, False)
 
 
 def _lowest(digests: NDArray[np.uint64], sizes: Positions, wanted: float) -> Chosen:

@@ -140,7 +140,8 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = 
     the seed, and equal passages never on both sides. With ``data.validation`` all of that text is, and passages that
     equal one of its own are left out of training. Passages keep their order; neighbours of one document on the same
     side stay one segment. In each split each text's stream is cut into rows, of which only the last is padded. A text
-    whose weight is 2 has each training row as two samples.
+    whose weight is 2 has each training row as two samples; with 2.5 the rows of a part of it, a stream of its own, are
+    three samples each.
 
     Args:
         data: where the text is, and how it is to be cut.

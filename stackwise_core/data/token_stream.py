@@ -69,10 +69,6 @@ class TokenStream:
         """How many documents of a text have tokens."""
         return int((self.document_texts == text).sum())
 
-    def tokens_of(self, text: int) -> int:
-        """Tokens of a text."""
-        return int(self.document_sizes[self.document_texts == text].sum())
-
     def ids(self, start: int, end: int) -> NDArray[np.unsignedinteger]:
         """Ids [end - start], read from the file rather than mapped, so that memory stays flat."""
         width = self._dtype.itemsize

@@ -110,6 +110,19 @@ def test_fingerprint_follows_what_decides_rows(prepared, plain_bpe):
     assert all(corpus.directory.name == corpus.fingerprint for corpus in corpora)
 
 
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.zst", "x.parquet"])
+def test_a_file_of_no_bytes(prepared, data, tmp_path, name):
+    """An empty text changes nothing; of other formats a file of no bytes is an error, even if the rest is tokenised."""
+    first = prepared(TEXTS)
+    tokenizer = load_tokenizer("bytes", mask_token=None)
+    data = evolve(data, corpus=str(tmp_path / "corpus"))
+    (tmp_path / "corpus" / "x.txt").touch()
+    assert prepare(data, tokenizer).directory == first.directory
+    (tmp_path / "corpus" / name).touch()
+    with pytest.raises(UsageError, match=rf"{name}:.* expected a whole "):
+        prepare(data, tokenizer)
+
+
 def test_no_validation_when_none_is_asked_for(prepared):
     """With fraction 0 the validation split is there and empty."""
     corpus = prepared(TEXTS, validation_fraction=0.0)

@@ -32,7 +32,7 @@ def words(name, count):
 def mixed(tmp_path):
     """A function that prepares texts by name, each with its weight, as sources."""
 
-    def run(texts, weights=(), held_out=None, **options):
+    def run(texts, weights=(), held_out=None, tokenizer="bytes", **options):
         for name, documents in [*texts.items(), *([("held_out", held_out)] if held_out else [])]:
             lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
             (tmp_path / f"{name}.jsonl").write_text(lines)
@@ -43,7 +43,7 @@ def mixed(tmp_path):
             seq_len=SEQ_LEN,
             tokens_directory=str(tmp_path / "tokens"),
         )
-        return prepare(evolve(data, **options), load_tokenizer("bytes", mask_token=None))
+        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None))
 
     return run
 
@@ -97,6 +97,28 @@ def test_parts_of_weights_choose_passages(mixed, weight):
         sample for sample in rows(whole.train) if names(sample) == {"b"}
     ]
     assert rows(part.validation) == rows(whole.validation)
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.3, 2.5])
+def test_a_part_of_one_document(mixed, plain_bpe, weight):
+    """A share of a source is exact to a row however few passages it has, and so are its tokens and its bytes."""
+    text, tokenizer = "".join(A), load_tokenizer(str(plain_bpe), mask_token=None)
+    corpus = mixed({"a": [text]}, [weight], tokenizer=plain_bpe, validation_fraction=0.0)
+    samples = corpus.train.rows(np.arange(len(corpus.train)))
+    tokens = tokenizer.encode([text])[0][0].size
+    assert 0 <= samples.scorable.sum() - weight * tokens < SEQ_LEN
+    read = Counter(map(tokenizer.decode, samples.tokens.tolist()))
+    assert all(sample in text for sample in read)
+    once = corpus.train if weight < 1 else mixed({"a": [text]}, tokenizer=plain_bpe, validation_fraction=0.0).train
+    assert (corpus.train.tokens, corpus.train.bytes) == (once.tokens, once.bytes)
+    assert corpus.train.bytes == (sum(map(len, read.elements())) if weight < 1 else len(text))
+
+
+def test_a_small_source_leaves_others_as_they_are(mixed):
+    """A part of a small source has no say in how others are cut and what of them is held out."""
+    document = ["".join(A)]
+    held_out = [mixed({"a": document, "b": B[:2]}, [1, weight]).validation for weight in (1, 0.01)]
+    assert rows(held_out[0]) == rows(held_out[1])
 
 
 def test_the_choice_follows_the_content(mixed):

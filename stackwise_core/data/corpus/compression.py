@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, Protocol
 from stackwise_core.data.corpus.files import CorpusFile
 
 BLOCK = 1 << 20
+ZSTD_WINDOW = 31
+"""The largest window, log2 of its bytes, as ``zstd --long=31`` has it; a file says how much of it is to be kept."""
 ZSTD_BLOCK = 1 << 12
 """Compressed bytes handed over at once: zstandard returns all that they stand for, up to 32,000 times as much."""
 
@@ -35,7 +37,7 @@ def opened(file: CorpusFile, consumed: Consumed | None = None) -> Iterator[Binar
             yield raw
             return
         kind, inner = ("gzip", gzip.GzipFile(fileobj=raw)) if file.compression == ".gz" else ("zstd", _zstd(raw))
-        with io.BufferedReader(_Decompressed(inner, kind), BLOCK) as stream:
+        with io.BufferedReader(_Decompressed(inner, kind, raw), BLOCK) as stream:
             yield stream
 
 
@@ -60,8 +62,8 @@ class _Source(Protocol):
 class _Decompressed(io.RawIOBase):
     """What a decompressor gives, with its complaints as ``DamagedError``."""
 
-    def __init__(self, source: _Source, kind: str) -> None:
-        self._source, self._kind = source, kind
+    def __init__(self, source: _Source, kind: str, raw: BinaryIO) -> None:
+        self._source, self._kind, self._raw = source, kind, raw
 
     def readable(self) -> bool:
         return True
@@ -69,6 +71,8 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             block = self._source.read1(len(buffer))  # as much as is ready: what precedes a fault is had
+            if not block and not self._raw.tell():
+                raise EOFError  # no bytes at all; a compressed text without a character has some
         except EOFError:
             raise DamagedError(f"expected a whole {self._kind} file, found one that is cut short") from None
         except (OSError, zlib.error, _ZstdError) as error:
@@ -96,7 +100,7 @@ def _zstd(raw: BinaryIO) -> _Source:
             except zstd.ZstdError as error:
                 raise _ZstdError(str(error)) from None
 
-    return Own(raw)
+    return Own(raw, options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW})
 
 
 class _ZstdFrames:
@@ -117,7 +121,7 @@ class _ZstdFrames:
             if self._frame is None or self._frame.eof:
                 if not given:
                     return b""
-                self._frame = self._library.ZstdDecompressor().decompressobj()
+                self._frame = self._library.ZstdDecompressor(max_window_size=1 << ZSTD_WINDOW).decompressobj()
             elif not given:
                 raise EOFError
             try:

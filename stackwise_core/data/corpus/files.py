@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,11 @@ class CorpusFile:
     def has_fields(self) -> bool:
         """Whether the text is in a field or a column, among others."""
         return self.format in ("jsonl", "parquet", "arrow")
+
+    @property
+    def may_have_no_bytes(self) -> bool:
+        """Whether a file of no bytes is a text without a character; of another kind it is damaged."""
+        return self.format in COMPRESSED and not self.compression
 
 
 def find_files(corpus: str) -> list[CorpusFile]:
@@ -100,7 +106,14 @@ def _text_files(path: Path, corpus: str) -> list[Path]:
 
 
 def _glob(pattern: str) -> list[Path]:
-    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
+    """The files that match, by path; in a folder that links lead to in several ways, as into itself, each but once."""
+    real = cache(os.path.realpath)
+    found: dict[tuple[str, str], str] = {}
+    for match in sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count(os.sep), path)):
+        if os.path.isfile(match):
+            folder, name = os.path.split(match)
+            found.setdefault((real(folder), name), match)
+    return [Path(match) for match in sorted(found.values())]
 
 
 def _format(file: Path) -> tuple[Format, Any] | None:

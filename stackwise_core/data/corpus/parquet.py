@@ -22,7 +22,7 @@ def read_parquet(file: CorpusFile, field: TextField, consumed: Consumed | None) 
             check_column(table.schema_arrow, file, field)
             batches = table.iter_batches(batch_size=ROWS, columns=[field.name], use_threads=False)
             for batch in batches:
-                yield from documents_of(batch.column(0), file, field, done + 1)
+                yield from documents_of(batch.column(field.name), file, field, done + 1)
                 if consumed:
                     rows = table.metadata.num_rows
                     consumed(size * (done + batch.num_rows) // rows - size * done // rows)

@@ -69,6 +69,12 @@ def test_kinds_of_text(tmp_path, texts, kind):
     assert texts(tmp_path) == TEXTS
 
 
+def test_a_column_beside_a_field_of_its_name(tmp_path, texts):
+    """A column is taken by its name, though a field of another column is called the same."""
+    parquet.write_table(pa.table({"a": [{"b": "field"}], "a.b": ["column"]}), tmp_path / "a.parquet")
+    assert texts(tmp_path, "a.b") == ["column"]
+
+
 def test_few_rows_are_in_memory(table, monkeypatch):
     """A row group is read in batches, and progress comes with each; in the end it is the file's size."""
     monkeypatch.setattr("stackwise_core.data.corpus.parquet.ROWS", 8)

@@ -40,17 +40,33 @@ def test_several_members(tmp_path, texts, ending):
 
 @each_kind
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
-@pytest.mark.parametrize("kept", [0.2, 0.9, -1])
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.9, -1])
 def test_cut_short(tmp_path, complaint, ending, name, kept):
     """A file that ends too soon is never taken for a whole one."""
     content = COMPRESS[ending](LINES)
     file = tmp_path / f"{name}.{ending}"
-    file.write_bytes(content[: int(kept * len(content)) if kept > 0 else kept])
+    file.write_bytes(content[: int(kept * len(content)) if kept >= 0 else kept])
     code, message = complaint(file)
     kind = {"gz": "gzip", "zst": "zstd"}[ending]
     assert code == 2
     assert message.startswith(f"{file}:")
     assert message.endswith(f": expected a whole {kind} file, found one that is cut short")
+
+
+@each_kind
+def test_a_text_without_a_character(tmp_path, texts, ending):
+    """A file that stands for no text at all is whole, and passed over."""
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(COMPRESS[ending](b""))
+    (tmp_path / "b.txt").write_text("one")
+    assert texts(tmp_path) == ["one"]
+
+
+def test_a_long_window(tmp_path, texts):
+    """What ``zstd --long=31`` wrote is read, though it reaches further back than its library allows unasked."""
+    options = zstandard.ZstdCompressionParameters(window_log=31)
+    stream = zstandard.ZstdCompressor(compression_params=options).compressobj()  # of a size that isn't known before
+    (tmp_path / "a.jsonl.zst").write_bytes(stream.compress(LINES) + stream.flush())
+    assert texts(tmp_path) == TEXTS
 
 
 @each_kind

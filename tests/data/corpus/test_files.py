@@ -46,6 +46,22 @@ def test_thousands_of_files(tmp_path):
         assert [str(file.path.relative_to(tmp_path)) for file in find_files(str(corpus))] == sorted(names)
 
 
+@pytest.mark.parametrize("pattern", [".", "**/*.txt"])
+def test_a_folder_that_holds_itself(tmp_path, pattern):
+    """However many ways links lead to a folder its files are read once; those of a folder elsewhere are read."""
+    for folder, name in [("corpus", "z.txt"), ("corpus/v2", "a.txt"), ("elsewhere", "b.txt")]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).touch()
+    for link, target in [("itself", "."), ("latest", "v2"), ("shards", "../elsewhere")]:
+        (tmp_path / "corpus" / link).symlink_to(target)
+    files = find_files(str(tmp_path / "corpus" / pattern))
+    assert [str(file.path.relative_to(tmp_path / "corpus")) for file in files] == [
+        "latest/a.txt",
+        "shards/b.txt",
+        "z.txt",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
