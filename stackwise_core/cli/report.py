@@ -47,7 +47,7 @@ def report(
         for directory in directories:  # found before torch is loaded
             read_source_run(directory)
     target = output or (directories[0] / PAGE if len(directories) == 1 else Path(PAGE))
-    if target.is_dir() or not target.absolute().parent.is_dir():
+    if not as_json and (target.is_dir() or not target.absolute().parent.is_dir()):
         kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
         raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
 

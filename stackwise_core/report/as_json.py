@@ -30,6 +30,7 @@ def as_plain(run: Run) -> dict[str, Any]:
         "tokens": run.tokens,
         "seconds": run.seconds,
         "peak_bytes": run.peak_bytes,
+        "corpus": run.corpus,
         "measure": run.measure,
         "likelihoods": [{**asdict(each), "perplexity": each.perplexity} for each in run.likelihoods],
         "phases": phases,

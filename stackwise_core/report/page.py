@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from stackwise_core.errors import UnavailableError
 from stackwise_core.report import tables, wording
@@ -78,24 +78,20 @@ def figures(runs: Sequence[Run]) -> dict[str, list[Figure]]:
     from stackwise_core.report import plots
 
     unit = "nats/token"
-    measure = " / ".join(dict.fromkeys(run.measure for run in runs))
-    by_part = [(place, part) for part, place in plots.MEMORY_COLOURS.items()]
-    in_parts = len(runs) == 1 and len(runs[0].phases) <= plots.MOST_ROWS
+    measure = " / ".join(dict.fromkeys(run.measure for run in runs if run.whole))
 
     def of(title: str, unit: str, draw: Callable[..., plots.Plot | None], name: str, **how: Any) -> list[Figure]:
         plot = draw(runs, name=name, **how)
-        return [] if plot is None else [Figure(title, unit, plot.svg, plot.said)]
+        return [] if plot is None else [Figure(title, unit, plot.svg, plot.said, legend=plot.legend)]
 
     wide, narrow = (plots.loss(runs, f"loss-{size[0]}", size) for size in (plots.WIDE, plots.NARROW))
     loss = [] if wide is None or narrow is None else [Figure("Loss by step", unit, narrow.svg, wide.said, wide.svg)]
-    memory = of("Peak memory", "", plots.memory, "memory")
-    if in_parts:
-        memory = [evolve(each, legend=by_part) for each in memory]
     return {
         "loss": loss,
         "likelihood": of(f"{measure} by depth", unit, plots.depth, "depth")
-        + of(f"{measure} by mask fraction", unit, plots.bands, "bands"),
-        "memory": memory + of("Peak memory so far", "by step", plots.memory_by_step, "memory-by-step"),
+        + of("NELBO by mask fraction", unit, plots.bands, "bands"),
+        "memory": of("Peak memory", "", plots.memory, "memory")
+        + of("Peak memory so far", "by step", plots.memory_by_step, "memory-by-step"),
         "course": of("Masked share", "of a step's tokens", plots.masked, "masked")
         + of("Throughput", "tokens/s, mean of the phase so far", plots.by_step, "speed", key="tokens_per_second")
         + of("Learning rate", "of the stacks", plots.by_step, "rate", key="learning_rate")

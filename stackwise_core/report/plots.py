@@ -11,7 +11,7 @@ from attrs import frozen
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from stackwise_core.options import ByteSize
 from stackwise_core.report.run import MEMORY, Phase, Run
@@ -24,6 +24,8 @@ MEMORY_COLOURS = dict(zip(MEMORY, (6, 0, 3, 1, 2, 4), strict=True))
 """Places among the series' colours; the process, which is no part of the model, is grey."""
 MOST_ROWS = 24
 """Phases that have a row each."""
+LONGEST_NAME = 20
+"""Characters of a phase's name beside its row."""
 OF_A_CHARACTER = 6.4
 """Width in pixels."""
 
@@ -35,6 +37,8 @@ class Plot:
     svg: str
     said: str = ""
     """What to know of it besides."""
+    legend: Sequence[tuple[int, str]] = ()
+    """Places of colours, and what has them."""
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def _said_of_losses(phases: Sequence[Phase], runs: Sequence[Run], high: float) -
     values = [value for phase in phases for value in phase.curves["loss"].values]
     above = sum(value > high for value in values)
     said = ["Faint: each step that was logged."] if len(runs) < 3 else []
-    said += ["Strong: their running mean within a phase."]
+    said += ["Strong: the running mean of a phase's steps."]
     marks = {
         "validation": "Circles: on held-out text.",
         "loss_spike": "Triangles: spikes.",
@@ -89,6 +93,11 @@ def _said_of_losses(phases: Sequence[Phase], runs: Sequence[Run], high: float) -
     }
     said += [words for key, words in marks.items() if any(phase.curves[key] for phase in phases)]
     said += [f"{above} of {len(values)} steps lie above {high:.3g}, where the plot ends."] if above else []
+    if any(phase.band is not None and (phase.weighting, phase.band) != ("nelbo", (0.0, 1.0)) for phase in phases):
+        said += [
+            "A phase's loss is over its own mask fractions, in its own weighting: it compares with others where these "
+            "are the same, and isn't the bound below."
+        ]
     return " ".join(said)
 
 
@@ -96,7 +105,7 @@ def by_step(runs: Sequence[Run], name: str, *, key: str, log: bool = False, smoo
     """A value of the steps, phases side by side."""
     curves = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.curves[key]]
     if log:
-        curves = [(place, phase) for place, phase in curves if min(phase.curves[key].values) > 0]
+        curves = [(place, phase) for place, phase in curves if max(phase.curves[key].values) > 0]
     if not curves:
         return None
     with _axes(PANEL) as (figure, axes):
@@ -109,9 +118,12 @@ def by_step(runs: Sequence[Run], name: str, *, key: str, log: bool = False, smoo
             axes.plot(drawn.steps, drawn.values, color=series(place), linewidth=1.6)
         if log:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=6))
+            axes.yaxis.set_minor_locator(NullLocator())  # whose labels would be TeX
         else:
             axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(_few())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         _steps(axes, runs, PANEL[0])
         return Plot(to_svg(figure, name, f"{key.replace('_', ' ')} by step"))
@@ -132,7 +144,7 @@ def masked(runs: Sequence[Run], name: str) -> Plot | None:
             axes.plot([phase.begins, end], [low, low], color=colour, linewidth=1.2)
             axes.plot([phase.begins, end], [high, high], color=colour, linewidth=1.2)
             shares = phase.curves["masked"].moved(phase.begins).thinned(400)
-            axes.plot(shares.steps, shares.values, "o", color=colour, alpha=0.55, markersize=2, markeredgewidth=0)
+            axes.plot(shares.steps, shares.values, "o", color=colour, alpha=0.8, markersize=3, markeredgewidth=0)
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _steps(axes, runs, PANEL[0])
@@ -153,7 +165,7 @@ def depth(runs: Sequence[Run], name: str) -> Plot | None:
                 [each.standard_error or 0 for each in run.likelihoods],
                 **_marks(place),
             )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_few(integer=True))
         depths = [each.depth for _, run in measured for each in run.likelihoods]
         axes.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
         axes.set_xlabel("stacks", loc="right", fontsize=10)
@@ -203,8 +215,8 @@ def memory(runs: Sequence[Run], name: str) -> Plot | None:
                 points = [(x, y) for x, y in points if y]
                 axes.plot([x for x, _ in points], [y for _, y in points], "o", markerfacecolor=face, **look)
         axes.margins(y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(_few(integer=True))
+        axes.yaxis.set_major_locator(_few())
         axes.yaxis.set_major_formatter(_bytes())
         axes.set_xlabel("phase", loc="right", fontsize=10)
         return Plot(to_svg(figure, name, "Peak memory by phase"), "Filled: measured. Hollow: planned.")
@@ -212,7 +224,9 @@ def memory(runs: Sequence[Run], name: str) -> Plot | None:
 
 def _memory_by_part(run: Run, name: str) -> Plot:
     """A bar a phase of what was planned, and a stroke at what was measured."""
-    with _axes((PANEL[0], max(PANEL[1], 44 + 34 * len(run.phases))), left=86, top=6) as (figure, axes):
+    names = [_shortened(phase.name, LONGEST_NAME) for phase in run.phases]
+    left = round(12 + OF_A_CHARACTER * max(map(len, names)))
+    with _axes((PANEL[0], max(PANEL[1], 44 + 34 * len(names))), left=max(left, 46), top=6) as (figure, axes):
         for row, phase in enumerate(run.phases):
             left = 0
             for part, place in MEMORY_COLOURS.items():
@@ -221,13 +235,14 @@ def _memory_by_part(run: Run, name: str) -> Plot:
                 left += size
             if phase.peak_bytes:
                 axes.plot(2 * [phase.peak_bytes], [row - 0.36, row + 0.36], color=INK, linewidth=2.2)
-        axes.set_yticks(range(len(run.phases)), [_shortened(phase.name, 13) for phase in run.phases])
+        axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.grid(False)
         axes.grid(True, axis="x")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(_few())
         axes.xaxis.set_major_formatter(_bytes())
-        return Plot(to_svg(figure, name, "Peak memory by phase, planned and measured"))
+        legend = [(place, part) for part, place in MEMORY_COLOURS.items()]
+        return Plot(to_svg(figure, name, "Peak memory by phase, planned and measured"), legend=legend)
 
 
 def memory_by_step(runs: Sequence[Run], name: str) -> Plot | None:
@@ -243,7 +258,7 @@ def memory_by_step(runs: Sequence[Run], name: str) -> Plot | None:
                 ends = [phase.begins, phase.begins + phase.steps]
                 axes.plot(ends, 2 * [phase.planned_peak], color=series(place), linewidth=1.2, linestyle=(0, (4, 3)))
         axes.margins(y=0.12)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(_few())
         axes.yaxis.set_major_formatter(_bytes())
         _steps(axes, runs, PANEL[0])
         return Plot(to_svg(figure, name, "Peak memory by step, planned and measured"), "Dashed: planned.")
@@ -273,7 +288,7 @@ def _steps(axes: Axes, runs: Sequence[Run], width: int) -> None:
     """An axis of steps, and where the phases begin."""
     longest = max(max(run.steps, 1) for run in runs)
     axes.set_xlim(-0.005 * longest, 1.005 * longest)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(_few(integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else _short(value)))
     axes.set_xlabel("step", loc="right", fontsize=10)
     look: dict[str, Any] = {"linewidth": 0.9, "zorder": 0.5, "transform": axes.get_xaxis_transform()}
@@ -295,6 +310,11 @@ def _steps(axes: Axes, runs: Sequence[Run], width: int) -> None:
                 color=MUTED,
                 fontsize=10,
             )
+
+
+def _few(*, integer: bool = False) -> MaxNLocator:
+    """Few ticks, at round numbers."""
+    return MaxNLocator(5, integer=integer, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def _shortened(text: str, most: int) -> str:

@@ -58,8 +58,7 @@ def read_run(path: Path) -> Run:
         finished=ended
         and ending.get("evaluated") is not False
         and bool(phases)
-        and all(phase.done for phase in phases)
-        and _is_measured(config, likelihoods),
+        and all(phase.done for phase in phases),
         gaps=[printable(gap) for gap in files.gaps],
         phases=phases,
         likelihoods=likelihoods,
@@ -69,11 +68,8 @@ def read_run(path: Path) -> Run:
         config_text=printable(config_text, keep="\n\t"),
         environment=environment,
         notes=[_text(note) for note in listed(plan.get("notes"))],
+        corpus=_text(plan["corpus"]) if "corpus" in plan else None,
     )
-
-
-def _is_measured(config: dict[str, Any], likelihoods: list[Likelihood]) -> bool:
-    return bool(likelihoods) or table(config.get("data")).get("validation_fraction") == 0
 
 
 def _planned(plan: dict[str, Any]) -> Phase:

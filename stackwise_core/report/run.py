@@ -110,6 +110,8 @@ class Run:
     config_text: str
     environment: dict[str, Any]
     notes: list[str]
+    corpus: str | None = None
+    """Fingerprint of the text and of how it was cut into tokens and sequences."""
 
     @property
     def causal(self) -> bool:
@@ -125,6 +127,11 @@ class Run:
     def whole(self) -> Likelihood | None:
         """The likelihood of the whole rack."""
         return self.likelihoods[-1] if self.likelihoods else None
+
+    @property
+    def measured_on(self) -> tuple[str | None, int | None]:
+        """What is the same for runs whose likelihoods were taken on the same tokens."""
+        return self.corpus, self.whole.tokens if self.whole else None
 
     @property
     def steps(self) -> int:

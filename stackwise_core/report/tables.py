@@ -8,8 +8,7 @@ from attrs import frozen
 
 from stackwise_core.report import wording
 from stackwise_core.report.files import listed, table
-from stackwise_core.report.plots import MEMORY_COLOURS
-from stackwise_core.report.run import COUNTS, Phase, Run
+from stackwise_core.report.run import COUNTS, MEMORY, Phase, Run
 
 
 @frozen
@@ -49,7 +48,7 @@ def _bound(run: Run, first: Run) -> tuple[str, ...]:
     if bound is None:
         return 4 * (wording.NOTHING,)
     gap = None
-    if run is not first and other is not None and (bound.tokens, run.causal) == (other.tokens, first.causal):
+    if run is not first and other is not None and (run.measured_on, run.causal) == (first.measured_on, first.causal):
         gap = bound.nats_per_token - other.nats_per_token
     return (
         wording.nats(bound.nats_per_token),
@@ -57,6 +56,19 @@ def _bound(run: Run, first: Run) -> tuple[str, ...]:
         wording.change(gap),
         wording.nats(bound.bits_per_byte),
     )
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """What to know before the likelihoods of several runs are compared."""
+    measured, said = [run for run in runs if run.whole], []
+    if len({run.measured_on for run in measured}) > 1:
+        said.append(
+            "The runs were not all measured on the same tokens. nats/token compare only where the held-out text, its "
+            "tokenizer and the length of sequences are the same, bits/byte where the text is."
+        )
+    if len({run.causal for run in measured}) > 1:
+        said.append("NLL is the likelihood itself, and NELBO an upper bound on it.")
+    return said
 
 
 def differences(runs: Sequence[Run]) -> Table:
@@ -164,14 +176,14 @@ def memory(run: Run) -> Table:
     rows = [
         (
             phase.name,
-            *(wording.size(phase.planned_memory.get(part)) for part in MEMORY_COLOURS),
+            *(wording.size(phase.planned_memory.get(part)) for part in MEMORY),
             wording.size(phase.planned_peak),
             wording.size(phase.peak_bytes),
             wording.share(phase.peak_bytes, phase.planned_peak),
         )
         for phase in run.phases
     ]
-    return Table(("phase", *MEMORY_COLOURS, "planned", "measured", "of plan"), rows)
+    return Table(("phase", *MEMORY, "planned", "measured", "of plan"), rows)
 
 
 def boundaries(run: Run) -> Table | None:

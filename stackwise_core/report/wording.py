@@ -96,5 +96,5 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = shown(value, 200)
+            found[f"{prefix}{key}"] = shown(value, None)
     return found

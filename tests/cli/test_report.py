@@ -123,6 +123,24 @@ def test_missing_packages_are_found_first(run, monkeypatch):
     )
 
 
+def test_without_the_packages_there_is_json(run):
+    """Nothing that the command imports needs them, or it couldn't say what is missing."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('jinja2', 'matplotlib', 'pygments'))\n"
+        "from click.testing import CliRunner; from stackwise_core.cli import main\n"
+        f"page, plain = (CliRunner().invoke(main, ['report', {str(run)!r}, *more]) for more in ([], ['--json']))\n"
+        "assert (page.exit_code, plain.exit_code) == (3, 0), (page.output, plain.output)\n"
+        "assert 'needs jinja2 and matplotlib and pygments, which are not installed' in page.stderr, page.stderr"
+    )
+    assert heavy_imports(code, ("torch", "safetensors", "peft", "transformers")) == []
+
+
+def test_json_does_not_mind_what_is_in_a_page_s_place(run):
+    """No page is written, so it isn't in the way."""
+    Path("report.html").mkdir()
+    assert report(run, run, "--json").exit_code == 0
+
+
 def test_a_page_is_replaced_as_a_whole_or_not_at_all(run, monkeypatch):
     """A full disk leaves the old one; a link in its place is replaced, and what it leads to is not."""
     Path("mine").write_text("mine")
@@ -131,6 +149,7 @@ def test_a_page_is_replaced_as_a_whole_or_not_at_all(run, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(page_module, "page", lambda *_: "<!DOCTYPE html>")
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
         result = report(run)

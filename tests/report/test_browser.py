@@ -85,12 +85,18 @@ def brightness(colour: str) -> float:
     return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, finished) -> dict[str, str]:
+    """One run with a long name that isn't finished, and several."""
+    here = tmp_path_factory.mktemp("pages")
+    long = Path(shutil.copytree(finished, here / ("a-run-with-a-name-that-is-" + 9 * "rather-" + "long")))
+    (long / "finished.json").rename(long / "progress.json")  # not in the manifest: a gap to tell of
+    return {"one": page(read_runs([long]), {}, "1"), "several": page(read_runs([finished, long]), {}, "1")}
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_fits_every_screen(tmp_path, finished, dark):
-    """One run with a long name, and several; colours are those of the mode, in plots as well."""
-    long = Path(shutil.copytree(finished, tmp_path / ("a-run-with-a-name-that-is-" + 9 * "rather-" + "long")))
-    (long / "environment.json").unlink()  # so that there is a gap to tell of
-    pages = {"one": page(read_runs([long]), {}, "1"), "several": page(read_runs([finished, long, finished]), {}, "1")}
+def test_it_fits_every_screen(tmp_path, pages, dark):
+    """Nothing is cut off, and colours are those of the mode, in plots as well."""
     found = seen(tmp_path, pages, dark=dark)
     assert sorted(each["width"] for each in found) == [[width, width] for width in WIDTHS for _ in pages]
     for each in found:

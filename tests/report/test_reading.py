@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 
+from stackwise_core.config.dump import dump
 from stackwise_core.report import tables
 from stackwise_core.report.as_json import as_plain
 from stackwise_core.report.reading import read_run, read_runs
 from stackwise_core.training.events import StepDone
 from tests.report.conftest import SHORT, lines
-from tests.tiny import run_tiny
+from tests.tiny import TinyRun, run_tiny
 from tests.training.test_resume import Broken, engine
 
 
@@ -72,11 +73,11 @@ def test_a_run_that_broke_off(tmp_path, stop, state, steps):
     assert 0 < run.tokens < 3 * 6 * 8 * 32 + 1
 
 
-def test_a_run_that_is_trained_and_not_measured(run):
-    """finished.json comes before the likelihoods."""
-    kept = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"likelihood"' not in line]
-    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
-    found = read_run(run)
+def test_a_run_that_is_trained_and_not_measured(run, changed):
+    """finished.json comes before the likelihoods, and says so; a run that lost them later was finished all the same."""
+    (run / "metrics.jsonl").unlink()
+    assert read_run(run).finished
+    found = read_run(changed("finished.json", lambda ending: ending.update(evaluated=False)))
     assert (found.state, found.finished) == ("not finished: trained, not measured", False)
 
 
@@ -238,7 +239,10 @@ def test_adapters_that_train_are_named(tmp_path):
     lora = {"use": "lora", "rank": 2}
     mode = {"trainer_mode": {"use": "progressive", "trunk": "adapters"}, "adapter": {"trunk": lora}, "rack.stacks": 2}
     changes = {**mode, "precision": {"active": "fp32", "trunk": "nvfp4"}, "training.steps_per_stack": 1}
-    found = read_run(run_tiny(tmp_path, changes).directory)
+    run = TinyRun.of(tmp_path, changes)
+    (tmp_path / "plan.json").write_text(json.dumps(run.plan.to_json()))
+    (tmp_path / "config.toml").write_text(dump(run.setup.config))
+    found = read_run(tmp_path)
     assert [tables.trains(phase) for phase in found.phases] == [
         "embedding, stack 0, head",
         "stack 1, trunk adapter of 0",

@@ -4,9 +4,6 @@ import errno
 import io
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -135,20 +132,17 @@ def test_a_run_that_breaks_off_everywhere_has_each_step_once(tmp_path, ran):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """A run that ended by SIGKILL, a step after its last checkpoint."""
-    here = tmp_path_factory.mktemp("killed")
-    code = (
-        "import os, signal; from pathlib import Path; from tests.tiny import run_tiny\n"
-        "from stackwise_core.training.events import StepDone\n"
-        "def kill(event):\n"
-        "    if isinstance(event, StepDone) and (event.planned.phase.name, event.step) == ('stack 1', 3):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"run_tiny(Path({str(here)!r}), { ({**CHANGES, 'checkpoint.steps': 2})!r},"
-        " lambda ran: setattr(ran.engine, '_listener', kill))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return here / "runs" / "tiny"
+    """What SIGKILL would leave of a run, a step after its last checkpoint: the files as others see them just then."""
+    here, left = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("left") / "tiny"
+
+    def look(event) -> None:
+        if isinstance(event, StepDone) and (event.planned.phase.name, event.step) == ("stack 1", 3):
+            shutil.copytree(here / "runs" / "tiny", left)
+            raise Broken
+
+    with pytest.raises(Broken):
+        engine(here, {**CHANGES, "checkpoint.steps": 2}, look).run()
+    return left
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["between records", "within a record"])
