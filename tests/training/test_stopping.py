@@ -14,6 +14,14 @@ from tests.training.test_resume import bits, engine, measured
 CHANGES = {"rack.stacks": 2, "training.steps_per_stack": 4, "cache_backend": {"use": "disk"}}
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heeded():
+    """A shell's background jobs ignore Ctrl-C, and a run leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_steps_are_taken_is_noted(number):
     """The first is told and noted, the second interrupts; afterwards the handlers are those of before."""
