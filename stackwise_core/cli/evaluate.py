@@ -17,6 +17,7 @@ from stackwise_core.cli.arguments import finished_run, plugin_option
 @click.option(
     "--corpus", metavar="TEXT", help="Measure on this file, directory or glob instead of the validation split."
 )
+@click.option("--text-field", metavar="NAME", help="Field of a .jsonl, or column, of that text. [default: the run's]")
 @click.option("--draws", type=click.IntRange(1), help="Masks a sequence. [default: the run's evaluation.draws]")
 @click.option(
     "--sequences", type=click.IntRange(2), help="Sequences to use, evenly spaced. [default: the run's, or all]"
@@ -29,6 +30,7 @@ from stackwise_core.cli.arguments import finished_run, plugin_option
 def evaluate(
     directory: Path,
     corpus: str | None,
+    text_field: str | None,
     draws: int | None,
     sequences: int | None,
     bands: int | None,
@@ -56,12 +58,18 @@ def evaluate(
     aside = Console(stderr=True)
     run = FinishedRun.open(directory, device=device, plugins=plugins)
     rack = LoadedRack(run, stream=run.streams)
-    asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed}
     with tokenising(aside) as tokenised:
-        changes = {name: value for name, value in asked.items() if value is not None}
-        evaluation = rack.evaluation(corpus, tokenised, **changes)
+        evaluation = rack.evaluation(
+            corpus,
+            text_field=text_field,
+            draws=draws,
+            sequences=sequences,
+            bands=bands,
+            seed=seed,
+            tokenised=tokenised,
+        )
     with counting(aside, "measuring", "sequences") as advance:
-        likelihoods = rack.evaluate(evaluation, advance)
+        likelihoods = rack.evaluate(evaluation, progress=advance)
     if as_json:
         result = {
             "run": str(directory),

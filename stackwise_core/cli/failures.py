@@ -16,7 +16,7 @@ INTERRUPTED = 130
 def report(error: Exception, debug: bool) -> int:
     """Print what went wrong, after its traceback where ``debug`` asks for that; give the exit code."""
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
-        _say("interrupted")
+        click.echo("interrupted", err=True)
         return INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()

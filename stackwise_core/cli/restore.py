@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import finished_run, plugin_option
 
 
 def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -47,23 +47,12 @@ def restore(
     """
     from attrs import evolve
 
-    from stackwise_core.config.errors import Place, ProblemsError, error_for
-    from stackwise_core.config.load import load_run
-    from stackwise_core.config.source_run import read_source_run
+    from stackwise_core.config.load import load_run, load_run_at_precision
     from stackwise_core.errors import UsageError
 
-    source = read_source_run(directory)
+    source = finished_run(directory)
     config, _ = load_run(directory, plugins=plugins)
-    try:
-        asked, registry = load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
-    except ProblemsError as error:  # in what was asked for, since the run's own configuration was right
-        place, here = Place(f"--precision {precision}"), "precision.trunk."
-        raise error_for(
-            [
-                evolve(each, place=place, key=f"{each.key}.".removeprefix(here).removeprefix("use.").rstrip("."))
-                for each in error.problems
-            ]
-        ) from None
+    asked, registry = load_run_at_precision(directory, precision, asked_by="--precision", plugins=plugins)
     choice = asked.precision.trunk
     assert choice is not None
     beyond = [stack for stack in stacks or () if stack >= len(source.blocks)]

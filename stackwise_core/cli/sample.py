@@ -106,6 +106,8 @@ def sample(
             blocks = sampler.blocks_of(text.missing, rack.seq_len, settings)
             longest = max(each.stop - each.start for each in blocks)
             how = f"filled from left to right in {len(blocks)} blocks of up to {longest}"
+            if len(blocks) == 1:
+                how = f"the gap of {longest} is filled in view of what is nearest"
         aside.print(
             f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}", soft_wrap=True
         )

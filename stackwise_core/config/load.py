@@ -12,7 +12,7 @@ from cattrs.errors import BaseValidationError
 from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
-from stackwise_core.config.errors import Problem, error_for
+from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
 from stackwise_core.config.hints import meant
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
@@ -90,6 +90,31 @@ def load_run(directory: Path, *, overrides: Overrides = (), plugins: Sequence[st
     environ = {name: value for name, value in os.environ.items() if name in (AUTOLOAD, DISABLE)}
     path = directory / "config.toml"
     return load(path, overrides=overrides, environ=environ, plugins=plugins, check_source=False, in_run=True)
+
+
+def load_run_at_precision(
+    directory: Path, precision: str, *, asked_by: str, plugins: Sequence[str] = ()
+) -> tuple[Config, Registry]:
+    """The configuration of a run, with a precision by name, or as TOML has one, for its trunk.
+
+    Args:
+        asked_by: what the precision was given with, for messages.
+
+    Raises:
+        ConfigError: there is no such precision, or its options are wrong.
+        ConfigUnavailable: as ``load``.
+    """
+    load_run(directory, plugins=plugins)
+    try:
+        return load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
+    except ProblemsError as error:  # in what was asked for, since the run's own configuration was right
+        place, here = Place(f"{asked_by} {precision}"), "precision.trunk."
+        raise error_for(
+            [
+                attrs.evolve(each, place=place, key=f"{each.key}.".removeprefix(here).removeprefix("use.").rstrip("."))
+                for each in error.problems
+            ]
+        ) from None
 
 
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:

@@ -1,5 +1,6 @@
 """Whether the rack that ``rack.init_from`` names is there and fits the one that is configured."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ def source_checks(config: Config, contradicting: Mapping[str, Any]) -> Iterator[
         return
     except UsageError as error:
         near = nearest_run(rack.init_from)
-        yield [_SOURCE], str(error), f"did you mean {near}?" if near else ""
+        help = f"did you mean {near}?" if near else ""
+        if not near and not os.path.isdir(rack.init_from):
+            help = "it must be on disk, a run or a checkpoint: nothing is downloaded"
+        yield [_SOURCE], str(error), help
         return
     if source.has_adapters and rack.init == "all":
         message = f"expected a run without adapters; {source.path} has some beside its weights"

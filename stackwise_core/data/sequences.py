@@ -246,12 +246,17 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
     wants_validation = data.share_held_out > 0 or data.validation is not None
     if train.tokens >= data.seq_len and (validation.rows or not wants_validation):
         return
-    corpora = ", ".join(source.named.corpus for source in sources)
+    corpora = ", ".join(dict.fromkeys(source.named.corpus for source in sources))
     short = (
         f"{train.tokens} for training, which needs data.seq_len = {data.seq_len} at least"
         if train.tokens < data.seq_len
         else "none for validation"
     )
+    if packing.left_out and not train.tokens:
+        raise UsageError(
+            f"{corpora}: all of it is in data.validation too, and so none is left for training. Name another text "
+            "there, or take a share with data.validation_fraction"
+        )
     if data.validation is not None:
         raise UsageError(
             f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}; {packing.left_out} are left out, "

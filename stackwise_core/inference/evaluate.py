@@ -26,6 +26,7 @@ from attrs import frozen
 from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
+from stackwise_core.inference.arguments import MOST_SEED, whole
 from stackwise_core.rack.residency import AtExit, Residency
 
 NEGLIGIBLE = 1e-12
@@ -146,6 +147,13 @@ class Evaluation:
     """Equal intervals of the mask fraction that a sequential rack's bound is divided into."""
     causal: bool = False
     """Whether each token is predicted from those before it, and nothing is masked."""
+
+    def __attrs_post_init__(self) -> None:
+        for name, least in (("draws", 1), ("bands", 1), ("batch_size", 1)):
+            whole(name, getattr(self, name), least)
+        if self.sequences is not None:
+            whole("sequences", self.sequences, 2)
+        whole("seed", self.seed, 0, MOST_SEED)
 
     @classmethod
     def of(cls, config: Config, split: Split, mask_id: int, **changes: Any) -> Evaluation:

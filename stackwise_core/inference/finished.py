@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from attrs import evolve, frozen
 from torch import Tensor
 
-from stackwise_core.config.load import load_run
+from stackwise_core.config.load import load_run, load_run_at_precision
 from stackwise_core.config.source_run import PLAN, read_source_run
 from stackwise_core.data.sequences import Progress, Split, prepare
 from stackwise_core.errors import StackwiseError, UsageError
@@ -18,7 +18,7 @@ from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood,
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import check_rack, read_ending
-from stackwise_core.training.setup import Parts, set_up_parts
+from stackwise_core.training.setup import Parts, select_device, set_up_parts
 
 CONFIG = "config.toml"
 
@@ -73,11 +73,15 @@ class FinishedRun:
         directory = _Untouched(path)
         for name in (PLAN, CONFIG):
             directory.manifest.checked(name)
-        overrides = [] if precision is None else [f"precision.trunk={json.dumps(precision)}"]
-        config, registry = load_run(path, overrides=overrides, plugins=plugins)
-        if precision is not None:
+        if precision is None:
+            config, registry = load_run(path, plugins=plugins)
+        else:
+            config, registry = load_run_at_precision(path, precision, asked_by="precision", plugins=plugins)
             config = evolve(config, precision=evolve(config.precision, stacks={}))
         if device is not None:
+            if device not in get_args(Device):
+                raise UsageError(f'device "{device}": expected {", ".join(get_args(Device))}.')
+            select_device(device, "device")
             config = evolve(config, run=evolve(config.run, device=device))
         parts = set_up_parts(config, registry)
         if parts.tokenizer.fingerprint.hex() != planned.tokenizer or parts.spec.blocks != planned.blocks:
@@ -101,8 +105,11 @@ class FinishedRun:
         )
         return sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
 
-    def text(self, corpus: str | None, progress: Progress | None = None) -> Split:
+    def text(self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None) -> Split:
         """The run's validation split, or the whole of another text.
+
+        Args:
+            text_field: of that text, in place of the run's ``data.text_field``.
 
         Raises:
             UsageError: the text can't be read, or there is too little of it.
@@ -110,6 +117,7 @@ class FinishedRun:
         data = self.parts.config.data
         if corpus is not None:
             data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
+            data = data if text_field is None else evolve(data, text_field=text_field)
             return prepare(data, self.parts.tokenizer, progress).train
         split = prepare(data, self.parts.tokenizer, progress).validation
         if not len(split):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
 
 import torch
 from attrs import evolve, frozen
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
+from stackwise_core.inference.arguments import text as checked_text
+from stackwise_core.inference.arguments import whole
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.inference.gapped_text import GappedText
-from stackwise_core.inference.sampling import Sampling, Step, sample
+from stackwise_core.inference.sampling import Order, Sampling, Step, sample
 from stackwise_core.inference.templates import parts_of
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.training.determinism import deterministic
@@ -157,7 +158,7 @@ class LoadedRack(nn.Module):
         return logits
 
     def predict(
-        self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor, depth: int | None = None
+        self, inputs: Tensor, segments: Tensor | None, fraction: float, where: Tensor, depth: int | None = None
     ) -> Tensor:
         """Logits float32 [N, V] of what tokens may stand at some positions; the mask token's is -inf.
 
@@ -176,9 +177,13 @@ class LoadedRack(nn.Module):
 
     def _checked(self, ids: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and segments, if they are such as the rack can take."""
+        if not isinstance(ids, Tensor):
+            raise UsageError(f"expected ids as a tensor, found {type(ids).__name__}")
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.seq_len or not len(ids):
             raise UsageError(f"expected ids [sequences, up to {self.seq_len} tokens], found {list(ids.shape)}")
-        if ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < self.spec.vocab_size:
+        if ids.is_floating_point():
+            raise UsageError(f"expected ids as whole numbers, found {ids.dtype}")
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.spec.vocab_size:
             raise UsageError(f"expected ids from 0 to {self.spec.vocab_size - 1}")
         segments = torch.ones_like(ids) if segments is None else segments
         if segments.shape != ids.shape:
@@ -193,43 +198,72 @@ class LoadedRack(nn.Module):
     def evaluation(
         self,
         corpus: str | os.PathLike[str] | None = None,
+        *,
+        text_field: str | None = None,
+        draws: int | None = None,
+        sequences: int | None = None,
+        bands: int | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
         tokenised: Progress | None = None,
-        **changes: Any,
     ) -> Evaluation:
-        """What ``evaluate`` measures on.
+        """What ``evaluate`` measures on; the run's own settings where one is left out.
 
         Args:
             corpus: a text in place of the run's validation split, as ``data.corpus``.
-            tokenised: called with the bytes of text that were just tokenised.
-            changes: of the run's own settings: ``draws``, ``sequences``, ``bands``, ``seed``, ``batch_size``.
+            text_field: as ``data.text_field``, of that text.
+            draws: masks a sequence.
+            sequences: how many to use, evenly spaced.
+            bands: intervals of the mask fraction.
+            seed: of the masks.
+            batch_size: sequences a forward pass.
+            tokenised: as ``stackwise_core.plan`` has it.
 
         Raises:
-            UsageError: the text can't be read, there is too little of it, or bands are asked of a banded rack.
+            UsageError: the text can't be read, there is too little of it, or a number is out of its range.
         """
-        if "bands" in changes and len(self.routes) > 1:
+        if bands is not None and len(self.routes) > 1:
             raise UsageError(
                 f"bands: {self.run.path} is banded, and has a band for each of its {len(self.routes)} stacks."
             )
-        split = self.run.text(None if corpus is None else os.path.abspath(os.path.expanduser(corpus)), tokenised)
-        return self.run.evaluation(split, **changes)
+        asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed, "batch_size": batch_size}
+        path = None if corpus is None else os.path.abspath(os.path.expanduser(corpus))
+        split = self.run.text(path, tokenised, text_field)
+        return self.run.evaluation(split, **{name: value for name, value in asked.items() if value is not None})
 
     def evaluate(
         self,
-        on: Evaluation | str | os.PathLike[str] | None = None,
+        corpus: Evaluation | str | os.PathLike[str] | None = None,
+        *,
+        text_field: str | None = None,
+        draws: int | None = None,
+        sequences: int | None = None,
+        bands: int | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-        **changes: Any,
     ) -> list[Likelihood]:
         """Upper bounds on the negative log-likelihood of a text, by depth, the whole rack's last.
 
         Args:
-            on: a text in place of the run's validation split, or what ``evaluation`` gave.
+            corpus: a text in place of the run's validation split, or what ``evaluation`` gave.
+            text_field, draws, sequences, bands, seed, batch_size: as ``evaluation`` has them.
             progress: called with the sequences done so far, and all that there are to do.
-            changes: as ``evaluation`` has them.
 
         Raises:
             UsageError: as ``evaluation``.
         """
-        evaluation = on if isinstance(on, Evaluation) else self.evaluation(on, **changes)
+        evaluation = corpus
+        if not isinstance(evaluation, Evaluation):
+            evaluation = self.evaluation(
+                evaluation,
+                text_field=text_field,
+                draws=draws,
+                sequences=sequences,
+                bands=bands,
+                seed=seed,
+                batch_size=batch_size,
+            )
         with deterministic():
             return self.run.likelihoods(evaluation, progress)
 
@@ -244,13 +278,16 @@ class LoadedRack(nn.Module):
         Raises:
             UsageError: ``infill`` has no gaps, or there is a prompt or length beside it.
         """
+        checked_text("prompt", prompt)
+        if length is not None:
+            whole("length", length, 1)
         if infill is None:
             return GappedText.after(prompt, length, self.tokenizer, self.seq_len)
         if prompt or length is not None:
             raise UsageError(
                 "infill with a prompt or length: expected one text, whose gaps say how much there is to write."
             )
-        return GappedText.of(parts_of(infill, "infill"), self.tokenizer)
+        return GappedText.of(parts_of(checked_text("infill", infill), "infill"), self.tokenizer)
 
     def unmask(self, text: GappedText, sampling: Sampling, depth: int | None = None) -> Iterator[Step]:
         """Fill a text's gaps, step by step; see ``sampling.sample``.
@@ -267,21 +304,28 @@ class LoadedRack(nn.Module):
         length: int | None = None,
         infill: str | None = None,
         depth: int | None = None,
-        **how: Any,
+        num: int = 1,
+        steps: int | None = None,
+        order: Order | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        block: int | None = None,
+        seed: int | None = None,
     ) -> list[str]:
         """Texts that begin with a prompt, or whose gaps are filled.
 
         Args:
             prompt, length, infill: as ``text`` has them.
             depth: after how many stacks to read.
-            how: ``num``, ``steps``, ``order``, ``temperature``, ``top_p``, ``block`` and ``seed``, as ``Sampling`` has
-                them; the run's own seed where it is left out.
+            num, steps, order, temperature, top_p, block, seed: as ``Sampling`` has them; the run's own seed where it is
+                left out.
 
         Raises:
             UsageError: what is asked for doesn't fit the text or the rack.
         """
         text = self.text(prompt, length=length, infill=infill)
-        sampling = Sampling(**{"seed": self.run.parts.config.run.seed, **how})
+        seed = self.run.parts.config.run.seed if seed is None else seed
+        sampling = Sampling(order, steps, temperature, top_p, block, num, seed)
         with deterministic():
             *_, last = self.unmask(text, sampling, depth)
         return [text.text(ids) for ids in last.ids.numpy()]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from stackwise_core.data.draws import Stream, generator
 from stackwise_core.errors import UsageError
+from stackwise_core.inference.arguments import MOST_SEED, whole
 from stackwise_core.inference.gapped_text import GappedText
 from stackwise_core.inference.token_choice import NEVER, chosen
 from stackwise_core.inference.unmasking_orders import confidence, counts, margin, negative_entropy
@@ -70,16 +71,18 @@ class Sampling:
     def __attrs_post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
             raise UsageError(f"order {self.order!r}: expected one of {', '.join(ORDERS)}.")
-        for name in ("steps", "block", "num"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: expected at least 1.")
+        whole("num", self.num, 1)
+        for name in ("steps", "block"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
+        for name in ("temperature", "top_p"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
+                raise UsageError(f"{name}: expected a number, found {getattr(self, name)!r:.80}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UsageError(f"temperature {self.temperature}: expected 0 or more.")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p}: expected more than 0 and at most 1.")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed {self.seed}: expected 0 or more, and less than 2^63.")
+        whole("seed", self.seed, 0, MOST_SEED)
 
 
 @frozen(eq=False)

@@ -44,5 +44,8 @@ def parts_of(template: str, origin: str = "--infill") -> tuple[Part, ...]:
         parts += [given, tokens]
         given = ""
     if not parts:
-        raise UsageError(f'{origin}: expected a text with gaps, such as "The [MASK:20] sat on the mat"; found none.')
+        capitals = " Gaps are written in capitals." if "[mask" in template.lower() and "[MASK" not in template else ""
+        raise UsageError(
+            f'{origin}: expected a text with gaps, such as "The [MASK:20] sat on the mat"; found none.{capitals}'
+        )
     return (*parts, given + template[end:])

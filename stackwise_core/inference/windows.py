@@ -55,7 +55,7 @@ def blocks(missing: np.ndarray, seq_len: int, length: int, steps: int) -> list[B
         spans.append((start, stop, after - at))
         at = after
     if steps < len(spans):
-        raise UsageError(f"{steps} steps: expected at least {len(spans)}, one for each block of {length} tokens.")
+        raise UsageError(f"steps {steps}: expected at least {len(spans)}, one for each block of {length} tokens.")
     result, given, weighed = [], 0, 0
     weights = max(1, len(places) - len(spans))
     for start, stop, tokens in spans:

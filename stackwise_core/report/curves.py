@@ -33,8 +33,8 @@ class Curve:
         values, places = np.asarray(self.values), np.arange(len(self))
         sums = np.concatenate([[0.0], np.cumsum(values)])
         widest = max(1, len(self) // 20)
-        # As far to one side as to the other, nearly: the steep beginning would else be pulled down.
-        reach = np.clip(np.minimum(places, places[::-1]), widest // 4, widest)
+        # At the steep beginning only as far to the right as to the left, nearly: it would else be pulled down.
+        reach = np.clip(places, widest // 4, widest)
         low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(self))
         return Curve(self.steps, array("d", (sums[high] - sums[low]) / (high - low)))
 

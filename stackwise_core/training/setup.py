@@ -158,15 +158,19 @@ def settled_window(config: Config) -> int:
     return max(window, training.batch_size * training.gradient_accumulation)
 
 
-def select_device(name: str) -> torch.device:
-    """The device that ``run.device`` names; ``auto`` is a CUDA device where torch finds one."""
+def select_device(name: str, asked_by: str = "run.device") -> torch.device:
+    """The device of a name; ``auto`` is a CUDA device where torch finds one.
+
+    Args:
+        asked_by: what says so, for messages.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise UnavailableError(
-            f'run.device = "cuda", but torch {torch.__version__} ({built}) finds no CUDA device. '
-            'Set run.device = "cpu" to run on the processor.'
+            f'{asked_by} = "cuda", but torch {torch.__version__} ({built}) finds no CUDA device. '
+            f'Set {asked_by} = "cpu" to run on the processor.'
         )
     return torch.device(name)
 

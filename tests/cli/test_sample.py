@@ -105,7 +105,7 @@ def test_depth_and_precision_are_heeded(runs):
         (["masked", "--precision", "nf5"], 2, "nf4"),
         (["masked", "--order", "best"], 2, "confidence"),
         (["masked", "--temperature", "nan"], 2, "temperature nan"),
-        (["masked", "--length", "70", "--steps", "2"], 2, "2 steps: expected at least 5"),
+        (["masked", "--length", "70", "--steps", "2"], 2, "steps 2: expected at least 5"),
         (["masked", "--length", "70", "--block", "40"], 2, "block 40: expected at most 32"),
         (["masked", "--prompt", "\udcff"], 2, "--prompt: expected UTF-8"),
         (["clm", "--infill", "a [MASK] b"], 2, "can't fill gaps"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stackwise_core import load_rack
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.rack.rack import Ends, Stack
 from stackwise_core.runs.directory import RunDirectory
@@ -181,7 +181,8 @@ def test_its_weights_stay_as_they_are(racks):
         (torch.zeros(1, 0, dtype=torch.int64), r"found \[1, 0\]"),
         (torch.full((1, 4), 258), "expected ids from 0 to 257"),
         (torch.full((1, 4), -1), "expected ids from 0 to 257"),
-        (torch.zeros(1, 4), "expected ids from 0 to 257"),
+        (torch.zeros(1, 4), r"expected ids as whole numbers, found torch\.float32"),
+        ([[1, 2]], "expected ids as a tensor, found list"),
     ],
 )
 def test_ids_that_cannot_be_are_refused(racks, ids, said):
@@ -202,3 +203,64 @@ def test_bands_of_a_banded_rack_are_its_own(racks):
     """Others can't be asked for."""
     with pytest.raises(UsageError, match=r"bands: .* is banded, and has a band for each of its 3 stacks"):
         racks["banded"].evaluate(bands=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"draws": 0}, r"draws 0: expected 1 or more\."),
+        ({"draws": 1.5}, r"draws: expected a whole number of 1 or more, found 1\.5\."),
+        ({"sequences": 1}, r"sequences 1: expected 2 or more\."),
+        ({"bands": 0}, r"bands 0: expected 1 or more\."),
+        ({"batch_size": 0}, r"batch_size 0: expected 1 or more\."),
+        ({"seed": -1}, r"seed -1: expected 0 to"),
+    ],
+)
+def test_numbers_that_cannot_be_measured_with_are_refused(racks, asked, said):
+    """No mask, no sequence or no band would be a bound of nothing."""
+    with pytest.raises(UsageError, match=said):
+        racks["sequential"].evaluate(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"prompt": 5}, r"prompt: expected a text, found 5\."),
+        ({"prompt": "\ud800"}, "prompt: expected UTF-8, found half a surrogate pair at character 0"),
+        ({"infill": b"[MASK]"}, "infill: expected a text"),
+        ({"length": 0}, r"length 0: expected 1 or more\."),
+        ({"length": "10"}, "length: expected a whole number of 1 or more, found '10'"),
+        ({"num": 2.0}, r"num: expected a whole number of 1 or more, found 2\.0"),
+        ({"temperature": None}, "temperature: expected a number, found None"),
+        ({"seed": -1}, "seed -1: expected 0 to"),
+        ({"prompt": "a", "infill": "[MASK]"}, "infill with a prompt or length"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(racks, asked, said):
+    """The message names the argument."""
+    with pytest.raises(UsageError, match=said):
+        racks["sequential"].sample(**asked)
+
+
+def test_a_precision_or_device_that_is_not_there(runs):
+    """What was asked for is named, and not a key of the run's configuration."""
+    with pytest.raises(UsageError, match='precision nf5: unknown precision "nf5"'):
+        load_rack(runs["sequential"].directory, precision="nf5")
+    with pytest.raises(UsageError, match='device "gpu": expected auto, cpu, cuda'):
+        load_rack(runs["sequential"].directory, device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(runs):
+    """The message is about what the caller said."""
+    with pytest.raises(UnavailableError, match=r'^device = "cuda", but torch'):
+        load_rack(runs["sequential"].directory, device="cuda")
+
+
+def test_another_text_has_a_field_of_its_own(racks, tmp_path):
+    """A field of another name can be said."""
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"body": "' + "In the beginning. " * 20 + '"}\n')
+    with pytest.raises(UsageError, match='expected a field "text"'):
+        racks["sequential"].evaluate(text)
+    assert racks["sequential"].evaluate(corpus=text, text_field="body")[-1].tokens > 100

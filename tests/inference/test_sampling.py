@@ -367,12 +367,12 @@ def test_a_causal_rack_goes_on_from_left_to_right():
     ("how", "message"),
     [
         ({"order": "best"}, "order 'best': expected one of random, confidence"),
-        ({"steps": 0}, "steps 0: expected at least 1"),
+        ({"steps": 0}, "steps 0: expected 1 or more"),
         ({"temperature": math.nan}, "temperature nan"),
         ({"temperature": -1.0}, "temperature -1.0: expected 0 or more"),
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"seed": -1}, "seed -1"),
-        ({"block": 1, "steps": 3}, "3 steps: expected at least 5"),
+        ({"block": 1, "steps": 3}, "steps 3: expected at least 5"),
     ],
 )
 def test_what_cannot_be_is_refused(how, message):
