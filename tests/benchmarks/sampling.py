@@ -42,10 +42,10 @@ time of one thread is taken, so other programs matter little. Medians over the s
 
 ## A step that asks the network, in bare forward passes
 
-128 steps, of one text and of eight at once. The rest is a fixed cost for each pass: `predict` checks what it is given
-and reads out a multiple of 256 positions, and the sampler orders positions and chooses tokens. Against a pass of one
-text through these small racks (of a banded one a single block works at a time) that counts; more texts, or a larger
-rack, hide it.
+128 steps, of one text and of eight at once. The rest is a fixed cost for each pass: contexts of number formats, a
+multiple of 32 positions that are read out, and the sampler's choice of positions and tokens. Against a pass of one text
+through these small racks (of a banded one a single block works at a time) that counts; more texts, or a larger rack,
+hide it.
 
 {costs}
 
