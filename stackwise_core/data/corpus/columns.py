@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from stackwise_core.data.corpus.document import Document, TextField
 from stackwise_core.data.corpus.files import CorpusFile
 from stackwise_core.data.corpus.jsonl import missing_field
+from stackwise_core.data.corpus.utf8 import unreadable
 from stackwise_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,3 +56,16 @@ def documents_of(column: pyarrow.Array, file: CorpusFile, field: TextField, firs
             raise UsageError(f'{file.path}:{number}: expected a text in the column "{field.name}", found null')
         if text:
             yield Document(f"{file.path}:{number}", (text,))
+
+
+def not_whole(file: CorpusFile, what: str, done: int, error: Exception) -> UsageError:
+    """What to raise for a file that the system can't read, or that its library calls damaged.
+
+    Args:
+        what: the kind of file that it should be.
+        done: how many of its rows were whole.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return unreadable(file.path, error)
+    after, reason = f" (after row {done})" if done else "", str(error).partition("\n")[0]
+    return UsageError(f"{file.path}: expected a whole {what}, found a damaged one{after}: {reason:.200}")

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from stackwise_core.data.corpus.columns import ROWS, check_column, documents_of
+from stackwise_core.data.corpus.columns import ROWS, check_column, documents_of, not_whole
 from stackwise_core.data.corpus.compression import BLOCK, Consumed
 from stackwise_core.data.corpus.document import Document, TextField
 from stackwise_core.data.corpus.files import CorpusFile
-from stackwise_core.data.corpus.utf8 import unreadable
-from stackwise_core.errors import UsageError
 
 
 def read_parquet(file: CorpusFile, field: TextField, consumed: Consumed | None) -> Iterator[Document]:
@@ -28,11 +26,4 @@ def read_parquet(file: CorpusFile, field: TextField, consumed: Consumed | None) 
                     consumed(size * (done + batch.num_rows) // rows - size * done // rows)
                 done += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unreadable(file.path, error) from None
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"{file.path}: expected a whole parquet file, found a damaged one"
-            + (f" (after row {done})" if done else "")
-            + f": {reason:.200}"
-        ) from None
+        raise not_whole(file, "parquet file", done, error) from None

@@ -6,12 +6,10 @@ and a column's feature could have it open files and addresses as rows are decode
 
 from collections.abc import Iterator
 
-from stackwise_core.data.corpus.columns import ROWS, check_column, documents_of
+from stackwise_core.data.corpus.columns import ROWS, check_column, documents_of, not_whole
 from stackwise_core.data.corpus.compression import Consumed
 from stackwise_core.data.corpus.document import Document, TextField
 from stackwise_core.data.corpus.files import CorpusFile
-from stackwise_core.data.corpus.utf8 import unreadable
-from stackwise_core.errors import UsageError
 from stackwise_core.quiet_imports import importing_quietly
 
 
@@ -31,11 +29,4 @@ def read_saved(file: CorpusFile, field: TextField, consumed: Consumed | None) ->
                     consumed(size * (done + len(chunk)) // len(table) - size * done // len(table))
                 done += len(chunk)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise unreadable(file.path, error) from None
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"{file.path}: expected a whole Arrow file of the library datasets, found a damaged one"
-            + (f" (after row {done})" if done else "")
-            + f": {reason:.200}"
-        ) from None
+        raise not_whole(file, "Arrow file of the library datasets", done, error) from None
