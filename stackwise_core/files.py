@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: it can't be written, as on a full disk; it names the file, which is as it was.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = unfinished(path)
     try:
         write(beside)
         beside.chmod(0o666 & ~_UMASK)  # some writers make files that nobody else may read
@@ -43,6 +44,28 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """What this process calls a file or a directory until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether this is an ``unfinished`` name, and its process doesn't run any more; or it is this one, which asks."""
+    written = re.fullmatch(r"\..+\.([0-9]+)\.tmp", name)
+    if written is None:
+        return False
+    pid = int(written[1])
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def name_file(error: OSError, path: Path) -> None:

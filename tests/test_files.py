@@ -1,8 +1,11 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from stackwise_core.files import publish, publish_text, sha256
+from stackwise_core.files import is_abandoned, publish, publish_text, sha256, unfinished
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -39,3 +42,14 @@ def test_sha256_is_the_standard_one(tmp_path):
     """The checksum is what every other tool computes."""
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_dead_process_left_is_abandoned():
+    """Names are told apart by the process in them; those that nobody here gives are nobody's to delete."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert is_abandoned(f".weights.{gone.pid}.tmp")
+    assert is_abandoned(f".weights.{10**30}.tmp")
+    assert is_abandoned(unfinished(Path("weights")).name)
+    others = (f".weights.{os.getppid()}.tmp", f"weights.{gone.pid}.tmp", ".weights.old.tmp", ".tmp", ".7.tmp")
+    assert not any(map(is_abandoned, others))

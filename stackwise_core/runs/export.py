@@ -18,7 +18,7 @@ from stackwise_core.config.source_checkpoint import CONFIG, EMBEDDING, HEAD, NOR
 from stackwise_core.config.source_run import PLAN, SourceRun
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import publish, publish_text, sync
+from stackwise_core.files import is_abandoned, publish, publish_text, sync, unfinished
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack import pretrained_adapters
 from stackwise_core.rack.pretrained_adapters import StackAdapter, join_adapters
@@ -124,7 +124,10 @@ class Export:
         files[CONFIG] = model_config(self.spec, self.blocks, self.target, self.number, mask, pad)
         parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
         whole.parent.mkdir(parents=True, exist_ok=True)
-        beside = whole.with_name(f".{whole.name}.{os.getpid()}.tmp")
+        for left in whole.parent.iterdir():
+            if left.name.startswith(f".{whole.name}.") and is_abandoned(left.name):  # a killed export's
+                shutil.rmtree(left, ignore_errors=True)
+        beside = unfinished(whole)
         try:
             beside.mkdir()
             dtype = getattr(torch, NUMBERS[self.number])

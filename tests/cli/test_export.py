@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -231,6 +232,18 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path, ran):
     before = hashes(target)
     assert "is there already, and isn't an empty directory" in refused(ran.directory, target)
     assert hashes(target) == before
+
+
+def test_what_a_killed_export_left_is_deleted(tmp_path, ran):
+    """The next one into the same directory sees to it; another process's that still runs stays."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, going_on = (tmp_path / f".model.{pid}.tmp" for pid in (gone.pid, os.getppid()))
+    for directory in (left, going_on):
+        (directory / "adapters").mkdir(parents=True)
+    export(ran.directory, tmp_path / "model")
+    assert not left.exists()
+    assert going_on.exists()
 
 
 def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):

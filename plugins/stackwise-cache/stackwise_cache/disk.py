@@ -15,7 +15,7 @@ from stackwise_cache.open_files import OpenFiles
 from stackwise_cache.options import DiskOptions
 from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_cache.shard import DamagedShard, Shard
-from stackwise_core.files import NO_ROOM, sync
+from stackwise_core.files import NO_ROOM, is_abandoned, sync
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -65,7 +65,7 @@ class DiskStore(ActivationStore):
         except FileNotFoundError:
             return
         for entry in found:
-            if entry.name.startswith(".") and entry.name.endswith(".tmp") and not _being_written(entry.name):
+            if is_abandoned(entry.name):
                 Path(entry.path).unlink(missing_ok=True)
         for entry in sorted((each for each in found if each.name.endswith(".safetensors")), key=_modified):
             path = Path(entry.path)
@@ -266,20 +266,6 @@ def _modified(entry: os.DirEntry[str]) -> int:
         return entry.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def _being_written(name: str) -> bool:
-    """Whether ``.NAME.PID.tmp`` belongs to another process that still runs."""
-    pid = name.split(".")[-2]
-    if not pid.isdecimal() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 class Disk(CacheBackend):
