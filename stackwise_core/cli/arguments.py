@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from stackwise_core.config.source_run import SourceRun
 
 plugin_option = click.option(
     "-p",
@@ -45,19 +42,3 @@ def refuse_other_than_run(directory: Path) -> None:
         near = nearest_run(directory)
         guess = f" Did you mean {near}?" if near else ""
         raise UsageError(f"expected the directory of a run, and there is no {MANIFEST} in {directory}.{guess}")
-
-
-def finished_run(directory: Path) -> "SourceRun":
-    """What the plan of a finished run says; without torch, so that a name that is wrong is found at once.
-
-    Raises:
-        UsageError: it is none, with the run that was probably meant.
-    """
-    from stackwise_core.config.source_run import nearest_run, read_source_run
-    from stackwise_core.errors import UsageError
-
-    try:
-        return read_source_run(directory)
-    except UsageError as error:
-        near = nearest_run(directory)
-        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None

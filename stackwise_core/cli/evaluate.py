@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import finished_run, plugin_option
+from stackwise_core.cli.arguments import plugin_option
 
 
 @click.command(short_help="Measure a finished run by depth and by band.")
@@ -44,6 +44,7 @@ def evaluate(
     The figure is an upper bound on the negative log-likelihood (NELBO), over all mask fractions, from masks of fixed
     counts. The same seed gives the same masks.
     """
+    from stackwise_core.config.source_run import finished_run
 
     finished_run(directory)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackwise_core.cli.arguments import finished_run, plugin_option
+from stackwise_core.cli.arguments import plugin_option
 
 if TYPE_CHECKING:
     from stackwise_core.rack.pretrained_config import Architecture, Number
@@ -67,6 +67,7 @@ def export(
     DIR, as a model that transformers loads without code from elsewhere.
     """
     from stackwise_core.config.load import load_run
+    from stackwise_core.config.source_run import finished_run
 
     source = finished_run(directory)
     config, _ = load_run(directory, plugins=plugins)

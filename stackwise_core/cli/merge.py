@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stackwise_core.cli.arguments import finished_run, plugin_option
+from stackwise_core.cli.arguments import plugin_option
 
 
 @click.command(short_help="Fold a run's adapters into its weights.")
@@ -19,6 +19,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """
+    from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError
 
     source = finished_run(directory)

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import finished_run, plugin_option
+from stackwise_core.cli.arguments import plugin_option
 
 
 def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -48,6 +48,7 @@ def restore(
     from attrs import evolve
 
     from stackwise_core.config.load import load_run, load_run_at_precision
+    from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError
 
     source = finished_run(directory)

@@ -81,6 +81,15 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     return source
 
 
+def finished_run(path: str | os.PathLike[str]) -> SourceRun:
+    """``read_source_run``, whose errors have the run that was probably meant."""
+    try:
+        return read_source_run(path)
+    except UsageError as error:
+        near = nearest_run(path)
+        raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
+
+
 def _keeps_weights(finished: Path) -> bool:
     """Whether a finished run still has its weights."""
     try:

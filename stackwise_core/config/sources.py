@@ -12,6 +12,7 @@ from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, error_for
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
+from stackwise_core.config.source_run import nearest_run
 from stackwise_core.config.words import a, found
 
 # These two speak to the registry.
@@ -118,14 +119,15 @@ def _read_file(name: str, extends: Place | None) -> FileLayer:
 
 
 def _near(name: str) -> str:
-    """A hint at the file that was meant: one in that folder with a like name, or its only TOML."""
+    """A hint at what was meant: a file in that folder with a like name, or a run."""
     folder, wanted = os.path.split(name)
     try:
         names = sorted(entry for entry in os.listdir(folder or ".") if entry.endswith(".toml"))
     except (OSError, ValueError):
         return f"there is no folder {folder}"
     like = difflib.get_close_matches(wanted, names, n=1)
-    return f"did you mean {os.path.join(folder, like[0])}?" if like else ""
+    meant = os.path.join(folder, like[0]) if like else nearest_run(name)
+    return f"did you mean {meant}?" if meant else ""
 
 
 def _same_file(name: str, known: str) -> bool:

@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from stackwise_core.config.load import load_run, load_run_at_precision
-from stackwise_core.config.source_run import PLAN, read_source_run
+from stackwise_core.config.source_run import PLAN, finished_run
 from stackwise_core.data.sequences import Progress, Split, prepare
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
@@ -69,7 +69,7 @@ class FinishedRun:
             UnavailableError: a plugin, a package or the device isn't there.
             StackwiseError: a file is missing or damaged.
         """
-        planned = read_source_run(path)
+        planned = finished_run(path)
         directory = _Untouched(path)
         for name in (PLAN, CONFIG):
             directory.manifest.checked(name)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stackwise_core.config.source_run import SourceRun, nearest_run, read_source_run
+from stackwise_core.config.source_run import SourceRun, finished_run, nearest_run, read_source_run
 from stackwise_core.errors import UsageError
 
 RUN = Path(__file__).parent / "golden/files/a_run"
@@ -90,3 +90,11 @@ def test_the_nearest_run(tmp_path):
     assert nearest_run(tmp_path / "runs/first") is None
     (tmp_path / "runs/second/plan.json").touch()
     assert nearest_run(tmp_path / "runs") is None
+
+
+def test_a_run_that_was_meant(tmp_path):
+    """Whoever wants a finished run is told of the one with a like name."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/plan.json").touch()
+    with pytest.raises(UsageError, match=r"no such directory: .*frist\. Did you mean .*first\?"):
+        finished_run(tmp_path / "frist")
