@@ -10,7 +10,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import finished_run, plugin_option
+from stackwise_core.cli.arguments import plugin_option
 
 ORDERS = ["random", "confidence", "margin", "entropy"]
 
@@ -28,8 +28,8 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
 @click.option(
     "--infill-file",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with gaps.",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="A file with gaps; - is standard input.",
 )
 @click.option("--steps", metavar="N", type=click.IntRange(1), help="Steps in all. [default: one for each token]")
 @click.option("--order", type=click.Choice(ORDERS), help="Which masked tokens are filled first. [default: random]")
@@ -63,7 +63,7 @@ def sample(
     prompt: str | None,
     length: int | None,
     infill: str | None,
-    infill_file: Path | None,
+    infill_file: str | None,
     steps: int | None,
     order: Literal["random", "confidence", "margin", "entropy"] | None,
     temperature: float,
@@ -81,6 +81,7 @@ def sample(
 
     Masked tokens are filled in steps, which a terminal shows. The same seed gives the same text.
     """
+    from stackwise_core.config.source_run import finished_run
 
     finished_run(directory)
     template = _template(prompt, length, infill, infill_file)
@@ -145,7 +146,7 @@ def sample(
 
 
 def _template(
-    prompt: str | None, length: int | None, infill: str | None, infill_file: Path | None
+    prompt: str | None, length: int | None, infill: str | None, infill_file: str | None
 ) -> tuple[str | int, ...] | None:
     """The parts of a text with gaps, None where there is to be a prompt.
 
@@ -166,7 +167,9 @@ def _template(
             raise UsageError(f"{option}: expected UTF-8.") from None
     if infill_file is None:
         return None if infill is None else parts_of(infill)
+    with click.open_file(infill_file, "rb") as stream:
+        content = stream.read()
     try:
-        return parts_of(infill_file.read_bytes().decode("utf-8"), str(infill_file))
+        return parts_of(content.decode("utf-8"), infill_file)
     except UnicodeDecodeError as error:
         raise UsageError(f"{infill_file}: expected UTF-8, found another byte at {error.start}.") from None

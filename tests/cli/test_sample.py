@@ -67,6 +67,8 @@ def test_a_file_with_gaps_keeps_its_bytes(runs, tmp_path):
     result = run(runs["masked"], "--infill-file", file)
     assert result.stdout_bytes.startswith("é\r\n\t\x1b[1m".encode())
     assert result.stdout_bytes.endswith(b"\r\n[MASK] end\n")
+    piped = CliRunner().invoke(main, ["sample", str(runs["masked"]), "--infill-file", "-"], input=file.read_bytes())
+    assert piped.stdout_bytes == result.stdout_bytes
 
 
 def test_longer_than_the_rack_sees(runs):
