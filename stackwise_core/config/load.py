@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
+from stackwise_core.registry.errors import BrokenPlugin
 
 
 def load(
@@ -182,7 +183,22 @@ def _registry(
                 place = merged.place([("run", "plugins", files[file])], "value")
                 return None, [*problems, Problem(str(error), f"run.plugins[{files[file]}]", place)]
         raise
-    return registry, problems
+    places = {str(file.resolve()): files[file] for file in present}
+    return registry, [*problems, *_broken_files(registry, places, merged)]
+
+
+def _broken_files(registry: Registry, listed: Mapping[str, int], merged: Merged) -> Iterator[Problem]:
+    """The local plugins that can't be loaded: somebody named them, so they were meant to be used.
+
+    Args:
+        listed: places in ``[run] plugins`` by path.
+    """
+    for plugin in registry.plugins:
+        if plugin.local and plugin.state == "broken":
+            index = listed.get(plugin.source)
+            key = "" if index is None else f"run.plugins[{index}]"
+            place = Place("-p") if index is None else merged.place([("run", "plugins", index)], "value")
+            yield Problem(plugin.complaint, key, place, unavailable=BrokenPlugin(plugin.source, plugin))
 
 
 def _brought_along(written: str, file: Path, closed: Path) -> bool:

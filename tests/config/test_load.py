@@ -8,7 +8,7 @@ from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load, structure
 from stackwise_core.config.model import Choice, TrainingConfig
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.hookspecs import Implementation
 from stackwise_core.options import ByteSize, option
 from stackwise_core.registry import Declared
@@ -287,6 +287,26 @@ def test_a_bad_plugin_file_is_located(write):
     path = write('[run]\nplugins = ["not-a-module.py"]')
     with pytest.raises(ConfigError, match=r"stackwise\.toml:2:12: run\.plugins\[0\]: plugin file"):
         load(path, environ={})
+
+
+def test_a_plugin_file_that_fails_is_no_plugin(write, tmp_path):
+    """Whoever named it meant it to be used, so that it isn't passed over as a broken package is."""
+    write("nothing = 1", "empty_plugin.py")
+    path = write('[run]\nplugins = ["empty_plugin.py"]')
+    said = r'the plugin "empty_plugin" of empty_plugin\.py failed at declaration: it has no hook'
+    with pytest.raises(UnavailableError, match=rf"stackwise\.toml:2:12: run\.plugins\[0\]: {said}"):
+        load(path, environ={})
+    with pytest.raises(UnavailableError, match=rf"-p: {said}"):
+        load(write(""), environ={}, plugins=[str(tmp_path / "configs/empty_plugin.py")])
+    load(path, environ={}, plugins=["no:empty_plugin"])
+
+
+def test_a_run_that_was_meant(write, tmp_path):
+    """A name that is neither a file nor a directory may be a run's with a slip in it."""
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/plan.json").touch()
+    with pytest.raises(ConfigError, match=r"no such file\n.*did you mean .*runs/first\?"):
+        load(tmp_path / "runs/frist", environ={})
 
 
 def test_plugins_are_blocked_by_the_command_line(write):
