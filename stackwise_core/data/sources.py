@@ -7,6 +7,7 @@ from attrs import frozen
 
 from stackwise_core.config.model import Config, DataConfig
 from stackwise_core.config.words import dotted
+from stackwise_core.data.corpus import read_files
 from stackwise_core.data.corpus.document import TextField
 from stackwise_core.data.corpus.files import BUILT_IN, CorpusFile, find_files
 from stackwise_core.data.tokenizer_file import check_tokenizer_file
@@ -63,10 +64,12 @@ def find_sources(data: DataConfig) -> list[Source]:
 
 
 def text_problems(config: Config) -> Iterator[tuple[tuple[str, ...], StackwiseError]]:
-    """The keys that name texts or the tokenizer and what is wrong with them, as far as no text need be read for it."""
+    """The keys that name texts or the tokenizer and what is wrong with them, as far as one document of each tells."""
     for text in named_texts(config.data):
         try:
-            find_files(text.corpus)
+            files = find_files(text.corpus)
+            if files[0].format != "arrow":  # the library datasets takes longer to import than all else together
+                next(read_files(files[:1], text.field), None)
         except StackwiseError as error:
             yield text.key, error
     if config.data.tokenizer != "bytes":

@@ -108,3 +108,18 @@ def test_the_command_line_prints_the_report(file):
         "",
         "1 error. Nothing was run.",
     ]
+
+
+def test_the_first_document_of_a_text_is_read(file):
+    """A field that isn't there, or a column, is found before anything is tokenised; a saved data set waits."""
+    Path("texts.jsonl").write_text('{"body": "words"}\n')
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"body": ["words"]}), "texts.parquet")
+    for name, kind in (("texts.jsonl", "field"), ("texts.parquet", "column")):
+        file.write_text(f'[data]\ncorpus = "{name}"\n')
+        with pytest.raises(ConfigError, match=rf'toml:2:10: data\.corpus: .*{kind} "text" .* the nearest is "body"'):
+            check.callback("stackwise.toml", (), (), as_json=False)
+        file.write_text(f'[data]\ncorpus = "{name}"\ntext_field = "body"\n')
+        assert invoke().exit_code == 0
