@@ -91,7 +91,7 @@ def bars(console: Console) -> Progress:
         TextColumn("{task.fields[measured]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(compact=True),
+        TimeRemainingColumn(),
         console=console,
         refresh_per_second=8,
         disable=not console.is_terminal,
@@ -238,11 +238,12 @@ class Lines:
 
 def where(started: RunStarted) -> str:
     """Where the run is, and of one that goes on, with what."""
+    directory, phases = started.directory, started.plan.phases
     if not started.phases_done:
-        return f"run directory: {started.directory}"
-    phases = started.plan.phases
+        earlier = directory.with_name(started.name)
+        return f"run directory: {directory}" + ("" if directory == earlier else f" ({earlier} is another run's)")
     following = f', "{phases[started.phases_done].phase.name}" is next' if started.phases_done < len(phases) else ""
-    return f"run directory: {started.directory} ({started.phases_done} of {len(phases)} phases done{following})"
+    return f"run directory: {directory} ({started.phases_done} of {len(phases)} phases done{following})"
 
 
 def elsewhere(event: EnvironmentChanged) -> str:

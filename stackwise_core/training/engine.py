@@ -127,7 +127,7 @@ class Engine:
                     scalars.record(event)
                 self._listener(event)
 
-            tell(RunStarted(self._plan, self._directory.path, len(done)))
+            tell(RunStarted(self._plan, self._directory.path, config.run.name, len(done)))
             now = environment(config, self._registry, self._setup.device)
             if changed := differences(self._directory.read_json("environment.json"), now):
                 tell(EnvironmentChanged(tuple(changed)))

@@ -18,6 +18,8 @@ class RunStarted:
 
     plan: Plan
     directory: Path
+    name: str
+    """``run.name``; the directory has a number behind it where there is an earlier run of that name."""
     phases_done: int = 0
     """Of a run that goes on."""
 

@@ -85,9 +85,10 @@ def test_a_run_prints_plan_progress_and_results(here):
 
 
 def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
-    """Nothing that a run wrote is ever overwritten."""
-    for _ in range(2):
-        assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+    """Nothing that a run wrote is ever overwritten; the second one says why it isn't where it was asked to be."""
+    first, second = (CliRunner().invoke(main, ["run", "small.toml"]) for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "\nrun directory: runs/small-2 (runs/small is another run's)\n" in second.output
     assert {path.name for path in (here / "runs").iterdir()} == {"small", "small-2"}
 
 
