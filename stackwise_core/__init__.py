@@ -10,10 +10,32 @@ rack = sw.load_rack(result.directory)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stackwise_core.api import Configuration, load_config, load_rack, plan, run
+    from stackwise_core.api import (
+        ConfigError,
+        Configuration,
+        Finished,
+        StackwiseError,
+        UnavailableError,
+        UsageError,
+        load_config,
+        load_rack,
+        plan,
+        run,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Configuration", "load_config", "load_rack", "plan", "run"]
+__all__ = [
+    "ConfigError",
+    "Configuration",
+    "Finished",
+    "StackwiseError",
+    "UnavailableError",
+    "UsageError",
+    "load_config",
+    "load_rack",
+    "plan",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
+from stackwise_core.config.errors import ConfigError as ConfigError
 from stackwise_core.config.sources import Overrides
+from stackwise_core.errors import StackwiseError as StackwiseError
+from stackwise_core.errors import UnavailableError as UnavailableError
+from stackwise_core.errors import UsageError as UsageError
 from stackwise_core.runs.beginning import Configuration, begin, read
+from stackwise_core.runs.beginning import Finished as Finished
 
 if TYPE_CHECKING:
     from stackwise_core.data.sequences import Progress
@@ -45,21 +50,22 @@ def load_config(
     return read(source, overrides=overrides, plugins=plugins)
 
 
-def plan(configuration: Configuration, *, tokenised: Progress | None = None) -> Plan:
+def plan(configuration: Configuration | str | os.PathLike[str], *, tokenised: Progress | None = None) -> Plan:
     """The phases of a run, with their memory, disk and operations. Nothing is trained.
 
     Args:
+        configuration: what ``load_config`` gave, or what it would be given.
         tokenised: called with the bytes of text that were just tokenised.
 
     Raises:
         UsageError: the text, the tokenizer or the rack can't serve, or the mode can't plan it.
         UnavailableError: the device, a plugin or a package isn't there.
     """
-    return prepare(configuration, tokenised).plan
+    return prepare(_read(configuration), tokenised).plan
 
 
 def run(
-    configuration: Configuration,
+    configuration: Configuration | str | os.PathLike[str],
     *,
     fresh: bool = False,
     accept_change: bool = False,
@@ -69,7 +75,8 @@ def run(
     """Train, into a directory of its own. If the last run of that name broke off, it goes on with that one.
 
     Args:
-        configuration: from a TOML file; or from a run's directory, which it goes on with.
+        configuration: from a TOML file; or from a run's directory, which it goes on with. As ``plan``, it takes the
+            name of either, too.
         fresh: begin anew, though a run broke off.
         accept_change: go on though the configuration has changed, where no weight depends on what has.
         listener: called with each event of ``stackwise_core.training.events``.
@@ -82,8 +89,12 @@ def run(
         StackwiseError: the run failed. What is done is on disk.
         KeyboardInterrupt: it was interrupted. What is done is on disk.
     """
-    begun = begin(configuration, fresh=fresh, accept_change=accept_change)
+    begun = begin(_read(configuration), fresh=fresh, accept_change=accept_change)
     return prepare(begun, tokenised).run(listener or (lambda event: None))
+
+
+def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuration:
+    return configuration if isinstance(configuration, Configuration) else load_config(configuration)
 
 
 def prepare(configuration: Configuration, tokenised: Progress | None = None) -> Prepared:
