@@ -51,7 +51,7 @@ from stackwise_core.training.setup import build_implementations, set_up
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "cache.md"
-REPEATS, STORE_REPEATS = 3, 5
+REPEATS, STORE_REPEATS, EPOCH_REPEATS = 3, 5, 15
 
 ENTRY = Layout(tokens=256, d_model=256, dtype="bf16")
 ENTRIES, WRITTEN, COLD_BATCHES, BATCH = 4096, 1024, 64, 16
@@ -370,8 +370,13 @@ def measure_share(directory: Path) -> dict[str, float]:
 def measure_epochs(directory: Path) -> dict[str, list[float]]:
     """Seconds of whole epochs, all of whose boundaries are in the store, at the default's shapes and the larger."""
     found = {}
-    for name, shape in {"stackwise.toml": (), "d_model 256": REFERENCE}.items():
-        engine = engine_for(directory, *alone("training.epochs_per_stack=1", *shape))
+    shapes = {
+        "stackwise.toml": ("training.epochs_per_stack=1",),
+        # Seconds each: the machine's own speed differs by some per cent from one minute to the next.
+        "d_model 256": (*REFERENCE, f"training.steps_per_stack={STEPS}", f"training.window={SEQUENCES}"),
+    }
+    for name, shape in shapes.items():
+        engine = engine_for(directory, *alone(*shape))
         fit = filled(fit_of(engine, 1))
 
         def warm(fit: Fit = fit) -> float:
@@ -381,7 +386,7 @@ def measure_epochs(directory: Path) -> dict[str, list[float]]:
             drop_pages(engine._directory.cache)
             return fit.run().seconds
 
-        epochs = alternating({"warm": warm, "cold": cold})
+        epochs = alternating({"warm": warm, "cold": cold}, EPOCH_REPEATS)
         found |= {f"{name}, {state}": seconds for state, seconds in epochs.items()}
         fit.boundary.drop()
     return found
