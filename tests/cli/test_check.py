@@ -3,8 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 from click.testing import CliRunner
+from pyarrow import parquet
 
 from stackwise_core.cli.check import check
 from stackwise_core.config.errors import ConfigError
@@ -113,9 +115,6 @@ def test_the_command_line_prints_the_report(file):
 def test_the_first_document_of_a_text_is_read(file):
     """A field that isn't there, or a column, is found before anything is tokenised; a saved data set waits."""
     Path("texts.jsonl").write_text('{"body": "words"}\n')
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     parquet.write_table(pyarrow.table({"body": ["words"]}), "texts.parquet")
     for name, kind in (("texts.jsonl", "field"), ("texts.parquet", "column")):
         file.write_text(f'[data]\ncorpus = "{name}"\n')

@@ -6,9 +6,11 @@ import logging
 from collections import Counter
 
 import numpy as np
+import pyarrow
 import pytest
 from attrs import evolve
 from click.testing import CliRunner
+from pyarrow import parquet
 
 from stackwise_core.cli import main
 from stackwise_core.config.model import DataConfig, SourceConfig
@@ -271,8 +273,13 @@ def test_check_finds_missing_files(tmp_path):
         assert f"run.toml:{line}:" in result.output
         assert f"{key}: {tmp_path}/{name}: nothing is there" in result.output
     (tmp_path / "held").mkdir()
-    for name in ("held/x.txt", "a.jsonl.gz", "b.parquet"):
-        (tmp_path / name).write_bytes(gzip.compress(b""))
+    (tmp_path / "held/x.txt").write_text("words")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "b.parquet").write_bytes(b"words")
+    result = check(tmp_path)
+    assert "run.toml:10:" in result.output
+    assert "expected a whole parquet file, found a damaged one" in result.output
+    parquet.write_table(pyarrow.table({"text": ["words"]}), tmp_path / "b.parquet")
     assert check(tmp_path).exit_code == 0
 
 
