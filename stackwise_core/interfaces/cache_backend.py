@@ -40,7 +40,9 @@ class CacheOptions:
         "Number format that boundaries are stored in. int8 and fp8 have a scale a token, int4 one every 32 features.",
     )
     capacity: ByteSize | None = option(
-        None, 'Most bytes to hold, such as "20 GB"; the least recently used entries go first. None: no limit.'
+        None,
+        'Most bytes to hold, such as "20 GB"; the oldest phase\'s boundaries go first, and of those the least recently '
+        "used. None: no limit.",
     )
     keep: Literal["stack", "rack"] = option(
         "stack",
@@ -107,15 +109,21 @@ class Layout:
 
 @define
 class CacheStats:
-    """Counts since the store was opened."""
+    """What a store has, and counts of entries since it was opened."""
 
     entries: int = 0
+    """That ``contains`` finds now."""
     bytes: int = 0
+    """What counts against the capacity: the entries' payloads, and what is kept with them."""
     writes: int = 0
+    """Put, and not there before."""
     duplicates: int = 0
+    """Put, and there already."""
     reads: int = 0
     evicted: int = 0
+    """Given up for want of room; what was discarded isn't."""
     damaged: int = 0
+    """Entries, or files of them, that weren't what was written."""
 
 
 class MissingEntries(KeyError):
@@ -131,7 +139,7 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def put(self, keys: Sequence[Key], entries: "Tensor") -> None:
-        """Store entries [n, tokens, row] of the layout's dtype. A key that is there stays as it is.
+        """Store entries [n, tokens, row] of the layout's dtype. A key that is there, or comes twice, stays as it is.
 
         Entries for which there is no room, in the capacity or on the disk, are evicted at once; that raises nothing.
         """
@@ -158,7 +166,7 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Make all that was put durable."""
+        """Make all that was put durable, and let go of buffers and open files; called when a phase ends, too."""
 
     @abstractmethod
     def drop(self) -> None:
@@ -186,6 +194,8 @@ class CacheBackend(Component):
 
     durable: bool = False
     """Whether entries outlive the process, on disk, and so count as disk in the plan rather than as memory."""
+    shrinks: bool = True
+    """Whether a store gives the room of entries back that were discarded; the plan counts them until then if not."""
 
     def buffer_bytes(self, layout: Layout) -> int:
         """Bytes that a store holds in memory of what waits to be written; the plan counts them."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,9 +70,8 @@ def owner(directory: Path, namespace: str) -> str | None:
 
 def drop_record(directory: Path, namespace: str) -> None:
     """Delete a record, if it is there."""
-    path = _record(directory, namespace)
-    if path.exists():
-        path.unlink()
+    with suppress(FileNotFoundError):
+        _record(directory, namespace).unlink()
         sync(directory)
 
 

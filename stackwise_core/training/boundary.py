@@ -58,9 +58,6 @@ class BoundaryCounts:
     computed: int = 0
     read: int = 0
     """Read for training steps."""
-    evicted_below: int = 0
-    """Given up by the boundary below, and damaged there, since this one is made of it."""
-    damaged_below: int = 0
 
 
 @define
@@ -112,7 +109,6 @@ class Boundary:
         self._seen: dict[tuple[int, int], int] = {}
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
         self._was_empty = self.is_empty
-        self._before = CacheStats()  # what a store lost while it was opened is this phase's
         self.counts = BoundaryCounts()
 
     @property
@@ -132,11 +128,13 @@ class Boundary:
         """
         self._held.clear()
         self._announced.clear()
-        parts: list[_Part] = []
+        parts, whole, lost = list[_Part](), list[int](), self._lost
         coming: set[Key] = set()
         for chunk in window:
             part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0, coming)
-            if part is not None:
+            if part is None:
+                whole.append(chunk)
+            else:
                 parts.append(part)
                 coming.update(part.keys)
         if not parts:
@@ -145,10 +143,26 @@ class Boundary:
         yield from self._pass_trunk(parts, entries)
         for part in parts:
             self._keep(part, entries)
-        self._count_below()
         for part in parts:  # once all are put, since a later one may drive out an earlier one
             self._hold(part, entries)
+        if self._lost != lost:
+            yield from self._hold_driven_out(whole, number)
         give_back()
+
+    def _hold_driven_out(self, chunks: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
+        """Compute those of a window's chunks again that were there, and had to go for others of it."""
+        parts: list[_Part] = []
+        for chunk in chunks:
+            part = self._part(chunk, number, parts[-1].rows.stop if parts else 0)
+            gone = self._contains(part.keys).count(False)
+            if gone:
+                parts.append(part)
+                self.counts.found -= gone
+        if parts:
+            entries = self._room(parts)
+            yield from self._pass_trunk(parts, entries)
+            for part in parts:  # to put them would drive out others
+                self._hold(part, entries)
 
     def _lacking(self, chunk: int, number: int, first: int, coming: Container[Key]) -> _Part | None:
         """A chunk of which an entry is to be computed, its entries from a row on; None where all of them are there.
@@ -267,18 +281,14 @@ class Boundary:
         """Whether this run may delete what is in the store, and no other run's it is."""
         return self._store is not None and (self._stores is None or self._stores.is_ours(self._store))
 
-    def _count_below(self) -> None:
-        """Note what the boundary below has lost so far."""
-        if self._below is not None:
-            self.counts.evicted_below, self.counts.damaged_below = self._below.evicted, self._below.damaged
-
     def _keep(self, part: _Part, entries: Tensor) -> None:
         """Put a chunk's entries into the store; the boundary below won't be asked for them again."""
         if self._store is None:
             return
         there = self._contains(part.keys)
         missing = [place for place, found in enumerate(there) if not found]
-        self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
+        if self._stores is None or self._stores.may_grow(self._store, len(missing) * self.layout.bytes_per_entry):
+            self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
         if self._below is not None and not self._keep_below:
             self._below.give_up(part.keys)
         if self._stores is not None:
@@ -350,13 +360,21 @@ class Boundary:
         for _ in self._pass_trunk([part], entries):
             """One chunk is no progress to speak of."""
         self._keep(part, entries)
+        self._hold(part, entries)
         return dict(zip(part.keys, entries, strict=True))
 
     def drop_below(self) -> None:
         """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""
-        if self._below is not None and not self._keep_below:
+        if self._below is not None and self._keep_below:
+            self._below.rest()
+        elif self._below is not None:
             self._below.drop()
         self._below = None
+
+    def rest(self) -> None:
+        """Nobody reads from it for now: all that was put is durable, and nothing waits in memory."""
+        if self._store is not None:
+            self._store.flush()
 
     def drop(self) -> None:
         """Delete this boundary, or leave it to the run whose it is."""
@@ -391,22 +409,26 @@ class Boundary:
             keep_below=self._keep_below,
             made_of=self.made_of,
         )
-        passed_on._before, passed_on._equal = self._before, self._equal
+        passed_on._equal = self._equal
         return passed_on
 
     def settle(self) -> None:
-        """Its phase was measured: what it loses from now on is the next one's."""
-        self._before = self._all_stats()
+        """Its phase was measured: what is lost from now on is the next one's, which may be made of this one."""
+        for boundary in filter(None, (self._below, self)):
+            boundary.rest()
+        self._below = None
+        if self._stores is not None:
+            self._stores.settle()
 
     @property
     def evicted(self) -> int:
-        """How many activations the store, and the one below, gave up for others in this phase."""
-        return self._all_stats().evicted - self._before.evicted + self.counts.evicted_below
+        """How many activations the run's stores gave up for others in this phase."""
+        return self._all_stats().evicted if self._stores is None else self._stores.losses.evicted
 
     @property
     def damaged(self) -> int:
-        """How many activations the store, and the one below, found damaged in this phase."""
-        return self._all_stats().damaged - self._before.damaged + self.counts.damaged_below
+        """How many activations the run's stores found damaged in this phase."""
+        return self._all_stats().damaged if self._stores is None else self._stores.losses.damaged
 
     def _all_stats(self) -> CacheStats:
         return CacheStats() if self._store is None else self._store.stats()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from attrs import evolve
 
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.training.phase_boundaries import (
-    boundaries_by_draw,
     boundary_layout,
     cache_of,
     made_from_below,
     sharing_its_store,
+    stored_by_draw,
 )
 from stackwise_core.training.phase_steps import sample_order
 from stackwise_core.training.setup import Setup
@@ -26,8 +25,13 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
         return 0
     size, kept = store_bytes(phases, setup), cache.options.phases_kept - 1
     if kept < 1 and made_from_below(phase, before, setup):
-        # What was read of the one below is given up when the chunk that was made of it is there.
-        size += len(sample_order(setup).chunk(0)) * boundary_layout(phase, setup).bytes_per_entry
+        below = store_bytes(before, setup)
+        if cache.shrinks:
+            # What was read of the one below is given up when the chunk that was made of it is there, a file at a time.
+            layout = boundary_layout(phase, setup)
+            a_chunk = len(sample_order(setup).chunk(0)) * layout.bytes_per_entry
+            below = min(below, max(a_chunk, cache.buffer_bytes(layout)))
+        size += below
     phases = phases[: -len(sharing_its_store(phases, setup))]
     while phases and kept:
         sharing = sharing_its_store(phases, setup)
@@ -40,9 +44,6 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
 
 def store_bytes(phases: Sequence[Phase], setup: Setup) -> int:
     """Bytes of the store of the last of the phases, with what others have computed for it; bf16 where it has none."""
-    order, by_draw, phase = sample_order(setup), Counter[int](), phases[-1]
-    for sharing in sharing_its_store(phases, setup):
-        by_draw |= boundaries_by_draw(sharing, order, cached=True)
-    layout = boundary_layout(phase, setup)
-    layout = layout if cache_of(phase, setup) is not None else evolve(layout, dtype="bf16")
-    return by_draw.total() * layout.bytes_per_entry
+    layout = boundary_layout(phases[-1], setup)
+    layout = layout if cache_of(phases[-1], setup) is not None else evolve(layout, dtype="bf16")
+    return stored_by_draw(phases, setup).total() * layout.bytes_per_entry

@@ -161,8 +161,8 @@ class Engine:
             for place, planned in enumerate(self._plan.phases[len(done) :], len(done)):
                 self._stopping.stop()
                 tell(PhaseStarted(planned))
-                if not (planned.made_from_below or planned.same_boundary):
-                    self._drop_all_but(kept, self._keep - 1)
+                if not planned.same_boundary:  # there is one more then; the one below is needed to make it
+                    self._drop_all_but(kept, max(self._keep - 1, int(planned.made_from_below)))
                 self._merge(planned.phase)
                 self._residency.place(planned.phase, streams=planned.streams)
                 boundary = self._boundary(planned, kept)

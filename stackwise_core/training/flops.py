@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.training.phase_boundaries import boundaries_by_draw, follows_from_below, sharing_its_store
+from stackwise_core.training.phase_boundaries import (
+    boundaries_by_draw,
+    follows_from_below,
+    sharing_its_store,
+    stored_by_draw,
+)
 from stackwise_core.training.phase_steps import predicted_share, sample_order
 from stackwise_core.training.setup import Setup
 
@@ -33,10 +39,17 @@ def boundary_flops(
     if not phase.frozen_prefix:
         return 0.0
     spec, order = setup.spec, sample_order(setup)
-    computed, done = boundaries_by_draw(phase, order, cached=cached), 0
+    computed, from_below = boundaries_by_draw(phase, order, cached=cached), Counter[int]()
     if cached:
         for sharing in sharing_its_store((*before, phase), setup)[:-1]:
             computed -= boundaries_by_draw(sharing, order, cached=True)
-        done = len(before[-1].frozen_prefix) if follows_from_below(phase, before, setup) else 0
-    a_token = sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in phase.frozen_prefix[done:])
-    return a_token * spec.seq_len * float(sum(computed.values()))
+        if follows_from_below(phase, before, setup):
+            from_below = computed & stored_by_draw(before, setup)
+
+    def a_token(stacks: Iterable[int]) -> int:
+        return sum(spec.stack_flops(stack) + 2 * on_stacks.get(stack, 0) for stack in stacks)
+
+    whole = a_token(phase.frozen_prefix) * (computed.total() - from_below.total())
+    if from_below:
+        whole += a_token(phase.frozen_prefix[len(before[-1].frozen_prefix) :]) * from_below.total()
+    return float(spec.seq_len * whole)

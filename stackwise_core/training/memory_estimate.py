@@ -69,6 +69,9 @@ def phase_memory(
     window = 0
     if phase.frozen_prefix:
         window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry
+    cache = cache_of(phase, setup)
+    # What a store has no room for is held until the next window.
+    fits = cache is not None and (cache.options.capacity is None or cache.options.capacity >= window)
     predicted = predicted_share(phase, setup)
     step = Memory(
         process=process,
@@ -76,7 +79,7 @@ def phase_memory(
         gradients=4 * trainable,
         optimizer=optimizer,
         activations=step_activations(phase, spec, training.batch_size * spec.seq_len, predicted, setup),
-        boundaries=in_memory if cache_of(phase, setup) is not None else window,
+        boundaries=in_memory + (0 if fits else window),
     )
     # A streamed stack is there twice while it is read: in full, as its file has it, and as it computes.
     reading = max((4 * spec.stack_parameters(stack) + held(stack) for stack in phase.frozen_prefix), default=0)

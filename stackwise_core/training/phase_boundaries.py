@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stackwise_core.interfaces.cache_backend import CacheBackend, Layout
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.training.order import Order
-from stackwise_core.training.phase_steps import first_step, phase_steps
+from stackwise_core.training.phase_steps import first_step, phase_steps, sample_order
 from stackwise_core.training.setup import Setup
 
 
@@ -77,3 +77,11 @@ def boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> Counter[i
                 left -= steps - passed
         epoch += 1
     return Counter({draw: min(samples, order.samples) for draw, samples in by_draw.items()})
+
+
+def stored_by_draw(phases: Sequence[Phase], setup: Setup) -> Counter[int]:
+    """How many boundaries the store of the last of the phases has in the end, by draw."""
+    order, by_draw = sample_order(setup), Counter[int]()
+    for sharing in sharing_its_store(phases, setup):
+        by_draw |= boundaries_by_draw(sharing, order, cached=True)
+    return by_draw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import Factory, define, fields
+from attrs import Factory, asdict, define
 
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
 from stackwise_core.training.loss_course import LossCourse
@@ -35,8 +35,7 @@ class PhaseState:
 def boundary_counts(boundary: Boundary | None, earlier: dict[str, int]) -> dict[str, int]:
     """What a phase's boundaries have come to, those of earlier processes included."""
     counts = BoundaryCounts() if boundary is None else boundary.counts
-    found = {each.name: getattr(counts, each.name) for each in fields(BoundaryCounts) if "below" not in each.name}
-    found |= {"evicted": 0, "damaged": 0}
+    found = {**asdict(counts), "evicted": 0, "damaged": 0}
     if boundary is not None:
         found |= {"evicted": boundary.evicted, "damaged": boundary.damaged}
     return {name: number + earlier.get(name, 0) for name, number in found.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stackwise_core.files import NO_ROOM
-from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
 from stackwise_core.interfaces.component import ContractError
 from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, is_namespace, owner, write_record
 from stackwise_core.training.namespace import namespace
@@ -25,15 +25,20 @@ class Stores:
         self.backend, self._directory, self._run = backend, directory, str(run.absolute())
         self._within_run = Path(self._run) in directory.absolute().parents
         self._open: dict[str, ActivationStore] = {}  # by name, the oldest time step's first
+        self._gone: list[CacheStats] = []  # of those that aren't open any more
+        self._settled = (0, 0)
 
     def open(self, phase: str, trunk: Sequence[int], layout: Layout, made_of: Mapping[str, object]) -> ActivationStore:
         """The store of what a boundary is made of, with whatever is left there."""
         name = namespace(made_of)
         if self.backend.durable:
             self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
-        store = self.backend.open(self._directory / name, layout, self.backend.options.capacity)
+        capacity = self.backend.options.capacity if self._is_ours(name) else None  # another run's has its own
+        store = self.backend.open(self._directory / name, layout, capacity)
         if not isinstance(store, ActivationStore):
             raise ContractError(self.backend, f"open() gave {type(store).__name__}, expected an ActivationStore")
+        if name in self._open:
+            self._gone.append(self._open[name].stats())
         self._open[name] = store
         return store
 
@@ -45,7 +50,7 @@ class Stores:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            # Nothing depends on it: it is there to be looked at.
+            # Without it the store is anybody's who has it, too: a run may delete it, and loses time by that.
 
     def _is_ours(self, name: str) -> bool:
         """Whether this run may delete a store: whoever wrote its record may."""
@@ -55,21 +60,45 @@ class Stores:
         """Whether this run may delete an open store, or some of it."""
         return all(self._is_ours(name) for name, each in self._open.items() if each is store)
 
+    def may_grow(self, store: ActivationStore, by: int) -> bool:
+        """Whether so many bytes may be put: over the capacity, only into a store that this run may evict from."""
+        capacity = self.backend.options.capacity
+        return capacity is None or self.is_ours(store) or self._bytes + by <= capacity
+
+    @property
+    def _bytes(self) -> int:
+        return sum(store.stats().bytes for store in self._open.values())
+
     def make_room(self) -> None:
         """Evict what exceeds the capacity: the oldest time step's first, and of that the least recently used."""
         capacity = self.backend.options.capacity
         if capacity is None:
             return
         for store in filter(self.is_ours, self._open.values()):
-            excess = sum(each.stats().bytes for each in self._open.values()) - capacity
+            excess = self._bytes - capacity
             if excess <= 0:
                 return
             store.shrink(max(0, store.stats().bytes - excess))
 
+    @property
+    def losses(self) -> CacheStats:
+        """``evicted`` and ``damaged`` of all stores, since ``settle``; what one finds when it is opened included."""
+        evicted, damaged = self._lost
+        return CacheStats(evicted=evicted - self._settled[0], damaged=damaged - self._settled[1])
+
+    def settle(self) -> None:
+        """A phase was measured: what is lost from now on is the next one's."""
+        self._settled = self._lost
+
+    @property
+    def _lost(self) -> tuple[int, int]:
+        stats = [*self._gone, *(store.stats() for store in self._open.values())]
+        return sum(each.evicted for each in stats), sum(each.damaged for each in stats)
+
     def forget(self, store: ActivationStore, *, delete: bool) -> None:
         """A store isn't used any more; nothing is to be left of one that was dropped."""
         for name in [name for name, each in self._open.items() if each is store]:
-            del self._open[name]
+            self._gone.append(self._open.pop(name).stats())
             if delete:
                 self._delete(name)
 

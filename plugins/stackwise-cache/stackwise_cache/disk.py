@@ -129,9 +129,14 @@ class DiskStore(ActivationStore):
 
     def _flush_if_full(self) -> None:
         if len(self._waiting) == self._shard_entries:
-            self.flush()
+            self._write_waiting()
 
     def flush(self) -> None:
+        self._write_waiting()
+        self._buffer = None
+        self._files.close_all()
+
+    def _write_waiting(self) -> None:
         while self._waiting:
             try:
                 shard = self._write()
@@ -252,7 +257,6 @@ class DiskStore(ActivationStore):
 
     def close(self) -> None:
         self.flush()
-        self._files.close_all()
         self._shards.clear()
         self._places.clear()
 

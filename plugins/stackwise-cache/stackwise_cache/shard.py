@@ -6,6 +6,7 @@ renamed, so it is whole or not there, and it is its own index. Entries are read 
 header gives: a memory map would add every page it touches to the process's resident memory.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -109,7 +110,12 @@ class Shard:
 
     def read(self, index: int, descriptor: int, into: memoryview) -> bool:
         """Read one activation's bytes; whether they are what was written."""
-        done = os.preadv(descriptor, [into], self.begin + index * self.entry_bytes)
+        try:
+            done = os.preadv(descriptor, [into], self.begin + index * self.entry_bytes)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the disk's own word for damage
+                raise
+            return False
         here = slice(16 * index, 16 * index + 16)
         return (
             done == self.entry_bytes and checksum(self.namespace, self.packed_keys[here], into) == self.checksums[here]

@@ -1,5 +1,6 @@
 """Files on disk: what they are, when they go, and several stores over them."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -230,3 +231,41 @@ def test_a_shard_of_large_entries_has_fewer(open_store, layout, directory, monke
     assert len(shards(directory)) == 2
     monkeypatch.setattr("stackwise_core.interfaces.cache_backend.LARGEST_BUFFER", 1)
     assert Disk(DiskOptions(shard_entries=4)).buffer_bytes(layout) == layout.bytes_per_entry
+
+
+def test_what_the_disk_cannot_read_is_damaged(open_store, layout, monkeypatch):
+    """A bad sector is no reason to stop: the entry is missing, and counted."""
+    store = open_store()
+    fill(store, layout, *range(8))
+    read, tried = os.preadv, []
+
+    def bad_at_first(*arguments):
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "preadv", bad_at_first)
+    with pytest.raises(MissingEntries) as missing:
+        store.get(keys_of(0, 1, 2))
+    assert missing.value.keys == keys_of(0)
+    assert store.stats().damaged == 1
+    assert torch.equal(store.get(keys_of(1, 2)), entries_of(layout, 1, 2))
+
+
+def test_flush_lets_go_of_files_and_buffers(open_store, directory, layout):
+    """A store that nobody uses for a while holds nothing open, and goes on as before."""
+    store = open_store()
+    fill(store, layout, *range(10))
+    assert torch.equal(store.get(keys_of(*range(10))), entries_of(layout, *range(10)))
+    assert open_files(directory)
+    store.flush()
+    assert not open_files(directory)
+    assert store._buffer is None
+    fill(store, layout, 10)
+    assert torch.equal(store.get(keys_of(*range(11))), entries_of(layout, *range(11)))
+
+
+def open_files(directory):
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.exists(link) and os.readlink(link).startswith(str(directory))]

@@ -248,6 +248,8 @@ class LmdbStore(ActivationStore):
         for key, found in zip(keys, self._there(keys), strict=True):
             if found:
                 self._hide(key)
+        if len(self._hidden) >= self._batch_entries:  # to count is to look each of them up
+            self._write()
 
     def flush(self) -> None:
         self._write()
@@ -296,6 +298,7 @@ class Lmdb(CacheBackend):
 
     options: LmdbOptions
     durable = True
+    shrinks = False
 
     def buffer_bytes(self, layout: Layout) -> int:
         return layout.written_together(self.options.batch_entries) * layout.bytes_per_entry

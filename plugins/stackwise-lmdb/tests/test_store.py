@@ -230,3 +230,14 @@ def test_a_full_disk_evicts(room, open_store, directory, layout):
         assert holds(open_store(), layout, *range(80))
 
     assert code_of(in_a_child(work)) == 0
+
+
+def test_what_is_discarded_goes_a_batch_at_a_time(open_store, layout):
+    """Also where nothing is put any more: to count what is left is to look up all that waits to be deleted."""
+    store, other = open_store(), open_store()  # batches of four
+    fill(store, layout, *range(12))
+    for number in range(10):
+        store.discard(keys_of(number))
+        assert len(store._hidden) < 4
+    assert store.stats().entries == 2
+    assert other.contains(keys_of(*range(12))) == [False] * 8 + [True] * 4  # two wait yet

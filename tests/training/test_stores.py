@@ -1,0 +1,166 @@
+"""What a run's stores come to over its phases: what is lost, kept, open, and whose it is."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stackwise_cache.disk import Disk
+from stackwise_cache.options import DiskOptions
+from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.testing.damage import flip
+from stackwise_core.training.boundary import Boundary
+from stackwise_core.training.events import Event, PhaseDone, PhaseStarted
+from tests.tiny import Ran, run_tiny
+
+ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
+DISK = {"use": "disk", "shard_entries": 8}
+SHORT = {"training.epochs_per_stack": 2, "training.batch_size": 16, "evaluation": {"draws": 1, "sequences": 4}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _several_chunks():
+    """Chunks of 16 sequences, so that a hundred of them make seven."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stackwise_core.training.order.CHUNK_TOKENS", 512)
+        yield
+
+
+def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
+    """Tell somebody else of a run's events, too, and where it is."""
+
+    def before(ran: Ran) -> None:
+        listener = ran.engine._listener
+
+        def both(event: Event) -> None:
+            listen(event, ran.engine.directory)
+            listener(event)
+
+        ran.engine._listener = both
+
+    return before
+
+
+@pytest.mark.parametrize("keep", ["stack", "rack"])
+@pytest.mark.parametrize("masks", [1, 2])
+def test_a_small_capacity_costs_no_more_than_no_cache(tmp_path, keep, masks):
+    """In an epoch each boundary is computed once at most, though those that were there drive each other out."""
+    cache = DISK | {"capacity": 50 * ENTRY, "keep": keep}
+    changes = SHORT | {"training.masks_per_sample": masks, "training.epochs_per_stack": 4}
+    ran = run_tiny(tmp_path / "small", changes | {"cache_backend": cache})
+    for phase in ran.result.phases[1:]:
+        assert 0 < phase.boundaries_computed <= 4 * len(ran.setup.corpus.train) + 15  # a chunk is computed whole
+        assert 0 <= phase.boundaries_found <= phase.boundaries_wanted
+        assert phase.boundaries_found + phase.boundaries_computed >= phase.boundaries_wanted
+    assert ran.losses == run_tiny(tmp_path / "whole", changes | {"cache_backend": DISK}).losses
+
+
+def test_a_lost_activation_counts_once(tmp_path):
+    """In the phase that finds it, and in none of those that follow."""
+
+    def harm(event: Event, directory: Path) -> None:
+        if isinstance(event, PhaseDone) and event.planned.phase.name == "stack 1":
+            for shard in directory.glob("cache/*/*.safetensors"):
+                flip(np.random.default_rng(0), [shard])
+
+    ran = run_tiny(tmp_path, SHORT | {"rack.stacks": 5, "cache_backend": DISK}, telling(harm))
+    _, one, two, *others = [phase.boundaries_damaged for phase in ran.result.phases]
+    assert (one, others) == (0, [0, 0])
+    assert two > 10
+
+
+def test_all_that_makes_room_is_counted(tmp_path):
+    """Also what goes from boundaries of earlier phases: all that was computed is there in the end, or was evicted."""
+    cache = DISK | {"keep": "rack", "capacity": 300 * ENTRY}
+    ran = run_tiny(tmp_path, SHORT | {"rack.stacks": 5, "training.masks_per_sample": 1, "cache_backend": cache})
+    left = sum(store_of(path).stats().entries for path in (ran.directory / "cache").iterdir() if path.is_dir())
+    evicted = sum(phase.boundaries_evicted for phase in ran.result.phases)
+    computed = sum(phase.boundaries_computed for phase in ran.result.phases)
+    assert evicted > 50
+    assert left + evicted == computed
+
+
+def store_of(directory: Path):
+    return Disk(DiskOptions()).open(directory, Layout(tokens=32, d_model=32, dtype="bf16"), None)
+
+
+def open_stores(directory: Path) -> set[str]:
+    """The stores of which this process has files open."""
+    files = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    targets = [Path(os.readlink(file)) for file in files if file.is_symlink()]
+    return {path.parent.name for path in targets if path.parent.parent == directory.absolute() / "cache"}
+
+
+def test_boundaries_that_are_kept_are_whole_on_disk_and_hold_nothing(tmp_path):
+    """As soon as a phase is over, so that a kill takes nothing of it and depth costs neither memory nor open files."""
+    on_disk, open_ones, buffers = {}, [], []
+
+    def look(event: Event, directory: Path) -> None:
+        if isinstance(event, PhaseStarted):
+            stores = [path for path in directory.glob("cache/*") if path.is_dir()]
+            on_disk[event.planned.phase.name] = [store_of(path).stats().entries for path in stores]
+        if isinstance(event, PhaseDone):
+            open_ones.append(len(open_stores(directory)))
+            stores = ran.engine._stores
+            buffers.append(0 if stores is None else sum(s._buffer is not None for s in stores._open.values()))
+
+    ran: Ran
+
+    def before(made: Ran) -> None:
+        nonlocal ran
+        ran = made
+        telling(look)(made)
+
+    run_tiny(tmp_path, SHORT | {"rack.stacks": 5, "cache_backend": DISK | {"keep": "rack"}}, before)
+    samples = len(ran.setup.corpus.train)
+    assert on_disk == {f"stack {stack}": [2 * samples] * max(0, stack - 1) for stack in range(5)}
+    assert open_ones == buffers == [0] * 5
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_no_more_boundaries_are_there_than_are_to_be_kept(tmp_path, keep):
+    """Nor while the next one is made: the oldest goes first. One alone needs the one below until it is whole."""
+    most = 0
+
+    def count(event: Event, directory: Path) -> None:
+        nonlocal most
+        most = max(most, sum(path.is_dir() for path in directory.glob("cache/*")))
+
+    cache = DISK | {"keep": "rack", "keep_time_steps": keep} if keep > 1 else DISK
+    run_tiny(tmp_path, SHORT | {"rack.stacks": 6, "cache_backend": cache}, telling(count))
+    assert most == max(2, keep)
+
+
+def test_a_run_with_less_room_leaves_another_run_s_boundaries(tmp_path):
+    """In a shared directory a capacity is for the run's own; it reads the other's, and adds nothing beyond it."""
+    shared = DISK | {"directory": str(tmp_path / "shared")}
+    first = run_tiny(tmp_path / "first", SHORT | {"cache_backend": shared | {"keep": "rack"}})
+    left = {path: path.read_bytes() for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    small = shared | {"capacity": 20 * ENTRY}
+    second = run_tiny(tmp_path / "second", SHORT | {"cache_backend": small})
+    assert [phase.boundaries_computed for phase in second.result.phases] == [0, 0, 0]
+    longer = SHORT | {"training.masks_per_sample": 4, "training.epochs_per_stack": 4}
+    third = run_tiny(tmp_path / "third", longer | {"cache_backend": small, "trainer_mode.shares": [1, 2, 2]})
+    assert {path: path.read_bytes() for path in (tmp_path / "shared").rglob("*") if path.is_file()} == left
+    assert second.losses == first.losses
+    alone = run_tiny(tmp_path / "alone", longer | {"cache_backend": DISK, "trainer_mode.shares": [1, 2, 2]})
+    assert third.losses == alone.losses
+
+
+def test_planned_passes_of_boundaries_are_those_that_happen(tmp_path, monkeypatch):
+    """Where a stack's budget is larger than that of the one below, the rest of its draws pass the whole trunk."""
+    passes: dict[int, int] = {}
+    take = Boundary._take_from_below
+
+    def counted(boundary, part, entries):
+        take(boundary, part, entries)
+        depth = len(boundary.trunk)
+        passes[depth] = passes.get(depth, 0) + len(part.keys) * (depth - part.behind)
+
+    monkeypatch.setattr(Boundary, "_take_from_below", counted)
+    changes = {"trainer_mode.shares": [1, 2, 6, 6], "rack.stacks": 4, "training.masks_per_sample": 4}
+    ran = run_tiny(tmp_path, SHORT | changes | {"training.epochs_per_stack": 1})
+    a_stack = ran.setup.spec.stack_flops(0) * ran.setup.spec.seq_len
+    assert {len(each.phase.frozen_prefix): each.boundary.cached / a_stack for each in ran.plan.phases[1:]} == passes
