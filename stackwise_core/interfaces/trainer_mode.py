@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
+from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.component import Component
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -40,3 +41,17 @@ class TrainerMode(Component):
         Raises:
             UsageError: the options ask for something that this mode can't plan; the message names the key.
         """
+
+
+def only_over_time(training: "TrainingConfig", what: str) -> None:
+    """Refuse a mask schedule over depth, for what has phases without a depth of their own.
+
+    Raises:
+        UsageError: it runs over depth, or over both.
+    """
+    if training.noise_over != "time":
+        key, instead = ("over", 'over = "time"') if training.over else ("time", 'time = "none"')
+        raise UsageError(
+            f'training.{key} = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
+            f"{what} has no place for that. Use {instead}."
+        )

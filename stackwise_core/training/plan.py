@@ -27,6 +27,7 @@ from stackwise_core.training.phase_plan import PhasePlan, price
 from stackwise_core.training.phase_steps import largest_window
 from stackwise_core.training.plan_checks import (
     check_adapters,
+    check_division,
     check_phases,
     check_placement,
     check_stacks_named,
@@ -121,6 +122,7 @@ def make_plan(setup: Setup) -> Plan:
     check_stacks_named(setup.config, setup.spec)
     phases = mode.plan(setup.spec, training)
     check_phases(phases, setup.spec, whose)
+    check_division(phases, setup.spec, training, whose)
     phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
     check_adapters(phases, setup.implementations.formats.adapters, setup.spec)
     routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)

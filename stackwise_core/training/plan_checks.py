@@ -20,6 +20,7 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
+from stackwise_core.interfaces.trainer_mode import only_over_time
 
 
 def check_stacks_named(config: Config, spec: RackSpec) -> None:
@@ -144,6 +145,19 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
         there |= set(phase.path)
         if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
             raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
+
+
+def check_division(phases: Iterable[Phase], spec: RackSpec, training: TrainingConfig, mode: str) -> None:
+    """Refuse a plan that draws from the whole schedule where each stack is to have a place in it.
+
+    Args:
+        mode: the trainer mode's ``origin``.
+    """
+    for phase in phases:
+        low, high = phase.progress
+        shared = low < high if training.noise_over == "depth" else spec.stacks > 1 and high - low == 1
+        if shared:
+            only_over_time(training, f'phase "{phase.name}" of {mode}')
 
 
 def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Phase:

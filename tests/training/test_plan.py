@@ -167,6 +167,45 @@ def test_a_short_phase_computes_whole_windows(tmp_path):
     assert boundary_bytes(ran.plan.phases[1].phase, [], ran.setup) == measured.boundaries_computed * entry
 
 
+def test_a_file_that_does_not_shrink_counts_until_it_is_dropped(tmp_path):
+    """A boundary made from the one below stands beside all of that in LMDB, and beside a shard of it in shards."""
+    shards = plan_of(tmp_path, {"cache_backend": {"use": "disk", "shard_entries": 4}})
+    lmdb = plan_of(tmp_path, {"cache_backend": {"use": "lmdb"}})
+    whole = lmdb.phases[1].disk
+    assert [planned.disk for planned in lmdb.phases] == [0, whole, 2 * whole]
+    assert whole == shards.phases[1].disk < shards.phases[2].disk < 2 * whole
+
+
+def test_what_a_store_has_no_room_for_counts_as_memory(tmp_path):
+    """A window that the capacity doesn't hold is held by the run while it trains."""
+
+    def held(capacity: int) -> int:
+        # A step needs more than a window in the trunk does.
+        sizes = {"training.batch_size": 64, "rack.blocks_per_stack": 4}
+        cache = {"use": "disk", "capacity": capacity, "shard_entries": 1}
+        return plan_of(tmp_path, sizes | {"cache_backend": cache}).phases[1].memory.boundaries
+
+    window = 100 * 32 * 32 * 2  # all of the text
+    assert held(window - 1) - held(window) == window
+
+
+def test_a_mode_that_ignores_the_depth_is_refused(tmp_path):
+    """A plan that gives each stack the whole schedule, which is to run over depth, isn't what was asked for."""
+
+    class Forgetful(TrainerMode):
+        def plan(self, rack, training):
+            first = Phase(name="stack 0", path=[0], trains={0}, embedding=True)
+            return [first, *(Phase(name=f"stack {k}", path=range(k + 1), trains={k}) for k in (1, 2))]
+
+    for over, said in (("depth", "depth"), ("both", "both")):
+        setup = set_up(*tiny_config(tmp_path, {"training.over": over}))
+        setup = evolve(setup, implementations=evolve(setup.implementations, mode=Forgetful(None)))
+        with pytest.raises(UsageError, match=rf'over = "{said}".*phase "stack 0" of Forgetful has no place for that'):
+            make_plan(setup)
+    setup = set_up(*tiny_config(tmp_path))
+    assert make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Forgetful(None)))).phases
+
+
 def test_one_fixed_mask_is_warned_of(tmp_path):
     """A stack that always sees the same mask of a sample overfits to it."""
     assert any("masks_per_sample = 1" in note for note in plan_of(tmp_path, {"training.masks_per_sample": 1}).notes)
@@ -186,7 +225,7 @@ def test_a_capacity_that_is_too_small_is_mentioned(tmp_path):
         changes = {"cache_backend": {"use": "disk", "capacity": capacity}, "training.window": window}
         return " ".join(plan_of(tmp_path, changes).notes)
 
-    assert "capacity = 400 kB is less than the 614 kB" in said("400 kB", 64)
+    assert "capacity = 400 kB is less than the 819 kB" in said("400 kB", 64)
     assert "capacity" not in said("1 MB", 64)
 
 

@@ -6,8 +6,8 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
-from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time, refuse_less_than_a_step
+from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
+from stackwise_modes.budget import budget, masks, refuse_less_than_a_step
 
 
 class Banded(TrainerMode):

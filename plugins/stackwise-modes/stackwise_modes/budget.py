@@ -74,17 +74,3 @@ def to_build(rack: RackSpec, mode: str) -> list[int]:
             'Raise rack.stacks, or go on with "end_to_end".'
         )
     return stacks
-
-
-def only_over_time(training: TrainingConfig, what: str) -> None:
-    """Refuse a mask schedule over depth, for what has phases without a depth of their own.
-
-    Raises:
-        UsageError: it runs over depth, or over both.
-    """
-    if training.noise_over != "time":
-        key, instead = ("over", 'over = "time"') if training.over else ("time", 'time = "none"')
-        raise UsageError(
-            f'training.{key} = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
-            f"{what} has no place for that. Use {instead}."
-        )

@@ -3,8 +3,7 @@
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import only_over_time
+from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
 from stackwise_modes.joint import all_at_once, one_at_a_time
 
 

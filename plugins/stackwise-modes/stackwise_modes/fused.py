@@ -7,8 +7,8 @@ from attrs import evolve
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, masks, only_over_time, shares_of, to_build
+from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
+from stackwise_modes.budget import budget, masks, shares_of, to_build
 from stackwise_modes.growth import joins
 
 

@@ -8,8 +8,8 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.interfaces.trainer_mode import TrainerMode
-from stackwise_modes.budget import budget, only_over_time, shares_of, to_build
+from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
+from stackwise_modes.budget import budget, shares_of, to_build
 from stackwise_modes.growth import joins
 from stackwise_modes.joint import all_at_once, one_at_a_time
 
