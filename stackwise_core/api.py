@@ -51,7 +51,9 @@ def load_config(
 
 
 def plan(configuration: Configuration | str | os.PathLike[str], *, tokenised: Progress | None = None) -> Plan:
-    """The phases of a run, with their memory, disk and operations. Nothing is trained.
+    """The phases of a run, with their memory, disk (bytes) and floating-point operations. Nothing is trained.
+
+    What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the same.
 
     Args:
         configuration: what ``load_config`` gave, or what it would be given.
@@ -84,10 +86,13 @@ def run(
 
     Raises:
         Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
-        UsageError: as ``plan``; or what broke off began with another configuration.
+        UsageError: as ``plan``; or the plan is over ``training.memory_budget`` or the room on the disk; or what broke
+            off began with another configuration.
         UnavailableError: as ``plan``.
-        StackwiseError: the run failed. What is done is on disk.
-        KeyboardInterrupt: it was interrupted. What is done is on disk.
+        StackwiseError: the run failed. The last checkpoint is on disk, as with all that follow.
+        OSError, MemoryError: the disk or the memory is full.
+        KeyboardInterrupt: a SIGINT or SIGTERM. In the main thread the first one finishes the step and leaves a
+            checkpoint before this is raised; a second one doesn't wait.
     """
     begun = begin(_read(configuration), fresh=fresh, accept_change=accept_change)
     return prepare(begun, tokenised).run(listener or (lambda event: None))
@@ -119,14 +124,17 @@ class Prepared:
         """Train it, or go on with what ``begin`` found.
 
         Args:
-            stopping: whether somebody asked the run to stop.
+            stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
         """
         from stackwise_core.runs.directory import RunDirectory
         from stackwise_core.training.engine import Engine
+        from stackwise_core.training.stopping import Stopping
 
+        stopping = stopping or Stopping()
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
-        return Engine(self.setup, self.plan, registry, listener, begun, stopping).run()
+        with stopping.heeding():
+            return Engine(self.setup, self.plan, registry, listener, begun, stopping).run()
 
 
 def load_rack(

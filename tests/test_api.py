@@ -1,8 +1,11 @@
 """``import stackwise_core as sw``: the functions that the command line is made of."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,31 @@ def test_a_rack_that_is_not_there(here, name):
     """What isn't a run's directory is refused in one line."""
     with pytest.raises(sw.StackwiseError, match=name):
         sw.load_rack(name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_call_leaves_a_checkpoint(here, number):
+    """Ctrl-C in a notebook finishes the step, as on the command line; the same call goes on after it."""
+    seen: list[object] = []
+
+    def interrupt(event: object) -> None:
+        seen.append(event)
+        if isinstance(event, StepDone) and event.step == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sw.run("small.toml", listener=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [event.step for event in seen if isinstance(event, StepDone)] == [1, 2]
+    sw.run("small.toml", listener=seen.append)
+    (resumed,) = [event.step for event in seen if isinstance(event, PhaseResumed)]
+    assert resumed == 2
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(here):
+    """Python handles them in the main thread only."""
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(sw.run, "small.toml").result().likelihoods

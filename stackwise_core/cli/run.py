@@ -65,8 +65,7 @@ def run(
             stopping = Stopping(
                 lambda: console.print("stopping after this step; once more stops at once", highlight=False)
             )
-            with stopping.heeding():
-                result = prepared.run(listen, stopping)
+            result = prepared.run(listen, stopping)
     except Busy as busy:
         raise Busy(f"{busy} Wait for it, or begin another with --fresh.") from None
     except (KeyboardInterrupt, OSError, MemoryError):

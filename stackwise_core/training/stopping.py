@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,9 +25,11 @@ class Stopping:
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
-        """Handle the signals while this lasts; for the main thread."""
+        """Handle the signals while this lasts, in the main thread; others get none."""
         # One that is ignored stays so, as of a run in the background of a script.
         heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():
+            heeded = []
         before = {each: signal.signal(each, self._handle) for each in heeded}
         try:
             yield
