@@ -53,6 +53,7 @@ RUNS = {
         "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.3},
         "precision": {"active": "fp32", "trunk": "nf4"},
         "adapter": {"stack": LORA, "trunk": LORA},
+        "rack.stacks": 2,
     },
     "progressive, adapters that are merged": {
         "trainer_mode": {"use": "progressive", "trunk": "adapters"},
