@@ -30,7 +30,8 @@ INTRODUCTION = """\
 <!-- Written by docs/make_config_reference.py from the options' own help texts; don't edit it. -->
 
 A run is one TOML file. Every key has a default unless its row says *required*, so the file only holds what differs.
-`stackwise check FILE` finds every mistake at once, before anything runs.
+`stackwise check FILE` finds its mistakes all at once, before anything runs; what depends on the text or on the rack's
+size as a whole, `stackwise plan` refuses.
 
 **Where values come from**, each over the one before it:
 

@@ -26,7 +26,12 @@ class Adapter(Component):
 
     @abstractmethod
     def size(self, rack: RackSpec, index: int) -> int:
-        """How many trainable weights it has on a stack of a rack; the plan counts with it."""
+        """How many trainable weights it has on a stack; the plan counts with it.
+
+        Args:
+            rack: as the mode's ``partition`` gave it.
+            index: the stack's place.
+        """
 
     @abstractmethod
     def attach(self, stack: "nn.Module", name: str, index: int, count: int) -> None:
@@ -57,7 +62,11 @@ class Adapter(Component):
 
     @abstractmethod
     def load(self, stack: "nn.Module", name: str, directory: Path) -> None:
-        """Attach an adapter from the files that ``save`` wrote; nothing in them is executed."""
+        """Attach an adapter from the files that ``save`` wrote; nothing in them is executed.
+
+        Raises:
+            StackwiseError: they are damaged, or of an adapter that doesn't fit the stack.
+        """
 
     @abstractmethod
     def merge(self, stack: "nn.Module", name: str) -> None:

@@ -25,7 +25,8 @@ class MaskSchedule(Component):
 
         Returns:
             A tensor of that shape and dtype, values in [0, 1], computed elementwise and monotone in ``progress``.
-            It must be differentiable by autograd: the loss weight of DESIGN's eq. |f'(s)| / f(s) is taken from it.
+            It must be differentiable by autograd: the loss weight |f'(s)| / f(s) is taken from it (MDLM,
+            arXiv:2406.07524, eq. 10).
         """
 
     def place(

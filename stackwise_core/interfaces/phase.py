@@ -37,7 +37,9 @@ class Phase:
     progress: tuple[float, float] = (0.0, 1.0)
     """The stretch of the mask schedule's progress that draws are taken from; equal ends fix the mask fraction."""
     masks: Literal["fixed", "resampled"] = "fixed"
+    """Whether each sample goes through ``masks_per_sample`` draws in turn, or gets a new one each epoch."""
     masks_per_sample: int = 4
+    """How many that are, where they are fixed."""
     weighting: Literal["nelbo", "mean"] | None = None
     """None: as ``training.weighting`` says, or as the schedule allows."""
     epochs: float = 1

@@ -33,7 +33,10 @@ class Precision(Component):
         """
 
     def refuses(self, rack: RackSpec) -> str:
-        """Why it can't hold a rack's frozen stacks; empty where it can."""
+        """Why it can't hold a rack's frozen stacks; empty where it can.
+
+        Asked of ``precision.trunk`` and ``precision.stacks``, for the rack as the mode's ``partition`` gave it.
+        """
         return ""
 
     @abstractmethod
@@ -48,7 +51,10 @@ class Precision(Component):
 
     @abstractmethod
     def autocast(self, device: "torch.device") -> AbstractContextManager[object]:
-        """The context in which a prepared stack's forward pass runs. The residual stream stays in fp32."""
+        """The context in which a prepared stack's forward pass and the head run.
+
+        The residual stream [batch, tokens, d_model] is fp32 before and after a stack.
+        """
 
     def loss_scaler(self, device: "torch.device") -> "torch.amp.GradScaler | None":
         """A gradient scaler, where this precision's gradients would underflow without one."""
@@ -59,7 +65,11 @@ class Precision(Component):
         return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
 
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
-        """Load what ``to_tensors`` gave into an fp32 stack whose own weights mean nothing; it is frozen then."""
+        """Load what ``to_tensors`` gave into an fp32 stack whose own weights mean nothing; it is frozen then.
+
+        The names and shapes in a file that somebody else wrote may be others: that raises, as ``load_state_dict`` does
+        (RuntimeError), and the message names the file.
+        """
         for parameter in stack.parameters():
             parameter.data.zero_()  # what was never written may be anything, and need not be a number
         self.prepare(stack, trainable=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 MAPPED_FROM = 2 << 20
 """Bytes of a block that is mapped by itself. With 1 MiB the peak is a little lower and a step takes longer, with 4 MiB
-both are as if nothing were set (docs/benchmarks/memory.md)."""
+both are as if nothing were set (docs/log.md)."""
 
 HEAP_KEEPS = 64 << 20
 """Bytes that the heap may keep at its end; by default 128 KiB once the threshold is fixed, which every step would

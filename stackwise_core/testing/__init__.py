@@ -10,7 +10,7 @@
             return Sine(SineOptions())
 
 Each subclass inherits the tests and provides the fixtures that its contract names; ``stackwise_core.testing.plugin``
-checks what a distribution registers. The kit needs pytest: ``pip install stackwise-core[test]``.
+checks what a distribution registers. The kit needs pytest.
 """
 
 import pytest
