@@ -166,7 +166,7 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Make all that was put durable, and let go of buffers and open files; called when a phase ends, too."""
+        """Make all that was put durable. Called when a phase ends: what is in memory or open for want of it may go."""
 
     @abstractmethod
     def drop(self) -> None:

@@ -67,8 +67,7 @@ class Precision(Component):
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
         """Load what ``to_tensors`` gave into an fp32 stack whose own weights mean nothing; it is frozen then.
 
-        The names and shapes in a file that somebody else wrote may be others: that raises, as ``load_state_dict`` does
-        (RuntimeError), and the message names the file.
+        They were compared with their checksum before, and so are what was written.
         """
         for parameter in stack.parameters():
             parameter.data.zero_()  # what was never written may be anything, and need not be a number

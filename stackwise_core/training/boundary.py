@@ -109,6 +109,8 @@ class Boundary:
         self._seen: dict[tuple[int, int], int] = {}
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
         self._was_empty = self.is_empty
+        self._refused = 0
+        """How many entries weren't put, since the store is another run's."""
         self.counts = BoundaryCounts()
 
     @property
@@ -191,9 +193,9 @@ class Boundary:
 
     @property
     def _lost(self) -> int:
-        """How many entries the store has given up so far."""
+        """How many entries the store has given up so far, or never got."""
         stats = self._all_stats()
-        return stats.evicted + stats.damaged
+        return stats.evicted + stats.damaged + self._refused
 
     def _part(self, chunk: int, number: int, first: int) -> _Part:
         samples = self._order.chunk(chunk)
@@ -287,8 +289,11 @@ class Boundary:
             return
         there = self._contains(part.keys)
         missing = [place for place, found in enumerate(there) if not found]
-        if self._stores is None or self._stores.may_grow(self._store, len(missing) * self.layout.bytes_per_entry):
-            self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
+        by = len(missing) * self.layout.bytes_per_entry
+        if self._stores is not None and not self._stores.may_grow(self._store, by):
+            self._refused += len(missing)
+            return
+        self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
         if self._below is not None and not self._keep_below:
             self._below.give_up(part.keys)
         if self._stores is not None:
@@ -354,14 +359,15 @@ class Boundary:
         return torch.stack([found[key] for key in keys])
 
     def _again(self, chunk: int, number: int) -> dict[Key, Tensor]:
-        """A whole chunk, computed again and kept."""
+        """A whole chunk, computed again and kept; and held, since others of it may have been lost, too."""
         part = self._part(chunk, number, 0)
         entries = self._room([part])
         for _ in self._pass_trunk([part], entries):
             """One chunk is no progress to speak of."""
         self._keep(part, entries)
-        self._hold(part, entries)
-        return dict(zip(part.keys, entries, strict=True))
+        made = dict(zip(part.keys, entries, strict=True))
+        self._held |= made
+        return made
 
     def drop_below(self) -> None:
         """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""
@@ -372,21 +378,22 @@ class Boundary:
         self._below = None
 
     def rest(self) -> None:
-        """Nobody reads from it for now: all that was put is durable, and nothing waits in memory."""
+        """Its phase is over, or that of the one above: what was put is made durable, and nobody reads for now."""
         if self._store is not None:
             self._store.flush()
+        if self._below is not None:
+            self._below.rest()
+        self._below = None
 
     def drop(self) -> None:
         """Delete this boundary, or leave it to the run whose it is."""
         self._held.clear()
         if self._store is None:
             return
-        ours = self._is_ours
-        if ours:
+        if self._stores is None:
             self._store.drop()
-        self._store.close()
-        if self._stores is not None:
-            self._stores.forget(self._store, delete=ours)
+        else:
+            self._stores.release(self._store)
         self._store = None
 
     def close(self) -> None:
@@ -411,14 +418,6 @@ class Boundary:
         )
         passed_on._equal = self._equal
         return passed_on
-
-    def settle(self) -> None:
-        """Its phase was measured: what is lost from now on is the next one's, which may be made of this one."""
-        for boundary in filter(None, (self._below, self)):
-            boundary.rest()
-        self._below = None
-        if self._stores is not None:
-            self._stores.settle()
 
     @property
     def evicted(self) -> int:

@@ -20,10 +20,24 @@ from stackwise_core.training.setup import Setup
 
 def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
     """Bytes of a phase's boundaries and of the earlier ones that are kept meanwhile, if nothing is evicted."""
+    return sum(_bytes_by_store(phase, before, setup))
+
+
+def held_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
+    """The same within the capacity."""
+    cache, sizes = cache_of(phase, setup), _bytes_by_store(phase, before, setup)
+    if cache is None or cache.options.capacity is None:
+        return sum(sizes)
+    if cache.shrinks:
+        return min(sum(sizes), cache.options.capacity)
+    return sum(min(size, cache.options.capacity) for size in sizes)
+
+
+def _bytes_by_store(phase: Phase, before: Sequence[Phase], setup: Setup) -> list[int]:
     cache, phases = cache_of(phase, setup), [*before, phase]
     if cache is None or not phase.frozen_prefix:
-        return 0
-    size, kept = store_bytes(phases, setup), cache.options.phases_kept - 1
+        return []
+    sizes, kept = [store_bytes(phases, setup)], cache.options.phases_kept - 1
     if kept < 1 and made_from_below(phase, before, setup):
         below = store_bytes(before, setup)
         if cache.shrinks:
@@ -31,15 +45,15 @@ def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
             layout = boundary_layout(phase, setup)
             a_chunk = len(sample_order(setup).chunk(0)) * layout.bytes_per_entry
             below = min(below, max(a_chunk, cache.buffer_bytes(layout)))
-        size += below
+        sizes.append(below)
     phases = phases[: -len(sharing_its_store(phases, setup))]
     while phases and kept:
         sharing = sharing_its_store(phases, setup)
         if phases[-1].frozen_prefix and cache_of(phases[-1], setup) is not None:
-            size += store_bytes(phases, setup)
+            sizes.append(store_bytes(phases, setup))
             kept -= 1
         phases = phases[: -len(sharing)]
-    return size
+    return sizes
 
 
 def store_bytes(phases: Sequence[Phase], setup: Setup) -> int:

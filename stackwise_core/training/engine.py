@@ -178,9 +178,9 @@ class Engine:
                 metrics.write("phase", **unstructure(measured))
                 measured_until = metrics.settle()
                 self._write(planned, phases, measured_until)
-                if boundary is not None and boundary.is_stored:
-                    boundary.settle()
-                elif boundary is not None:
+                if self._stores is not None:
+                    self._stores.settle()
+                if boundary is not None and not boundary.is_stored:
                     boundary.drop()
                 self._drop_all_but(kept, self._keep)
                 give_back()

@@ -77,6 +77,8 @@ class Fit:
             if due or self.stopping.requested:
                 going.save()
                 self.stopping.stop()
+        if self.boundary is not None:
+            self.boundary.rest()
         return going.result()
 
     def _is_plateau(self, state: PhaseState) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.training.disk_estimate import boundary_bytes, store_bytes
+from stackwise_core.training.disk_estimate import held_bytes, store_bytes
 from stackwise_core.training.flops import boundary_flops, step_flops
 from stackwise_core.training.memory_estimate import Memory, phase_memory
 from stackwise_core.training.parameter_count import adapter_sizes, trainable_parameters, used_parameters
@@ -70,8 +70,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     on_stacks = adapter_sizes({pair for each in (*before, phase) for pair in each.adapters}, setup)
 
     cache = cache_of(phase, setup)
-    stored = boundary_bytes(phase, before, setup) if cache is not None else 0
-    stored = stored if cache is None or cache.options.capacity is None else min(stored, cache.options.capacity)
+    stored = held_bytes(phase, before, setup)
     durable = cache is not None and cache.durable
     in_memory = 0 if durable else stored
     if cache is not None and phase.frozen_prefix:

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stackwise_core.files import NO_ROOM
-from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
+from stackwise_core.interfaces.cache_backend import (
+    LARGEST_BUFFER,
+    ActivationStore,
+    CacheBackend,
+    CacheStats,
+    Layout,
+)
 from stackwise_core.interfaces.component import ContractError
 from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, is_namespace, owner, write_record
 from stackwise_core.training.namespace import namespace
@@ -61,9 +67,12 @@ class Stores:
         return all(self._is_ours(name) for name, each in self._open.items() if each is store)
 
     def may_grow(self, store: ActivationStore, by: int) -> bool:
-        """Whether so many bytes may be put: over the capacity, only into a store that this run may evict from."""
+        """Whether so many bytes may be put: into another run's store only where nothing has to go for them."""
+        if self.is_ours(store):
+            return True
         capacity = self.backend.options.capacity
-        return capacity is None or self.is_ours(store) or self._bytes + by <= capacity
+        fits = capacity is None or self._bytes + by <= capacity
+        return fits and shutil.disk_usage(self._directory).free > by + LARGEST_BUFFER
 
     @property
     def _bytes(self) -> int:
@@ -95,11 +104,15 @@ class Stores:
         stats = [*self._gone, *(store.stats() for store in self._open.values())]
         return sum(each.evicted for each in stats), sum(each.damaged for each in stats)
 
-    def forget(self, store: ActivationStore, *, delete: bool) -> None:
-        """A store isn't used any more; nothing is to be left of one that was dropped."""
+    def release(self, store: ActivationStore) -> None:
+        """Delete a store that isn't used any more, with its record; or leave it to the run whose it is."""
         for name in [name for name, each in self._open.items() if each is store]:
-            self._gone.append(self._open.pop(name).stats())
-            if delete:
+            ours = self._is_ours(name)
+            store.drop() if ours else store.flush()
+            self._gone.append(store.stats())
+            store.close()
+            del self._open[name]
+            if ours:
                 self._delete(name)
 
     def drop_others(self) -> None:

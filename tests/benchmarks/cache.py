@@ -416,6 +416,9 @@ class Tensors:
     def drop_below(self) -> None:
         """There is nothing below."""
 
+    def rest(self) -> None:
+        """There is nothing to write."""
+
 
 def measure_saving(directory: Path, stacks: int) -> dict[str, Any]:
     """Seconds of the last stack's phase in each way, and the FLOPs of each over those of the cached one."""
@@ -573,9 +576,14 @@ def write(results: Mapping[str, Any]) -> None:
         "",
         "Steps of the last stack's phase; d_model 256, two blocks a stack, 256 tokens, batches of 16, bf16, windows of",
         f"{SEQUENCES}. The FLOPs are those that `stackwise plan` counts: blocks, attention and head. They leave out",
-        "the optimizer, the norms, and whatever else takes time and no FLOPs.",
+        "the optimizer, the norms, and whatever else takes time and no FLOPs. An input that is a tensor in memory is",
+        "what a cache would be that costs nothing.",
         "",
         *saving_lines(results),
+        "",
+        "A trunk that is run for each window makes one forward pass that keeps nothing for a backward one. That takes",
+        "less time than its FLOPs say, beside a training step's, and how much less depends on what else the machine",
+        "does.",
         "",
         "## Reads an entry",
         "",

@@ -1,7 +1,7 @@
 import shutil
 
 import pytest
-from attrs import evolve
+from attrs import evolve, frozen
 
 from stackwise_cache.disk import DiskStore
 from stackwise_core.config.model import TrainingConfig
@@ -15,7 +15,7 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.disk_estimate import boundary_bytes
 from stackwise_core.training.phase_boundaries import boundaries_by_draw
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import check_disk, make_plan
+from stackwise_core.training.plan import Plan, check_disk, make_plan
 from stackwise_core.training.plan_checks import check_phases, settle_routes
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
@@ -170,10 +170,12 @@ def test_a_short_phase_computes_whole_windows(tmp_path):
 def test_a_file_that_does_not_shrink_counts_until_it_is_dropped(tmp_path):
     """A boundary made from the one below stands beside all of that in LMDB, and beside a shard of it in shards."""
     shards = plan_of(tmp_path, {"cache_backend": {"use": "disk", "shard_entries": 4}})
-    lmdb = plan_of(tmp_path, {"cache_backend": {"use": "lmdb"}})
+    lmdb = plan_of(tmp_path, {"cache_backend": {"use": "lmdb", "batch_entries": 4}})
     whole = lmdb.phases[1].disk
     assert [planned.disk for planned in lmdb.phases] == [0, whole, 2 * whole]
     assert whole == shards.phases[1].disk < shards.phases[2].disk < 2 * whole
+    both_full = plan_of(tmp_path, {"cache_backend": {"use": "lmdb", "batch_entries": 4, "capacity": whole // 2}})
+    assert [planned.disk for planned in both_full.phases] == [0, whole // 2, whole // 2 * 2]
 
 
 def test_what_a_store_has_no_room_for_counts_as_memory(tmp_path):
@@ -186,24 +188,30 @@ def test_what_a_store_has_no_room_for_counts_as_memory(tmp_path):
         return plan_of(tmp_path, sizes | {"cache_backend": cache}).phases[1].memory.boundaries
 
     window = 100 * 32 * 32 * 2  # all of the text
-    assert held(window - 1) - held(window) == window
+    assert held(window // 2) - held(2 * window) == window
 
 
 def test_a_mode_that_ignores_the_depth_is_refused(tmp_path):
     """A plan that gives each stack the whole schedule, which is to run over depth, isn't what was asked for."""
 
+    @frozen
     class Forgetful(TrainerMode):
-        def plan(self, rack, training):
-            first = Phase(name="stack 0", path=[0], trains={0}, embedding=True)
-            return [first, *(Phase(name=f"stack {k}", path=range(k + 1), trains={k}) for k in (1, 2))]
+        high: float
 
-    for over, said in (("depth", "depth"), ("both", "both")):
+        def plan(self, rack, training):
+            first = Phase(name="stack 0", path=[0], trains={0}, embedding=True, progress=(0, self.high))
+            later = (Phase(name=f"stack {k}", path=range(k + 1), trains={k}, progress=(0, self.high)) for k in (1, 2))
+            return [first, *later]
+
+    def planned(over: str, high: float) -> Plan:
         setup = set_up(*tiny_config(tmp_path, {"training.over": over}))
-        setup = evolve(setup, implementations=evolve(setup.implementations, mode=Forgetful(None)))
-        with pytest.raises(UsageError, match=rf'over = "{said}".*phase "stack 0" of Forgetful has no place for that'):
-            make_plan(setup)
-    setup = set_up(*tiny_config(tmp_path))
-    assert make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Forgetful(None)))).phases
+        return make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Forgetful(high))))
+
+    for over, high in (("depth", 1.0), ("depth", 0.5), ("both", 1.0)):
+        with pytest.raises(UsageError, match=rf'over = "{over}".*phase "stack 0" of Forgetful has no place for that'):
+            planned(over, high)
+    for over, high in (("time", 1.0), ("both", 0.5)):
+        assert planned(over, high).phases
 
 
 def test_one_fixed_mask_is_warned_of(tmp_path):

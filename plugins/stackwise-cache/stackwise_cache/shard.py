@@ -59,9 +59,18 @@ class Shard:
         """Read the header, the keys and the checksums.
 
         Raises:
-            DamagedShard: the file is cut short, or not a shard of this layout.
-            OSError: the file can't be read.
+            DamagedShard: the file is cut short, or not a shard of this layout, or the disk can't read it.
+            OSError: the file can't be opened.
         """
+        try:
+            return cls._open(path, layout)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise DamagedShard(f"{path}: {error.strerror}") from error
+
+    @classmethod
+    def _open(cls, path: Path, layout: Layout) -> "Shard":
         with path.open("rb", buffering=0) as file:
             try:
                 header = read_header(file, path)

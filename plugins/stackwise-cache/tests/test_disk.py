@@ -233,24 +233,49 @@ def test_a_shard_of_large_entries_has_fewer(open_store, layout, directory, monke
     assert Disk(DiskOptions(shard_entries=4)).buffer_bytes(layout) == layout.bytes_per_entry
 
 
+def failing(monkeypatch, function, number):
+    """Let the first call fail as a disk does."""
+    original, tried = getattr(os, function), []
+
+    def fail_at_first(*arguments):
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise OSError(number, os.strerror(number))
+        return original(*arguments)
+
+    monkeypatch.setattr(os, function, fail_at_first)
+
+
 def test_what_the_disk_cannot_read_is_damaged(open_store, layout, monkeypatch):
     """A bad sector is no reason to stop: the entry is missing, and counted."""
     store = open_store()
     fill(store, layout, *range(8))
-    read, tried = os.preadv, []
-
-    def bad_at_first(*arguments):
-        tried.append(arguments)
-        if len(tried) == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(*arguments)
-
-    monkeypatch.setattr(os, "preadv", bad_at_first)
+    failing(monkeypatch, "preadv", errno.EIO)
     with pytest.raises(MissingEntries) as missing:
         store.get(keys_of(0, 1, 2))
     assert missing.value.keys == keys_of(0)
     assert store.stats().damaged == 1
     assert torch.equal(store.get(keys_of(1, 2)), entries_of(layout, 1, 2))
+
+
+def test_an_index_that_the_disk_cannot_read_is_damaged(open_store, directory, layout, monkeypatch):
+    """The shard is as good as none, and the others are there."""
+    store = open_store()
+    fill(store, layout, *range(8))
+    store.close()
+    failing(monkeypatch, "pread", errno.EIO)
+    store = open_store()
+    assert (store.stats().entries, store.stats().damaged, len(shards(directory))) == (4, 1, 1)
+
+
+def test_other_errors_of_reading_are_no_damage(open_store, layout, monkeypatch):
+    """Whoever may not read is told so, and nothing is thrown away for it."""
+    store = open_store()
+    fill(store, layout, *range(8))
+    failing(monkeypatch, "preadv", errno.EACCES)
+    with pytest.raises(PermissionError):
+        store.get(keys_of(0))
+    assert store.contains(keys_of(0)) == [True]
 
 
 def test_flush_lets_go_of_files_and_buffers(open_store, directory, layout):
