@@ -20,6 +20,7 @@ LAYERS = (
     ("training.engine",),
     ("api",),
     ("cli", "testing"),
+    ("__main__",),
 )
 """From the bottom up, below ``stackwise_core``: a module imports from its own layer and from those before it."""
 

@@ -32,9 +32,9 @@ def report(error: Exception, debug: bool) -> int:
         return 1
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         _say(
-            "out of memory. A smaller training.batch_size (with more training.gradient_accumulation), training.window, "
-            'data.seq_len or rack.d_model needs less, and so does training.trunk_residency = "stream". "stackwise '
-            'plan" says how much each phase takes.'
+            "out of memory. In training a smaller training.batch_size (with more training.gradient_accumulation), "
+            "training.window, data.seq_len or rack.d_model needs less, and so does training.trunk_residency = "
+            '"stream". "stackwise plan" says how much each phase takes.'
         )
         return 1
     plugin = culprit(error)

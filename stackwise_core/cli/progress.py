@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.cli.plan_table import print_plan
@@ -33,8 +34,10 @@ from stackwise_core.training.events import (
 )
 
 SECONDS_BETWEEN_LINES = 5.0
-ALL_RESULT_COLUMNS = 96
+ALL_RESULT_COLUMNS = 80
 """Columns of a terminal that the whole table of phases fits into."""
+WITH_PEAK = 96
+"""And a bar with the peak of memory."""
 LOSS_MEMORY = 0.95
 """Share of the shown loss that each step keeps: single steps are noisy, by their draws of the mask fraction."""
 
@@ -81,6 +84,18 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+class TimesColumn(ProgressColumn):
+    """Time taken, and the time left while there is some."""
+
+    def render(self, task: Task) -> Text:
+        """Such as ``1:02, 3:04 left``."""
+        taken = task.finished_time if task.finished else task.elapsed
+        said = "" if taken is None else duration(taken)
+        if not task.finished and task.time_remaining is not None:
+            said += f", {duration(task.time_remaining)} left"
+        return Text(said, style="progress.elapsed", no_wrap=True)
+
+
 def bars(console: Console) -> Progress:
     """Bars with a count, time taken and time left; they vanish where the console is no terminal."""
     return Progress(
@@ -89,9 +104,7 @@ def bars(console: Console) -> Progress:
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total}", justify="right"),
         TextColumn("{task.fields[measured]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimesColumn(),
         console=console,
         refresh_per_second=8,
         disable=not console.is_terminal,
@@ -157,15 +170,14 @@ class Bars:
             progress.update(self._boundary, completed=event.passes, total=event.total, visible=going_on)
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
-            measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s  peak {ByteSize(event.peak_bytes)}"
+            measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s{self._peak(event.peak_bytes)}"
             progress.update(self._task, completed=event.step, measured=measured)
         elif isinstance(event, Validated):
             self._held_out = f" ({event.loss:.3f} held out)"
         elif isinstance(event, PhaseDone):
-            peak = ByteSize(event.result.peak_bytes)
-            speed = count(event.result.tokens_per_second)
+            speed, peak = count(event.result.tokens_per_second), self._peak(event.result.peak_bytes)
             early = "  stopped early" if event.result.stopped_early else ""
-            measured = f"loss {event.result.last_loss:.3f}{self._held_out}  {speed} tokens/s  peak {peak}{early}"
+            measured = f"loss {event.result.last_loss:.3f}{self._held_out}  {speed} tokens/s{peak}{early}"
             progress.update(self._task, total=event.result.steps, measured=measured)
         elif isinstance(event, EvaluationProgress):
             if self._evaluation == TaskID(-1):
@@ -174,6 +186,10 @@ class Bars:
         elif isinstance(event, RunDone):
             progress.stop()
             print_result(self._console, event.result)
+
+    def _peak(self, peak_bytes: int) -> str:
+        """Left out where a terminal is narrow; the table at the end has it, too."""
+        return f"  peak {ByteSize(peak_bytes)}" if self._console.width >= WITH_PEAK else ""
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

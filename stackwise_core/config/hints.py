@@ -10,6 +10,14 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.words import dotted
 from stackwise_core.registry.nearest import nearest
 
+SYNONYMS = {
+    "learning_rate": "block_lr",
+    "lr": "block_lr",
+    "max_steps": "steps_per_stack",
+    "num_epochs": "epochs_per_stack",
+}
+"""What other trainers call a key of ours."""
+
 
 def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
     """A help text for an unknown key.
@@ -29,6 +37,11 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
             if near
             else "a double underscore stands for the dot: STACKWISE_TABLE__KEY"
         )
+    if any(name == SYNONYMS.get(key) for name in known):
+        return f"did you mean {SYNONYMS[key]}?"
+    longer = [name for name in known if name.startswith(f"{key}_")]
+    if len(longer) == 1:
+        return f"did you mean {longer[0]}?"
     tables = [dotted(each[:-1]) for each in _core_keys() if each[-1] == key and each[:-1] and each != path]
     if tables:
         return f"{key} belongs in [{tables[0]}]"

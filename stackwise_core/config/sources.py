@@ -1,6 +1,5 @@
 """Reads the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, F
 from stackwise_core.config.locate import TomlText
 from stackwise_core.config.source_run import nearest_run
 from stackwise_core.config.words import a, found
+from stackwise_core.registry.nearest import nearest
 
 # These two speak to the registry.
 _NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
@@ -121,12 +121,12 @@ def _read_file(name: str, extends: Place | None) -> FileLayer:
 def _near(name: str) -> str:
     """A hint at what was meant: a file in that folder with a like name, or a run."""
     folder, wanted = os.path.split(name)
-    try:
-        names = sorted(entry for entry in os.listdir(folder or ".") if entry.endswith(".toml"))
+    try:  # without their ending, which is like itself
+        stems = [entry.removesuffix(".toml") for entry in sorted(os.listdir(folder or ".")) if entry.endswith(".toml")]
     except (OSError, ValueError):
         return f"there is no folder {folder}"
-    like = difflib.get_close_matches(wanted, names, n=1)
-    meant = os.path.join(folder, like[0]) if like else nearest_run(name)
+    like = nearest(wanted.removesuffix(".toml"), stems)
+    meant = os.path.join(folder, f"{like}.toml") if like else nearest_run(name)
     return f"did you mean {meant}?" if meant else ""
 
 

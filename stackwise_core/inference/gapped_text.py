@@ -13,6 +13,10 @@ import numpy as np
 from attrs import frozen
 
 from stackwise_core.data.tokenizer import Tokenizer
+from stackwise_core.errors import UsageError
+
+LONGEST_GAP = 10**6
+"""Tokens."""
 
 CONTEXT = 8
 """Tokens before a run that are decoded with it: with some tokenizers a token's text depends on what it follows."""
@@ -71,6 +75,8 @@ class GappedText:
         """A prompt, and so many tokens after it; None: what it leaves of ``seq_len``, but at least half of that."""
         if length is None:
             length = max(seq_len - len(tokenizer.encode([prompt])[0][0]), (seq_len + 1) // 2)
+        if length > LONGEST_GAP:
+            raise UsageError(f"length: expected at most {LONGEST_GAP} tokens, found {length}.")
         return cls.of([prompt, length], tokenizer)
 
     def text(self, ids: np.ndarray) -> str:

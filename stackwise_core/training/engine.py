@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,7 @@ class Engine:
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
             check_disk(plan, stores or Path(run.directory))
+        self._started = directory is not None
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
         self._residency = setup.residency(self._directory)
         self._order = sample_order(setup)
@@ -109,8 +111,13 @@ class Engine:
             StackwiseError: another process is working on the run, a file is damaged, or losses aren't finite.
             KeyboardInterrupt: somebody asked the run to stop; what is done is on disk.
         """
-        with self._directory.locked():
-            return self._run()
+        try:
+            with self._directory.locked():
+                return self._run()
+        except BaseException:
+            if not self._started:  # nobody was told of it, and nothing was trained
+                shutil.rmtree(self._directory.path, ignore_errors=True)
+            raise
 
     def _run(self) -> RunResult:
         config, (done, measured_until) = self._setup.config, self._begin()
@@ -127,6 +134,7 @@ class Engine:
                     scalars.record(event)
                 self._listener(event)
 
+            self._started = True
             tell(RunStarted(self._plan, self._directory.path, config.run.name, len(done)))
             now = environment(config, self._registry, self._setup.device)
             if changed := differences(self._directory.read_json("environment.json"), now):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import psutil
-from attrs import evolve
+from attrs import evolve, fields
 
+from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.sequences import Corpus
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
@@ -22,6 +23,11 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
     cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
     said = []
+    unused = training.epochs_per_stack != fields(TrainingConfig).epochs_per_stack.default
+    if training.steps_per_stack is not None and unused:
+        said.append("training.steps_per_stack is set, so that training.epochs_per_stack says nothing.")
+    if cache is not None and cache.options.keep == "rack" and not cache.durable:
+        said.append('cache_backend.keep = "rack" leaves nothing when the run ends: this backend isn\'t on disk.')
     masked = training.objective != "clm"
     if masked and with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
         said.append(

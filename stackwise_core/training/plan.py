@@ -47,7 +47,7 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
 ESTIMATES = ("memory", "disk", "streams", "flops", "boundary")
 """What a phase in JSON has of costs, and of what follows from them: the same phase may have others elsewhere."""
 HELPS = {
-    "process": "That is what Python and torch take: a smaller training.window or a larger budget helps.",
+    "Python and torch": "A larger budget helps.",
     "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
     "gradients": "A smaller stack (rack.blocks_per_stack) needs less.",
     "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit", needs less.',
@@ -215,10 +215,13 @@ def check_memory(plan: Plan, budget: ByteSize | None) -> None:
         return
     largest = max(asdict(most.memory).items(), key=lambda part: part[1])
     streamed = most.boundary is not None and not most.streams and most.boundary.streamed < most.memory.total
-    helps = 'training.trunk_residency = "stream" needs less.' if streamed else HELPS[largest[0]]
+    part = "Python and torch" if largest[0] == "process" else largest[0]
+    helps = HELPS[part]
+    if streamed and part != "Python and torch":
+        helps = 'training.trunk_residency = "stream" needs less.'
     raise UsageError(
         f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(largest[1])} of it for '
-        f"{largest[0]}, and training.memory_budget is {budget}. {helps}"
+        f"{part}, and training.memory_budget is {budget}. {helps}"
     )
 
 

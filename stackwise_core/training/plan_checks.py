@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
-from attrs import evolve
+from attrs import evolve, fields
 
 from stackwise_core.config.model import Config, TrainingConfig
 from stackwise_core.data.draws import Stream, generator
@@ -115,6 +116,10 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
         if phase.name in names:
             raise wrong(phase, "has the name of another phase, and measurements go by name")
         names.add(phase.name)
+        for field in fields(Phase):
+            value, choices = getattr(phase, field.name), _choices(field.type)
+            if choices and value not in choices:
+                raise wrong(phase, f"has {field.name} = {value!r}, expected {' or '.join(map(repr, choices))}")
         if not phase.path or len(set(phase.path)) < len(phase.path) or not set(phase.path) <= set(range(spec.stacks)):
             expected = f"expected stacks of 0 to {spec.stacks - 1}, each at most once"
             raise wrong(phase, f"has the path {phase.path}, {expected}")
@@ -145,6 +150,13 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
         there |= set(phase.path)
         if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
             raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
+
+
+def _choices(annotation: Any) -> tuple[object, ...]:
+    """What a field that is one of some words may be."""
+    members = [annotation] if get_origin(annotation) is Literal else get_args(annotation)
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    return (*words, None) if words and type(None) in members else tuple(words)
 
 
 def check_division(phases: Iterable[Phase], spec: RackSpec, training: TrainingConfig, mode: str) -> None:

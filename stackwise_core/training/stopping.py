@@ -63,4 +63,4 @@ class Stopping:
             KeyboardInterrupt: it was.
         """
         if self.requested:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("what is done is in a checkpoint; the same call goes on from there")

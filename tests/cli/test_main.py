@@ -3,12 +3,14 @@
 import errno
 import subprocess
 import sys
+from types import ModuleType
 
 import click
 import pytest
 from click.testing import CliRunner
 
 import stackwise_core
+from stackwise_core.__main__ import main as console_script
 from stackwise_core.cli import COMMANDS, main
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 
@@ -150,3 +152,17 @@ def test_a_closed_pipe_is_no_traceback():
     with subprocess.Popen([*STACKWISE, "plugins", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_an_interrupt_while_the_command_line_is_imported(monkeypatch, capsys):
+    """Its word, and no traceback."""
+
+    class Slow(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "stackwise_core.cli", Slow("stackwise_core.cli"))
+    with pytest.raises(SystemExit) as ended:
+        console_script()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
-from stackwise_core.cli.progress import print_result
+from stackwise_core.cli.progress import TimesColumn, print_result
 from stackwise_core.training.events import PhaseResult, RunResult
 
 
@@ -34,3 +35,15 @@ def test_what_the_cache_lost_is_said(capsys, count, words):
     """Below the table, and only where there is something to say."""
     assert words in printed(capsys, **{f"boundaries_{count}": 3})
     assert words not in printed(capsys)
+
+
+def test_a_bar_says_the_time_left_until_it_is_done():
+    """Then the time that it took."""
+    clock = [0.0]
+    progress = Progress(TimesColumn(), get_time=lambda: clock[0])
+    task = progress.add_task("", total=100)
+    for clock[0] in (30.0, 60.0):
+        progress.advance(task, 20)
+    assert TimesColumn().render(progress.tasks[0]).plain == "1:00, 1:30 left"
+    progress.advance(task, 60)
+    assert TimesColumn().render(progress.tasks[0]).plain == "1:00"

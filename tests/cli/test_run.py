@@ -143,7 +143,7 @@ def test_too_large_a_model_says_so(here):
     """What doesn't fit into memory is no defect, and the message names the keys that need less."""
     result = stackwise("run", "small.toml", "--set", "rack.d_ff=40000000000")
     assert result.returncode == 1
-    assert "out of memory. A smaller training.batch_size" in result.stderr
+    assert "out of memory. In training a smaller training.batch_size" in result.stderr
 
 
 def test_weights_are_as_readable_as_other_files(here):

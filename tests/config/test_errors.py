@@ -94,6 +94,32 @@ def test_as_json(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("epochs", "epochs_per_stack"),
+        ("steps", "steps_per_stack"),
+        ("lr", "block_lr"),
+        ("learning_rate", "block_lr"),
+        ("bach_size", "batch_size"),
+    ],
+)
+def test_a_key_by_another_trainer_s_name(tmp_path, key, meant):
+    """Its first word, or what others call it, is as good as a slip of the pen."""
+    (tmp_path / "a.toml").write_text(f"[training]\n{key} = 3\n")
+    with pytest.raises(ConfigError, match=f"did you mean {meant}\\?"):
+        load(tmp_path / "a.toml", environ={})
+
+
+def test_no_file_is_near_by_its_ending_alone(tmp_path, monkeypatch):
+    """All TOML files end alike."""
+    monkeypatch.chdir(tmp_path)
+    Path("ab.toml").touch()
+    with pytest.raises(ConfigError) as refused:
+        load("zy.toml", environ={})
+    assert "did you mean" not in str(refused.value)
+
+
 def test_the_nearest_file(tmp_path, monkeypatch):
     """A missing file's message names the one in its folder that was probably meant."""
     monkeypatch.chdir(tmp_path)

@@ -174,3 +174,9 @@ def test_mistakes_in_templates(template, message):
     with pytest.raises(UsageError) as error:
         parts_of(template, "a.txt")
     assert message in str(error.value)
+
+
+def test_a_length_beyond_reason_is_refused():
+    """Before memory for it is asked for."""
+    with pytest.raises(UsageError, match="length: expected at most 1000000 tokens, found 2000000000"):
+        GappedText.after("The ", 2_000_000_000, BYTES, 128)

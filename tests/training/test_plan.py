@@ -220,6 +220,21 @@ def test_one_fixed_mask_is_warned_of(tmp_path):
     assert not any("masks_per_sample = 1" in note for note in plan_of(tmp_path).notes)
 
 
+def test_a_budget_that_another_key_overrides_is_mentioned(tmp_path):
+    """Steps win over epochs, also over those that were just typed."""
+    said = "training.steps_per_stack is set, so that training.epochs_per_stack says nothing."
+    assert said in plan_of(tmp_path, {"training.steps_per_stack": 5, "training.epochs_per_stack": 3}).notes
+    assert said not in plan_of(tmp_path, {"training.steps_per_stack": 5, "training.epochs_per_stack": 1}).notes
+    assert said not in plan_of(tmp_path).notes
+
+
+def test_a_rack_of_boundaries_that_nobody_can_keep_is_mentioned(tmp_path):
+    """A cache in memory is gone with the run."""
+    for use, mentioned in (("memory", True), ("disk", False)):
+        notes = plan_of(tmp_path, {"cache_backend": {"use": use, "keep": "rack"}}).notes
+        assert any("leaves nothing when the run ends" in note for note in notes) == mentioned
+
+
 def test_a_cache_that_is_read_once_is_mentioned(tmp_path):
     """With as many draws as epochs a boundary is trained on once."""
     assert any("trained on once" in note for note in plan_of(tmp_path, {"training.epochs_per_stack": 2}).notes)
@@ -307,6 +322,8 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
         (Phase(name="x", path=(0,), trains={0}, lr=-0.5), "negative learning rate"),
         (Phase(name="x", path=(0,), trains={0}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
         (Phase(name="x", path=(0, 1), trains={1}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
+        (Phase(name="x", path=(0,), trains={0}, masks="foo"), "has masks = 'foo', expected 'fixed' or 'resampled'"),
+        (Phase(name="x", path=(0,), trains={0}, weighting="foo"), "expected 'nelbo' or 'mean' or None"),
         ("no phase", "no list of phases"),
     ],
 )

@@ -1,0 +1,17 @@
+"""What the command ``stackwise`` begins with: an interrupt gets its word, also while the command line is imported."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    try:
+        from stackwise_core.cli import main as command_line
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

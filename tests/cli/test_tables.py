@@ -1,0 +1,43 @@
+"""Tables on terminals of any width: no number and no name is cut."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from stackwise_core.cli.tables import print_table
+
+HEADINGS = ("phase", "first loss", "tokens/s", "peak memory")
+ROWS = [("stack 0", "4.782", "43.7k", "425 MB"), ("stack 1", "3.221", "30.9k", "450 MB")]
+
+
+def printed(width: int, left: int = 1, headings=HEADINGS, rows=ROWS) -> list[str]:
+    """The lines on a terminal."""
+    text = StringIO()
+    print_table(Console(file=text, width=width, force_terminal=True, color_system=None), headings, rows, left=left)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def test_headings_wrap_where_a_terminal_is_narrow():
+    """And only there."""
+    assert printed(60)[0].split() == " ".join(HEADINGS).split()
+    first, second, _, *rows = printed(36)
+    assert (first.split(), second.split()) == (["first", "peak"], ["phase", "loss", "tokens/s", "memory"])
+    assert [row.split() for row in rows] == [" ".join(row).split() for row in ROWS]
+    assert max(map(len, [first, second, *rows])) <= 36
+
+
+@pytest.mark.parametrize("width", [10, 20, 30])
+def test_a_table_that_is_too_wide_is_not_cut(width):
+    """The terminal wraps its lines; names and numbers are whole."""
+    text = "".join(printed(width))
+    assert "…" not in text
+    assert all(cell in text for row in ROWS for cell in row)
+
+
+def test_text_wraps_within_its_column():
+    """A table with a column of text fits a narrow terminal."""
+    rows = [("stack 1", "boundary above stack 0, and whatever else there is", "3.221")]
+    lines = printed(40, left=2, headings=("phase", "starts at", "loss"), rows=rows)
+    assert max(map(len, lines)) <= 40
+    assert "3.221" in "\n".join(lines)
