@@ -217,7 +217,7 @@ def check_memory(plan: Plan, budget: ByteSize | None) -> None:
     streamed = most.boundary is not None and not most.streams and most.boundary.streamed < most.memory.total
     part = "Python and torch" if largest[0] == "process" else largest[0]
     helps = HELPS[part]
-    if streamed and part != "Python and torch":
+    if streamed and (part != "Python and torch" or (most.boundary and most.boundary.streamed <= budget)):
         helps = 'training.trunk_residency = "stream" needs less.'
     raise UsageError(
         f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(largest[1])} of it for '

@@ -179,7 +179,7 @@ def test_a_real_disk_that_is_full_to_the_last_byte(small_disk):
     (small_disk / "small.toml").write_text(
         CONFIG.replace('use = "disk"', 'use = "memory"') + "[checkpoint]\nsteps = 1\n"
     )
-    command = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml", "--set", "training.epochs_per_stack=20"]
+    command = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml", "--set", "training.epochs_per_stack=8"]
     process = subprocess.Popen(command, cwd=small_disk, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not [*small_disk.glob("runs/small/resume/*.json")]:
         assert process.poll() is None

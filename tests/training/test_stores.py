@@ -48,8 +48,7 @@ def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
     return before
 
 
-@pytest.mark.parametrize("keep", ["stack", "rack"])
-@pytest.mark.parametrize("masks", [1, 2])
+@pytest.mark.parametrize(("keep", "masks"), [("stack", 1), ("rack", 2)])
 def test_a_small_capacity_costs_no_more_than_no_cache(tmp_path, keep, masks):
     """In an epoch each boundary is computed once at most, though those that were there drive each other out."""
     cache = DISK | {"capacity": 50 * ENTRY, "keep": keep}

@@ -17,7 +17,11 @@ RUNS = {
     "cached on disk": {"cache_backend": {"use": "disk", "shard_entries": 16}},
     "made anew": {"cache_backend": None, "training.window": 64},
     "copies in bf16": {"precision": {"active": "bf16"}, "trainer_mode": {"use": "blockwise", "start": "copy"}},
-    "nf4 and adapters": {"precision": {"active": "fp32", "trunk": "nf4"}, "adapter": {"stack": LORA}},
+    "nf4 and adapters": {
+        "precision": {"active": "fp32", "trunk": "nf4"},
+        "adapter": {"stack": LORA},
+        "training.epochs_per_stack": 1,
+    },
     "validated, fused": {
         "trainer_mode": {"use": "fused"},
         "evaluation": {"every": 7, "sequences": 20},
