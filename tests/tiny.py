@@ -100,3 +100,18 @@ def run_tiny(
         before(ran)
     ran.result = ran.engine.run()
     return ran
+
+
+def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
+    """For ``before``: tell somebody of each event first, and where the run is."""
+
+    def before(ran: Ran) -> None:
+        listener = ran.engine._listener
+
+        def both(event: Event) -> None:
+            listen(event, ran.engine.directory)
+            listener(event)
+
+        ran.engine._listener = both
+
+    return before

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
 COMMON = {
     "checkpoint.steps": 1,
-    "training.steps_per_stack": 10,
+    "training.steps_per_stack": 8,
     "training.window": 32,
     "evaluation": {"draws": 1, "sequences": 4},
     "cache_backend": {"use": "disk", "shard_entries": 6},

@@ -15,13 +15,13 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training.boundary import Boundary, draw_keys
-from stackwise_core.training.events import PhaseDone, PhaseStarted, StepDone
+from stackwise_core.training.events import Event, PhaseDone, PhaseStarted, StepDone
 from stackwise_core.training.namespace import made_of, namespace
 from stackwise_core.training.phase_boundaries import boundary_layout
 from stackwise_masking.options import ConstantOptions
 from stackwise_masking.schedules import Constant
 from stackwise_precision.floats import Bf16
-from tests.tiny import Ran, run_tiny
+from tests.tiny import Ran, run_tiny, telling
 
 
 def layout_of(ran: Ran) -> Layout:
@@ -138,22 +138,16 @@ def test_damaged_cache_files_are_found_and_computed_again(tmp_path):
     whole = run_tiny(tmp_path / "whole", BF16_DISK)
     rng, damaged = np.random.default_rng(0), 0
 
-    def vandal(ran: Ran) -> None:
-        listener = ran.engine._listener
+    def vandalise(event: Event, directory: Path) -> None:
+        nonlocal damaged
+        if isinstance(event, StepDone) and event.step % 5 == 0:
+            for path in directory.glob("cache/*/*.safetensors"):
+                content = bytearray(path.read_bytes())
+                content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+                path.write_bytes(content)
+                damaged += 1
 
-        def listen(event):
-            nonlocal damaged
-            if isinstance(event, StepDone) and event.step % 5 == 0:
-                for path in Path(ran.setup.config.run.directory).glob("tiny/cache/*/*.safetensors"):
-                    content = bytearray(path.read_bytes())
-                    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-                    path.write_bytes(content)
-                    damaged += 1
-            listener(event)
-
-        ran.engine._listener = listen
-
-    assert run_tiny(tmp_path / "damaged", BF16_DISK, before=vandal).losses == whole.losses
+    assert run_tiny(tmp_path / "damaged", BF16_DISK, telling(vandalise)).losses == whole.losses
     assert damaged > 10
 
 
@@ -348,18 +342,11 @@ def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
     """While a boundary is made from the one below there are two, once it is whole it alone, and after the run none."""
     held: dict[str, list[int]] = {}
 
-    def watch(ran: Ran) -> None:
-        listener = ran.engine._listener
+    def count(event: Event, directory: Path) -> None:
+        if isinstance(event, StepDone):
+            held.setdefault(event.planned.phase.name, []).append(len(list(directory.glob("cache/*/"))))
 
-        def listen(event):
-            if isinstance(event, StepDone):
-                there = len(list(ran.engine._directory.cache.glob("*/")))
-                held.setdefault(event.planned.phase.name, []).append(there)
-            listener(event)
-
-        ran.engine._listener = listen
-
-    ran = run_tiny(tmp_path, FP32_DISK | {"rack.stacks": 4}, before=watch)
+    ran = run_tiny(tmp_path, FP32_DISK | {"rack.stacks": 4}, telling(count))
     assert {name: (max(counts), counts[-1]) for name, counts in held.items()} == {
         "stack 0": (0, 0),
         "stack 1": (1, 1),

@@ -24,7 +24,7 @@ from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted, RunResult, StepDone
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
-from tests.tiny import Ran, run_tiny, tiny_config
+from tests.tiny import Ran, run_tiny, telling, tiny_config
 from tests.training.killed_run import CHUNK_TOKENS, WRONG
 from tests.training.test_resume import Broken, bits
 
@@ -133,21 +133,6 @@ def swap_stores(directory: Path) -> int:
     return len(both)
 
 
-def vandal(harm: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
-    """Someone who is told of each event, and where the run is, before anybody else."""
-
-    def before(ran: Ran) -> None:
-        listener = ran.engine._listener
-
-        def listen(event: Event) -> None:
-            harm(event, ran.engine.directory)
-            listener(event)
-
-        ran.engine._listener = listen
-
-    return before
-
-
 @pytest.mark.parametrize("harm", [flip, cut, delete, replace])
 def test_damage_during_a_run_costs_nothing_but_time(tmp_path, undisturbed, harm):
     """Shards that change under the run are found, counted where they are damaged, and their chunks computed again."""
@@ -157,7 +142,7 @@ def test_damage_during_a_run_costs_nothing_but_time(tmp_path, undisturbed, harm)
         if isinstance(event, PhaseStarted | PhaseDone) or (isinstance(event, StepDone) and event.step % 2 == 0):
             harm(rng, stored(directory))
 
-    ran = run_tiny(tmp_path, SMALL_SHARDS, vandal(harm_often))
+    ran = run_tiny(tmp_path, SMALL_SHARDS, telling(harm_often))
     assert ran.losses == undisturbed.losses
     for phase, before in zip(ran.result.phases[1:], undisturbed.result.phases[1:], strict=True):
         # A file that is open when it is deleted can still be read.
@@ -256,7 +241,7 @@ def test_damage_to_the_boundary_below_is_counted(tmp_path, undisturbed):
             assert stored(directory)
             flip(np.random.default_rng(0), stored(directory))
 
-    ran = run_tiny(tmp_path, SMALL_SHARDS, vandal(harm))
+    ran = run_tiny(tmp_path, SMALL_SHARDS, telling(harm))
     assert ran.losses == undisturbed.losses
     assert ran.result.phases[2].boundaries_damaged > 0
 
@@ -270,7 +255,7 @@ def test_shards_of_another_store_are_found_during_a_run(tmp_path, undisturbed):
         if isinstance(event, StepDone) and event.planned.phase.name == "stack 2" and event.step in (8, 10):
             swapped += swap_stores(directory)
 
-    ran = run_tiny(tmp_path, KEPT, vandal(harm))
+    ran = run_tiny(tmp_path, KEPT, telling(harm))
     assert ran.losses == undisturbed.losses
     assert ran.result.phases[2].boundaries_damaged > 0
     assert swapped > 10
@@ -312,8 +297,8 @@ from pathlib import Path
 
 from stackwise_core.training import order
 from stackwise_core.training.events import StepDone
-from tests.tiny import run_tiny
-from tests.training.test_cache_survival import CHUNK_TOKENS, SMALL_SHARDS, vandal
+from tests.tiny import run_tiny, telling
+from tests.training.test_cache_survival import CHUNK_TOKENS, SMALL_SHARDS
 
 disk, directory = Path(sys.argv[1]), Path(sys.argv[2])
 order.CHUNK_TOKENS = CHUNK_TOKENS
@@ -330,7 +315,7 @@ def fill_up(event, _):
 
 
 cache = SMALL_SHARDS["cache_backend"] | {"directory": str(disk)}
-ran = run_tiny(directory, SMALL_SHARDS | {"cache_backend": cache}, vandal(fill_up))
+ran = run_tiny(directory, SMALL_SHARDS | {"cache_backend": cache}, telling(fill_up))
 print(json.dumps([ran.losses, [phase.boundaries_evicted for phase in ran.result.phases]]))
 """
 

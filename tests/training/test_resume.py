@@ -45,6 +45,7 @@ RUNS = {
     },
     "blockwise, ends early": {
         "trainer_mode": {"use": "blockwise"},
+        "rack.stacks": 2,
         "training.patience": 1,
         "training.block_lr": 0.2,
         "evaluation": {"every": 1, "sequences": 4},
@@ -67,6 +68,7 @@ RUNS = {
         "trainer_mode": {"use": "blockwise", "start": "copy"},
         "precision": {"active": "fp32", "trunk": "fp8"},
         "adapter": {"stack": LORA, "active": "adapters"},
+        "rack.stacks": 2,
     },
     "fused, 8-bit optimizer, accumulation": {
         "trainer_mode": {"use": "fused", "fusion": "trainable"},
@@ -74,11 +76,13 @@ RUNS = {
         "training.gradient_accumulation": 2,
         "rack.d_model": 64,  # large enough for matrices whose moments are in 8 bits
         "rack.d_ff": 128,
+        "rack.stacks": 2,
     },
     "blockwise, fp16 with a loss scaler": {
         "trainer_mode": {"use": "blockwise"},
         "precision": {"active": {"use": "fp16", "cpu_compute": "fp16", "initial_scale": 2.0**40}},
         "rack.tie_embeddings": False,
+        "rack.stacks": 2,
         "training.time": "input",
     },
     "fused, trainable": {"trainer_mode": {"use": "fused", "fusion": "trainable"}, "training.masks": "resampled"},
@@ -86,7 +90,10 @@ RUNS = {
         "trainer_mode": {"use": "fused", "fusion": "trainable", "restore": True},
         "precision": {"active": "fp32", "trunk": "int8"},
     },
-    "end to end, stackwise": {"trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 2}},
+    "end to end, stackwise": {
+        "trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 2},
+        "rack.stacks": 2,
+    },
     "banded, own ends": {
         "trainer_mode": {"use": "banded", "shared": "per_stack", "cycles": 2},
         "rack.tie_embeddings": False,

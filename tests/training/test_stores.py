@@ -18,7 +18,7 @@ from stackwise_core.testing.damage import flip
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import Event, PhaseDone, StepDone
-from tests.tiny import Ran, run_tiny
+from tests.tiny import Ran, run_tiny, telling
 
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 DISK = {"use": "disk", "shard_entries": 8}
@@ -31,21 +31,6 @@ def _several_chunks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stackwise_core.training.order.CHUNK_TOKENS", 512)
         yield
-
-
-def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
-    """Tell somebody else of a run's events, too, and where it is."""
-
-    def before(ran: Ran) -> None:
-        listener = ran.engine._listener
-
-        def both(event: Event) -> None:
-            listen(event, ran.engine.directory)
-            listener(event)
-
-        ran.engine._listener = both
-
-    return before
 
 
 @pytest.mark.parametrize(("keep", "masks"), [("stack", 1), ("rack", 2)])
