@@ -11,9 +11,8 @@ NEEDS  := pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins
 run: $(READY)
 	$(BIN)/stackwise run stackwise.toml
 
-# A file stays with one worker, so that what its tests share is made once; in the order of files, the longest don't come last.
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
