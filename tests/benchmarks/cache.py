@@ -13,7 +13,7 @@
    FLOPs that `stackwise plan` counts.
 6. A run of `stackwise.toml`: how often a boundary is read, and how many were there when they were asked for.
 
-Ratios within a repeat, medians of alternating repeats. Writes docs/benchmarks/cache.md. Takes some 25 minutes on two
+Ratios within a repeat, medians of alternating repeats. Writes docs/benchmarks/cache.md. Takes half an hour on two
 cores, on which nothing else should run, 3 GB of memory and as much disk in the directory for temporary files (TMPDIR),
 which must not be in memory. With FILE (JSON) it goes on where it broke off.
 """
