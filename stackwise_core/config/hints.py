@@ -37,7 +37,7 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
             if near
             else "a double underscore stands for the dot: STACKWISE_TABLE__KEY"
         )
-    if any(name == SYNONYMS.get(key) for name in known):
+    if SYNONYMS.get(key) in known:
         return f"did you mean {SYNONYMS[key]}?"
     longer = [name for name in known if name.startswith(f"{key}_")]
     if len(longer) == 1:

@@ -420,14 +420,9 @@ class Boundary:
         return passed_on
 
     @property
-    def evicted(self) -> int:
-        """How many activations the run's stores gave up for others in this phase."""
-        return self._all_stats().evicted if self._stores is None else self._stores.losses.evicted
-
-    @property
-    def damaged(self) -> int:
-        """How many activations the run's stores found damaged in this phase."""
-        return self._all_stats().damaged if self._stores is None else self._stores.losses.damaged
+    def losses(self) -> CacheStats:
+        """What the run's stores have ``evicted`` and found ``damaged`` in this phase."""
+        return CacheStats() if self._stores is None else self._stores.losses
 
     def _all_stats(self) -> CacheStats:
         return CacheStats() if self._store is None else self._store.stats()

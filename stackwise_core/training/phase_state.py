@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import Factory, asdict, define
 
+from stackwise_core.interfaces.cache_backend import CacheStats
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
 from stackwise_core.training.loss_course import LossCourse
 from stackwise_core.training.validation import Plateau
@@ -34,8 +35,6 @@ class PhaseState:
 
 def boundary_counts(boundary: Boundary | None, earlier: dict[str, int]) -> dict[str, int]:
     """What a phase's boundaries have come to, those of earlier processes included."""
-    counts = BoundaryCounts() if boundary is None else boundary.counts
-    found = {**asdict(counts), "evicted": 0, "damaged": 0}
-    if boundary is not None:
-        found |= {"evicted": boundary.evicted, "damaged": boundary.damaged}
+    counts, losses = (BoundaryCounts(), CacheStats()) if boundary is None else (boundary.counts, boundary.losses)
+    found = {**asdict(counts), "evicted": losses.evicted, "damaged": losses.damaged}
     return {name: number + earlier.get(name, 0) for name, number in found.items()}

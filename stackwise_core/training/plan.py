@@ -47,7 +47,7 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
 ESTIMATES = ("memory", "disk", "streams", "flops", "boundary")
 """What a phase in JSON has of costs, and of what follows from them: the same phase may have others elsewhere."""
 HELPS = {
-    "Python and torch": "A larger budget helps.",
+    "process": "A larger budget helps.",
     "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
     "gradients": "A smaller stack (rack.blocks_per_stack) needs less.",
     "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit", needs less.',
@@ -213,15 +213,16 @@ def check_memory(plan: Plan, budget: ByteSize | None) -> None:
     most = max(plan.phases, key=lambda planned: planned.memory.total)
     if budget is None or most.memory.total <= budget:
         return
-    largest = max(asdict(most.memory).items(), key=lambda part: part[1])
-    streamed = most.boundary is not None and not most.streams and most.boundary.streamed < most.memory.total
-    part = "Python and torch" if largest[0] == "process" else largest[0]
-    helps = HELPS[part]
-    if streamed and (part != "Python and torch" or (most.boundary and most.boundary.streamed <= budget)):
+    part, taken = max(asdict(most.memory).items(), key=lambda part: part[1])
+    helps, streamed = HELPS[part], most.memory.total
+    if most.boundary is not None and not most.streams:
+        streamed = most.boundary.streamed
+    if streamed < most.memory.total and (part != "process" or streamed <= budget):
         helps = 'training.trunk_residency = "stream" needs less.'
+    taker = "Python and torch" if part == "process" else part
     raise UsageError(
-        f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(largest[1])} of it for '
-        f"{part}, and training.memory_budget is {budget}. {helps}"
+        f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(taken)} of it for '
+        f"{taker}, and training.memory_budget is {budget}. {helps}"
     )
 
 

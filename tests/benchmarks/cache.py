@@ -40,7 +40,7 @@ from torch import Tensor
 
 from stackwise_core.config.load import load
 from stackwise_core.data.draws import Draws
-from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, Layout
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
 from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
@@ -395,7 +395,7 @@ def measure_epochs(directory: Path) -> dict[str, list[float]]:
 class Tensors:
     """Stands for a boundary that is in memory as fp32 tensors already, a batch each."""
 
-    counts, evicted, damaged = BoundaryCounts(), 0, 0
+    counts, losses = BoundaryCounts(), CacheStats()
 
     def __init__(self, boundary: Boundary) -> None:
         self._boundary = boundary
