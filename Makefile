@@ -21,9 +21,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Writes docs/config.md from the options' own help texts; a test holds it up to date.
+# Writes docs/config.md and the tables of docs/hooks from the code's own words; tests hold them up to date.
 docs: $(READY)
 	$(BIN)/python docs/make_config_reference.py
+	$(BIN)/python docs/make_field_tables.py
 
 $(READY): $(NEEDS)
 	$(PYTHON) -m venv $(VENV)

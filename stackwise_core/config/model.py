@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.options import ByteSize, above, at_least, between, not_empty, option
 
 
@@ -334,6 +335,20 @@ class TrainingConfig:
     def noise_over(self) -> Literal["time", "depth", "both"]:
         """``over``, or what it is where it was left out."""
         return self.over or ("depth" if self.time == "depth" else "time")
+
+    @property
+    def budget(self) -> Budget:
+        """The part of this table that a trainer mode plans with."""
+        return Budget(
+            epochs_per_stack=self.epochs_per_stack,
+            steps_per_stack=self.steps_per_stack,
+            masks=self.masks,
+            masks_per_sample=self.masks_per_sample,
+            head=self.head,
+            over=self.noise_over,
+            over_is_set_by="over" if self.over else "time",
+            noise_index=self.noise_index,
+        )
 
 
 @frozen

@@ -72,11 +72,14 @@ class CacheOptions:
 
 @frozen
 class Layout:
-    """What an entry of a store is: an activation [tokens, d_model], in a number format."""
+    """The shape of a store's entries: activations [tokens, d_model], in a number format."""
 
     tokens: int
+    """Tokens of a sequence."""
     d_model: int
+    """Width of the residual stream."""
     dtype: Format
+    """Number format: floats, or codes with scales."""
 
     @property
     def row(self) -> int:
@@ -109,21 +112,22 @@ class Layout:
 
 @define
 class CacheStats:
-    """What a store has, and counts of entries since it was opened."""
+    """The content of a store, and counts of entries since it was opened."""
 
     entries: int = 0
-    """That ``contains`` finds now."""
+    """Entries that ``contains`` finds now."""
     bytes: int = 0
-    """What counts against the capacity: the entries' payloads, and what is kept with them."""
+    """Bytes that count against the capacity: the entries' payloads, and what is kept with them."""
     writes: int = 0
-    """Put, and not there before."""
+    """Entries put that were not there before."""
     duplicates: int = 0
-    """Put, and there already."""
+    """Entries put that were there already."""
     reads: int = 0
+    """Entries read."""
     evicted: int = 0
-    """Given up for want of room; what was discarded isn't."""
+    """Entries given up for want of room; discarded ones don't count."""
     damaged: int = 0
-    """Entries, or files of them, that weren't what was written."""
+    """Entries, or files of them, that weren't as written."""
 
 
 class MissingEntries(KeyError):

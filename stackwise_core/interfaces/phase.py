@@ -5,7 +5,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from stackwise_core.interfaces.routing import in_order
+from stackwise_core.interfaces.routing import as_stack_indices
 
 
 def _members(stacks: Iterable[int]) -> frozenset[int]:
@@ -14,19 +14,20 @@ def _members(stacks: Iterable[int]) -> frozenset[int]:
 
 @frozen(kw_only=True)
 class Phase:
-    """What the engine executes; a trainer mode makes a list of them."""
+    """A stretch of training that the engine executes; a trainer mode plans a list of them."""
 
     name: str
-    path: tuple[int, ...] = field(converter=in_order)
+    """For tables and measurements; no two phases of a plan have the same."""
+    path: tuple[int, ...] = field(converter=as_stack_indices)
     """Stacks in the order in which the hidden states pass them."""
     trains: frozenset[int] = field(converter=_members)
     """Stacks of the path whose full weights train; the rest is frozen."""
     adapts: frozenset[int] = field(default=frozenset(), converter=_members)
     """Stacks of the path of which only adapters train."""
     adapters: tuple[tuple[int, str], ...] = ()
-    """Which adapters train, as pairs of a stack and an adapter's name; ``[adapter]`` decides, not the mode."""
+    """Adapters that train, as pairs of a stack and an adapter's name. ``[adapter]`` decides: a mode leaves it out."""
     merges: tuple[tuple[int, str], ...] = ()
-    """Adapters that are folded into the full-precision masters before the phase begins; decided likewise."""
+    """Adapters that are folded into the full-precision masters before the phase begins; left out likewise."""
     restores: bool = True
     """Whether stacks of ``trains`` that were frozen before come back from their masters, to train in full. If not,
     those whose precision in the trunk can't train have their adapters trained over it instead."""
@@ -39,7 +40,7 @@ class Phase:
     masks: Literal["fixed", "resampled"] = "fixed"
     """Whether each sample goes through ``masks_per_sample`` draws in turn, or gets a new one each epoch."""
     masks_per_sample: int = 4
-    """How many that are, where they are fixed."""
+    """The number of fixed draws of a sample."""
     weighting: Literal["nelbo", "mean"] | None = None
     """None: as ``training.weighting`` says, or as the schedule allows."""
     epochs: float = 1

@@ -12,16 +12,27 @@ class RackSpec:
     blocks: tuple[int, ...]
     """How many blocks each stack has."""
     vocab_size: int
+    """Token ids, the mask token among them."""
     seq_len: int
+    """Tokens a sequence."""
     d_model: int
+    """Width of the residual stream."""
     n_heads: int
+    """Attention heads."""
     n_kv_heads: int
+    """Key and value heads."""
     d_ff: int
+    """Width of the SwiGLU layer."""
     attention: Literal["bidirectional", "causal"] = "bidirectional"
+    """Whether a token sees the tokens after it."""
     tie_embeddings: bool = True
+    """Whether the LM head is the transposed embedding."""
     rope_theta: float = 10_000.0
+    """Base of the rotary position angles."""
     norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
     init_std: float = 0.02
+    """Standard deviation of new weights."""
     ends: Literal["shared", "per_stack"] = "shared"
     """Whether all stacks share one embedding and one head, or each has its own."""
     time_encoding: Literal["sinusoidal", "learned"] | None = None

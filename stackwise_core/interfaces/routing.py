@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from attrs import field, frozen
 
 
-def in_order(stacks: Iterable[int]) -> tuple[int, ...]:
-    """A path as it is kept."""
+def as_stack_indices(stacks: Iterable[int]) -> tuple[int, ...]:
+    """Return a path as a tuple of stack indices."""
     return tuple(stacks)
 
 
@@ -14,7 +14,7 @@ def in_order(stacks: Iterable[int]) -> tuple[int, ...]:
 class Route:
     """A path that serves a stretch of the mask schedule's progress."""
 
-    path: tuple[int, ...] = field(converter=in_order)
+    path: tuple[int, ...] = field(converter=as_stack_indices)
     """Stacks in the order in which the hidden states pass them."""
     progress: tuple[float, float] = (0.0, 1.0)
-    """What it serves; the routes of a rack cover [0, 1] between them, and share nothing but their ends."""
+    """The stretch that it serves; the routes of a rack cover [0, 1] between them, and share nothing but their ends."""

@@ -1,16 +1,13 @@
 """The hook ``trainer_mode``: which phases a rack is trained in. A mode only plans; one engine executes."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.component import Component
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
-
-if TYPE_CHECKING:
-    from stackwise_core.config.model import TrainingConfig
 
 
 class TrainerMode(Component):
@@ -35,23 +32,11 @@ class TrainerMode(Component):
         return [Route(path=range(rack.stacks))]
 
     @abstractmethod
-    def plan(self, rack: RackSpec, training: "TrainingConfig") -> list[Phase]:
-        """The phases in order, for a rack as ``partition`` gave it.
+    def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
+        """Plan the phases in order, for a rack as ``partition`` gave it.
+
+        ``stackwise_core.interfaces.planning`` has helpers for the usual ones.
 
         Raises:
             UsageError: the options ask for something that this mode can't plan; the message names the key.
         """
-
-
-def only_over_time(training: "TrainingConfig", what: str) -> None:
-    """Refuse a mask schedule over depth, for what has phases without a depth of their own.
-
-    Raises:
-        UsageError: it runs over depth, or over both.
-    """
-    if training.noise_over != "time":
-        key, instead = ("over", 'over = "time"') if training.over else ("time", 'time = "none"')
-        raise UsageError(
-            f'training.{key} = "{training.noise_over}" gives each stack a mask fraction or a slice of its own, and '
-            f"{what} has no place for that. Use {instead}."
-        )

@@ -6,8 +6,8 @@ import attrs
 import pytest
 from torch import Tensor
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.noise import Noise
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -19,10 +19,10 @@ from stackwise_core.training.plan_checks import check_phases, settle_routes
 RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 1, 2)]
 
 
-def plan(mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> tuple[RackSpec, list[Phase]]:
+def plan(mode: TrainerMode, rack: RackSpec, budget: Budget) -> tuple[RackSpec, list[Phase]]:
     """The rack as the mode cuts it, and the phases."""
     partitioned = mode.partition(rack)
-    return partitioned, mode.plan(partitioned, training)
+    return partitioned, mode.plan(partitioned, budget)
 
 
 class _Identity(MaskSchedule):
@@ -33,7 +33,7 @@ class _Identity(MaskSchedule):
 
 
 class TrainerModeContract:
-    """Subclass it and provide the fixture ``mode``; ``training`` may be overridden as well."""
+    """Subclass it and provide the fixture ``mode``; ``budget`` may be overridden as well."""
 
     @pytest.fixture
     def mode(self) -> TrainerMode:
@@ -41,9 +41,9 @@ class TrainerModeContract:
         raise NotImplementedError("the subclass provides the fixture `mode`")
 
     @pytest.fixture
-    def training(self) -> TrainingConfig:
-        """What stands in [training]."""
-        return TrainingConfig()
+    def budget(self) -> Budget:
+        """The budget to plan with."""
+        return Budget()
 
     @pytest.fixture(params=RACKS, ids=lambda rack: "blocks " + "-".join(map(str, rack.blocks)))
     def rack(self, request: pytest.FixtureRequest) -> RackSpec:
@@ -62,55 +62,51 @@ class TrainerModeContract:
         cut = mode.partition(rack)
         settle_routes(mode.routes(cut), cut, Noise(_Identity(None)), type(mode).__name__)
 
-    def test_the_engine_can_execute_the_plan(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+    def test_the_engine_can_execute_the_plan(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
         """The phases pass the engine's own check."""
-        partitioned, phases = plan(mode, rack, training)
+        partitioned, phases = plan(mode, rack, budget)
         check_phases(phases, partitioned, type(mode).__name__)
 
-    def test_every_part_is_trained(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+    def test_every_part_is_trained(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
         """No stack, no embedding and no head is left as it was initialised."""
-        partitioned, phases = plan(mode, rack, training)
+        partitioned, phases = plan(mode, rack, budget)
         trained = frozenset[int]().union(*(phase.trains | phase.adapts for phase in phases))
         assert trained == set(range(partitioned.stacks))
         assert any(phase.embedding for phase in phases)
         assert any(phase.head for phase in phases)
 
-    def test_a_frozen_prefix_is_trained_before(
-        self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig
-    ) -> None:
+    def test_a_frozen_prefix_is_trained_before(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
         """Nobody builds on a boundary of random weights: what a boundary comes through was trained by then."""
-        _, phases = plan(mode, rack, training)
+        _, phases = plan(mode, rack, budget)
         trained: set[int] = set()
         for place, phase in enumerate(phases):
             assert set(phase.frozen_prefix) <= trained, f"{phase.name} stands on untrained stacks"
             assert not phase.frozen_prefix or any(before.embedding for before in phases[:place])
             trained |= phase.trains | phase.adapts
 
-    def test_names_tell_phases_apart(self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig) -> None:
+    def test_names_tell_phases_apart(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
         """No two phases have the same name, and none is empty."""
-        _, phases = plan(mode, rack, training)
+        _, phases = plan(mode, rack, budget)
         names = [phase.name for phase in phases]
         assert (len(set(names)), all(names)) == (len(names), True)
 
-    def test_equal_questions_have_equal_answers(
-        self, mode: TrainerMode, rack: RackSpec, training: TrainingConfig
-    ) -> None:
-        """A plan depends on the rack and on [training] alone, or a resumed run would follow another."""
-        assert plan(mode, rack, training) == plan(mode, rack, training)
+    def test_equal_questions_have_equal_answers(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
+        """A plan depends on the rack and on the budget alone, or a resumed run would follow another."""
+        assert plan(mode, rack, budget) == plan(mode, rack, budget)
 
-    def test_the_budget_is_heard(self, mode: TrainerMode, training: TrainingConfig) -> None:
+    def test_the_budget_is_heard(self, mode: TrainerMode, budget: Budget) -> None:
         """A ``steps_per_stack`` or ``epochs_per_stack`` changes the plan."""
-        longer = [attrs.evolve(training, steps_per_stack=17), attrs.evolve(training, epochs_per_stack=23)]
-        plans = [plan(mode, small_rack(1, 1), each)[1] for each in (training, *longer)]
+        longer = [attrs.evolve(budget, steps_per_stack=17), attrs.evolve(budget, epochs_per_stack=23)]
+        plans = [plan(mode, small_rack(1, 1), each)[1] for each in (budget, *longer)]
         assert plans[0] not in plans[1:]
 
-    def test_planning_needs_no_torch(self, mode: TrainerMode, training: TrainingConfig) -> None:
+    def test_planning_needs_no_torch(self, mode: TrainerMode, budget: Budget) -> None:
         """``plan`` runs without torch, in a process of its own."""
-        classes = {type(mode), type(mode.options), RackSpec, TrainingConfig}
+        classes = {type(mode), type(mode.options), RackSpec, Budget}
         lines = [f"from {each.__module__} import {each.__qualname__}" for each in classes]
         lines += [
             f"mode = {type(mode).__qualname__}({_expression(mode.options)})",
-            f"mode.plan(mode.partition({_expression(small_rack(1, 1))}), {_expression(training)})",
+            f"mode.plan(mode.partition({_expression(small_rack(1, 1))}), {_expression(budget)})",
         ]
         assert heavy_imports("\n".join(lines), ("torch", "transformers")) == []
 

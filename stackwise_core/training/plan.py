@@ -120,7 +120,7 @@ def make_plan(setup: Setup) -> Plan:
     training, mode = setup.config.training, setup.implementations.mode
     whose = origin(mode)
     check_stacks_named(setup.config, setup.spec)
-    phases = mode.plan(setup.spec, training)
+    phases = mode.plan(setup.spec, training.budget)
     check_phases(phases, setup.spec, whose)
     check_division(phases, setup.spec, training, whose)
     phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)

@@ -21,7 +21,6 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
-from stackwise_core.interfaces.trainer_mode import only_over_time
 
 
 def check_stacks_named(config: Config, spec: RackSpec) -> None:
@@ -169,7 +168,7 @@ def check_division(phases: Iterable[Phase], spec: RackSpec, training: TrainingCo
         low, high = phase.progress
         shared = low < high if training.noise_over == "depth" else spec.stacks > 1 and high - low == 1
         if shared:
-            only_over_time(training, f'phase "{phase.name}" of {mode}')
+            training.budget.only_over_time(f'phase "{phase.name}" of {mode}')
 
 
 def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Phase:

@@ -257,25 +257,25 @@ class SaysLittle(CacheBackend):
 
 
 class Mode(TrainerMode):
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         return [Phase(name="all", path=range(rack.stacks), trains=range(rack.stacks), embedding=True, head=True)]
 
 
 @of("trainer_mode")
 class Idle(Mode):
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         return []
 
 
 @of("trainer_mode")
 class Speechless(Mode):
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         return None
 
 
 @of("trainer_mode")
 class Elsewhere(Mode):
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         return [Phase(name="far", path=(0, 7), trains={7}, embedding=True, head=True)]
 
 

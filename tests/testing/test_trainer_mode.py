@@ -6,8 +6,8 @@ import itertools
 import attrs
 import pytest
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
@@ -25,12 +25,12 @@ class Options:
     rounds: int = 2
 
 class AllAtOnce(TrainerMode):
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         {imports}
         everything = range(rack.stacks)
         return [
             Phase(name=f"round {{turn}}", path=everything, trains=everything, embedding=True, head=True,
-                  epochs=training.epochs_per_stack, steps=training.steps_per_stack)
+                  epochs=budget.epochs_per_stack, steps=budget.steps_per_stack)
             for turn in range(self.options.rounds)
         ]
 """
@@ -70,7 +70,7 @@ class Made(TrainerMode):
     def partition(self, rack):
         return self._partition(rack)
 
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         phases = [
             Phase(
                 name=f"stack {stack}",
@@ -78,8 +78,8 @@ class Made(TrainerMode):
                 trains={stack},
                 embedding=stack == 0,
                 head=stack == 0,
-                epochs=training.epochs_per_stack,
-                steps=training.steps_per_stack,
+                epochs=budget.epochs_per_stack,
+                steps=budget.steps_per_stack,
             )
             for stack in range(rack.stacks)
         ]
@@ -118,8 +118,8 @@ def test_wrong_modes_are_refused(what, refuses):
     """Each wrong mode fails the check that is about it."""
     check, mode = WRONG[what]
     rack = {} if "budget" in check else {"rack": small_rack(2, 2)}
-    training = {} if "partition" in check or "routes" in check else {"training": TrainingConfig()}
-    refuses(TrainerModeContract(), check, StackwiseError, mode=mode, **rack, **training)
+    budget = {} if "partition" in check or "routes" in check else {"budget": Budget()}
+    refuses(TrainerModeContract(), check, StackwiseError, mode=mode, **rack, **budget)
 
 
 def test_a_mode_that_imports_torch_is_refused(module, refuses):
@@ -129,7 +129,7 @@ def test_a_mode_that_imports_torch_is_refused(module, refuses):
         TrainerModeContract(),
         "test_planning_needs_no_torch",
         mode=made.AllAtOnce(made.Options()),
-        training=TrainingConfig(),
+        budget=Budget(),
     )
 
 

@@ -607,7 +607,7 @@ def test_losses_that_stay_without_end_stop_the_run(tmp_path):
 class Backwards(TrainerMode):
     """Trains the top stack with the rest frozen below, then the bottom one through the frozen top."""
 
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         every = range(rack.stacks)
         common = {"path": every, "epochs": 1, "masks_per_sample": 2}
         return [
@@ -640,7 +640,7 @@ class JustTheFirst(TrainerMode):
     def routes(self, rack):
         return [Route(path=(0,))]
 
-    def plan(self, rack, training):
+    def plan(self, rack, budget):
         return [Phase(name="first", path=(0,), trains={0}, embedding=True, head=True, epochs=1)]
 
 

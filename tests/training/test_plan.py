@@ -117,7 +117,7 @@ def test_a_phase_may_settle_its_own_weighting(tmp_path):
     """What a mode asks for wins over what the configuration leaves open."""
 
     class Mean(TrainerMode):
-        def plan(self, rack, training):
+        def plan(self, rack, budget):
             return [Phase(name="x", path=(0,), trains={0}, embedding=True, head=True, weighting="mean")]
 
         def routes(self, rack):
@@ -132,7 +132,7 @@ def test_routes_use_what_was_trained(tmp_path):
     """A rack isn't read through stacks that no phase passes: the modes that train a part have routes of their own."""
 
     class Half(TrainerMode):
-        def plan(self, rack, training):
+        def plan(self, rack, budget):
             return [Phase(name="x", path=(0,), trains={0}, embedding=True, head=True)]
 
     setup = set_up(*tiny_config(tmp_path))
@@ -198,7 +198,7 @@ def test_a_mode_that_ignores_the_depth_is_refused(tmp_path):
     class Forgetful(TrainerMode):
         high: float
 
-        def plan(self, rack, training):
+        def plan(self, rack, budget):
             first = Phase(name="stack 0", path=[0], trains={0}, embedding=True, progress=(0, self.high))
             later = (Phase(name=f"stack {k}", path=range(k + 1), trains={k}, progress=(0, self.high)) for k in (1, 2))
             return [first, *later]

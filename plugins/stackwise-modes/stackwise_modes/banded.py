@@ -2,12 +2,12 @@
 
 from attrs import evolve
 
-from stackwise_core.config.model import TrainingConfig
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
-from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
-from stackwise_modes.budget import budget, masks, refuse_less_than_a_step
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.cycles import refuse_less_than_a_step
 
 
 class Banded(TrainerMode):
@@ -19,10 +19,10 @@ class Banded(TrainerMode):
     def routes(self, rack: RackSpec) -> list[Route]:
         return [Route(path=[stack], progress=_band(stack, rack.stacks)) for stack in range(rack.stacks)]
 
-    def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
-        only_over_time(training, 'trainer mode "banded"')
+    def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
+        budget.only_over_time('trainer mode "banded"')
         share = 1 / self.options.cycles
-        refuse_less_than_a_step(training, share, self.options.cycles)
+        refuse_less_than_a_step(budget, share, self.options.cycles)
         phases: list[Phase] = []
         for cycle in range(self.options.cycles):
             for stack in range(rack.stacks):
@@ -35,10 +35,10 @@ class Banded(TrainerMode):
                         path=[stack],
                         trains={stack},
                         embedding=first or self.options.shared != "after_first",
-                        head=first or self.options.shared != "after_first" or training.head == "trains",
+                        head=first or self.options.shared != "after_first" or budget.head == "trains",
                         progress=(max(0.0, low - wider), min(1.0, high + wider)),
-                        **masks(training),
-                        **budget(training, share, share * cycle),
+                        **budget.mask_fields,
+                        **budget.share(share, share * cycle),
                     )
                 )
         return phases

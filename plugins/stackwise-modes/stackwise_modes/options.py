@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from attrs import frozen
 
+from stackwise_core.interfaces.planning import Start
 from stackwise_core.options import at_least, between, option
-
-Start = Literal["random", "copy", "zero_output"]
 
 
 def _start() -> Start:

@@ -4,14 +4,13 @@ from typing import Literal
 
 from attrs import evolve
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.planning import joining_phase, joint_phase, shares_of, stacks_to_build
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.interfaces.trainer_mode import TrainerMode, only_over_time
-from stackwise_modes.budget import budget, shares_of, to_build
-from stackwise_modes.growth import joins
-from stackwise_modes.joint import all_at_once, one_at_a_time
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.cycles import one_at_a_time
 
 
 class Progressive(TrainerMode):
@@ -32,27 +31,27 @@ class Progressive(TrainerMode):
         new = (rack.blocks[0],) * (target - rack.stacks)
         return evolve(rack, blocks=new + rack.blocks if self.grows == "down" else rack.blocks + new)
 
-    def plan(self, rack: RackSpec, training: TrainingConfig) -> list[Phase]:
-        order = to_build(rack, "progressive")[:: -1 if self.grows == "down" else 1]
+    def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
+        order = stacks_to_build(rack, "progressive")[:: -1 if self.grows == "down" else 1]
         there = sorted(rack.given)
         build, finale = 1 - self.options.finale, self.options.finale * len(order)
         phases: list[Phase] = []
         for stack, (share, after) in zip(order, shares_of(self.options.shares, len(order)), strict=True):
-            share_of_all = budget(training, build * share, build * after, anew=True)
-            phase = joins(stack, there, rack, training, self.options.start, share_of_all)
+            share_of_all = budget.share(build * share, build * after, anew=True)
+            phase = joining_phase(stack, there, rack, budget, self.options.start, share_of_all)
             phases.append(evolve(phase, adapts=there) if self.options.trunk == "adapters" else phase)
             there = sorted([*there, stack])
         if finale:
-            only_over_time(training, "a finale")
-            phases += self._finale(rack, training, finale, begins=build * len(order))
+            budget.only_over_time("a finale")
+            phases += self._finale(rack, budget, finale, begins=build * len(order))
         return phases
 
-    def _finale(self, rack: RackSpec, training: TrainingConfig, share: float, begins: float) -> list[Phase]:
+    def _finale(self, rack: RackSpec, budget: Budget, share: float, begins: float) -> list[Phase]:
         """The last stretch, with the whole rack in the path."""
         if self.options.finale_scope == "stackwise":
-            phases = one_at_a_time(rack, training, share, self.options.cycles, begins, self.options.finale_lr, "finale")
+            phases = one_at_a_time(rack, budget, share, self.options.cycles, begins, self.options.finale_lr, "finale")
         else:
-            phases = [all_at_once(rack, training, share, begins, self.options.finale_lr, "finale")]
+            phases = [joint_phase(rack, budget, budget.share(share, begins), self.options.finale_lr, "finale")]
         if self.options.trunk == "frozen":
             return phases
         return [evolve(phase, trains=(), adapts=phase.trains, embedding=False, head=False) for phase in phases]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.testing.small import small_rack
 from stackwise_modes.banded import Banded
 from stackwise_modes.options import BandedOptions
@@ -13,8 +13,8 @@ def mode(**options):
     return Banded(BandedOptions(**options))
 
 
-def plan(training=None, **options):
-    return mode(**options).plan(small_rack(1, 1), training or TrainingConfig(epochs_per_stack=4))
+def plan(budget=None, **options):
+    return mode(**options).plan(small_rack(1, 1), budget or Budget(epochs_per_stack=4))
 
 
 def test_each_stack_stands_on_the_tokens():
@@ -56,17 +56,17 @@ def test_embedding_and_head(shared, expected, ends):
 
 def test_an_untied_head_goes_on():
     """``head = "trains"`` holds in each phase, also where the embedding is frozen after the first."""
-    phases = plan(TrainingConfig(head="trains", epochs_per_stack=4), shared="after_first", cycles=1)
+    phases = plan(Budget(head="trains", epochs_per_stack=4), shared="after_first", cycles=1)
     assert [(phase.embedding, phase.head) for phase in phases] == [(True, True), (False, True)]
 
 
 def test_cycles_need_a_step_a_phase():
     """More cycles than a stack has steps are refused."""
     with pytest.raises(UsageError, match="cycles = 3 leaves less than a step"):
-        plan(TrainingConfig(steps_per_stack=2), cycles=3)
+        plan(Budget(steps_per_stack=2), cycles=3)
 
 
 def test_over_time_only():
     """Bands are the mode's own."""
     with pytest.raises(UsageError, match=r'over = "both".*"banded"'):
-        plan(TrainingConfig(over="both"))
+        plan(Budget(over="both"))

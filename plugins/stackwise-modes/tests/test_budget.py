@@ -2,23 +2,23 @@
 
 import pytest
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.testing.small import small_rack
 from stackwise_modes.blockwise import Blockwise
 from stackwise_modes.fused import Fused
 from stackwise_modes.options import BlockwiseOptions, FusedOptions, ProgressiveOptions
 from stackwise_modes.progressive import Progressive
 
-RACK, TRAINING = small_rack(1, 1, 1), TrainingConfig(steps_per_stack=80)
+RACK, BUDGET = small_rack(1, 1, 1), Budget(steps_per_stack=80)
 SHARES = (3.0, 2.0, 1.0)
 
 
 def test_shares_keep_the_whole_budget():
     """Stacks get their part of what all would have had together, in the order in which they are built."""
     (phases, downwards) = (
-        Blockwise(BlockwiseOptions(shares=SHARES)).plan(RACK, TRAINING),
-        Progressive(ProgressiveOptions(building="prepend", shares=SHARES)).plan(RACK, TRAINING),
+        Blockwise(BlockwiseOptions(shares=SHARES)).plan(RACK, BUDGET),
+        Progressive(ProgressiveOptions(building="prepend", shares=SHARES)).plan(RACK, BUDGET),
     )
     assert [phase.steps for phase in phases] == [120, 80, 40]
     assert [(phase.path[0], phase.steps) for phase in downwards] == [(2, 120), (1, 80), (0, 40)]
@@ -26,10 +26,10 @@ def test_shares_keep_the_whole_budget():
 
 def test_the_total_stays():
     """However a budget is cut, its steps add up to what all stacks have."""
-    training = TrainingConfig(steps_per_stack=5)
+    budget = Budget(steps_per_stack=5)
     options = ProgressiveOptions(shares=SHARES, finale=0.3)
-    assert sum(phase.steps for phase in Progressive(options).plan(RACK, training)) == 15
-    assert sum(phase.steps for phase in Blockwise(BlockwiseOptions(shares=(1.0, 1.0, 2.0))).plan(RACK, training)) == 15
+    assert sum(phase.steps for phase in Progressive(options).plan(RACK, budget)) == 15
+    assert sum(phase.steps for phase in Blockwise(BlockwiseOptions(shares=(1.0, 1.0, 2.0))).plan(RACK, budget)) == 15
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_a_finale_s_options_need_one(options, expected):
 def test_fresh_masks_go_on_from_phase_to_phase():
     """Where phases share no draws, each begins where the one before it ended."""
     for fusion in ("frozen", "trainable"):
-        phases = Fused(FusedOptions(fusion, shares=SHARES)).plan(RACK, TRAINING)
+        phases = Fused(FusedOptions(fusion, shares=SHARES)).plan(RACK, BUDGET)
         assert [(phase.begins, phase.steps) for phase in phases] == [(0, 120), (120, 80), (200, 40)]
 
 
 def test_a_finale_takes_its_share_first():
     """What the finale leaves is shared out."""
-    *building, finale = Progressive(ProgressiveOptions(shares=SHARES, finale=0.5)).plan(RACK, TRAINING)
+    *building, finale = Progressive(ProgressiveOptions(shares=SHARES, finale=0.5)).plan(RACK, BUDGET)
     assert [phase.steps for phase in building] == [60, 40, 20]
     assert (finale.begins, finale.steps) == (120, 120)
 
@@ -66,7 +66,7 @@ def test_a_finale_takes_its_share_first():
 def test_every_stack_has_a_share(shares):
     """More or fewer shares than stacks are a mistake."""
     with pytest.raises(UsageError, match=rf"shares has {len(shares)} entries, and 3 stacks are built"):
-        Blockwise(BlockwiseOptions(shares=shares)).plan(RACK, TRAINING)
+        Blockwise(BlockwiseOptions(shares=shares)).plan(RACK, BUDGET)
 
 
 def test_shares_are_above_zero():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stackwise_core.config.model import TrainingConfig
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.testing.plugin import PluginContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
 from stackwise_modes.banded import Banded
@@ -29,8 +29,8 @@ class TestBlockwise(TrainerModeContract):
         return Blockwise(BlockwiseOptions())
 
     @pytest.fixture(params=["time", "depth", "both"])
-    def training(self, request):
-        return TrainingConfig(over=request.param)
+    def budget(self, request):
+        return Budget(over=request.param)
 
 
 class TestLayerwise(TrainerModeContract):

@@ -3,8 +3,8 @@
 import attrs
 import pytest
 
-from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.budget import Budget
 from stackwise_core.testing.small import small_rack
 from stackwise_modes.options import ProgressiveOptions
 from stackwise_modes.progressive import Progressive
@@ -14,9 +14,9 @@ def mode(**options):
     return Progressive(ProgressiveOptions(**options))
 
 
-def plan(training=None, rack=None, **options):
+def plan(budget=None, rack=None, **options):
     rack = mode(**options).partition(rack or small_rack(1, 1, 1))
-    return mode(**options).plan(rack, training or TrainingConfig(epochs_per_stack=10))
+    return mode(**options).plan(rack, budget or Budget(epochs_per_stack=10))
 
 
 def test_append():
@@ -47,8 +47,8 @@ def test_prepend():
 )
 def test_the_schedule_over_depth(building, noise_index, expected):
     """What is built first has the schedule's beginning, or what stands at the tokens."""
-    training = TrainingConfig(over="depth", noise_index=noise_index)
-    assert [phase.progress for phase in plan(training, building=building)] == [(at, at) for at in expected]
+    budget = Budget(over="depth", noise_index=noise_index)
+    assert [phase.progress for phase in plan(budget, building=building)] == [(at, at) for at in expected]
 
 
 def test_a_rackwise_finale():
@@ -70,7 +70,7 @@ def test_a_stackwise_finale():
 def test_a_finale_needs_the_schedule_over_time():
     """A joint phase has no depth."""
     with pytest.raises(UsageError, match=r'training\.over = "depth".*a finale'):
-        plan(TrainingConfig(over="depth"), finale=0.2)
+        plan(Budget(over="depth"), finale=0.2)
 
 
 @pytest.mark.parametrize(("building", "blocks"), [("append", (2, 2, 2, 2)), ("prepend", (2, 2, 2, 2))])
@@ -94,7 +94,7 @@ def test_growth_from_another_run():
         ("prepend", {2, 3}, [(1, 2, 3), (0, 1, 2, 3)]),
     ):
         rack = attrs.evolve(small_rack(1, 1, 1, 1), given=frozenset(given))
-        phases = mode(building=building).plan(rack, TrainingConfig())
+        phases = mode(building=building).plan(rack, Budget())
         assert [phase.path for phase in phases] == paths
         assert not any(phase.embedding or phase.head for phase in phases)
 
@@ -110,7 +110,7 @@ def test_the_trunk_adapts(building, adapts):
 def test_what_is_given_adapts_too():
     """Stacks of ``rack.init_from`` are of the trunk from the first phase on."""
     rack = attrs.evolve(small_rack(1, 1, 1), given=frozenset({0, 1}))
-    (phase,) = mode(trunk="adapters").plan(rack, TrainingConfig())
+    (phase,) = mode(trunk="adapters").plan(rack, Budget())
     assert (phase.trains, phase.adapts) == ({2}, {0, 1})
 
 
