@@ -15,6 +15,7 @@ from stackwise_core.registry import Declared, Registry
 TARGET = Path(__file__).with_name("config.md")
 # Those of this repository: whoever makes the page may have others installed.
 OURS = (
+    "stackwise-core",
     "stackwise-masking",
     "stackwise-precision",
     "stackwise-bitsandbytes",
@@ -49,7 +50,7 @@ layers add to tables key by key. A key that is *left out* by default can't be se
 **Paths** that the table calls relative to the TOML are taken from the folder of the file that sets them, or from the
 working directory where the environment or `--set` does. The others are relative to the working directory.
 
-**Hooks.** `mask_schedule`, `precision`, `adapter`, `cache_backend` and `trainer_mode` are filled by plugins. `use`
+**Hooks.** `mask_schedule`, `precision`, `adapter`, `cache_backend`, `trainer_mode` and `optimizer` are plugins'. `use`
 picks one by its name or an alias, and the other keys of its table are that plugin's own options, listed below it. A
 name alone is short for a table with nothing but `use`: `trunk = "bf16"` is `trunk = { use = "bf16" }`. A *table of
 precisions by whole number* has such a choice for each number:

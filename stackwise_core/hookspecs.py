@@ -1,4 +1,4 @@
-"""The five hooks of Stackwise, and the record that a plugin returns from them.
+"""The hooks of Stackwise, and the record that a plugin returns from them.
 
 A plugin's entry point in the group ``stackwise`` names a light module that imports nothing but this one:
 
@@ -75,6 +75,11 @@ def trainer_mode() -> list[Implementation]:  # type: ignore[empty-body]
     """Which phases a rack is trained in: :class:`stackwise_core.interfaces.trainer_mode.TrainerMode`."""
 
 
+@hookspec
+def optimizer() -> list[Implementation]:  # type: ignore[empty-body]
+    """The optimizer of what trains (provisional): :class:`stackwise_core.interfaces.optimizer.Optimizer`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -82,4 +87,8 @@ INTERFACES = {
     "adapter": "stackwise_core.interfaces.adapter:Adapter",
     "cache_backend": "stackwise_core.interfaces.cache_backend:CacheBackend",
     "trainer_mode": "stackwise_core.interfaces.trainer_mode:TrainerMode",
+    "optimizer": "stackwise_core.interfaces.optimizer:Optimizer",
 }
+
+PROVISIONAL = frozenset({"optimizer"})
+"""Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

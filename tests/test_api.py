@@ -44,9 +44,9 @@ def test_there_is_no_other_name():
 
 def test_overrides_by_key(here):
     """Values have their own types, and paths and tuples become what TOML has for them."""
-    overrides = {"training.batch_size": 4, "data.tokens_directory": here / "t", "training.betas": (0.5, 0.6)}
+    overrides = {"training.batch_size": 4, "data.tokens_directory": here / "t", "optimizer.betas": (0.5, 0.6)}
     config = sw.load_config("small.toml", overrides=overrides).config
-    assert (config.training.batch_size, config.training.betas) == (4, (0.5, 0.6))
+    assert (config.training.batch_size, config.optimizer.options.betas) == (4, (0.5, 0.6))
     assert config.data.tokens_directory == str(here / "t")
 
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("interfaces",),
     ("registry",),
     ("config",),
+    ("builtin",),
     ("data", "inference", "rack", "report", "runs", "training"),
     ("training.engine",),
     ("api",),

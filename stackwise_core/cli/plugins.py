@@ -13,7 +13,7 @@ from rich.text import Text
 from stackwise_core.cli.arguments import plugin_option
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.reference import OptionRow, describe
-from stackwise_core.hookspecs import INTERFACES
+from stackwise_core.hookspecs import INTERFACES, PROVISIONAL
 from stackwise_core.registry import Declared, Plugin, Registry
 
 _STATE_STYLES = {"ready": "green", "broken": "bold red", "blocked": "dim"}
@@ -89,6 +89,7 @@ def _facts(registry: Registry, declared: Declared) -> dict[str, Any]:
         "state": registry.state(declared),
         "summary": implementation.summary,
         "api": implementation.api,
+        "provisional": declared.hook in PROVISIONAL,
         "packages": list(implementation.packages),
     }
 
@@ -165,7 +166,7 @@ def _implementations_table(registry: Registry, width: int) -> Table:
     for hook in INTERFACES:
         declared_here = registry.implementations(hook)
         if declared_here:
-            table.add_row(Text(hook, style="bold cyan"))
+            table.add_row(Text(_title(hook), style="bold cyan"))
         for place, declared in enumerate(declared_here):
             title = f"  {declared.title}"
             table.add_row(
@@ -219,7 +220,7 @@ def _styled(state: str) -> Text:
 def _properties(registry: Registry, declared: Declared) -> list[tuple[str, str]]:
     implementation = declared.implementation
     properties = [
-        ("hook", declared.hook),
+        ("hook", _title(declared.hook)),
         ("aliases", ", ".join(implementation.aliases)),
         ("package", declared.package),
         ("devices", ", ".join(implementation.devices) or "-"),
@@ -227,6 +228,11 @@ def _properties(registry: Registry, declared: Declared) -> list[tuple[str, str]]
         ("needs", ", ".join(implementation.packages)),
     ]
     return [(key, value) for key, value in properties if value]
+
+
+def _title(hook: str) -> str:
+    """A hook's name, and that its contract may change."""
+    return f"{hook} (provisional)" if hook in PROVISIONAL else hook
 
 
 def _cells(row: OptionRow) -> tuple[str, str, str, str]:

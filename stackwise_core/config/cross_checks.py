@@ -271,13 +271,3 @@ def _qlora_has_adapters(config: Config) -> Iterator[Misfit]:
 
 
 _CHECKS.append(_qlora_has_adapters)
-
-
-@_cross_check("training.optimizer", "run.device")
-def _paging_needs_a_device(config: Config) -> str | None:
-    if not config.training.optimizer.startswith("paged_") or config.run.device != "cpu":
-        return None
-    return (
-        f'optimizer = "{config.training.optimizer}" needs a CUDA device, since a CPU has nothing to page from: '
-        'use "adamw" or "adamw_8bit"'
-    )

@@ -16,7 +16,14 @@ SYNONYMS = {
     "max_steps": "steps_per_stack",
     "num_epochs": "epochs_per_stack",
 }
-"""What other trainers call a key of ours."""
+"""Names of other trainers for keys of ours."""
+
+MOVED = {
+    "training.optimizer": '[optimizer] chooses it now: use = "..."',
+    "training.betas": "it is an option of the optimizer now: [optimizer] betas",
+    "training.eps": "it is an option of the optimizer now: [optimizer] eps",
+}
+"""Keys of earlier versions, and where they are now."""
 
 
 def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
@@ -28,6 +35,8 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
         layer: where it was set; of an environment variable, the help names another.
     """
     key = str(path[-1])
+    if dotted(path) in MOVED:
+        return MOVED[dotted(path)]
     if isinstance(layer, EnvironmentLayer):
         siblings = [(*path[:-1], name) for name in known] if len(path) > 1 else []
         spellings = [dotted(each).replace(".", "__") for each in [*_core_keys(), *siblings]]

@@ -12,6 +12,7 @@ from cattrs.errors import BaseValidationError
 from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
+from stackwise_core.config.device_checks import wrong_devices
 from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
 from stackwise_core.config.hints import meant
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
@@ -234,6 +235,10 @@ def _checked(
         problems += [
             Problem(missing, key, merged.place([tuple(key.split("."))], "value"), unavailable=UnavailableError(missing))
             for key, missing in missing_packages(config)
+        ]
+        problems += [
+            Problem(str(error), key, merged.place([tuple(key.split("."))], "value"), unavailable=error)
+            for key, error in wrong_devices(config, registry)
         ]
         problems += [
             Problem(

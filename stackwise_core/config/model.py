@@ -174,11 +174,6 @@ class RackConfig:
     )
 
 
-def _betas(instance: Any, attribute: Any, value: tuple[float, float]) -> None:
-    if not all(0 <= beta < 1 for beta in value):
-        raise ValueError("expected two numbers from 0 to just under 1")
-
-
 def _multipliers(instance: Any, attribute: Any, value: dict[int, float]) -> None:
     if not all(stack >= 0 and factor >= 0 for stack, factor in value.items()):
         raise ValueError("expected factors of 0 or more by stack, such as { 0 = 0.5, 3 = 2 }")
@@ -194,7 +189,7 @@ def _fractions_rise(instance: Any, attribute: Any, value: tuple[float, ...] | di
 
 @frozen
 class TrainingConfig:
-    """Budget, optimizer, and what the masks mean."""
+    """Budget, learning rates, and what the masks mean."""
 
     epochs_per_stack: int = option(1, "Passes over the training split, a stack.", check=at_least(1))
     steps_per_stack: int | None = option(
@@ -213,11 +208,6 @@ class TrainingConfig:
     )
     head_lr: float = option(1e-3, "Peak learning rate of an untied LM head.", check=at_least(0))
     adapter_lr: float = option(1e-4, "Peak learning rate of adapters.", check=at_least(0))
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = option(
-        "adamw",
-        "adamw is torch's; adamw_8bit keeps its two moments in 8 bits (bitsandbytes); the paged ones move them to the "
-        "CPU's memory when a CUDA device runs out of its own.",
-    )
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
         "Course of the learning rate in each phase after its warm-up: wsd holds it and then decays linearly, cosine "
@@ -226,9 +216,7 @@ class TrainingConfig:
     warmup: float = option(0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1))
     decay: float = option(0.3, "Share of a phase's steps in which wsd decays.", check=between(0, 1))
     final_lr: float = option(0.1, "Learning rate at the end, as a share of its peak.", check=between(0, 1))
-    weight_decay: float = option(0.1, "AdamW's decoupled weight decay, on matrices only.", check=at_least(0))
-    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's decay rates of the two moments.", check=_betas)
-    eps: float = option(1e-8, "AdamW's epsilon.", check=above(0))
+    weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", check=at_least(0))
     max_grad_norm: float = option(
         1.0,
         "Largest norm of a step's gradient; a larger one is scaled down. 0: no clipping.",
@@ -441,7 +429,7 @@ class AdapterConfig:
 
 @frozen
 class Config:
-    """A whole configuration. Five of its tables choose an implementation of a hook."""
+    """A whole configuration. Some of its tables choose an implementation of a hook."""
 
     run: RunConfig = option(dict, "")
     data: DataConfig = option(dict, "")
@@ -459,4 +447,7 @@ class Config:
     )
     trainer_mode: Choice = option(
         lambda: {"use": "blockwise"}, "Which phases the rack is trained in.", hook="trainer_mode"
+    )
+    optimizer: Choice = option(
+        lambda: {"use": "adamw"}, "The rule by which gradients change what trains.", hook="optimizer"
     )

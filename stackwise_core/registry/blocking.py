@@ -12,6 +12,8 @@ from stackwise_core.registry.records import Plugin, Problem
 DISABLE = "STACKWISE_DISABLE_PLUGINS"
 AUTOLOAD = "STACKWISE_PLUGIN_AUTOLOAD"
 _BLOCK = "no:"
+CORE = "stackwise-core"
+"""The distribution whose own implementations are there without being asked for."""
 
 
 def normalised(name: str) -> str:
@@ -48,7 +50,7 @@ class Blocking:
             return None
         if names & self.disabled:
             return Problem("block", f"blocked by {DISABLE}", f"-p {plugin.name} loads it.")
-        if not self.autoload and not plugin.local:
+        if not self.autoload and not plugin.local and normalised(plugin.distribution) != CORE:
             return Problem("block", f"blocked by {AUTOLOAD}=0", f"-p {plugin.name} loads it.")
         return None
 

@@ -15,6 +15,7 @@ def culprit(error: BaseException) -> str | None:
         entry_point.value.partition(":")[0].partition(".")[0]: entry_point.dist.name if entry_point.dist else None
         for entry_point in entry_points(group=ENTRY_POINT_GROUP)
     }
+    packages.pop("stackwise_core", None)  # it registers implementations of its own
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         plugin = frame.f_globals.get(LOCAL_MARK) or packages.get(package)

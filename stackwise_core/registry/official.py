@@ -14,6 +14,10 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "trainer_mode": {
         "stackwise-modes": ("blockwise", "layerwise", "end_to_end", "progressive", "fused", "banded"),
     },
+    "optimizer": {
+        "stackwise-core": ("adamw",),
+        "stackwise-bitsandbytes": ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
+    },
 }
 
 OFFICIAL = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stackwise_core.config.model import CheckpointConfig
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.metrics import Metrics
@@ -36,6 +37,7 @@ class Checkpoints:
         phase: its place in the plan.
         metrics: cut back, when a run goes on, to what they were at the checkpoint.
         begun: how long these were when the phase began, in bytes.
+        optimizer: checks what a checkpoint has of its state.
     """
 
     directory: RunDirectory
@@ -43,6 +45,7 @@ class Checkpoints:
     config: CheckpointConfig
     phase: int
     begun: int
+    optimizer: Optimizer
     _damaged: list[str] = field(factory=list, init=False)
     """Names of those that aren't whole."""
     _written: float = field(factory=lambda: time.monotonic(), init=False)
@@ -107,7 +110,7 @@ class Checkpoints:
                 self._damaged.append(name)
                 damaged.append(str(error))
                 continue
-            check_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
+            check_optimizer_state(self.optimizer, optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
             _check_scaler(said["scaler"], scaler)
             residency.load_training_state(_under(RACK, tensors))
             load_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])

@@ -179,7 +179,12 @@ class Engine:
                     if boundary.is_stored:
                         kept.append(boundary)
                 checkpoints = Checkpoints(
-                    self._directory, metrics, self._setup.config.checkpoint, place, measured_until
+                    self._directory,
+                    metrics,
+                    self._setup.config.checkpoint,
+                    place,
+                    measured_until,
+                    self._setup.implementations.optimizer,
                 )
                 measured = self._fit(planned, boundary, tell, checkpoints).run()
                 phases.append(measured)
@@ -281,6 +286,7 @@ class Engine:
             order=self._order,
             boundary=boundary,
             training=config.training,
+            optimizer=self._setup.implementations.optimizer,
             listener=listener,
             validation=validation,
             checkpoints=checkpoints,

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.rack.rack import derived_seed
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary
@@ -56,6 +57,7 @@ class Fit:
     boundary: Boundary | None
     """None where the phase starts at the tokens."""
     training: TrainingConfig
+    optimizer: Optimizer
     listener: Listener
     validation: Validation | None = None
     checkpoints: Checkpoints | None = None
@@ -176,7 +178,7 @@ class _Going:
         """The phase at its beginning, or at its newest checkpoint."""
         residency, phase = fit.residency, fit.planned.phase
         named = residency.trainable()
-        optimizer = make_optimizer(named, fit.training, phase.lr)
+        optimizer = make_optimizer(fit.optimizer, named, fit.training, phase.lr)
         peaks = [group["lr"] for group in optimizer.param_groups]
         by_part = {part_of(name, fit.training): phase.lr * learning_rate(name, fit.training) for name, _ in named}
         scalers = [residency.precision(stack).loss_scaler(residency.device) for stack in phase.live_path]

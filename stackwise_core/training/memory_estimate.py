@@ -10,7 +10,6 @@ from attrs import asdict, frozen
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.allocator import MAPPED_FROM
-from stackwise_core.training.optimizer import STATE_BYTES
 from stackwise_core.training.order import chunk_size
 from stackwise_core.training.parameter_count import ends_parameters
 from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
@@ -63,7 +62,7 @@ def phase_memory(
 
     kept = phase.live_path if streams else phase.path
     weights = 4 * ends_parameters(spec) + sum(map(held, kept))
-    optimizer = round(STATE_BYTES[training.optimizer] * trainable)
+    optimizer = round(setup.implementations.optimizer.state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
     process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
     window = 0

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.optimizer import Optimizer
 
 Number = int | float | bool
-
-BLOCK = 256
-"""Numbers of an 8-bit moment that share a scale (bitsandbytes)."""
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Number]]:
@@ -41,7 +39,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def check_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Number]
+    plugin: Optimizer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Number]
 ) -> None:
     """Refuse a state that can't be this optimizer's: its kernels believe in shapes and number formats.
 
@@ -52,24 +50,8 @@ def check_optimizer_state(
     for name, value in {**tensors, **numbers}.items():
         place, _, key = name.partition(".")
         known = place.isdecimal() and int(place) < len(parameters)
-        if not known or not _fits(key, value, parameters[int(place)]):
+        if not known or not plugin.fits(key, value, parameters[int(place)]):
             raise StackwiseError(f"a checkpoint's optimizer state isn't that of what trains now: {name!r:.60}")
-
-
-def _fits(key: str, value: Tensor | Number, parameter: Tensor) -> bool:
-    """Whether a value can be what torch's or bitsandbytes' AdamW keeps for a parameter."""
-    if not isinstance(value, Tensor):
-        return key == "step" and type(value) is int and value >= 0
-    shape, full = tuple(value.shape), value.dtype == torch.float32
-    if key in ("exp_avg", "exp_avg_sq"):
-        return shape == parameter.shape and value.dtype == parameter.dtype
-    if key in ("state1", "state2"):
-        return shape == parameter.shape and value.dtype in (torch.float32, torch.uint8)
-    if key in ("qmap1", "qmap2"):
-        return shape == (256,) and full
-    if key in ("absmax1", "absmax2"):
-        return shape == (-(-parameter.numel() // BLOCK),) and full
-    return key == "step" and shape == () and full
 
 
 def load_optimizer_state(

@@ -50,7 +50,7 @@ HELPS = {
     "process": "A larger budget helps.",
     "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
     "gradients": "A smaller stack (rack.blocks_per_stack) needs less.",
-    "optimizer": 'A smaller stack (rack.blocks_per_stack), or training.optimizer = "adamw_8bit", needs less.',
+    "optimizer": 'A smaller stack (rack.blocks_per_stack), or optimizer = "adamw_8bit", needs less.',
     "activations": "A smaller training.batch_size, with more training.gradient_accumulation, needs less.",
     "boundaries": 'A smaller training.window needs less, and so does a cache that isn\'t in memory (use = "disk").',
 }

@@ -18,6 +18,7 @@ from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.cache_backend import CacheBackend
 from stackwise_core.interfaces.component import origin
+from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
@@ -27,7 +28,6 @@ from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
-from stackwise_core.training.optimizer import check_optimizer
 from stackwise_core.training.plan_checks import check_partition
 
 OF_FREE = 0.9
@@ -43,6 +43,7 @@ class Implementations:
     formats: Formats
     cache: CacheBackend | None
     mode: TrainerMode
+    optimizer: Optimizer
 
 
 @frozen
@@ -107,7 +108,6 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         UsageError: the corpus, the tokenizer or the rack to start from can't serve.
     """
     parts, source = set_up_parts(config, registry), None
-    check_optimizer(config.training.optimizer, parts.device)
     if config.rack.init_from is not None:
         read, mode = read_source(config.rack.init_from), parts.implementations.mode
         source = Source.of(read, parts.spec, mode.grows, config.rack.init)
@@ -190,6 +190,8 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
             f"precision.active = \"{config.precision.active.use}\": a stack's full weights can't train at it. Use it "
             "for precision.trunk."
         )
+    optimizer: Optimizer = build("optimizer", config.optimizer)
+    optimizer.check(device)
     adapters = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
     formats = Formats(
         active=active,
@@ -201,6 +203,7 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
         formats=formats,
         cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
         mode=build("trainer_mode", config.trainer_mode),
+        optimizer=optimizer,
     )
 
 

@@ -38,6 +38,7 @@ def test_a_good_file(file):
         ["precision.active", "fp32", "stackwise-precision"],
         ["precision.trunk", "bf16", "stackwise-precision"],
         ["trainer_mode", "blockwise", "stackwise-modes"],
+        ["optimizer", "adamw", "stackwise-core"],
     ]
 
 
@@ -52,6 +53,7 @@ def test_every_choice_is_listed(file, install, hook_source, implementation_sourc
         ["precision.stacks.3", "fp16", "stackwise-precision"],
         ["precision.stacks.12", "bf16", "stackwise-precision"],
         ["trainer_mode", "blockwise", "stackwise-modes"],
+        ["optimizer", "adamw", "stackwise-core"],
     ]
 
 

@@ -67,8 +67,6 @@ LORA = {"use": "lora"}
         ({"precision": {"trunk": "qlora"}}, "precision.trunk.use"),
         ({"precision": {"trunk": {"use": "Stackwise_BitsAndBytes:qlora"}}}, "precision.trunk.use"),
         ({"precision": {"stacks": {"0": "nf4", "3": "qlora"}}}, "precision.stacks.3.use"),
-        ({"training": {"optimizer": "paged_adamw"}, "run": {"device": "cpu"}}, "training.optimizer"),
-        ({"training": {"optimizer": "paged_adamw_8bit"}, "run": {"device": "cpu"}}, "training.optimizer"),
     ],
 )
 def test_keys_that_do_not_fit_together(data, key):
@@ -110,9 +108,6 @@ def test_keys_that_do_not_fit_together(data, key):
         {"precision": {"trunk": "somebody:qlora"}},
         {"precision": {"trunk": "qlora", "stacks": {"3": "qlora"}}, "adapter": {"stack": LORA}},
         {"precision": {"trunk": "qlora"}, "adapter": {"trunk": LORA}},
-        {"training": {"optimizer": "paged_adamw"}},
-        {"training": {"optimizer": "paged_adamw"}, "run": {"device": "cuda"}},
-        {"training": {"optimizer": "adamw_8bit"}, "run": {"device": "cpu"}},
     ],
 )
 def test_keys_that_fit(data):

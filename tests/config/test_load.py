@@ -57,8 +57,9 @@ def test_every_kind_of_value(write):
             rope_theta = 500
             n_kv_heads = 4
             [training]
-            betas = [0, 0.5]
             masks = "resampled"
+            [optimizer]
+            betas = [0, 0.5]
             [cache_backend]
             use = "disk"
             capacity = "1.5 GiB"
@@ -68,8 +69,8 @@ def test_every_kind_of_value(write):
     assert config.rack.tie_embeddings is False
     assert (config.rack.rope_theta, type(config.rack.rope_theta)) == (500.0, float)
     assert config.rack.n_kv_heads == 4
-    assert config.training.betas == (0.0, 0.5)
-    assert all(type(beta) is float for beta in config.training.betas)
+    assert config.optimizer.options.betas == (0.0, 0.5)
+    assert all(type(beta) is float for beta in config.optimizer.options.betas)
     assert config.training.masks == "resampled"
     assert config.cache_backend == Choice("disk", DiskOptions(capacity=ByteSize(3 * 2**29)))
 
@@ -131,9 +132,9 @@ def test_values_of_set_are_toml_or_else_strings(write, value, name):
 def test_values_of_set_have_their_toml_types(write):
     """Arrays and tables can be set whole."""
     config = config_of(
-        write(""), overrides=["training.betas=[0.5, 0.75]", 'cache_backend={use = "disk", shard_entries = 8}']
+        write(""), overrides=["optimizer.betas=[0.5, 0.75]", 'cache_backend={use = "disk", shard_entries = 8}']
     )
-    assert config.training.betas == (0.5, 0.75)
+    assert config.optimizer.options.betas == (0.5, 0.75)
     assert config.cache_backend.options.shard_entries == 8
 
 
@@ -199,6 +200,7 @@ def test_what_is_chosen(write):
         ("precision.stacks.2", "precision", "bf16"),
         ("precision.stacks.10", "precision", "fp16"),
         ("trainer_mode", "trainer_mode", "blockwise"),
+        ("optimizer", "optimizer", "adamw"),
     ]
 
 
@@ -333,11 +335,11 @@ def test_a_byte_order_mark_and_carriage_returns(write):
 
 def test_structure_leaves_its_dict_alone(registry):
     """A plain dict is read with the same checks, without places, and isn't changed."""
-    data = {"precision": {"active": "bf16"}, "training": {"betas": (0.5, 0.5)}}
+    data = {"precision": {"active": "bf16"}, "optimizer": {"betas": (0.5, 0.5)}}
     config = structure(data, registry)
     assert config.precision.active.use == "bf16"
-    assert config.training.betas == (0.5, 0.5)
-    assert data == {"precision": {"active": "bf16"}, "training": {"betas": (0.5, 0.5)}}
+    assert config.optimizer.options.betas == (0.5, 0.5)
+    assert data == {"precision": {"active": "bf16"}, "optimizer": {"betas": (0.5, 0.5)}}
     with pytest.raises(ConfigError) as caught:
         structure({"training": {"batch_size": 0}}, registry)
     assert str(caught.value) == "training.batch_size: expected at least 1, found 0\n\n1 error. Nothing was run."

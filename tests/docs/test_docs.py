@@ -27,6 +27,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.cache_backend import CacheBackendContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
+from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
 
@@ -42,6 +43,7 @@ EXAMPLES = {
     "cache_backend": "squeezed",
     "trainer_mode": "pairs",
     "adapter": "gains",
+    "optimizer": "lion",
 }
 """The local plugin of each hook's page."""
 
@@ -236,6 +238,12 @@ class TestPairs(TrainerModeContract):
     @pytest.fixture
     def mode(self, examples):
         return build(examples, "trainer_mode")
+
+
+class TestLion(OptimizerContract):
+    @pytest.fixture
+    def optimizer(self, examples):
+        return build(examples, "optimizer")
 
 
 class TestGains(AdapterContract):

@@ -53,7 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "trainer_mode": {"use": "fused", "fusion": "frozen"},
             "precision": {"active": "fp32", "trunk": "nf4"},
             "training.masks": "resampled",
-            "training.optimizer": "adamw_8bit",
+            "optimizer": {"use": "adamw_8bit"},
         },
         "kills": {"step": 2, "checkpoint": 3, "quantising": 1, "phase change": 1},
     },

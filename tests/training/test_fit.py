@@ -3,8 +3,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from stackwise_core.builtin.options import AdamWOptions
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import corrupt
+from stackwise_core.training.adamw import AdamW
 from stackwise_core.training.optimizer import make_optimizer
 from tests.llama import llama_like
 from tests.tiny import run_tiny
@@ -89,7 +91,7 @@ def test_each_part_has_its_own_learning_rate():
         "stacks.10.norm.weight": (2,),
     }
     named = [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in shapes.items()]
-    optimizer = make_optimizer(named, training, factor=10)
+    optimizer = make_optimizer(AdamW(AdamWOptions()), named, training, factor=10)
     found = {
         name: (group["lr"], group["weight_decay"])
         for name, parameter in named

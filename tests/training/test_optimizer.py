@@ -1,4 +1,4 @@
-"""AdamW of torch and of bitsandbytes: rates, decay, state, what they need, and when they are imported."""
+"""The optimizer of a phase: rates, decay, contract, and when its packages are imported."""
 
 import importlib.util
 import subprocess
@@ -8,34 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from stackwise_core.builtin.options import AdamWOptions
 from stackwise_core.config.dump import dump
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.errors import UnavailableError
-from stackwise_core.training.optimizer import STATE_BYTES, check_optimizer, make_optimizer
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.training.adamw import AdamW
+from stackwise_core.training.optimizer import make_optimizer
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
-from tests.tiny import Ran, run_tiny, tiny_config
-
-CPU = torch.device("cpu")
-WIDE = {"stacks": 2, "blocks_per_stack": 1, "d_model": 64, "n_heads": 2}
-"""Its matrices have 4096 weights or more: smaller tensors keep 32 bits."""
+from tests.tiny import tiny_config
 
 
-def groups_of(optimizer, named) -> dict[str, tuple[float, float]]:
-    """Learning rate and decay of each parameter by name."""
-    return {
-        name: (group["lr"], group["weight_decay"])
-        for name, parameter in named
-        for group in optimizer.param_groups
-        if any(parameter is member for member in group["params"])
-    }
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_adapters_have_a_learning_rate_of_their_own(optimizer):
+def test_adapters_have_a_learning_rate_of_their_own():
     """adapter_lr times the stack's multiplier and the phase's factor; a decay is for matrices of the rack alone."""
     training = TrainingConfig(
-        optimizer=optimizer,
         block_lr=1e-3,
         embedding_lr=2e-3,
         head_lr=3e-3,
@@ -55,91 +42,68 @@ def test_adapters_have_a_learning_rate_of_their_own(optimizer):
     }
     shapes = {name: (2,) if "norm" in name else (2, 2) for name in expected}
     named = [(name, nn.Parameter(torch.zeros(shape))) for name, shape in shapes.items()]
-    found = groups_of(make_optimizer(named, training, factor=10), named)
+    made = make_optimizer(AdamW(AdamWOptions()), named, training, factor=10)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for name, parameter in named
+        for group in made.param_groups
+        if any(parameter is member for member in group["params"])
+    }
     assert {name: pytest.approx(pair) for name, pair in found.items()} == expected
 
 
-def losses(directory, optimizer: str) -> tuple[Ran, list[float]]:
-    changes = {"rack": WIDE, "training.epochs_per_stack": 2, "training.optimizer": optimizer}
-    ran = run_tiny(directory, changes)
-    return ran, ran.losses
-
-
-def test_eight_bits_train_as_thirty_two_do(tmp_path):
-    """By bitsandbytes itself, on the CPU: from the same first loss down to nearly the same last one."""
-    _, in_full = losses(tmp_path / "full", "adamw")
-    _, in_eight = losses(tmp_path / "eight", "adamw_8bit")
-    assert in_eight[0] == in_full[0]
-    assert in_eight != in_full
-    assert in_full[-1] < in_full[0] - 0.5
-    assert in_eight[-1] == pytest.approx(in_full[-1], abs=0.02)
-
-
-def test_the_two_moments_are_in_eight_bits():
-    """Of matrices of 4096 weights or more; the bytes of their state are what the plan counts with."""
-    named = [(f"stacks.0.{name}", nn.Parameter(torch.randn(shape))) for name, shape in (("w", (64, 64)), ("n", (64,)))]
-    optimizer = make_optimizer(named, TrainingConfig(optimizer="adamw_8bit"))
-    for _, parameter in named:
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    matrix, norm = (optimizer.state[parameter] for _, parameter in named)
-    assert (matrix["state1"].dtype, matrix["state2"].dtype) == (torch.uint8, torch.uint8)
-    assert norm["state1"].dtype == torch.float32
-    # The table of the codes' values is one for all tensors.
-    held = sum(
-        value.numel() * value.element_size()
-        for name, value in matrix.items()
-        if isinstance(value, torch.Tensor) and not name.startswith("qmap")
-    )
-    assert held / 4096 == pytest.approx(STATE_BYTES["adamw_8bit"])
-
-
-def test_the_state_of_adamw_is_two_moments():
-    """In fp32, as the plan counts them, apart from a step counter a tensor."""
-    named = [("stacks.0.w", nn.Parameter(torch.randn(64, 64)))]
-    optimizer = make_optimizer(named, TrainingConfig())
-    named[0][1].grad = torch.randn(64, 64)
-    optimizer.step()
-    state = optimizer.state[named[0][1]]
-    assert sum(state[name].numel() * 4 for name in ("exp_avg", "exp_avg_sq")) / 4096 == STATE_BYTES["adamw"]
-
-
 def test_the_plan_counts_the_optimizer_s_state(tmp_path):
-    """By its type, for what trains in each phase, adapters among it."""
+    """By what the optimizer says, for what trains in each phase, adapters among it."""
     for name in ("adamw", "adamw_8bit"):
         changes = {
-            "training.optimizer": name,
+            "optimizer": {"use": name},
             "adapter": {"stack": {"use": "lora", "rank": 4}},
             "precision": {"trunk": "nf4"},
         }
-        phases = make_plan(set_up(*tiny_config(tmp_path, changes))).phases
+        setup = set_up(*tiny_config(tmp_path, changes))
+        phases = make_plan(setup).phases
         assert len(phases) == 6
         for planned in phases:
-            assert planned.memory.optimizer == round(STATE_BYTES[name] * planned.trainable_parameters)
+            state_bytes = setup.implementations.optimizer.state_bytes
+            assert planned.memory.optimizer == round(state_bytes * planned.trainable_parameters)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda groups: "no optimizer", "gave str, expected a torch.optim.Optimizer"),
+        (lambda groups: torch.optim.SGD(groups[:1]), "gave an optimizer of other groups"),
+        (lambda groups: torch.optim.SGD([{**each, "lr": 7.0} for each in groups]), "gave an optimizer of other groups"),
+    ],
+)
+def test_an_optimizer_that_breaks_its_contract_is_named(make, said):
+    """What a plugin made is looked at before a step is taken."""
+    plugin = type("Strange", (AdamW,), {"make": lambda self, groups: make(groups)})(AdamWOptions())
+    named = [("stacks.0.w", nn.Parameter(torch.ones(2, 2))), ("stacks.0.b", nn.Parameter(torch.ones(2)))]
+    with pytest.raises(ContractError, match=rf"Strange: make\(\) {said}"):
+        make_optimizer(plugin, named, TrainingConfig())
 
 
 @pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])
-def test_paging_on_a_cpu_is_unavailable(name):
-    """It says why, and what to use; the command ends with 3."""
-    with pytest.raises(UnavailableError, match="this run is on the CPU") as refused:
-        check_optimizer(name, CPU)
-    assert f'Use "{name.removeprefix("paged_")}"' in str(refused.value)
+def test_paging_on_a_cpu_is_unavailable(name, tmp_path):
+    """It says that it runs on CUDA devices; the command ends with 3."""
+    with pytest.raises(UnavailableError, match=rf'optimizer "{name}".* cuda, not on cpu') as refused:
+        set_up(*tiny_config(tmp_path, {"optimizer": {"use": name}, "run.device": "cpu"}))
     assert refused.value.exit_code == 3
-    check_optimizer(name, torch.device("cuda"))
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
-def test_without_bitsandbytes_it_is_unavailable(name, tmp_path, monkeypatch):
-    """The message names the package and how to install it, before the text is read; torch's own needs nothing."""
+def test_without_bitsandbytes_it_is_unavailable(tmp_path, monkeypatch):
+    """The message names the package, before the text is read; torch's own needs nothing."""
     find = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda module, *rest: None if module == "bitsandbytes" else find(module, *rest)
     )
-    with pytest.raises(UnavailableError, match="pip install bitsandbytes") as refused:
-        set_up(*tiny_config(tmp_path, {"training.optimizer": name, "data.corpus": "not/there.txt"}))
-    assert f'training.optimizer = "{name}"' in str(refused.value)
+    changes = {"optimizer": {"use": "adamw_8bit"}, "data.corpus": "not/there.txt"}
+    with pytest.raises(UnavailableError, match=r'optimizer "adamw_8bit".*bitsandbytes') as refused:
+        set_up(*tiny_config(tmp_path, changes))
     assert refused.value.exit_code == 3
-    check_optimizer("adamw", CPU)
+    set_up(*tiny_config(tmp_path, {}))
 
 
 COMMANDS = """
@@ -161,8 +125,8 @@ def test_bitsandbytes_and_peft_wait_until_a_run_uses_them(tmp_path):
     adapters = {"adapter": {"stack": {"use": "lora"}}, "precision": {"trunk": "nf4"}}
     for name, changes in (
         ("plain", short),
-        ("eight", short | {"training.optimizer": "adamw_8bit"}),
-        ("adapters", adapters | {"training.optimizer": "adamw_8bit"}),
+        ("eight", short | {"optimizer": {"use": "adamw_8bit"}}),
+        ("adapters", adapters | {"optimizer": {"use": "adamw_8bit"}}),
     ):
         config, _ = tiny_config(tmp_path, changes)
         (tmp_path / f"{name}.toml").write_text(dump(config))

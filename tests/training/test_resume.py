@@ -72,7 +72,7 @@ RUNS = {
     },
     "fused, 8-bit optimizer, accumulation": {
         "trainer_mode": {"use": "fused", "fusion": "trainable"},
-        "training.optimizer": "adamw_8bit",
+        "optimizer": {"use": "adamw_8bit"},
         "training.gradient_accumulation": 2,
         "rack.d_model": 64,  # large enough for matrices whose moments are in 8 bits
         "rack.d_ff": 128,

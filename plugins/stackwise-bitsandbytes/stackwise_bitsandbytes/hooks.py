@@ -31,3 +31,23 @@ def precision() -> list[Implementation]:
             packages=("bitsandbytes",),
         ),
     ]
+
+
+@hookimpl
+def optimizer() -> list[Implementation]:
+    adamw, options = "stackwise_bitsandbytes.adamw", "stackwise_core.builtin.options:AdamWOptions"
+    return [
+        Implementation(
+            name,
+            summary,
+            f"{adamw}:{factory}",
+            options,
+            devices=devices,
+            packages=("bitsandbytes",),
+        )
+        for name, summary, factory, devices in (
+            ("adamw_8bit", "AdamW with moments in 8 bits, 2 bytes a weight", "AdamW8bit", ("cpu", "cuda")),
+            ("paged_adamw", "AdamW whose moments move to main memory when a GPU is full", "PagedAdamW", ("cuda",)),
+            ("paged_adamw_8bit", "adamw_8bit, paged likewise", "PagedAdamW8bit", ("cuda",)),
+        )
+    ]

@@ -1,0 +1,1 @@
+"""The implementations that the core brings itself, registered as any plugin's."""

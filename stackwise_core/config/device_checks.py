@@ -1,0 +1,17 @@
+"""Choices that don't run on the device that the configuration names."""
+
+from collections.abc import Iterator
+
+from stackwise_core.config.choices import chosen
+from stackwise_core.config.model import Config
+from stackwise_core.registry import Registry
+from stackwise_core.registry.errors import WrongDevice
+
+
+def wrong_devices(config: Config, registry: Registry) -> Iterator[tuple[str, WrongDevice]]:
+    """List the keys whose implementation isn't for ``run.device``; with ``"auto"`` a run finds out."""
+    device = config.run.device
+    for key, hook, choice in chosen(config) if device != "auto" else ():
+        declared = registry.resolve(hook, choice.use)
+        if device not in declared.implementation.devices:
+            yield key, WrongDevice(declared, device)
