@@ -80,6 +80,11 @@ def optimizer() -> list[Implementation]:  # type: ignore[empty-body]
     """The optimizer of what trains (provisional): :class:`stackwise_core.interfaces.optimizer.Optimizer`."""
 
 
+@hookspec
+def tracker() -> list[Implementation]:  # type: ignore[empty-body]
+    """Who is told of a run's measurements (provisional): :class:`stackwise_core.interfaces.tracker.Tracker`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -88,7 +93,8 @@ INTERFACES = {
     "cache_backend": "stackwise_core.interfaces.cache_backend:CacheBackend",
     "trainer_mode": "stackwise_core.interfaces.trainer_mode:TrainerMode",
     "optimizer": "stackwise_core.interfaces.optimizer:Optimizer",
+    "tracker": "stackwise_core.interfaces.tracker:Tracker",
 }
 
-PROVISIONAL = frozenset({"optimizer"})
+PROVISIONAL = frozenset({"optimizer", "tracker"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

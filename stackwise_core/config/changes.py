@@ -10,7 +10,6 @@ from stackwise_core.config.model import Config
 ANY_TIME = frozenset(
     {
         "run.log_every",
-        "run.tensorboard",
         "data.tokens_directory",
         "training.max_bad_steps",
         "training.memory_budget",
@@ -59,7 +58,7 @@ def _is_sound(key: str, config: Config) -> bool:
     table, _, name = key.partition(".")
     if table == "evaluation":
         return name in EVALUATION and config.training.patience is None
-    return table == "checkpoint" or key in ANY_TIME or (table == "cache_backend" and name in CACHE)
+    return table in ("checkpoint", "tracker") or key in ANY_TIME or (table == "cache_backend" and name in CACHE)
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which keys of the configuration choose an implementation of a hook, and what they chose."""
 
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import attrs
 from attrs import frozen
@@ -15,8 +15,8 @@ class HookField:
 
     path: tuple[str, ...]
     hook: str
-    by_number: bool
-    """Whether it is a table of choices by whole number, such as ``precision.stacks``."""
+    keys: type | None
+    """For a table of choices, such as ``precision.stacks``: int where it is by whole number, str where by name."""
 
 
 def hook_fields(table: type = Config, path: tuple[str, ...] = ()) -> Iterator[HookField]:
@@ -24,14 +24,14 @@ def hook_fields(table: type = Config, path: tuple[str, ...] = ()) -> Iterator[Ho
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if hook := attribute.metadata.get("hook"):
-            yield HookField(here, hook, is_by_number(attribute))
+            yield HookField(here, hook, key_type(attribute))
         elif attribute.type is not None and attrs.has(attribute.type):
             yield from hook_fields(attribute.type, here)
 
 
-def is_by_number(attribute: "attrs.Attribute[Any]") -> bool:
-    """Whether a field that chooses is a table of choices by whole number."""
-    return get_origin(attribute.type) is dict
+def key_type(attribute: "attrs.Attribute[Any]") -> type | None:
+    """Return int or str where a field that chooses is a table of choices by whole number or by name; else None."""
+    return get_args(attribute.type)[0] if get_origin(attribute.type) is dict else None
 
 
 def chosen(config: Config) -> Iterator[tuple[str, str, Choice]]:
@@ -41,8 +41,8 @@ def chosen(config: Config) -> Iterator[tuple[str, str, Choice]]:
         for key in field.path:
             value = getattr(value, key)
         key = ".".join(field.path)
-        if field.by_number:
-            yield from ((f"{key}.{number}", field.hook, value[number]) for number in sorted(value))
+        if field.keys:
+            yield from ((f"{key}.{each}", field.hook, value[each]) for each in sorted(value))
         elif value is not None:
             yield key, field.hook, value
 
@@ -51,9 +51,9 @@ def lengthen(data: dict[str, Any]) -> None:
     """Write each name alone out, in place: ``trunk = "nf4"`` is short for ``trunk = { use = "nf4" }``."""
     for field in hook_fields():
         table: Any = data
-        for key in field.path if field.by_number else field.path[:-1]:
+        for key in field.path if field.keys else field.path[:-1]:
             table = table.get(key) if isinstance(table, dict) else None
         if isinstance(table, dict):
-            for key in list(table) if field.by_number else field.path[-1:]:
+            for key in list(table) if field.keys else field.path[-1:]:
                 if isinstance(table.get(key), str):
                     table[key] = {"use": table[key]}

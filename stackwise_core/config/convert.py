@@ -12,7 +12,7 @@ import attrs
 from cattrs import Converter, IterableValidationError, IterableValidationNote
 from cattrs.errors import AttributeValidationNote, BaseValidationError, ClassValidationError
 
-from stackwise_core.config.choices import is_by_number
+from stackwise_core.config.choices import key_type
 from stackwise_core.config.cross_checks import cross_checks
 from stackwise_core.config.defaults import default_of
 from stackwise_core.config.layers import KeyPath
@@ -165,15 +165,17 @@ class _Tables:
                 return default
             given = default
         if hook := attribute.metadata.get("hook"):
-            return self._choices(given, hook) if is_by_number(attribute) else self._choice(given, hook)
+            return self._choices(given, hook, keys) if (keys := key_type(attribute)) else self._choice(given, hook)
         return self.converter.structure(given, attribute.type)  # type: ignore[arg-type]
 
-    def _choices(self, value: Any, hook: str) -> dict[int, Choice]:
-        kind = f"table of {hook}s by whole number"
+    def _choices(self, value: Any, hook: str, keys: type) -> dict[Any, Choice]:
+        kind = f"table of {hook}s by {'whole number' if keys is int else 'name'}"
         if not isinstance(value, Mapping):
-            help = f"for stack 3 alone: {{ 3 = {shown(value)} }}" if isinstance(value, str) else _array_of_tables(value)
+            alone = "for stack 3 alone: { 3 = %s }" if keys is int else "under a name of your own: { mine = %s }"
+            help = alone % shown(value) if isinstance(value, str) else _array_of_tables(value)
             raise Fault(f"expected a {kind}, found {found(value)}", help=help)
-        return _contents(value, _stack_number, partial(self._choice, hook=hook), Choice, kind)
+        read_key = _stack_number if keys is int else str
+        return _contents(value, read_key, partial(self._choice, hook=hook), Choice, kind)
 
     def _choice(self, value: Any, hook: str) -> Choice:
         if not isinstance(value, Mapping):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from stackwise_core.config.choices import is_by_number
+from stackwise_core.config.choices import key_type
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
 from stackwise_core.config.model import Config
 from stackwise_core.config.words import dotted
@@ -20,6 +20,7 @@ SYNONYMS = {
 
 MOVED = {
     "training.optimizer": '[optimizer] chooses it now: use = "..."',
+    "run.tensorboard": '[tracker] board = "tensorboard" does that now',
     "training.betas": "it is an option of the optimizer now: [optimizer] betas",
     "training.eps": "it is an option of the optimizer now: [optimizer] eps",
 }
@@ -63,7 +64,7 @@ def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if attribute.metadata.get("hook"):
-            yield here if is_by_number(attribute) else (*here, "use")
+            yield here if key_type(attribute) else (*here, "use")
         elif attribute.type is not None and attrs.has(attribute.type):
             yield from _core_keys(attribute.type, here)
         else:

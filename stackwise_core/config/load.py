@@ -17,7 +17,6 @@ from stackwise_core.config.errors import Place, Problem, ProblemsError, error_fo
 from stackwise_core.config.hints import meant
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
-from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.paths import absolute, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.source_keys import follow_source
@@ -231,10 +230,6 @@ def _checked(
         problems = [
             Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)
             for keys, message, help in source_checks(config, contradicting)
-        ]
-        problems += [
-            Problem(missing, key, merged.place([tuple(key.split("."))], "value"), unavailable=UnavailableError(missing))
-            for key, missing in missing_packages(config)
         ]
         problems += [
             Problem(str(error), key, merged.place([tuple(key.split("."))], "value"), unavailable=error)

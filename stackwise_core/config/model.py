@@ -36,11 +36,6 @@ class RunConfig:
     directory: str = option("runs", "Directory that holds the runs.", check=not_empty)
     plugins: tuple[str, ...] = option((), "Python files with hooks of your own, relative to the TOML.", path=())
     log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))
-    tensorboard: bool = option(
-        False,
-        "Whether losses, learning rates and the like are also written for TensorBoard, into the run's tensorboard/ "
-        "(stackwise-core[tensorboard]).",
-    )
 
 
 def _a_share(instance: Any, attribute: Any, value: float | None) -> None:
@@ -450,4 +445,10 @@ class Config:
     )
     optimizer: Choice = option(
         lambda: {"use": "adamw"}, "The rule by which gradients change what trains.", hook="optimizer"
+    )
+    tracker: dict[str, Choice] = option(
+        dict,
+        "Who is told of the measurements beside metrics.jsonl, each under a name of your own, such as "
+        '{ board = "tensorboard" }.',
+        hook="tracker",
     )

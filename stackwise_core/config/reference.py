@@ -6,7 +6,7 @@ from typing import Any, get_args, get_origin
 import attrs
 from attrs import frozen
 
-from stackwise_core.config.choices import is_by_number
+from stackwise_core.config.choices import key_type
 from stackwise_core.config.defaults import default_of
 from stackwise_core.config.words import noun, shown, with_article
 
@@ -34,8 +34,9 @@ def _rows(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
     if attribute.type is not None and attrs.has(attribute.type) and not attribute.metadata.get("hook"):
         return [attrs.evolve(row, key=f"{attribute.name}.{row.key}") for row in describe(attribute.type)]
     if hook := attribute.metadata.get("hook"):
-        if is_by_number(attribute):
-            return [OptionRow(attribute.name, f"table of {hook}s by whole number", _written(default), help)]
+        if keys := key_type(attribute):
+            by = "whole number" if keys is int else "name"
+            return [OptionRow(attribute.name, f"table of {hook}s by {by}", _written(default), help)]
         use = default["use"] if isinstance(default, Mapping) else default
         return [OptionRow(attribute.name, f"name of {with_article(hook)}, or a table with use", _written(use), help)]
     row = OptionRow(attribute.name, noun(attribute.type), _written(default), help)

@@ -18,6 +18,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "stackwise-core": ("adamw",),
         "stackwise-bitsandbytes": ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
     },
+    "tracker": {"stackwise-tensorboard": ("tensorboard",)},
 }
 
 OFFICIAL = {

@@ -25,6 +25,7 @@ for _file in (
     "plugin",
     "precision",
     "small",
+    "tracker",
     "trainer_mode",
 ):
     pytest.register_assert_rewrite(f"{__name__}.{_file}")

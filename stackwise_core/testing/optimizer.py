@@ -53,7 +53,7 @@ class OptimizerContract:
             pairs = zip(weights, target, strict=True)
             return torch.stack([((weight - wanted.detach()) ** 2).sum() for weight, wanted in pairs]).sum()
 
-        first = float(distance())
+        first = float(distance().detach())
         for _ in range(50):
             made.zero_grad(set_to_none=True)
             distance().backward()

@@ -12,11 +12,10 @@ from cattrs import structure, unstructure
 from cattrs.errors import BaseValidationError
 
 from stackwise_core.config.dump import dump
-from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
-from stackwise_core.errors import StackwiseError, UnavailableError
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.rack.allocator import give_back
@@ -25,7 +24,6 @@ from stackwise_core.runs.directory import RunDirectory, embedding_file, head_fil
 from stackwise_core.runs.environment import device_name, differences, environment, software
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
-from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.determinism import deterministic
@@ -55,7 +53,7 @@ from stackwise_core.training.plan import (
     check_stores_directory,
     stores_directory,
 )
-from stackwise_core.training.recording import Scalars, record
+from stackwise_core.training.recording import Recorder
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
@@ -83,8 +81,6 @@ class Engine:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         self._stopping = stopping or Stopping()
         run = setup.config.run
-        for key, missing in missing_packages(setup.config):  # whoever goes on may do so on another machine
-            raise UnavailableError(f"{key}: {missing}")
         check_memory(plan, setup.config.training.memory_budget)
         stores = stores_directory(setup.config)
         check_stores_directory(stores)
@@ -123,15 +119,14 @@ class Engine:
         config, (done, measured_until) = self._setup.config, self._begin()
         with (
             Metrics(self._directory.metrics) as metrics,
-            TensorBoard(self._directory.path / "tensorboard") as board,
+            Recorder(
+                self._plan, config, self._directory.path.absolute(), metrics, self._setup.implementations.trackers
+            ) as recorder,
             deterministic(),
         ):
-            scalars = Scalars(board, self._plan, config.run.log_every)
 
             def tell(event: Event) -> None:
-                record(event, metrics, config.run.log_every)
-                if config.run.tensorboard:
-                    scalars.record(event)
+                recorder.record(event)
                 self._listener(event)
 
             self._started = True

@@ -21,6 +21,7 @@ from stackwise_core.interfaces.component import origin
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.tracker import Tracker
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.allocator import keep_little
 from stackwise_core.rack.formats import Formats
@@ -44,6 +45,7 @@ class Implementations:
     cache: CacheBackend | None
     mode: TrainerMode
     optimizer: Optimizer
+    trackers: tuple[Tracker, ...]
 
 
 @frozen
@@ -204,6 +206,7 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
         cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
         mode=build("trainer_mode", config.trainer_mode),
         optimizer=optimizer,
+        trackers=tuple(build("tracker", choice) for choice in config.tracker.values()),
     )
 
 

@@ -29,6 +29,7 @@ from stackwise_core.testing.cache_backend import CacheBackendContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
 from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
+from stackwise_core.testing.tracker import TrackerContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ EXAMPLES = {
     "trainer_mode": "pairs",
     "adapter": "gains",
     "optimizer": "lion",
+    "tracker": "table",
 }
 """The local plugin of each hook's page."""
 
@@ -244,6 +246,12 @@ class TestLion(OptimizerContract):
     @pytest.fixture
     def optimizer(self, examples):
         return build(examples, "optimizer")
+
+
+class TestTable(TrackerContract):
+    @pytest.fixture
+    def tracker(self, examples):
+        return build(examples, "tracker")
 
 
 class TestGains(AdapterContract):

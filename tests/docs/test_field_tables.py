@@ -9,6 +9,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = {
     "trainer_mode.md": {"Phase", "RackSpec", "Budget", "Route"},
     "cache_backend.md": {"Layout", "CacheStats"},
+    "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
 }
 
 

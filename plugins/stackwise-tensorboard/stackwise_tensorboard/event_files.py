@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 from stackwise_core.files import name_file
 
@@ -21,7 +20,7 @@ _STEM = "events.out.tfevents."
 _LONGEST_NAME = 80
 
 
-class TensorBoard:
+class EventFiles:
     """Writes scalars into a directory that ``tensorboard --logdir`` reads; what is written is there at once."""
 
     def __init__(self, directory: Path) -> None:
@@ -40,12 +39,12 @@ class TensorBoard:
     def _open(self, folder: str, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self._close()
+        self.close()
         path = self._directory / (re.sub(r"[^\w ,.-]", "_", folder).strip(". ")[:_LONGEST_NAME] or "_")
         for each in (self._directory, path):
             if each.is_symlink():
                 raise OSError(errno.ELOOP, "a link, expected a directory", str(each))
-            each.mkdir(exist_ok=True)
+            each.mkdir(parents=True, exist_ok=True)
         self._file = _next_file(path)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._write(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
@@ -78,17 +77,10 @@ class TensorBoard:
             name_file(error, path)
             raise
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Release the file."""
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> TensorBoard:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
 
 
 class _Whole:

@@ -5,30 +5,34 @@ import io
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
-from stackwise_core.config import package_checks
-from stackwise_core.errors import UnavailableError
-from stackwise_core.runs import tensorboard
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.events import StepDone
+from stackwise_tensorboard import event_files
+from stackwise_tensorboard.event_files import EventFiles
 from tests.tiny import Ran, run_tiny
 from tests.training.test_resume import Broken, bits, break_everywhere, engine
-
-pytest.importorskip("tensorboard")
 
 CHANGES = {
     "rack.stacks": 2,
     "training.steps_per_stack": 4,
     "training.stack_lr_multipliers": {1: 0.5},
     "evaluation": {"every": 2, "sequences": 4},
-    "run.tensorboard": True,
+    "tracker.board": "tensorboard",
 }
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[EventFiles]:
+    with closing(EventFiles(directory)) as files:
+        yield files
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -111,7 +115,7 @@ def test_the_masked_share_is_that_of_the_draws(tmp_path):
 
 def test_no_bit_of_the_weights_depends_on_it(tmp_path, ran):
     """A run without TensorBoard ends with the same files, but for the key in its configuration."""
-    without = run_tiny(tmp_path, {**CHANGES, "run.tensorboard": False}).directory
+    without = run_tiny(tmp_path, {**CHANGES, "tracker": None}).directory
     assert not (without / "tensorboard").exists()
     ours, theirs = (
         {name: digest for name, digest in bits(run).items() if name.endswith(".safetensors")}
@@ -154,7 +158,7 @@ def test_a_killed_run_has_each_step_once(tmp_path, ran, killed, torn):
     if torn:
         file.write_bytes(file.read_bytes()[:-5])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorboard.time, "time", lambda: 1.0)
+        patch.setattr(event_files.time, "time", lambda: 1.0)
         engine(tmp_path, {**CHANGES, "checkpoint.steps": 2}, lambda event: None, directory).run()
     assert without_the_clock(directory) == without_the_clock(ran.directory)
 
@@ -164,7 +168,7 @@ def test_a_broken_off_run_would_show_points_twice(tmp_path):
     for mark in (False, True):
         folder = tmp_path / str(mark)
         for first in (1, 2):
-            with TensorBoard(folder) as board:
+            with opened(folder) as board:
                 board.begin("phase", first if mark else 9)
                 for step in range(first, 4):
                     board.write(step, {"loss": 1.0})
@@ -185,7 +189,7 @@ def test_verify_does_not_mind(ran):
 )
 def test_a_phase_s_name_leads_nowhere(tmp_path, name, folder):
     """A plugin may call its phases what it likes."""
-    with TensorBoard(tmp_path / "board") as board:
+    with opened(tmp_path / "board") as board:
         board.begin(name, 1)
         board.write(1, {"loss": 1.0})
     assert [path.name for path in (tmp_path / "board").iterdir()] == [folder]
@@ -198,7 +202,7 @@ def test_nothing_is_written_through_a_link(tmp_path, link):
     (tmp_path / "mine").mkdir()
     (tmp_path / link).parent.mkdir(exist_ok=True)
     (tmp_path / link).symlink_to(tmp_path / "mine")
-    with TensorBoard(tmp_path / "board") as board:
+    with opened(tmp_path / "board") as board:
         board.begin("phase", 1)
         with pytest.raises(OSError, match="a link, expected a directory"):
             board.write(1, {"loss": 1.0})
@@ -218,7 +222,7 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on(tmp_path, ran, monkeypatch
             self.left -= len(part)
             return super().write(part)
 
-    monkeypatch.setattr(tensorboard, "FileIO", Full)
+    monkeypatch.setattr(event_files, "FileIO", Full)
     with pytest.raises(OSError, match="No space left") as error:
         engine(tmp_path, CHANGES, lambda event: None).run()
     directory = tmp_path / "runs" / "tiny"
@@ -248,51 +252,18 @@ def test_a_removed_directory_is_one_error(tmp_path, ran):
     }
 
 
-@pytest.fixture
-def without_tensorboard(monkeypatch):
-    found = package_checks.find_spec
-    monkeypatch.setattr(package_checks, "find_spec", lambda name: None if name == "tensorboard" else found(name))
+def test_event_files_may_be_elsewhere(tmp_path):
+    """``directory`` has a folder for each run, and the run's own has none."""
+    tracker = {"board": {"use": "tensorboard", "directory": str(tmp_path / "boards")}}
+    ran = run_tiny(tmp_path, {"rack.stacks": 1, "training.steps_per_stack": 2, "tracker": tracker})
+    assert not (ran.directory / "tensorboard").exists()
+    assert set(scalars(tmp_path / "boards" / "tiny" / "1 stack 0")) >= {"loss", "masked"}
 
 
-COMMAND = 'Install it with: pip install "stackwise-core[tensorboard]"'
-
-
-@pytest.mark.parametrize("command", ["check", "plan", "run"])
-def test_a_missing_package_is_found_before_any_work(tmp_path, without_tensorboard, monkeypatch, command):
-    """Exit code 3 with its line and the command that installs it, whichever command reads the file first."""
-    monkeypatch.chdir(tmp_path)
-    Path("stackwise.toml").write_text('[run]\nname = "first"\ntensorboard = true\n')
-    result = CliRunner().invoke(main, [command])
-    assert result.exit_code == 3
-    assert "stackwise.toml:3:15: run.tensorboard: needs the package tensorboard" in result.stderr
-    assert COMMAND in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["stackwise.toml"]
-
-
-def test_check_says_it_as_json_too(tmp_path, without_tensorboard):
-    """``unavailable`` tells it from a mistake."""
+def test_the_key_of_before_says_where_it_went(tmp_path):
+    """``run.tensorboard`` is refused with its line and what to write."""
     (tmp_path / "a.toml").write_text("[run]\ntensorboard = true\n")
-    result = CliRunner().invoke(main, ["check", "--json", str(tmp_path / "a.toml")])
-    (problem,) = json.loads(result.stdout)["problems"]
-    assert (result.exit_code, problem["key"], problem["unavailable"]) == (3, "run.tensorboard", True)
-
-
-def test_going_on_elsewhere_needs_the_package_too(tmp_path, without_tensorboard):
-    """A run that was begun where it was installed does not start training without it."""
-    begun = tmp_path / "runs" / "tiny"
-
-    def stop(event) -> None:
-        if isinstance(event, StepDone):
-            raise Broken
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_checks, "find_spec", lambda name: True)
-        setup = engine(tmp_path, CHANGES, stop)
-        with pytest.raises(Broken):
-            setup.run()
-        again = engine(tmp_path, CHANGES, stop, begun)
-        assert again.directory == begun
-    from stackwise_core.training.engine import Engine
-
-    with pytest.raises(UnavailableError, match=r'run.tensorboard: needs .*pip install "stackwise-core\[tensorboard\]"'):
-        Engine(again._setup, again._plan, again._registry, stop, RunDirectory(begun))
+    result = CliRunner().invoke(main, ["check", str(tmp_path / "a.toml")])
+    assert result.exit_code == 2
+    assert "a.toml:2:1: run.tensorboard: unknown key" in result.stderr
+    assert '[tracker] board = "tensorboard" does that now' in result.stderr

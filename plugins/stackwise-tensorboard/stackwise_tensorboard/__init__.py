@@ -1,0 +1,1 @@
+"""Curves of a Stackwise run for TensorBoard."""

@@ -1,0 +1,74 @@
+"""The hook ``tracker`` (provisional): who is told of a run's measurements, beside its own metrics.jsonl."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import frozen
+
+from stackwise_core.interfaces.component import Component
+
+
+@frozen
+class TrackedPhase:
+    """A planned phase."""
+
+    name: str
+    """The phase's name."""
+    steps: int
+    """Optimizer steps that are planned; an early stop takes fewer."""
+
+
+@frozen(kw_only=True)
+class TrackedRun:
+    """The run that measurements are of."""
+
+    name: str
+    """``run.name``."""
+    directory: Path
+    """The run's directory, absolute."""
+    phases: tuple[TrackedPhase, ...]
+    """The plan, in order."""
+    config: Mapping[str, Any]
+    """The configuration, as JSON values."""
+
+
+@frozen(kw_only=True)
+class Measurement:
+    """A line of metrics.jsonl."""
+
+    kind: Literal["step", "validation", "bad_step", "loss_spike", "likelihood"]
+    """The kind of measurement."""
+    phase: int | None
+    """The phase's place in the plan, from 0; None for a likelihood, which comes when all phases are done."""
+    step: int
+    """Optimizer steps of the phase so far; of a likelihood the depth, in stacks."""
+    values: Mapping[str, Any]
+    """Numbers, texts and tables by name, as in metrics.jsonl."""
+
+
+class Tracker(Component):
+    """Told of a run from one process's beginning to its end. A run that was killed goes on in another process.
+
+    What it raises ends the run, which can go on from its last checkpoint. A tracker whose service may be away catches
+    that itself.
+    """
+
+    def begin(self, run: TrackedRun) -> None:
+        """Prepare; called once in a process, before everything else."""
+
+    def begin_phase(self, phase: int, done: int) -> None:
+        """Learn that a phase begins, or goes on from a checkpoint.
+
+        Args:
+            phase: its place in the plan, from 0.
+            done: its steps that are over. What an earlier process told of later ones no longer counts.
+        """
+
+    @abstractmethod
+    def record(self, measurement: Measurement) -> None:
+        """Take a measurement; the step's are those of every ``run.log_every`` steps."""
+
+    def close(self) -> None:
+        """Write out and release; called once, also when the run broke off."""
