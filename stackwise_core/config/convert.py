@@ -18,6 +18,7 @@ from stackwise_core.config.defaults import default_of
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.locate import Part
 from stackwise_core.config.model import Choice, Config
+from stackwise_core.config.value_synonyms import same_as
 from stackwise_core.config.words import a, either, found, noun, shown, with_article
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.options import ByteSize
@@ -181,9 +182,10 @@ class _Tables:
         use = value.get("use", attrs.NOTHING)
         errors: list[Exception] = []
         if use is attrs.NOTHING:
-            errors.append(Fault(f"missing: expected the name of {with_article(hook)} implementation", part="key"))
+            message = f"missing: expected the name of {with_article(hook)} implementation"
+            errors.append(Fault(message, part="key", help=self._installed(hook)))
         elif not isinstance(use, str):
-            errors.append(Fault(f"expected {a(str)}, found {found(use)}"))
+            errors.append(Fault(f"expected {a(str)}, found {found(use)}", help=self._installed(hook)))
         else:
             try:
                 declared = self.registry.resolve(hook, use)
@@ -199,6 +201,9 @@ class _Tables:
             )
         given = {key: content for key, content in value.items() if key != "use"}
         return Choice(use, self.read(given, options, kind=f'option of {hook} "{use}"'))
+
+    def _installed(self, hook: str) -> str:
+        return f"installed: {', '.join(self.registry.names(hook)) or 'none'}"
 
 
 def _boolean(value: Any, type_: Any) -> bool:
@@ -260,7 +265,7 @@ def _literal(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
             if allowed == value and type(allowed) is type(value):
                 return allowed
         names = [allowed for allowed in get_args(type_) if isinstance(allowed, str)]
-        near = nearest(value, names) if isinstance(value, str) else None
+        near = (same_as(value, names) or nearest(value, names)) if isinstance(value, str) else None
         raise Fault(
             f"expected {either([shown(allowed) for allowed in get_args(type_)])}, "
             f"found {shown(value) if isinstance(value, str) else found(value)}",

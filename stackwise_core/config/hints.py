@@ -1,6 +1,7 @@
-"""What was probably meant by a key that nothing knows."""
+"""What was probably meant by a key or a value that nothing knows."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 
@@ -17,6 +18,11 @@ SYNONYMS = {
     "num_epochs": "epochs_per_stack",
 }
 """What other trainers call a key of ours."""
+SEVERAL_TEXTS = (
+    'several files are one text as a directory or a glob, such as "text/**/*.md"; several texts are tables, '
+    "[data.sources.NAME] with a corpus each"
+)
+SEVERAL_VALIDATION_TEXTS = 'several files are one text as a directory or a glob, such as "held-out/**/*.md"'
 
 
 def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
@@ -48,6 +54,15 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
     if near := nearest(key, known):
         return f"did you mean {near}?"
     return f"known here: {', '.join(known)}" if known else "it has no options"
+
+
+def instead(path: KeyPath, value: Any) -> str:
+    """A help text for a value of the wrong kind where another key, or another way of writing it, takes that kind."""
+    if not isinstance(value, list | tuple | dict):
+        return ""
+    if path in (("data", "corpus"), ("data", "sources", *path[2:3], "corpus")):
+        return SEVERAL_TEXTS
+    return SEVERAL_VALIDATION_TEXTS if path == ("data", "validation") else ""
 
 
 def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -88,6 +88,13 @@ class Merged:
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
 
+    def value(self, path: KeyPath) -> Any:
+        """What stands at a path, None where nothing does."""
+        found: Any = self.data
+        for step in path:
+            found = found.get(step) if isinstance(found, dict) else None
+        return found
+
     def origin(self, path: KeyPath) -> Layer | None:
         """The layer that set what is at a path, or what it is a part of."""
         for length in range(len(path), -1, -1):

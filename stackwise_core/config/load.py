@@ -13,7 +13,7 @@ from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
 from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
-from stackwise_core.config.hints import meant
+from stackwise_core.config.hints import instead, meant
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.model import Config
 from stackwise_core.config.package_checks import missing_packages
@@ -220,7 +220,10 @@ def _checked(
     except BaseValidationError as error:
         for path, fault in faults(error):
             layer = merged.origin(path)
-            help = fault.help if fault.known is None else meant(path, fault.known, layer)
+            if fault.known is not None:
+                help = meant(path, fault.known, layer)
+            else:
+                help = fault.help or instead(path, merged.value(path))
             place = merged.place(fault.culprits(path), fault.part)
             problems = [*problems, Problem(fault.message, dotted(path), place, help, fault.unavailable)]
     if problems or config is None:

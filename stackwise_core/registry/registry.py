@@ -66,6 +66,10 @@ class Registry:
         usable = (plugin for plugin in self.plugins if plugin.state == "declared")
         return [declared for plugin in usable for declared in plugin.declared if declared.hook == hook]
 
+    def names(self, hook: str) -> list[str]:
+        """All names and aliases that can be asked for at a hook, in alphabetical order."""
+        return sorted(set(_names(self.implementations(hook))))
+
     def resolve(self, hook: str, use: str) -> Declared:
         """The implementation that ``use = "name"`` or ``use = "distribution:name"`` means; an alias is a name too.
 
@@ -184,7 +188,7 @@ class Registry:
     def _unknown(self, hook: str, use: str, unusable: Sequence[Plugin]) -> UnknownImplementation:
         distribution, name = _split(use)
         declared = self.implementations(hook)
-        known = sorted(set(_names(declared)))
+        known = self.names(hook)
         if distribution:
             close = nearest(use, _full_names(declared))
         else:

@@ -21,6 +21,9 @@ class EveryName:
     def options_class(self, declared):
         return NoOptions
 
+    def names(self, hook):
+        return ["any"]
+
 
 LORA = {"use": "lora"}
 
