@@ -13,6 +13,7 @@ from stackwise_core.registry.nearest import nearest
 
 COMMANDS = (
     "run",
+    "runs",
     "evaluate",
     "sample",
     "report",

@@ -16,6 +16,33 @@ plugin_option = click.option(
 )
 
 
+class Run(click.ParamType):
+    """A run by its path, or by its name in the directory of runs."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the run's directory."""
+        from stackwise_core.config.run_names import run_named
+
+        return value if isinstance(value, Path) else run_named(value)
+
+
+class ConfigurationOrRun(click.ParamType):
+    """A TOML file; or a run, whose directory has its configuration."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path of the file, or of the run's directory."""
+        from stackwise_core.config.run_names import configuration_or_run_named
+
+        return configuration_or_run_named(value)
+
+
+run_argument = click.argument("directory", metavar="RUN", type=Run())
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``FILE``, ``--set`` and ``-p``, as ``file``, ``overrides`` and ``plugins`` for ``config.load``."""
     override = click.option(
@@ -25,7 +52,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KEY=VALUE",
         help="Set one key, as in --set training.batch_size=8. It wins over the file. May be repeated.",
     )
-    return click.argument("file", default="stackwise.toml")(override(plugin_option(command)))
+    return click.argument("file", default="stackwise.toml", type=ConfigurationOrRun())(override(plugin_option(command)))
 
 
 def refuse_other_than_run(directory: Path) -> None:

@@ -15,7 +15,7 @@ import click
 from attrs import asdict, frozen
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option, refuse_other_than_run
+from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.errors import UsageError
@@ -141,7 +141,7 @@ class Kept:
         click.echo(f"{self.run} has no boundaries in {self.directory}. {why}")
 
 
-run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+run_argument = click.argument("run", metavar="RUN", type=Run())
 prefixes_argument = click.argument("prefixes", metavar="[NAMESPACE-PREFIX]...", nargs=-1)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

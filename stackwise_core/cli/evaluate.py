@@ -9,11 +9,11 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
 
 
 @click.command(short_help="Measure a finished run by depth and by band.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--corpus", metavar="TEXT", help="Measure on this file, directory or glob instead of the validation split."
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
 
 if TYPE_CHECKING:
     from stackwise_core.rack.pretrained_config import Architecture, Number
@@ -26,7 +26,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 
 
 @click.command(short_help="Write a run's rack for another library.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--to",
     "to",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
 
 
 @click.command(short_help="Fold a run's adapters into its weights.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-merged]")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

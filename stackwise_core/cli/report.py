@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from stackwise_core import __version__
-from stackwise_core.cli.arguments import plugin_option, refuse_other_than_run
+from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
 
 PAGE = "report.html"
 
 
 @click.command(short_help="Write a page that shows a run, or several side by side.")
-@click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=Run())
 @click.option(
     "--output",
     metavar="FILE",

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
 
 
 def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -19,7 +19,7 @@ def _stacks(context: click.Context, parameter: click.Parameter, value: str | Non
 
 
 @click.command(short_help="Rebuild a run's rack at another precision.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--precision",
     required=True,

@@ -10,13 +10,13 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
 
 ORDERS = ["random", "confidence", "margin", "entropy"]
 
 
 @click.command(short_help="Write text with a finished run, or fill gaps in one.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--prompt", metavar="TEXT", help="What the text begins with. [default: nothing]")
 @click.option(
     "--length",

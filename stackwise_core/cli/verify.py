@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import refuse_other_than_run
+from stackwise_core.cli.arguments import refuse_other_than_run, run_argument
 from stackwise_core.cli.tables import print_table
 
 
 @click.command(short_help="Compare every file of a run with its checksum.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(directory: Path, as_json: bool) -> None:
     """Compare every file of the run in the directory RUN, finished or not, with its checksum."""

@@ -104,14 +104,15 @@ def nearest_run(path: str | os.PathLike[str]) -> str | None:
     directory = Path(path)
     if PLAN in _names_in(directory):
         return None
-    inside = _runs_in(directory)
+    inside = runs_in(directory)
     if len(inside) == 1:
         return str(directory / inside[0])
-    near = nearest(directory.name, _runs_in(directory.parent))
+    near = nearest(directory.name, runs_in(directory.parent))
     return str(directory.parent / near) if near else None
 
 
-def _runs_in(directory: Path) -> list[str]:
+def runs_in(directory: Path) -> list[str]:
+    """Return the names of a directory's runs, finished or not, in alphabetical order."""
     return [name for name in _names_in(directory) if os.path.isfile(directory / name / PLAN)]
 
 

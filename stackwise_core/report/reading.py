@@ -29,8 +29,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def read_run(path: Path) -> Run:
-    """Read a run's directory. What is damaged or missing leaves gaps in what is returned, each with its reason."""
+def read_run(path: Path, *, curves: bool = True) -> Run:
+    """Read a run's directory. What is damaged or missing leaves gaps in what is returned, each with its reason.
+
+    Args:
+        curves: whether the measurements of single steps are read; without them it is much faster.
+    """
     files = RunFiles(path)
     plan = files.json(PLAN)
     phases = [_planned(table(each)) for each in listed(plan.get("phases"))[:MOST_PHASES]]
@@ -46,7 +50,7 @@ def read_run(path: Path) -> Run:
     except (tomli.TOMLDecodeError, RecursionError) as error:
         files.gap(f"{CONFIG}: not TOML ({error!s:.100})")
         config = {}
-    likelihoods, environment = _read_metrics(files, phases), files.json(ENVIRONMENT)
+    likelihoods, environment = _read_metrics(files, phases, curves), files.json(ENVIRONMENT)
     before = 0
     for phase in phases:
         phase.begins, before = before, before + phase.steps
@@ -111,12 +115,12 @@ def _measured(phase: Phase, result: dict[str, Any]) -> None:
     phase.boundaries = {name: count for name, count in counts.items() if count is not None}
 
 
-def _read_metrics(files: RunFiles, phases: list[Phase]) -> list[Likelihood]:
+def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:
     """Add the curves of metrics.jsonl to the phases, and those phases that nothing else tells of; the likelihoods."""
     by_name = {phase.name: phase for phase in phases}
     likelihoods: dict[int, Likelihood] = {}
     strange = 0
-    for line in files.lines(METRICS):
+    for line in files.lines(METRICS, mentioning="" if curves else "likelihood"):
         kind = line.get("kind")
         if kind == "likelihood":
             if (likelihood := _likelihood(line)) is not None:
