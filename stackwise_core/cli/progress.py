@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from stackwise_core.cli.likelihood_tables import print_likelihoods
+from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.tables import print_table
@@ -32,6 +33,7 @@ from stackwise_core.training.events import (
     StepDone,
     Validated,
 )
+from stackwise_core.training.plan import Plan
 
 SECONDS_BETWEEN_LINES = 5.0
 ALL_RESULT_COLUMNS = 80
@@ -112,11 +114,21 @@ def bars(console: Console) -> Progress:
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Listener]:
-    """A listener that shows a run on a console."""
+def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
+    """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next."""
     watcher = Bars(console) if console.is_terminal else Lines(console)
+    plan: Plan | None = None
+
+    def listen(event: Event) -> None:
+        nonlocal plan
+        watcher(event)
+        if isinstance(event, RunStarted):
+            plan = event.plan
+        elif isinstance(event, RunDone) and advise and plan is not None:
+            print_next_steps(console, event.result, plan)
+
     try:
-        yield watcher
+        yield listen
     finally:
         watcher.stop()
 
@@ -322,9 +334,9 @@ def print_result(console: Console, result: RunResult) -> None:
     if damaged:
         console.print(f"\n{damaged} boundaries were found damaged, and computed again.", highlight=False)
     console.print()
-    if not result.likelihoods:
+    if result.likelihoods:
+        print_likelihoods(console, result.likelihoods, result.routes)
+    else:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
-        return
-    print_likelihoods(console, result.likelihoods, result.routes)
     kept = "the weights, the plan and the metrics" if result.keeps_weights else "the plan and the metrics"
-    console.print(f"\n{result.directory} holds {kept}.", highlight=False)
+    console.print(f"\n{result.directory} holds {kept}.", highlight=False, soft_wrap=True)

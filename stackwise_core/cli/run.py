@@ -54,7 +54,7 @@ def run(
     with tokenising(console) as tokenised:
         prepared = prepare(configuration, tokenised)
     try:
-        with watching(console) as show:
+        with watching(console, advise=not as_json) as show:
 
             def listen(event: Event) -> None:
                 nonlocal directory
