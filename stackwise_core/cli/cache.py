@@ -16,6 +16,7 @@ from attrs import asdict, frozen
 from rich.console import Console
 
 from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
+from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
 from stackwise_core.errors import UsageError
@@ -165,11 +166,15 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
     """
     kept = Kept.by(run, plugins)
     stats: dict[str, CacheStats] = {}
-    for boundary in kept.boundaries:
-        store = kept.open(boundary)
-        stats[boundary.namespace] = store.stats()
-        store.close()
-    sizes = {name: stats[name].bytes if name in stats else bytes_in(kept.directory / name) for name in kept.namespaces}
+    with working(Console(stderr=True), "opening stores") as tell:
+        for place, boundary in enumerate(kept.boundaries):
+            tell(f"{place} of {len(kept.boundaries)}")
+            store = kept.open(boundary)
+            stats[boundary.namespace] = store.stats()
+            store.close()
+        sizes = {
+            name: stats[name].bytes if name in stats else bytes_in(kept.directory / name) for name in kept.namespaces
+        }
     if as_json:
         stores = [
             {
@@ -224,8 +229,9 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
     from stackwise_core.cli.progress import counting
     from stackwise_core.training.activation_statistics import measure_store, sample
 
-    stores = [kept.open(each) for each in boundaries]
-    keys = [sample(sorted(store.keys()), sequences) for store in stores]
+    with working(Console(stderr=True), "opening stores"):
+        stores = [kept.open(each) for each in boundaries]
+        keys = [sample(sorted(store.keys()), sequences) for store in stores]
     total, done, results = sum(map(len, keys)), 0, []
     with counting(Console(stderr=True), "measuring", "sequences") as advance:
 
@@ -283,14 +289,16 @@ def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) 
             if not click.confirm(f"\nDrop {stores_text(len(names))}, {freed}?"):
                 click.echo("Nothing was dropped.")
                 raise SystemExit(1)
-        for name in names:
-            if name in records:
-                store = kept.open(records[name])
-                store.drop()
-                store.close()
-            if (kept.directory / name).is_dir():
-                shutil.rmtree(kept.directory / name)
-            drop_record(kept.directory, name)
+        with working(Console(stderr=True), "dropping") as tell:
+            for place, name in enumerate(names):
+                tell(f"{place} of {stores_text(len(names))}")
+                if name in records:
+                    store = kept.open(records[name])
+                    store.drop()
+                    store.close()
+                if (kept.directory / name).is_dir():
+                    shutil.rmtree(kept.directory / name)
+                drop_record(kept.directory, name)
     click.echo(f"{kept.directory}: {stores_text(len(names))} dropped, {freed} freed.")
 
 

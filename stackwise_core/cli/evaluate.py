@@ -52,14 +52,16 @@ def evaluate(
 
     from stackwise_core.cli.likelihood_tables import print_likelihoods
     from stackwise_core.cli.progress import counting, tokenising
+    from stackwise_core.cli.pulse import working
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.inference.loaded_rack import LoadedRack
     from stackwise_core.training.notes import unseen
 
     aside = Console(stderr=True)
-    run = FinishedRun.open(directory, device=device, plugins=plugins)
-    rack = LoadedRack(run, stream=run.streams)
-    with tokenising(aside) as tokenised:
+    with working(aside, "loading the rack"):
+        run = FinishedRun.open(directory, device=device, plugins=plugins)
+        rack = LoadedRack(run, stream=run.streams)
+    with tokenising(aside, "reading the text") as tokenised:
         evaluation = rack.evaluation(
             corpus,
             text_field=text_field,

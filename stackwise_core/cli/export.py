@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
 
@@ -72,6 +73,7 @@ def export(
     source = finished_run(directory)
     config, _ = load_run(directory, plugins=plugins)
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.data.tokenizer import load_tokenizer
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.export import Export, refuse_full
@@ -79,15 +81,16 @@ def export(
     _, target = to
     refuse_full(target)
     tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
-    exported = Export.of(
-        source,
-        tokenizer,
-        config.data.tokenizer,
-        architecture=architecture,
-        depth=depth,
-        number=dtype,
-        largest=max_shard_size,
-    ).write(target)
+    with working(Console(stderr=True), "exporting"):
+        exported = Export.of(
+            source,
+            tokenizer,
+            config.data.tokenizer,
+            architecture=architecture,
+            depth=depth,
+            number=dtype,
+            largest=max_shard_size,
+        ).write(target)
     of = exported.target
     if as_json:
         said = {

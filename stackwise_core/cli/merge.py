@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
 
@@ -28,6 +29,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     from attrs import evolve
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.config.load import load_run
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
     from stackwise_core.runs.copy import beside, copy_run
@@ -65,12 +67,14 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     def fold(copy: RunDirectory) -> None:
         residency = set_up_parts(without, registry).residency(copy)
         for stack in range(parts.spec.stacks):
+            tell(f"stack {stack} of {parts.spec.stacks}")
             for name in copy.adapters(stack):
                 merge_adapter(copy, parts.spec, parts.implementations.formats.adapters, stack, name)
                 merged.append((stack, name))
             residency.bring((stack,), active=active)  # quantised anew where it is
 
-    copy = copy_run(run, target or beside(directory, "merged"), without, fold)
+    with working(Console(stderr=True), "merging") as tell:
+        copy = copy_run(run, target or beside(directory, "merged"), without, fold)
     if as_json:
         listed = [{"stack": stack, "adapter": name} for stack, name in merged]
         click.echo(json.dumps({"run": str(copy.path), "merged": listed}, indent=2))

@@ -31,7 +31,7 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
     )
 
     config = configuration.config
-    with tokenising(Console(stderr=True)) as tokenised:
+    with tokenising(Console(stderr=True), "planning") as tokenised:
         made = planned(configuration, tokenised=tokenised)
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=2))

@@ -13,6 +13,7 @@ from rich.text import Text
 from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
+from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.tables import print_table
 from stackwise_core.options import ByteSize
@@ -45,42 +46,56 @@ LOSS_MEMORY = 0.95
 
 
 @contextmanager
-def tokenising(console: Console) -> Iterator[Callable[[int, float], None]]:
-    """Show how much text is tokenised, how fast, and the time left; a corpus that was prepared before shows nothing."""
+def tokenising(console: Console, what: str) -> Iterator[Callable[[int, float], None]]:
+    """Show that something goes on, and while text is tokenised for it how much, how fast, and the time left.
+
+    Args:
+        what: such as ``"planning"``; a corpus that was tokenised before is found without a word.
+    """
     begun: tuple[float, int, float] | None = None
-    text, spoke = 0, time.monotonic()
+    text, began, doing, far = 0, time.monotonic(), what, ""
+
+    def line() -> str:
+        return f"{doing}: {far}" if far else f"{doing}, {duration(time.monotonic() - began)} so far"
+
     with Progress(
         SpinnerColumn(),
-        TextColumn("tokenising"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:.0f} %  {task.fields[measured]}"),
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[measured]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task("", total=1.0, measured="", visible=False)
+        task, pulse = progress.add_task(what, total=1.0, measured=""), None
+        if not console.is_terminal:
+            pulse = Pulse(line, stderr=console.stderr)
 
         def advance(done: int, share: float) -> None:
-            nonlocal begun, text, spoke
+            nonlocal begun, text, doing, far
             now, text = time.monotonic(), done
             begun = begun or (now, done, share)  # the first batch may have waited for a library to be imported
             seconds, size, part = now - begun[0], done - begun[1], share - begun[2]
-            measured = str(ByteSize(done))
-            if seconds and part:
-                measured += f"  {ByteSize(size / seconds)}/s  {duration(seconds * (1 - share) / part)} left"
-            progress.update(task, completed=share, measured=measured, visible=True)
-            if not console.is_terminal and now - spoke >= SECONDS_BETWEEN_LINES:
-                spoke = now
-                console.print(f"tokenising: {100 * share:.0f} %  {measured}", highlight=False)
+            doing, far = ("tokenising", f"{100 * share:.0f} %  {ByteSize(done)}") if share < 1 else (what, "")
+            if far and seconds and part:
+                far += f"  {ByteSize(size / seconds)}/s  {duration(seconds * (1 - share) / part)} left"
+            progress.update(task, completed=share, description=doing, measured=far)
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            if pulse is not None:
+                pulse.stop()
     if text:
         console.print(f"tokenised {ByteSize(text)} of text", highlight=False)
 
 
 @contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told how many of how many are done; nothing in a pipe."""
+    """Show how many of how many are done: a bar on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        with working(console, what) as tell:
+            yield lambda done, total: tell(f"{done} of {total} {unit}")
+        return
     with bars(console) as progress:
         task = progress.add_task(what, total=None, measured=unit)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -214,13 +229,21 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._spoke = console, 0.0
         self._loss = SmoothedLoss()
+        self._doing, self._since = "beginning", time.monotonic()
+        self._pulse = Pulse(self._still, stderr=console.stderr)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._spoke = time.monotonic()
+        self._pulse.postpone()
+
+    def _still(self) -> str:
+        """Say what takes so long."""
+        return f"{self._doing}, {duration(time.monotonic() - self._since)} so far"
 
     def __call__(self, event: Event) -> None:
         """Say an event, if it is time for that."""
+        self._doing, self._since = following(event), time.monotonic()
         quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
@@ -261,7 +284,22 @@ class Lines:
             print_result(self._console, event.result)
 
     def stop(self) -> None:
-        """Nothing is held that would have to be given back."""
+        """Say nothing more."""
+        self._pulse.stop()
+
+
+def following(event: Event) -> str:
+    """What a run does after an event, until the next one."""
+    if isinstance(event, EvaluationProgress):
+        return f"validation: {event.done} of {event.total} sequences"
+    if isinstance(event, BoundaryProgress):
+        return f"{event.planned.phase.name}: boundary, pass {event.passes} of {event.total}"
+    if isinstance(event, PhaseStarted):
+        return f"{event.planned.phase.name}: preparing"
+    if isinstance(event, PhaseResumed | StepDone | BadStep | LossSpike | Validated):
+        name, steps = event.planned.phase.name, event.planned.steps
+        return f"{name}: step {event.step + 1} of {steps}" if event.step < steps else f"{name}: writing"
+    return "beginning" if isinstance(event, RunStarted | EnvironmentChanged) else "writing"
 
 
 def where(started: RunStarted) -> str:

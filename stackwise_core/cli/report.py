@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from stackwise_core import __version__
 from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
@@ -51,19 +52,25 @@ def report(
         kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
         raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.files import publish_text
     from stackwise_core.report.as_json import as_plain
     from stackwise_core.report.reading import read_runs
 
-    runs = read_runs(directories)
-    texts = {}
-    if samples is not None:
-        from stackwise_core.report.samples import sampled
+    with working(Console(stderr=True), "reading and drawing") as tell:
+        runs = read_runs(directories)
+        texts = {}
+        if samples is not None:
+            from stackwise_core.report.samples import sampled
 
-        texts = {run.label: sampled(run, samples, plugins) for run in runs}
+            for run in runs:
+                tell(f"{run.label} is writing texts")
+                texts[run.label] = sampled(run, samples, plugins)
+            tell("")
+        if not as_json:
+            publish_text(target, page(runs, texts, __version__))
     if as_json:
         plain = [{**as_plain(run), "samples": texts.get(run.label, [])} for run in runs]
         click.echo(json.dumps({"runs": plain}, indent=2, ensure_ascii=False))
         return
-    publish_text(target, page(runs, texts, __version__))
     click.echo(os.fspath(target))

@@ -65,6 +65,7 @@ def restore(
         held = evolve(config.precision, stacks={**config.precision.stacks, **dict.fromkeys(stacks, choice)})
     config = evolve(config, precision=held)
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.cli.tables import print_table
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.copy import beside, copy_run
@@ -82,13 +83,15 @@ def restore(
     def rebuild(copy: RunDirectory) -> None:
         residency = parts.residency(copy)
         for stack in range(parts.spec.stacks):
+            tell(f"stack {stack} of {parts.spec.stacks}")
             residency.bring((stack,), active=active)
             # Adapters are what they were.
             size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
             use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
             rows.append((stack, use.use, copy.stack_bytes(stack), size))
 
-    copy = copy_run(run, target or beside(directory, choice.use), config, rebuild, active=active)
+    with working(Console(stderr=True), "restoring") as tell:
+        copy = copy_run(run, target or beside(directory, choice.use), config, rebuild, active=active)
     if as_json:
         keys = ("stack", "precision", "bytes_in_full", "bytes")
         listed = [dict(zip(keys, row, strict=True)) for row in rows]

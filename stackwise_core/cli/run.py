@@ -51,7 +51,7 @@ def run(
     from stackwise_core.training.stopping import Stopping
 
     console, directory = Console(stderr=as_json), None
-    with tokenising(console) as tokenised:
+    with tokenising(console, "planning") as tokenised:
         prepared = prepare(configuration, tokenised)
     try:
         with watching(console, advise=not as_json) as show:

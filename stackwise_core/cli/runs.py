@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from stackwise_core.cli.pulse import working
 from stackwise_core.cli.tables import print_table
 
 _ALL_COLUMNS = 90
@@ -29,6 +30,7 @@ def runs(directory: Path | None, as_json: bool) -> None:
 
     Other commands take the names. Weights aren't compared with their checksums: "stackwise verify NAME" does that.
     """
+    from stackwise_core.config.errors import printable
     from stackwise_core.config.run_names import runs_directory
     from stackwise_core.errors import UsageError
     from stackwise_core.options import ByteSize
@@ -37,7 +39,8 @@ def runs(directory: Path | None, as_json: bool) -> None:
     there = runs_directory() if directory is None else directory
     if directory is not None and not directory.is_dir():
         raise UsageError(f"no such directory: {directory}")
-    listed = list_runs(there) if there.is_dir() else []
+    with working(Console(stderr=True), "looking at the runs"):
+        listed = list_runs(there) if there.is_dir() else []
     if as_json:
         plain = [
             {
@@ -81,7 +84,7 @@ def runs(directory: Path | None, as_json: bool) -> None:
     if problems:
         click.echo()
     for name, problem in problems:
-        click.echo(f"{name}: {problem}")
+        click.echo(f"{printable(name)}: {problem}")
 
 
 def age(seconds: float) -> str:

@@ -87,12 +87,15 @@ def sample(
     template = _template(prompt, length, infill, infill_file)
 
     from stackwise_core import load_rack
+    from stackwise_core.cli.pulse import working
     from stackwise_core.cli.unmasking_view import piped, print_texts, watching
     from stackwise_core.inference import sampling as sampler
     from stackwise_core.inference.gapped_text import GappedText
     from stackwise_core.training.determinism import deterministic
 
-    rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
+    console, aside = Console(), Console(stderr=True, highlight=False)
+    with working(aside, "loading the rack"):
+        rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
     seed = rack.run.parts.config.run.seed if seed is None else seed
     settings = sampler.Sampling(order, steps, temperature, top_p, block, num, seed)
     if template is None:
@@ -100,7 +103,6 @@ def sample(
     else:
         text = GappedText.of(template, rack.tokenizer)
     steps_to_do = rack.unmask(text, settings, depth)
-    console, aside = Console(), Console(stderr=True, highlight=False)
     if len(text.ids) > rack.seq_len:
         how = "each token from those before it"
         if not rack.causal:
@@ -113,7 +115,7 @@ def sample(
             f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}", soft_wrap=True
         )
     began = time.perf_counter()
-    with watching(console, text, shown=not as_json) as show, deterministic():
+    with watching(console, text, shown=not as_json, aside=aside) as show, deterministic():
         for step in steps_to_do:
             show(step)
     seconds = time.perf_counter() - began

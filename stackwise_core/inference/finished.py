@@ -13,7 +13,7 @@ from torch import Tensor
 from stackwise_core.config.load import load_run, load_run_at_precision
 from stackwise_core.config.source_run import PLAN, finished_run
 from stackwise_core.data.sequences import Progress, Split, prepare
-from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
@@ -21,6 +21,7 @@ from stackwise_core.runs.ending import check_rack, read_ending
 from stackwise_core.training.setup import Parts, select_device, set_up_parts
 
 CONFIG = "config.toml"
+_IN_PLACE_OF_THE_SPLIT = "--corpus TEXT (from Python: corpus) measures on another text."
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -119,10 +120,14 @@ class FinishedRun:
             data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
             data = data if text_field is None else evolve(data, text_field=text_field)
             return prepare(data, self.parts.tokenizer, progress).train
-        split = prepare(data, self.parts.tokenizer, progress).validation
+        try:
+            split = prepare(data, self.parts.tokenizer, progress).validation
+        except (UsageError, UnavailableError) as error:
+            kind = UnavailableError if isinstance(error, UnavailableError) else UsageError
+            raise kind(f"{str(error).removesuffix('.')}. {_IN_PLACE_OF_THE_SPLIT}") from error
         if not len(split):
             raise UsageError(
-                f"{self.path} has no validation split (data.validation_fraction = 0): name a text with --corpus."
+                f"{self.path} has no validation split (data.validation_fraction = 0). {_IN_PLACE_OF_THE_SPLIT}"
             )
         return split
 

@@ -96,7 +96,7 @@ def test_masks_depend_on_the_seed(runs):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["blockwse"], 2, "no such directory: blockwse. Did you mean blockwise?"),
+        (["blockwse"], 2, 'neither in runs nor here. Did you mean "blockwise"?'),
         (["."], 2, "there is no plan.json"),
         (["blockwise", "--corpus", "no.txt"], 2, "no.txt"),
         (["blockwise", "--draws", "0"], 2, "0 is not in the range"),
@@ -165,3 +165,25 @@ def test_a_perplexity_beyond_floats():
     """A run that diverged has a likelihood, and no crash at its end."""
     likelihood = Likelihood(1, 12000.0, None, 17312.0, 100, ())
     assert likelihood.perplexity == math.inf
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_text_that_is_gone_or_never_was_there(tmp_path, held_out):
+    """The message says what is missing, and that another text can be measured on; with one it is."""
+    text = shutil.copy(TEXT, tmp_path / "text.txt")
+    short = {"training.steps_per_stack": 1, "evaluation": {"sequences": 2, "draws": 1}, "data.corpus": str(text)}
+    if not held_out:
+        short |= {"data.validation_fraction": 0.0}
+    directory = run_tiny(tmp_path, short).directory
+    if held_out:
+        (tmp_path / "text.txt").unlink()
+    result = evaluate(directory)
+    assert (result.exit_code, result.stdout) == (2, "")
+    missing = f"{text}: nothing is there" if held_out else f"{directory} has no validation split"
+    assert result.stderr.startswith(missing)
+    assert result.stderr.endswith(
+        "). --corpus TEXT (from Python: corpus) measures on another text.\n"
+        if not held_out
+        else " --corpus TEXT (from Python: corpus) measures on another text.\n"
+    )
+    assert evaluate(directory, "--corpus", TEXT).exit_code == 0
