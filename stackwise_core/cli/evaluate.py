@@ -96,9 +96,9 @@ def evaluate(
         f"{directory} on {text}: {len(evaluation.samples)} sequences, {likelihoods[-1].tokens} tokens, "
         + (f"{evaluation.draws} masks each" if not evaluation.causal else "each token from those before it"),
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
     for note in unseen(run.trained_bands) if not evaluation.causal else []:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)

@@ -23,14 +23,14 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"rack: {spec.stacks} stacks, {sum(spec.blocks)} blocks, d_model {spec.d_model}, "
         f"{count(spec.parameters)} parameters, vocabulary {spec.vocab_size}, {spec.seq_len} tokens a sequence",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     rows = [_row(planned) for planned in plan.phases]
     if console.is_terminal and console.width < ALL_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT_WHEN_NARROW} for row in rows]
     print_table(console, list(rows[0]), [list(row.values()) for row in rows], left=3)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def print_prices(console: Console, plan: Plan) -> None:
@@ -53,7 +53,9 @@ def print_prices(console: Console, plan: Plan) -> None:
         return
     window = f"windows of {plan.window} sequences"
     console.print(
-        f"\n{window}; trunk streamed or in memory, boundary cached or made anew:", highlight=False, soft_wrap=True
+        f"\n{window}; trunk streamed or in memory, boundary cached or made anew:",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
     )
     costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew")
     print_table(console, ("phase", "trunk", "boundary", *costs), rows, left=3)

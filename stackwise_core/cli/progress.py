@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
-from rich.text import Text
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 
+from stackwise_core.cli.bars import Bars
 from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
@@ -96,42 +96,15 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
         with working(console, what) as tell:
             yield lambda done, total: tell(f"{done} of {total} {unit}")
         return
-    with bars(console) as progress:
+    with Bars(console) as progress:
         task = progress.add_task(what, total=None, measured=unit)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-class TimesColumn(ProgressColumn):
-    """Time taken, and the time left while there is some."""
-
-    def render(self, task: Task) -> Text:
-        """Such as ``1:02, 3:04 left``."""
-        taken = task.finished_time if task.finished else task.elapsed
-        said = "" if taken is None else duration(taken)
-        if not task.finished and task.time_remaining is not None:
-            said += f", {duration(task.time_remaining)} left"
-        return Text(said, style="progress.elapsed", no_wrap=True)
-
-
-def bars(console: Console) -> Progress:
-    """Bars with a count, time taken and time left; they vanish where the console is no terminal."""
-    return Progress(
-        SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total}", justify="right"),
-        TextColumn("{task.fields[measured]}"),
-        TimesColumn(),
-        console=console,
-        refresh_per_second=8,
-        disable=not console.is_terminal,
-    )
 
 
 @contextmanager
 def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
     """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next."""
-    watcher = Bars(console) if console.is_terminal else Lines(console)
+    watcher = Terminal(console) if console.is_terminal else Lines(console)
     plan: Plan | None = None
 
     def listen(event: Event) -> None:
@@ -161,12 +134,12 @@ class SmoothedLoss:
         return self._sum / self._weight
 
 
-class Bars:
-    """A bar a phase, with loss, speed, and time left."""
+class Terminal:
+    """A bar for each phase, with loss, speed, and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = bars(console)
+        self._progress = Bars(console)
         self._task = self._boundary = self._evaluation = TaskID(-1)
         self._loss, self._held_out = SmoothedLoss(), ""
 
@@ -198,14 +171,15 @@ class Bars:
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
             measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s{self._peak(event.peak_bytes)}"
-            progress.update(self._task, completed=event.step, measured=measured)
+            progress.update(self._task, completed=event.step, measured=measured, brief=f"loss {loss:.3f}")
         elif isinstance(event, Validated):
             self._held_out = f" ({event.loss:.3f} held out)"
         elif isinstance(event, PhaseDone):
             speed, peak = count(event.result.tokens_per_second), self._peak(event.result.peak_bytes)
             early = "  stopped early" if event.result.stopped_early else ""
             measured = f"loss {event.result.last_loss:.3f}{self._held_out}  {speed} tokens/s{peak}{early}"
-            progress.update(self._task, total=event.result.steps, measured=measured)
+            brief = f"loss {event.result.last_loss:.3f}"
+            progress.update(self._task, total=event.result.steps, measured=measured, brief=brief)
         elif isinstance(event, EvaluationProgress):
             if self._evaluation == TaskID(-1):
                 self._evaluation = progress.add_task("validation", total=event.total, measured="sequences")
@@ -377,4 +351,4 @@ def print_result(console: Console, result: RunResult) -> None:
     else:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
     kept = "the weights, the plan and the metrics" if result.keeps_weights else "the plan and the metrics"
-    console.print(f"\n{result.directory} holds {kept}.", highlight=False, soft_wrap=True)
+    console.print(f"\n{result.directory} holds {kept}.", highlight=False, soft_wrap=not console.is_terminal)

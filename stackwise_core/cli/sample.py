@@ -112,7 +112,8 @@ def sample(
             if len(blocks) == 1:
                 how = f"the gap of {longest} is filled in view of what is nearest"
         aside.print(
-            f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}", soft_wrap=True
+            f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}",
+            soft_wrap=not aside.is_terminal,
         )
     began = time.perf_counter()
     with watching(console, text, shown=not as_json, aside=aside) as show, deterministic():
