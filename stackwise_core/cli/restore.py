@@ -78,7 +78,7 @@ def restore(
     run = RunDirectory(directory)
     check_rack(run, parts.spec, parts.implementations.formats.adapters)
     active = [] if stacks is None else sorted({*read_ending(run)["active"]} - {*stacks})
-    rows = []
+    rows: list[tuple[int, str, int, int]] = []
 
     def rebuild(copy: RunDirectory) -> None:
         residency = parts.residency(copy)
