@@ -79,7 +79,11 @@ class CommandLine(click.Group):
         sys.exit(result)
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandLine,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='RUN is the directory of a run, or its name: first is runs/first. "stackwise runs" lists them.',
+)
 @click.version_option(__version__, prog_name="stackwise", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error, the plugin's own too.")
 def main() -> None:

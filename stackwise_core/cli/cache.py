@@ -160,7 +160,7 @@ def cache() -> None:
 @plugin_option
 @json_option
 def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
-    """List the stores of the boundaries of the run in the directory RUN.
+    """List the stores of the boundaries of the run RUN.
 
     Where runs share a directory, all that is in it is listed. A directory that no record tells of is "unknown".
     """
@@ -207,7 +207,7 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
 @plugin_option
 @json_option
 def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: Sequence[str], as_json: bool) -> None:
-    """Read the boundaries of the run in the directory RUN, or those in the stores named, and say what they are like.
+    """Read the boundaries of the run RUN, or those in the stores named, and say what they are like.
 
     \b
     RMS, largest     of all numbers; the largest by magnitude
@@ -260,7 +260,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @plugin_option
 def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) -> None:
-    """Delete the boundaries of the run in the directory RUN, or the stores named.
+    """Delete the boundaries of the run RUN, or the stores named.
 
     What is needed again is computed again.
     """

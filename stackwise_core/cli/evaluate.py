@@ -39,7 +39,7 @@ def evaluate(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Measure the rack of the finished run in the directory RUN on text that it wasn't trained on.
+    """Measure the rack of the finished run RUN on text that it wasn't trained on.
 
     The figure is an upper bound on the negative log-likelihood (NELBO), over all mask fractions, from masks of fixed
     counts. The same seed gives the same masks.

@@ -64,8 +64,8 @@ def export(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Write the full-precision weights, the tokenizer and the adapters of the finished run in the directory RUN into
-    DIR, as a model that transformers loads without code from elsewhere.
+    """Write the full-precision weights, the tokenizer and the adapters of the finished run RUN into DIR, as a model
+    that transformers loads without code from elsewhere.
     """
     from stackwise_core.config.load import load_run
     from stackwise_core.config.source_run import finished_run

@@ -16,7 +16,7 @@ from stackwise_core.cli.arguments import plugin_option, run_argument
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json: bool) -> None:
-    """Make a copy of the finished run in the directory RUN whose full-precision masters have its adapters in them.
+    """Make a copy of the finished run RUN whose full-precision masters have its adapters in them.
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """

@@ -17,7 +17,7 @@ SECONDS_OF_SILENCE = 5.0
 
 
 class Pulse:
-    """Says what goes on whenever nothing was said for a while, from a thread of its own.
+    """A thread that says what goes on, whenever nothing was said for a while.
 
     Args:
         text: called for the line; what it says may change as the work goes on.

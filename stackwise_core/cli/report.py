@@ -30,7 +30,7 @@ PAGE = "report.html"
 def report(
     directories: tuple[Path, ...], output: Path | None, samples: int | None, plugins: Sequence[str], as_json: bool
 ) -> None:
-    """Write one HTML page of the runs in the directories RUN, finished or not; it needs no network.
+    """Write one HTML page of runs, finished or not; it needs no network.
 
     It shows losses, likelihoods, memory, masks, the cache, speed, the configuration and the environment.
     """

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -40,7 +41,7 @@ def restore(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Make a copy of the finished run in the directory RUN whose stacks are at the precision P.
+    """Make a copy of the finished run RUN whose stacks are at the precision P.
 
     They are made from the full-precision masters, a stack at a time, and the copy keeps both. It can be evaluated, and
     be what another run starts from.
@@ -103,4 +104,4 @@ def restore(
         [(str(stack), use, str(ByteSize(full)), str(ByteSize(size))) for stack, use, full, size in rows],
         left=2,
     )
-    click.echo(f'\n{copy.path} holds the rack. "stackwise evaluate {copy.path}" measures it.')
+    click.echo(f'\n{copy.path} holds the rack. "stackwise evaluate {shlex.quote(str(copy.path))}" measures it.')

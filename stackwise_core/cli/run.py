@@ -38,7 +38,7 @@ def run(
     except Finished:
         if overrides:
             raise UsageError(f"--set: the run in {file} is finished. With --fresh a new one begins.") from None
-        click.echo(f'{file} is finished. "stackwise evaluate {file}" measures it.', err=as_json)
+        click.echo(f'{file} is finished. "stackwise evaluate {shlex.quote(file)}" measures it.', err=as_json)
         if as_json:
             click.echo(json.dumps({"directory": file, "finished": True}))
         return

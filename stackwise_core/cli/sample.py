@@ -77,7 +77,7 @@ def sample(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Write text with the rack of the finished run in the directory RUN.
+    """Write text with the rack of the finished run RUN.
 
     Masked tokens are filled in steps, which a terminal shows. The same seed gives the same text.
     """

@@ -14,7 +14,7 @@ from stackwise_core.cli.tables import print_table
 @run_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(directory: Path, as_json: bool) -> None:
-    """Compare every file of the run in the directory RUN, finished or not, with its checksum."""
+    """Compare every file of the run RUN, finished or not, with its checksum."""
     from stackwise_core.cli.pulse import working
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.manifest import MANIFEST, Manifest

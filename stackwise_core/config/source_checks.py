@@ -1,6 +1,7 @@
 """Whether the rack that ``rack.init_from`` names is there and fits the one that is configured."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,11 @@ def source_checks(config: Config, contradicting: Mapping[str, Any]) -> Iterator[
         return
     if source.has_adapters and rack.init == "all":
         message = f"expected a run without adapters; {source.path} has some beside its weights"
-        yield [_SOURCE], message, f'"stackwise merge {source.path}" folds them into the weights of a copy'
+        yield (
+            [_SOURCE],
+            message,
+            f'"stackwise merge {shlex.quote(str(source.path))}" folds them into the weights of a copy',
+        )
     ours, attention = dict(contradicting), rack_shape(config)["attention"]
     if isinstance(source, SourceRun) and rack.init == "all" and attention != source.rack["attention"]:
         ours["attention"] = attention  # a checkpoint may be read in both directions, whatever it was trained for

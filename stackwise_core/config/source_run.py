@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
     )
     if not os.path.isfile(directory / FINISHED):
-        goes_on = f'. "stackwise run {directory}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
+        command = f"stackwise run {shlex.quote(str(directory))}"
+        goes_on = f'. "{command}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
         raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
     if not _keeps_weights(directory / FINISHED):
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")

@@ -114,7 +114,7 @@ def test_a_run_says_what_takes_so_long(impatient, said):
 
 
 class AtTheEnd(Pulse):
-    """Says its line once, when the work is done."""
+    """A pulse that says its line once, when the work is done."""
 
     def __init__(self, text, *, stderr) -> None:
         self.text, self.stderr = text, stderr
