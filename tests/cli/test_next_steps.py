@@ -67,6 +67,8 @@ def test_a_run_ends_with_them(tmp_path, monkeypatch):
         ["report", "runs/a b"],
         ["export", "runs/a b", "--to", "hf", "a b-hf"],
     ]
+    again = CliRunner().invoke(main, ["run", "a b"]).stdout
+    assert again == "runs/a b is finished. \"stackwise evaluate 'runs/a b'\" measures it.\n"
     shutil.rmtree("runs/a b")
     machine = CliRunner().invoke(main, ["run", "small.toml", *short, "--json"])
     assert "What next" not in machine.output
