@@ -78,6 +78,7 @@ def evaluate(
             "sequences": len(evaluation.samples),
             "draws": evaluation.draws,
             "seed": evaluation.seed,
+            "notes": list(evaluation.notes),
             "likelihoods": [
                 {
                     **unstructure(likelihood),
@@ -98,5 +99,5 @@ def evaluate(
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
-    for note in unseen(run.trained_bands) if not evaluation.causal else []:
+    for note in (*evaluation.notes, *(unseen(run.trained_bands) if not evaluation.causal else ())):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
