@@ -101,6 +101,8 @@ def sample(
         text = GappedText.of(template, rack.tokenizer)
     steps_to_do = rack.unmask(text, settings, depth)
     console, aside = Console(), Console(stderr=True, highlight=False)
+    for note in rack.run.notes:
+        aside.print(f"note: {note}", soft_wrap=True)
     if len(text.ids) > rack.seq_len:
         how = "each token from those before it"
         if not rack.causal:

@@ -182,13 +182,15 @@ def prepare_sources(
 
 
 def fingerprint_now(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> str:
-    """Return the fingerprint of these texts as they are now; files that are as they were aren't read for it.
+    """Return the fingerprint of these texts as they are now; files that are as they were aren't read.
 
     Raises:
         UsageError: a file can't be read.
         StackwiseError: a file changed while it was read.
     """
-    return _named(sources, data, tokenizer)[1]
+    index, name = _named(sources, data, tokenizer)
+    index.save()
+    return name
 
 
 def kept_validation(data: DataConfig, tokenizer: Tokenizer, fingerprint: str) -> Split | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from stackwise_core import UsageError, load_rack
 from stackwise_core.cli import main
 from stackwise_core.inference.evaluate import Likelihood
 from stackwise_core.runs.directory import RunDirectory
@@ -151,12 +152,15 @@ def test_a_text_that_was_changed_after_the_run(on_a_text, harm):
     assert measured["likelihoods"][-1]["nats_per_token"] == expected.nats_per_token
     assert measured["likelihoods"][-1]["bits_per_byte"] == expected.bits_per_byte
     (note,) = measured["notes"]
+    assert load_rack(ran.directory).evaluate()[-1].nats_per_token == expected.nats_per_token
     assert "can't be read any more" in note if harm == "gone" else "has changed since the run" in note
     shutil.rmtree(tokens)
     refused = evaluate(ran.directory)
     assert refused.exit_code == 2
     assert "so its validation split is another one" in refused.output
     assert "Name a text to measure on with --corpus" in refused.output
+    with pytest.raises(UsageError, match="its validation split is another one"):
+        load_rack(ran.directory).evaluate()
     assert evaluate(ran.directory, "--corpus", TEXT).exit_code == 0
 
 

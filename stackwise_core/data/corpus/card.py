@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from reprlib import repr as shown  # what a few lines of YAML stand for may be endless
 from typing import Any
 
 from attrs import frozen
@@ -102,9 +103,9 @@ def _parsed(text: str, path: Path, before: int) -> dict[Any, Any] | None:
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)  # cards of a megabyte are common
+    loader_class = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # cards of a megabyte are common
     try:
-        content = loader.get_single_data()
+        content = loader_class(text).get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         if not _CONFIGS.search(text):
             return None  # a page that begins with a rule
@@ -112,8 +113,6 @@ def _parsed(text: str, path: Path, before: int) -> dict[Any, Any] | None:
         line = f":{mark.line + 1 + before}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{path}{line}: expected YAML that says which files are which split: {reason:.200}") from None
-    finally:
-        loader.dispose()
     return content if isinstance(content, dict) else None
 
 
@@ -126,12 +125,12 @@ def _subsets(configs: Any, path: Path) -> tuple[Subset, ...]:
     for number, entry in enumerate(configs):
         where, name = f"{path}: configs[{number}]", entry.get("config_name")
         if not isinstance(name, str) or not name:
-            raise UsageError(f"{where}.config_name: expected a name, found {name!r:.80}")
+            raise UsageError(f"{where}.config_name: expected a name, found {shown(name):.80}")
         if any(subset.name == name for subset in subsets):
             raise UsageError(f'{where}.config_name: "{name}" is there twice')
         folder = entry.get("data_dir") or ""
         if not isinstance(folder, str) or not _stays_inside(folder):
-            raise UsageError(f"{where}.data_dir: expected a folder of this directory, found {folder!r:.80}")
+            raise UsageError(f"{where}.data_dir: expected a folder of this directory, found {shown(folder):.80}")
         patterns = _patterns(entry.get("data_files"), f"{where}.data_files")
         subsets.append(Subset(name, patterns, folder, entry.get("default") is True))
     return tuple(subsets)
@@ -149,12 +148,12 @@ def _patterns(data_files: Any, where: str) -> Mapping[str, tuple[str, ...]] | No
         split, paths = (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else (None, None)
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(split, str) or not isinstance(paths, list) or not paths:
-            raise UsageError(f"{where}: expected a path, or a list of split and path, found {entry!r:.80}")
+            raise UsageError(f"{where}: expected a path, or a list of split and path, found {shown(entry):.80}")
         if split in found:
             raise UsageError(f'{where}: the split "{split}" is there twice')
         for path in paths:
             if not isinstance(path, str) or not _stays_inside(path):
-                raise UsageError(f"{where}: expected paths of files in this directory, found {path!r:.80}")
+                raise UsageError(f"{where}: expected paths of files in this directory, found {shown(path):.80}")
         found[split] = tuple(paths)
     return found
 

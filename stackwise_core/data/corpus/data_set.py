@@ -50,6 +50,8 @@ class DataSet:
     """Files in it that are in no split, or aren't text."""
     source: str = ""
     """Where its splits stand, for messages."""
+    may_overlap: bool = False
+    """Whether a file may be in several splits."""
     subset: str = ""
     other_subsets: tuple[str, ...] = ()
 
@@ -67,7 +69,7 @@ def read_data_set(directory: Path, part: str) -> tuple[DataSet, str]:
         UsageError: there is no text, or it has several subsets and none is chosen, or its card can't be read.
     """
     if is_saved_dict(directory):
-        splits = {name: partial(saved_files, directory / name) for name in saved_splits(directory)}
+        splits = {name: partial(_saved, directory / name) for name in saved_splits(directory)}
         return DataSet(directory, splits, source=str(directory / SPLITS)), part
     inside = matching(os.path.join(glob.escape(str(directory)), "**", "*"))
     card = read_card(directory / CARD)
@@ -77,6 +79,10 @@ def read_data_set(directory: Path, part: str) -> tuple[DataSet, str]:
     _refuse_data_sets_within(directory, inside)
     texts = [file for file in inside if format_of(file) and not (file.name == CARD and read_card(file))]
     return _by_names(directory, texts, inside), part
+
+
+def _saved(directory: Path) -> Sequence[CorpusFile]:
+    return saved_files(directory) if directory.is_dir() else []
 
 
 def _chosen(card: Card, part: str, directory: Path) -> tuple[Subset, str]:
@@ -106,15 +112,20 @@ def _by_card(directory: Path, card: Card, subset: Subset, inside: Sequence[Path]
         found = _by_names(folder, within, within)
         splits = dict(found.splits) or {"train": lambda: found.files}
     else:
-        splits = {
-            split: partial(_matched, folder, patterns, f"{card.path}: the split {split}")
-            for split, patterns in subset.patterns.items()
-        }
+        splits = {split: partial(_matched, folder, patterns) for split, patterns in subset.patterns.items()}
     beside = [] if others else _all_but(inside, (file for files in splits.values() for file in files()))
-    return DataSet(directory, splits, (), tuple(beside), str(card.path), subset.name, others)
+    return DataSet(
+        directory,
+        splits,
+        beside=tuple(beside),
+        source=str(card.path),
+        may_overlap=True,
+        subset=subset.name,
+        other_subsets=others,
+    )
 
 
-def _matched(folder: Path, patterns: Iterable[str], where: str) -> list[CorpusFile]:
+def _matched(folder: Path, patterns: Iterable[str]) -> list[CorpusFile]:
     """Return the text files that a card's globs mean."""
     matches = {
         file
@@ -122,11 +133,7 @@ def _matched(folder: Path, patterns: Iterable[str], where: str) -> list[CorpusFi
         for file in matching(os.path.join(glob.escape(str(folder)), pattern))
         if file.name not in _NEVER_MATCHED or file.name == os.path.basename(pattern)
     }
-    texts = sorted(file for file in matches if format_of(file))
-    if matches and not texts:
-        kinds = ", ".join(sorted({file.suffix or file.name for file in matches})[:5])
-        raise UsageError(f"{where}: expected files that end in {EXPECTED}, found only {kinds}")
-    return [corpus_file(file, where) for file in texts]
+    return [corpus_file(file, str(folder)) for file in sorted(matches, key=str) if format_of(file)]
 
 
 def _by_names(directory: Path, texts: Sequence[Path], inside: Sequence[Path]) -> DataSet:
@@ -155,7 +162,7 @@ def _by_names(directory: Path, texts: Sequence[Path], inside: Sequence[Path]) ->
             beside=tuple(beside),
             source="the names of its files",
         )
-    if all(_is_prose(file) for file in rest) and rest:  # prose alone: who knows what a page called LICENSE is of
+    if all(_is_prose(file) for file in rest):  # a page called LICENSE may be as good a text as the others
         rest = list(texts)
     plain = [corpus_file(file, str(directory)) for file in rest]
     if not plain:

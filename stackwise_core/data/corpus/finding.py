@@ -11,6 +11,7 @@ from attrs import frozen
 from stackwise_core.data.corpus.data_set import DataSet, listed, read_data_set
 from stackwise_core.data.corpus.files import (
     BUILT_IN,
+    EXPECTED,
     CorpusFile,
     built_in,
     check_packages,
@@ -77,7 +78,7 @@ def find_corpus(corpus: str, use: Use = "training") -> Found:
 def _path_and_part(corpus: str) -> tuple[str, str]:
     """Return the path, and the subset or split that is chosen of it; a path that exists is taken as one."""
     path, mark, part = corpus.rpartition("#")
-    if not mark or os.path.exists(corpus) or not os.path.exists(path):
+    if not mark or glob.has_magic(part) or os.path.exists(corpus) or not os.path.exists(path):
         return corpus, ""
     if not os.path.isdir(path):
         raise UsageError(f"{corpus}: {path} is a file, and has no splits to choose from")
@@ -122,13 +123,17 @@ def _of_data_set(data_set: DataSet, asked: str, use: Use) -> Found:
     split = _split(data_set, asked, use)
     files, left_out = data_set.splits[split](), list[str]()
     if not files:
+        kinds = sorted({file.suffix or file.name for file in data_set.beside})
         raise UsageError(
-            f"{data_set.directory}: expected files of split {split}, as {data_set.source} has it, and none is here; "
-            "was all of it downloaded?"
+            f"{data_set.directory}: expected files of split {split}, as {data_set.source} has it, that end in "
+            f"{EXPECTED}, found "
+            + (f"none among {listed(kinds, _LISTED)}" if kinds else "none")
+            + "; was all of it downloaded?"
         )
     validation, own = None, tuple[CorpusFile, ...]()
     if use == "training":
-        files, left_out = _without_held_out(data_set, split, files)
+        if data_set.may_overlap:
+            files, left_out = _without_held_out(data_set, split, files)
         validation = like("validation", data_set.splits)
     if validation and validation != split and not (own := tuple(data_set.splits[validation]())):
         left_out.append(f"split {validation}, of which no file is here")

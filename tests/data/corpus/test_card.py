@@ -55,3 +55,14 @@ def test_pages_of_other_kinds(tmp_path):
     page.write_bytes(b"\xef\xbb\xbf---\r\nconfigs:\r\n- config_name: a\r\n---\r\n# Title\r\n")
     (subset,) = read_card(page).subsets
     assert subset.name == "a"
+
+
+def test_yaml_without_end(tmp_path, complaint):
+    """A few lines that stand for billions of values are refused in a line."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for before, name in zip("abcdefghijk", "bcdefghijkl", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
+    (tmp_path / "README.md").write_text(card("\n".join(lines) + "\nconfigs: [{config_name: x, data_files: *l}]"))
+    message = complaint(tmp_path)[1]
+    assert "expected a path, or a list of split and path" in message
+    assert len(message) < 500

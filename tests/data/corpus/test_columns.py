@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,9 @@ def test_splits_of_a_saved_dict(tmp_path, complaint, texts):
     datasets.DatasetDict(train=dataset, test=dataset.select([1, 2])).save_to_disk(tmp_path / "both")
     assert texts(tmp_path / "both") == TEXTS
     assert texts(f"{tmp_path}/both#test") == texts(tmp_path / "both" / "test") == TEXTS[1:3]
+    shutil.rmtree(tmp_path / "both" / "test")
+    assert texts(tmp_path / "both") == TEXTS
+    assert "expected files of split test" in complaint(f"{tmp_path}/both#test")[1]
     assert complaint(f"{tmp_path}/both#tests") == (
         2,
         f'{tmp_path}/both: expected one of its splits (train, test), found "tests"; the nearest is '

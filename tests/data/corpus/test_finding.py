@@ -79,6 +79,16 @@ def test_a_download_of_parts(snapshot, complaint):
     assert "was all of it downloaded?" in complaint(f"{snapshot}#en")[1]
 
 
+def test_splits_of_other_kinds(tmp_path, complaint):
+    """A split of files that nothing reads is no error unless it is to be read."""
+    card = "configs:\n- config_name: x\n  data_files:\n  - {split: train, path: a*}\n  - {split: test, path: b*}\n"
+    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).touch()
+    assert find_corpus(str(tmp_path)).left_out == ("split test", "README.md, b.csv")
+    assert "found none among .csv, .md" in complaint(f"{tmp_path}#test")[1]
+
+
 def test_a_card_whose_splits_overlap(tmp_path, complaint):
     """A file that is for testing by the same card isn't trained on."""
     for name in ("a.jsonl", "b.jsonl"):
@@ -141,6 +151,8 @@ def test_a_glob_of_several_splits(tmp_path):
     (tmp_path / "test").mkdir()
     for name in ("train.txt", "test.txt", "a.txt"):
         (tmp_path / "test" / name).touch()
+    (tmp_path / "test" / "#b.txt").touch()
+    assert found(f"{tmp_path}/test/#*.txt") == ["#b.txt"]
     for pattern, splits in (("*", ["test", "train"]), ("t*n.txt", []), ("[at]*.txt", ["test", "train"])):
         corpus = f"{tmp_path}/test/{pattern}"
         assert splits_in_glob(corpus, find_corpus(corpus).files) == splits
