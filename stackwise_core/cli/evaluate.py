@@ -15,7 +15,9 @@ from stackwise_core.cli.arguments import plugin_option
 @click.command(short_help="Measure a finished run by depth and by band.")
 @click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
-    "--corpus", metavar="TEXT", help="Measure on this file, directory or glob instead of the validation split."
+    "--corpus",
+    metavar="TEXT",
+    help="Measure on this file, directory, split (DIRECTORY#SPLIT) or glob instead of the validation split.",
 )
 @click.option("--text-field", metavar="NAME", help="Field of a .jsonl, or column, of that text. [default: the run's]")
 @click.option("--draws", type=click.IntRange(1), help="Masks a sequence. [default: the run's evaluation.draws]")

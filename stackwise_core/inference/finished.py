@@ -15,7 +15,7 @@ from stackwise_core.config.source_run import PLAN, finished_run
 from stackwise_core.data.corpus.document import TextField
 from stackwise_core.data.sequences import Progress, Split, fingerprint_now, kept_validation, prepare_sources
 from stackwise_core.data.sources import find_sources, measured
-from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
@@ -142,15 +142,18 @@ class FinishedRun:
 
         It comes from the text, if that is as it was then, and otherwise from the tokens that were made of it.
         """
-        data, tokenizer = self.parts.config.data, self.parts.tokenizer
+        data, tokenizer, missing = self.parts.config.data, self.parts.tokenizer, None
         try:
             sources = find_sources(data)
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
                 return prepare_sources(sources, data, tokenizer, progress).validation, ()
             changed = f"the text of {self.path} has changed since the run"
-        except UsageError as error:
+        except (UsageError, UnavailableError) as error:
+            missing = error if isinstance(error, UnavailableError) else None
             changed = f"the text of {self.path} can't be read any more ({error})"
         kept = kept_validation(data, tokenizer, self.corpus)
+        if kept is None and missing is not None:
+            raise missing
         if kept is None:
             raise UsageError(
                 f"{changed}, and so its validation split is another one; the tokens that were made of the text then "

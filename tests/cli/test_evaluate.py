@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stackwise_core import UsageError, load_rack
+from stackwise_core import UnavailableError, UsageError, load_rack
 from stackwise_core.cli import main
 from stackwise_core.inference.evaluate import Likelihood
 from stackwise_core.runs.directory import RunDirectory
@@ -162,6 +162,36 @@ def test_a_text_that_was_changed_after_the_run(on_a_text, harm):
     with pytest.raises(UsageError, match="its validation split is another one"):
         load_rack(ran.directory).evaluate()
     assert evaluate(ran.directory, "--corpus", TEXT).exit_code == 0
+
+
+def test_a_package_that_is_missing(on_a_text, monkeypatch):
+    """Kept tokens need no reader of their text; without them the package is asked for, with exit code 3."""
+    ran, _, tokens = on_a_text
+
+    def unavailable(files):
+        raise UnavailableError("reading it needs a package")
+
+    monkeypatch.setattr("stackwise_core.data.corpus.finding.check_packages", unavailable)
+    measured = json.loads(evaluate(ran.directory, "--json").stdout)
+    assert measured["likelihoods"][-1]["nats_per_token"] == ran.result.likelihoods[-1].nats_per_token
+    shutil.rmtree(tokens)
+    result = evaluate(ran.directory)
+    assert (result.exit_code, "needs a package" in result.output) == (3, True)
+
+
+def test_a_run_on_a_data_set(tmp_path):
+    """Its own validation split is what the run measured, and what evaluate measures after it."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.txt").write_bytes(TEXT.read_bytes())
+    (tmp_path / "set" / "dev.txt").write_text("In the beginning there was another text than this one. " * 9)
+    data = {"corpus": str(tmp_path / "set"), "seq_len": 32, "tokens_directory": str(tmp_path / "tokens")}
+    ran = run_tiny(tmp_path, {"data": data, "training.steps_per_stack": 1})
+    measured = json.loads(evaluate(ran.directory, "--json").stdout)
+    assert measured["likelihoods"][-1]["nats_per_token"] == ran.result.likelihoods[-1].nats_per_token
+    assert measured["likelihoods"][-1]["tokens"] == 55 * 9
+    assert measured["notes"] == []
+    named = json.loads(evaluate(ran.directory, "--corpus", tmp_path / "set", "--json").stdout)
+    assert named["likelihoods"] == measured["likelihoods"]
 
 
 def test_a_text_that_was_put_back(on_a_text):

@@ -190,6 +190,12 @@ def test_what_is_validated_on_is_not_trained_on(mixed):
     assert [source.validation.samples > 0 for source in corpus.sources] == [False, False, True]
 
 
+def test_a_short_text_for_validation(mixed):
+    """It is one padded row."""
+    corpus = mixed({"a": A}, held_out=["short"])
+    assert rows(corpus.validation) == [("short",)]
+
+
 def test_nothing_but_validation(mixed):
     """A corpus that is the validation text over again leaves nothing to train on, and says why."""
     with pytest.raises(UsageError) as caught:

@@ -76,8 +76,14 @@ def read_data_set(directory: Path, part: str) -> tuple[DataSet, str]:
     if card is not None and card.subsets:
         subset, split = _chosen(card, part, directory)
         return _by_card(directory, card, subset, inside), split
-    _refuse_data_sets_within(directory, inside)
-    texts = [file for file in inside if format_of(file) and not (file.name == CARD and read_card(file))]
+    cards = {file: card for file in inside if file.name == CARD and (card := read_card(file))}
+    for below in cards.values():
+        if below.subsets:
+            raise UsageError(
+                f"{directory}: {below.path} is the card of a data set, which says what of it is for training: "
+                f"name {below.path.parent} itself, each of several as a source of its own ([data.sources.NAME])"
+            )
+    texts = [file for file in inside if format_of(file) and file not in cards]
     return _by_names(directory, texts, inside), part
 
 
@@ -184,15 +190,6 @@ def _is_page(file: Path) -> bool:
 def _is_prose(file: Path) -> bool:
     known = format_of(file)
     return known is not None and known[0] == "text"
-
-
-def _refuse_data_sets_within(directory: Path, inside: Iterable[Path]) -> None:
-    for file in inside:
-        if file.name == CARD and file.parent != directory and (card := read_card(file)) and card.subsets:
-            raise UsageError(
-                f"{directory}: {file} is the card of a data set, which says what of it is for training: "
-                f"name {file.parent} itself, each of several as a source of its own ([data.sources.NAME])"
-            )
 
 
 def _no_text(directory: Path, inside: Sequence[Path]) -> str:
