@@ -15,7 +15,9 @@ from stackwise_core.cli.arguments import plugin_option, run_argument
 @click.command(short_help="Measure a finished run by depth and by band.")
 @run_argument
 @click.option(
-    "--corpus", metavar="TEXT", help="Measure on this file, directory or glob instead of the validation split."
+    "--corpus",
+    metavar="TEXT",
+    help="Measure on this file, directory, split (DIRECTORY#SPLIT) or glob instead of the validation split.",
 )
 @click.option("--text-field", metavar="NAME", help="Field of a .jsonl, or column, of that text. [default: the run's]")
 @click.option("--draws", type=click.IntRange(1), help="Masks a sequence. [default: the run's evaluation.draws]")
@@ -80,6 +82,7 @@ def evaluate(
             "sequences": len(evaluation.samples),
             "draws": evaluation.draws,
             "seed": evaluation.seed,
+            "notes": list(evaluation.notes),
             "likelihoods": [
                 {
                     **unstructure(likelihood),
@@ -100,5 +103,5 @@ def evaluate(
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
-    for note in unseen(run.trained_bands) if not evaluation.causal else []:
+    for note in (*evaluation.notes, *(unseen(run.trained_bands) if not evaluation.causal else ())):
         console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)

@@ -103,6 +103,8 @@ def sample(
     else:
         text = GappedText.of(template, rack.tokenizer)
     steps_to_do = rack.unmask(text, settings, depth)
+    for note in rack.run.notes:
+        aside.print(f"note: {note}", soft_wrap=not aside.is_terminal)
     if len(text.ids) > rack.seq_len:
         how = "each token from those before it"
         if not rack.causal:

@@ -69,7 +69,8 @@ class DataConfig:
         None,
         'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
         ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files, or a directory that the library datasets "
-        'saved; relative to the TOML. Left out: "python-docs", unless there are sources.',
+        'saved; relative to the TOML. Of a data set with splits train is read, or "PATH#SPLIT"; "PATH#SUBSET" is one '
+        'of several. Left out: "python-docs", unless there are sources.',
         check=not_empty,
         path=("python-docs",),
     )
@@ -85,14 +86,16 @@ class DataConfig:
     seq_len: int = option(256, "Tokens a sequence.", check=at_least(2))
     validation: str | None = option(
         None,
-        "The validation split, as data.corpus names a text. Left out: a share of the text, validation_fraction.",
+        "The validation split, as data.corpus names a text; of a data set with splits its own validation. Left out: "
+        "that of data.corpus, where it is such a data set and validation_fraction isn't set, or else a share of the "
+        "text.",
         check=not_empty,
         path=("python-docs",),
     )
     validation_fraction: float | None = option(
         None,
         "Share of the tokens that is kept from training and measured on. Left out: 0.1, or none where validation "
-        "names a text.",
+        "names a text or the data set has a validation split of its own.",
         check=_a_share,
     )
     text_field: str = option(

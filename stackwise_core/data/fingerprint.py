@@ -7,7 +7,7 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sources import Source
+from stackwise_core.data.sources import Source, share_held_out
 from stackwise_core.data.tokenizer import Tokenizer
 
 FORMAT = 3
@@ -29,5 +29,5 @@ def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: Dat
         )
         for source in sources
     ]
-    decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, data.share_held_out)
+    decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, share_held_out(sources, data))
     return hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()

@@ -9,10 +9,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
@@ -20,9 +20,9 @@ from stackwise_core.config.model import DataConfig
 from stackwise_core.data.content_index import ContentIndex
 from stackwise_core.data.corpus import read_files
 from stackwise_core.data.corpus.utf8 import unreadable
-from stackwise_core.data.fingerprint import fingerprint
+from stackwise_core.data.fingerprint import FORMAT, fingerprint
 from stackwise_core.data.packing import PackedSplit, Packing, pack
-from stackwise_core.data.sources import Source, find_sources
+from stackwise_core.data.sources import Source, find_sources, share_held_out
 from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
@@ -38,6 +38,7 @@ ABANDONED_AFTER = 24 * 60 * 60  # seconds in which an unfinished directory wasn'
 Progress = Callable[[int, float], None]
 """Told how many UTF-8 bytes of text are tokenised, and what share of all that is, from 0 to 1."""
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -121,6 +122,8 @@ class Corpus:
     fingerprint: str
     """Hash of all that decides the rows: text, weights, tokenizer, seq_len, validation_fraction."""
     directory: Path
+    notes: tuple[str, ...] = ()
+    """Which splits of data sets these are, and what else lies there and isn't read."""
 
     @property
     def documents(self) -> int:
@@ -153,17 +156,18 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = 
         UnavailableError: a package that reads the corpus isn't there.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
-    sources = find_sources(data)
+    return prepare_sources(find_sources(data), data, tokenizer, progress)
+
+
+def prepare_sources(
+    sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None
+) -> Corpus:
+    """Find some texts as tokens, or tokenise them; as ``prepare``, whatever texts ``data`` names."""
     tokens_directory = Path(data.tokens_directory)
     if not tokens_directory.is_dir():  # one that is there may have these tokens already
         check_writable(tokens_directory, "data.tokens_directory")
-    paths = [file.path for source in sources for file in source.files]
-    index = ContentIndex.open(tokens_directory / INDICES / f"{_name_of(sources)}.json")
-    try:
-        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
-    except OSError as error:
-        raise unreadable(Path(error.filename or data.tokens_directory), error) from None
-    directory = tokens_directory / fingerprint(sources, hashes, data, tokenizer)
+    index, name = _named(sources, data, tokenizer)
+    directory = tokens_directory / name
     try:
         corpus = _open_if_whole(directory, sources, tokenizer)
         if corpus is None:
@@ -174,7 +178,45 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = 
             f"{error.strerror}"
         ) from error
     index.save()
-    return corpus
+    return evolve(corpus, notes=tuple(source.note for source in sources if source.note))
+
+
+def fingerprint_now(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> str:
+    """Return the fingerprint of these texts as they are now; files that are as they were aren't read.
+
+    Raises:
+        UsageError: a file can't be read.
+        StackwiseError: a file changed while it was read.
+    """
+    index, name = _named(sources, data, tokenizer)
+    index.save()
+    return name
+
+
+def kept_validation(data: DataConfig, tokenizer: Tokenizer, fingerprint: str) -> Split | None:
+    """Return the validation split of tokens that were made before, whatever has become of their text.
+
+    Returns:
+        None: the tokens aren't there any more, or are damaged.
+    """
+
+    def validation(manifest: dict[str, Any]) -> Split | None:
+        of_now = manifest.get("format") == FORMAT
+        return _open_split(directory / "validation", manifest, tokenizer) if of_now else None
+
+    directory = Path(data.tokens_directory) / fingerprint
+    return _if_whole(directory, validation, "and isn't used")
+
+
+def _named(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> tuple[ContentIndex, str]:
+    """Return what is known of the files now, and the fingerprint that follows."""
+    paths = [file.path for source in sources for file in source.files]
+    index = ContentIndex.open(Path(data.tokens_directory) / INDICES / f"{_name_of(sources)}.json")
+    try:
+        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
+    except OSError as error:
+        raise unreadable(Path(error.filename or data.tokens_directory), error) from None
+    return index, fingerprint(sources, hashes, data, tokenizer)
 
 
 def _name_of(sources: Sequence[Source]) -> str:
@@ -210,7 +252,7 @@ def _make(
             tokenizer,
             beside,
             seq_len=data.seq_len,
-            validation_fraction=data.share_held_out,
+            validation_fraction=share_held_out(sources, data),
             progress=None if progress is None else lambda done: progress(done, reading.share),
         )
         changed = index.changed()
@@ -243,28 +285,34 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
         if not text.documents:
             raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it")
     train, validation = packing.train, packing.validation
-    wants_validation = data.share_held_out > 0 or data.validation is not None
-    if train.tokens >= data.seq_len and (validation.rows or not wants_validation):
-        return
     corpora = ", ".join(dict.fromkeys(source.named.corpus for source in sources))
+    if all(source.named.is_validation for source in sources):  # measured on, however short it is
+        if not validation.rows:
+            raise UsageError(f"{corpora}: none of its {packing.all_tokens} tokens can be scored: all are special")
+        return
+    measured = ", ".join(source.named.name for source in sources if source.named.is_validation)
+    share = share_held_out(sources, data)
+    if train.tokens >= data.seq_len and (validation.rows or not (share or measured)):
+        return
     short = (
         f"{train.tokens} for training, which needs data.seq_len = {data.seq_len} at least"
         if train.tokens < data.seq_len
         else "none for validation"
     )
+    named = measured if data.validation is None else "data.validation"
     if packing.left_out and not train.tokens:
         raise UsageError(
-            f"{corpora}: all of it is in data.validation too, and so none is left for training. Name another text "
-            "there, or take a share with data.validation_fraction"
+            f"{corpora}: all of it is in {named} too, and so none is left for training. Name another text "
+            "as data.validation, or take a share with data.validation_fraction"
         )
-    if data.validation is not None:
+    if measured:
         raise UsageError(
             f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}; {packing.left_out} are left out, "
-            "since data.validation has equal passages. Add text or take a smaller data.seq_len"
+            f"since {named} has equal passages. Add text or take a smaller data.seq_len"
         )
     raise UsageError(
         f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}, with data.validation_fraction = "
-        f"{data.share_held_out} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
+        f"{share} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
         "add text or take a smaller data.seq_len"
     )
 
@@ -310,6 +358,7 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
     """Make all files durable, and write the manifest that vouches for them last."""
     manifest: dict[str, Any] = {
         "fingerprint": fingerprint,
+        "format": FORMAT,
         "seq_len": seq_len,
         "train": asdict(packing.train),
         "validation": asdict(packing.validation),
@@ -326,7 +375,36 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
 
 
 def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus | None:
-    """The corpus there, or None where there is none or it is damaged."""
+    """Return the corpus there, or None where there is none or it is damaged."""
+
+    def corpus(manifest: dict[str, Any]) -> Corpus:
+        return Corpus(
+            train=_open_split(directory / "train", manifest, tokenizer),
+            validation=_open_split(directory / "validation", manifest, tokenizer),
+            sources=tuple(
+                SourceCounts(
+                    source.named.name,
+                    source.named.weight,
+                    counts["documents"],
+                    PackedSplit(**counts["train"]),
+                    PackedSplit(**counts["validation"]),
+                )
+                for source, counts in zip(sources, manifest["sources"], strict=True)
+            ),
+            left_out=manifest["left_out"],
+            fingerprint=directory.name,
+            directory=directory,
+        )
+
+    return _if_whole(directory, corpus, "and is made anew")
+
+
+def _if_whole(directory: Path, opened: Callable[[dict[str, Any]], T], otherwise: str) -> T | None:
+    """Return what is made of a manifest whose files are all as they were written.
+
+    Args:
+        otherwise: what a warning says of a directory that is damaged, for which None is returned.
+    """
     if not directory.exists():
         return None
     try:
@@ -337,25 +415,10 @@ def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokeni
             if not fault and _size_and_hash(directory / name) != size_and_hash:
                 fault = name
         if not fault:
-            return Corpus(
-                **{name: _open_split(directory / name, manifest, tokenizer) for name in ("train", "validation")},
-                sources=tuple(
-                    SourceCounts(
-                        source.named.name,
-                        source.named.weight,
-                        counts["documents"],
-                        PackedSplit(**counts["train"]),
-                        PackedSplit(**counts["validation"]),
-                    )
-                    for source, counts in zip(sources, manifest["sources"], strict=True)
-                ),
-                left_out=manifest["left_out"],
-                fingerprint=directory.name,
-                directory=directory,
-            )
+            return opened(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fault = f"{type(error).__name__}: {error}"
-    _log.warning("%s is damaged (%s) and is made anew", directory, fault)
+    _log.warning("%s is damaged (%s) %s", directory, fault, otherwise)
     return None
 
 

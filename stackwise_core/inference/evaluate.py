@@ -147,6 +147,8 @@ class Evaluation:
     """Equal intervals of the mask fraction that a sequential rack's bound is divided into."""
     causal: bool = False
     """Whether each token is predicted from those before it, and nothing is masked."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the text."""
 
     def __attrs_post_init__(self) -> None:
         for name, least in (("draws", 1), ("bands", 1), ("batch_size", 1)):

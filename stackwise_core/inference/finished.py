@@ -12,12 +12,15 @@ from torch import Tensor
 
 from stackwise_core.config.load import load_run, load_run_at_precision
 from stackwise_core.config.source_run import PLAN, finished_run
-from stackwise_core.data.sequences import Progress, Split, prepare
+from stackwise_core.data.corpus.document import TextField
+from stackwise_core.data.sequences import Progress, Split, fingerprint_now, kept_validation, prepare_sources
+from stackwise_core.data.sources import find_sources, measured
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import check_rack, read_ending
+from stackwise_core.runs.plugin_changes import plugin_changes
 from stackwise_core.training.setup import Parts, select_device, set_up_parts
 
 CONFIG = "config.toml"
@@ -48,6 +51,10 @@ class FinishedRun:
     """Whether only one stack is in memory at a time."""
     trained_bands: tuple[tuple[float, float], ...]
     """The mask fractions that each phase trained on."""
+    corpus: str
+    """Fingerprint of the text that it was trained and measured on."""
+    notes: tuple[str, ...] = ()
+    """What differs from when it was run, and may change its numbers."""
 
     @classmethod
     def open(
@@ -94,7 +101,8 @@ class FinishedRun:
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
-        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
+        changed = plugin_changes(directory, config, registry)
+        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, notes=changed, **plan)
 
     @property
     def bytes(self) -> float:
@@ -106,33 +114,61 @@ class FinishedRun:
         )
         return sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
 
-    def text(self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None) -> Split:
-        """The run's validation split, or the whole of another text.
+    def text(
+        self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None
+    ) -> tuple[Split, tuple[str, ...]]:
+        """Return the run's validation split, or another text, and what a user should know of it.
 
         Args:
+            corpus: as ``data.corpus``; of a data set with splits its validation split, or the only one.
             text_field: of that text, in place of the run's ``data.text_field``.
 
         Raises:
-            UsageError: the text can't be read, or there is too little of it.
+            UsageError: the text can't be read, or isn't the run's any more.
         """
         data = self.parts.config.data
         if corpus is not None:
-            data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
-            data = data if text_field is None else evolve(data, text_field=text_field)
-            return prepare(data, self.parts.tokenizer, progress).train
-        try:
-            split = prepare(data, self.parts.tokenizer, progress).validation
-        except (UsageError, UnavailableError) as error:
-            kind = UnavailableError if isinstance(error, UnavailableError) else UsageError
-            raise kind(f"{str(error).removesuffix('.')}. {_IN_PLACE_OF_THE_SPLIT}") from error
+            source = measured(corpus, TextField(text_field or data.text_field))
+            prepared = prepare_sources([source], data, self.parts.tokenizer, progress)
+            return prepared.validation, prepared.notes
+        split, notes = self._own_validation(progress)
         if not len(split):
             raise UsageError(
                 f"{self.path} has no validation split (data.validation_fraction = 0). {_IN_PLACE_OF_THE_SPLIT}"
             )
-        return split
+        return split, notes
 
-    def evaluation(self, split: Split, **changes: Any) -> Evaluation:
-        """The run's own settings for a split, with these of them changed."""
+    def _own_validation(self, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
+        """Return the validation split as it was when the run was made.
+
+        It comes from the text, if that is as it was then, and otherwise from the tokens that were made of it.
+        """
+        data, tokenizer, missing = self.parts.config.data, self.parts.tokenizer, None
+        try:
+            sources = find_sources(data)
+            if fingerprint_now(sources, data, tokenizer) == self.corpus:
+                return prepare_sources(sources, data, tokenizer, progress).validation, ()
+            changed = f"the text of {self.path} has changed since the run"
+        except (UsageError, UnavailableError) as error:
+            missing = error if isinstance(error, UnavailableError) else None
+            changed = f"the text of {self.path} can't be read any more ({error})"
+        kept = kept_validation(data, tokenizer, self.corpus)
+        if kept is None and missing is not None:
+            raise UnavailableError(f"{str(missing).removesuffix('.')}. {_IN_PLACE_OF_THE_SPLIT}") from missing
+        if kept is None:
+            raise UsageError(
+                f"{changed}, and so its validation split is another one; the tokens that were made of the text then "
+                f"aren't in {data.tokens_directory} any more. Put the text back as it was. {_IN_PLACE_OF_THE_SPLIT}"
+            )
+        return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
+
+    def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
+        """The run's own settings for a split, with these of them changed.
+
+        Args:
+            notes: what a user should know of the split.
+        """
+        changes["notes"] = (*self.notes, *notes)
         return Evaluation.of(self.parts.config, split, self.parts.tokenizer.mask_id, **changes)
 
     def likelihoods(
@@ -151,7 +187,7 @@ class FinishedRun:
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    """Routes, whether stacks are streamed, and the bands that were trained on."""
+    """Return routes, whether stacks are streamed, the bands that were trained on, and the text's fingerprint."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         routes = tuple(
@@ -160,9 +196,9 @@ def _read_plan(path: Path) -> dict[str, Any]:
         )
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
-        streams = bool(data.get("streams"))
+        streams, corpus = bool(data.get("streams")), str(data["corpus"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error!s:.200}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    return {"routes": routes, "streams": streams, "trained_bands": bands}
+    return {"routes": routes, "streams": streams, "trained_bands": bands, "corpus": corpus}

@@ -10,6 +10,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
+from stackwise_core.data.corpus.files import BUILT_IN
 from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -227,9 +228,11 @@ class LoadedRack(nn.Module):
                 f"bands: {self.run.path} is banded, and has a band for each of its {len(self.routes)} stacks."
             )
         asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed, "batch_size": batch_size}
-        path = None if corpus is None else os.path.abspath(os.path.expanduser(corpus))
-        split = self.run.text(path, tokenised, text_field)
-        return self.run.evaluation(split, **{name: value for name, value in asked.items() if value is not None})
+        path = None if corpus is None else os.fspath(corpus)
+        if path not in (None, BUILT_IN):
+            path = os.path.abspath(os.path.expanduser(path))
+        split, notes = self.run.text(path, tokenised, text_field)
+        return self.run.evaluation(split, notes, **{name: value for name, value in asked.items() if value is not None})
 
     def evaluate(
         self,

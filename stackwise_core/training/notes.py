@@ -75,7 +75,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
 
 def of_the_text(corpus: Corpus) -> list[str]:
     """Which source has which share of an epoch, where there are several, and what training doesn't get."""
-    said = []
+    said = list(corpus.notes)
     sources = [source for source in corpus.sources if source.train.rows]
     if len(sources) > 1:
         shares = [f"{source.train.samples} are of {source.name} (weight {source.weight:g})" for source in sources]

@@ -14,7 +14,7 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.data import sequences
-from stackwise_core.data.sequences import prepare
+from stackwise_core.data.sequences import INDICES, prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 
@@ -208,7 +208,7 @@ def test_another_process_leaves_damage(prepared, data):
 PREPARE = """
 import sys, time
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sequences import prepare
+from stackwise_core.data.sequences import INDICES, prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 
 def progress(done, share):
@@ -246,7 +246,7 @@ def test_two_processes_at_the_same_time(prepared, tmp_path):
     for process in processes:
         assert process.communicate(timeout=60)[0] == line
         assert process.returncode == 0
-    assert [file.name for file in directory.iterdir()] == [expected.fingerprint]
+    assert [file.name for file in directory.iterdir() if file.name != INDICES] == [expected.fingerprint]
 
 
 def test_killed_in_the_middle(prepared, data, tmp_path):

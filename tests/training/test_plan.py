@@ -106,6 +106,18 @@ def test_what_is_never_trained_is_said(tmp_path):
     assert "no others" not in said(whole | {"training.over": "both"})
 
 
+def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
+    """The plan names the splits that are trained and measured on, and what else lies there."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.txt").write_text(f"This is the text of {split}. " * 20)
+    data = {"corpus": str(folder), "seq_len": 32, "tokens_directory": str(tmp_path / "tokens")}
+    plan = plan_of(tmp_path, {"data": data})
+    said = f"{folder}: split train is trained on; split validation is measured on; left out: split test."
+    assert said in plan.notes
+
+
 def test_a_phase_without_masks_is_refused(tmp_path):
     """Over depth a schedule from 0 leaves the first stack nothing to predict."""
     schedule = {"use": "linear", "min_fraction": 0.0}

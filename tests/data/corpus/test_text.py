@@ -1,5 +1,7 @@
 """Texts that are read in parts: the same as read whole, whatever the parts."""
 
+import gzip
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -64,3 +66,14 @@ def test_pieces_do_not_depend_on_parts(monkeypatch, content, part):
     assert pieces == list(token_stream.cut([content]))
     assert "".join(pieces) == content
     assert all(0 < len(piece) <= 32 for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_pointer_is_no_text(tmp_path, complaint, name):
+    """A data set that was cloned without Git LFS has pointers in place of its files."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    (tmp_path / name).write_bytes(gzip.compress(pointer) if name.endswith("gz") else pointer)
+    code, message = complaint(tmp_path / name)
+    assert code == 2
+    assert "found a pointer of Git LFS" in message
+    assert "git lfs pull" in message
