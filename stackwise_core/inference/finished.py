@@ -114,12 +114,12 @@ class FinishedRun:
         Raises:
             UsageError: the text can't be read, or there is too little of it.
         """
-        data = self.parts.config.data
+        data, causal = self.parts.config.data, self.parts.config.training.objective == "clm"
         if corpus is not None:
             data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
             data = data if text_field is None else evolve(data, text_field=text_field)
-            return prepare(data, self.parts.tokenizer, progress).train
-        split = prepare(data, self.parts.tokenizer, progress).validation
+            return prepare(data, self.parts.tokenizer, progress, causal=causal).train
+        split = prepare(data, self.parts.tokenizer, progress, causal=causal).validation
         if not len(split):
             raise UsageError(
                 f"{self.path} has no validation split (data.validation_fraction = 0): name a text with --corpus."
