@@ -388,7 +388,8 @@ def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokeni
                 fault = name
         if not fault:
             return Corpus(
-                **{name: _open_split(directory / name, manifest, tokenizer) for name in ("train", "validation")},
+                train=_open_split(directory / "train", manifest, tokenizer),
+                validation=_open_split(directory / "validation", manifest, tokenizer),
                 sources=tuple(
                     SourceCounts(
                         source.named.name,
