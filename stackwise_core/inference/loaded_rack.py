@@ -298,7 +298,14 @@ class LoadedRack(nn.Module):
         Raises:
             UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
         """
-        return sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+        return sample(
+            self.at_depth(depth),
+            text,
+            sampling,
+            seq_len=self.seq_len,
+            vocab_size=self.spec.vocab_size,
+            causal=self.causal,
+        )
 
     def sample(
         self,

@@ -251,7 +251,7 @@ def test_pickled_weights_are_not_read(copy):
         ("model.safetensors.index.json", b'{"weight_map": []}'),
         ("tokenizer.json", b"{}"),
         ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}'),
-        ("tokenizer.json", b'{"model": {"vocab": {"a": 300}}}'),
+        ("tokenizer.json", b'{"model": {"type": "WordLevel", "vocab": {"a": 300}, "unk_token": "a"}}'),
         ("tokenizer.json", b'{"model": {"vocab": [[1]]}}'),
         ("tokenizer.json", b"\xff"),
     ],
@@ -278,12 +278,12 @@ def test_weights_cut_short_or_of_other_numbers(copy):
 
 
 def test_checking_needs_no_torch(copy):
-    """A configuration with a checkpoint is checked without it, also where it is wrong."""
+    """A configuration with a checkpoint is checked without it, its tokenizer by the library that is light."""
     load_with(copy)
     code = (
         "import sys\nfrom stackwise_core.config.load import load\n"
         f"load({str(copy.parent / 'stackwise.toml')!r}, environ={{}})\n"
-        "print([name for name in ('torch', 'transformers', 'tokenizers', 'peft') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

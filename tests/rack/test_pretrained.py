@@ -83,16 +83,16 @@ def test_every_exit_begins_with_the_one_norm_and_the_last_one_counts(tmp_path):
         torch.testing.assert_close(ends[ours][300:], theirs.weight.mean(0).expand(2, -1).detach())
 
 
-def test_rows_of_padding_are_left_out(tmp_path):
-    """An embedding may have more rows than there are tokens; the plan says so, and what else becomes of the source."""
+def test_rows_beyond_the_tokenizer_are_kept(tmp_path):
+    """They may be the trained mask's. The plan says so, and what else becomes of the source."""
     model = save_checkpoint(tmp_path / "source", vocab_size=320)
     ran = start(tmp_path, tmp_path / "source", STILL | {"data.seq_len": 96})
-    assert torch.equal(master_logits(ran.directory, ran.setup.spec, IDS, attention="causal")[..., :300],
-                       logits(model)[..., :300])  # fmt: skip
+    assert torch.equal(master_logits(ran.directory, ran.setup.spec, IDS, attention="causal"), logits(model))
+    assert (ran.setup.tokenizer.mask_id, ran.setup.tokenizer.pad_id, ran.setup.spec.vocab_size) == (300, 301, 320)
     notes = "\n".join(ran.plan.notes)
-    assert "The 20 rows of its embedding that stand for no token are left out." in notes
+    assert "The 20 rows of its embedding that stand for no token of its tokenizer.json are kept." in notes
+    assert "No file of it names a mask token: it is 300, the first of those rows." in notes
     assert "trained with causal attention, and goes on with bidirectional" in notes
-    assert "Tokens that it doesn't have (2) begin as the mean of all others." in notes
     assert "made for 64 positions, and data.seq_len is 96" in notes
     only_rows = start(tmp_path, tmp_path / "source", STILL | {"data.seq_len": 96}, init="embedding", stacks=1)
     assert not [note for note in only_rows.plan.notes if "positions" in note or "attention" in note]
