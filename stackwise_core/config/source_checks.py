@@ -68,7 +68,9 @@ def _adapter_checks(init: str, source: SourceRun | SourceCheckpoint) -> Iterator
     meant = [each for each in source.adapters if init == "all" or changes_ends(each)]
     if meant:
         message = f"expected a checkpoint without adapters; {meant[0]} has one that belongs over its weights"
-        help = "peft's merge_and_unload folds it in; save that elsewhere, with the tokenizer. Or delete the adapter"
+        help = (
+            "move its files into a directory of their own, from which peft's merge_and_unload folds it in, or delete it"
+        )
         if meant[0] != source.path:  # an export of ours
             help = '"stackwise merge" of the run that it was exported from, before "stackwise export", folds it in'
         yield [_SOURCE], message, help

@@ -279,6 +279,30 @@ def test_what_was_exported_can_be_imported(tmp_path):
         assert torch.equal(before, after)
 
 
+def test_an_adapter_that_was_folded_in_as_the_message_says(tmp_path, source):
+    """transformers loads what lies beside the weights; merged by peft and saved elsewhere, the rack has its logits."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    both = Path(shutil.copytree(source, tmp_path / "both"))
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(both), lora).save_pretrained(both)
+    with pytest.raises(UsageError, match=r"both has one that belongs over its weights\n.*merge_and_unload"):
+        start(tmp_path, both)
+    theirs = logits(LlamaForCausalLM.from_pretrained(both, attn_implementation="sdpa").eval())
+    (tmp_path / "adapter").mkdir()
+    for file in both.glob("adapter_*"):
+        file.rename(tmp_path / "adapter" / file.name)
+    folded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(both), tmp_path / "adapter").merge_and_unload()
+    folded.save_pretrained(tmp_path / "merged")
+    shutil.copy(both / "tokenizer.json", tmp_path / "merged")
+    ran = start(tmp_path, tmp_path / "merged", STILL)
+    ours = master_logits(ran.directory, ran.setup.spec, IDS, attention="causal")[..., :300]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    without = logits(LlamaForCausalLM.from_pretrained(source, attn_implementation="sdpa").eval())
+    assert (ours - without).abs().max() > 0.1
+
+
 def test_a_file_that_changed_since_it_was_checked(tmp_path, source):
     """A tensor that has gone or is another is an error, and no traceback; nothing is read beyond its end."""
     read, spec = read_checkpoint(source), start(tmp_path, source, STILL).setup.spec
