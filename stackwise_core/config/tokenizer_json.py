@@ -36,7 +36,8 @@ class Vocabulary:
         """Return the vocabulary of a parsed file."""
         added = library.get_added_tokens_decoder()
         special = {id_: token.content for id_, token in added.items() if token.special}
-        return cls(library.get_vocab(with_added_tokens=True), special)
+        by_id = sorted(library.get_vocab(with_added_tokens=True).items(), key=lambda token: token[::-1])
+        return cls(dict(by_id), dict(sorted(special.items())))  # the library has them in no order
 
     @property
     def size(self) -> int:
@@ -101,7 +102,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     return _vocabulary(path, content)
 
 
-@lru_cache(maxsize=4)  # a check looks at the same few files again and again
+@lru_cache(maxsize=2)  # a check looks at the same few files again and again
 def _vocabulary(path: Path, content: bytes) -> Vocabulary:
     vocabulary = Vocabulary.of(parse_tokenizer(path, content))
     written = {token["content"]: token["id"] for token in json.loads(content).get("added_tokens") or ()}
