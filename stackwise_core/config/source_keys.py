@@ -49,16 +49,8 @@ def follow_source(merged: Merged) -> Contradicting:
         special_ids = data.setdefault("special_ids", {})
         if isinstance(special_ids, dict):
             _follow(special_ids, source.special_ids, ("data", "special_ids"), contradicting)
-    layer = merged.origin(("data", "tokenizer"))
-    rows, ids = source.rack.get("vocab_size"), _ids_of(data, layer.folder if layer else Path.cwd())
-    if type(rows) is int and ids is not None:
-        asked = rack.get("vocab_size")
-        if isinstance(source, SourceRun):
-            fits = rows <= ids and asked is None
-        else:  # more rows than a checkpoint has are new ones
-            fits = rows <= ids or (type(asked) is int and asked >= rows)
-        if not fits:
-            _follow(rack, {"vocab_size": rows}, ("rack",), contradicting)
+    if (rows := _rows(merged, source, rack, data)) is not None:
+        _follow(rack, {"vocab_size": rows}, ("rack",), contradicting)
     return contradicting
 
 
@@ -76,6 +68,19 @@ def _differs(value: object, theirs: object) -> bool:
     """Whether a value of the right type isn't the source's."""
     same_type = type(value) is type(theirs) or (type(value), type(theirs)) == (int, float)
     return same_type and value != theirs
+
+
+def _rows(
+    merged: Merged, source: SourceRun | SourceCheckpoint, rack: Mapping[str, Any], data: Mapping[str, Any]
+) -> int | None:
+    """What ``rack.vocab_size`` must be; None where it may be left out, or be as it is."""
+    if isinstance(source, SourceRun):
+        return source.vocab_size
+    layer = merged.origin(("data", "tokenizer"))
+    ids, asked = _ids_of(data, layer.folder if layer else Path.cwd()), rack.get("vocab_size")
+    if ids is None or source.rows <= ids or (type(asked) is int and asked >= source.rows):
+        return None  # more rows than a checkpoint has are new ones
+    return source.rows
 
 
 def _ids_of(data: Mapping[str, Any], folder: Path) -> int | None:

@@ -47,6 +47,8 @@ class SourceRun:
     """The fingerprint of its tokenizer in hexadecimal."""
     special_ids: Mapping[str, int] = field(factory=dict)
     """``data.special_ids`` of its configuration."""
+    vocab_size: int | None = None
+    """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
     """Whether some of what it learnt isn't in its full-precision weights."""
 
@@ -76,7 +78,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
-        special_ids=_special_ids(directory / "config.toml"),
+        **_settings(directory / "config.toml"),
         has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
     )
     if not os.path.isfile(directory / FINISHED):
@@ -88,13 +90,15 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     return source
 
 
-def _special_ids(config: Path) -> dict[str, int]:
-    """``data.special_ids`` as a run wrote them; nothing where that file isn't as a run writes it."""
+def _settings(config: Path) -> dict[str, Any]:
+    """Settings of a run that another one must have, too; none where the file isn't as a run writes it."""
     try:
-        found = tomli.loads(config.read_text(encoding="utf-8"))["data"]["special_ids"]
-        return {str(name): int(id_) for name, id_ in found.items()}
+        written = tomli.loads(config.read_text(encoding="utf-8"))
+        special_ids = {str(name): int(id_) for name, id_ in written["data"].get("special_ids", {}).items()}
+        rows = written["rack"].get("vocab_size")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
+    return {"special_ids": special_ids, "vocab_size": rows if type(rows) is int else None}
 
 
 def finished_run(path: str | os.PathLike[str]) -> SourceRun:

@@ -80,6 +80,6 @@ def _check(named: str, content: dict[str, Any], expected: dict[str, int]) -> Non
     for token, id_ in expected.items():
         if (given := library.token_to_id(token)) != id_:
             raise UsageError(
-                f"{named}: the rack's {token} has the id {id_}, and a tokenizer.json would give it {given}, since its "
-                "ids have gaps: it can't be exported"
+                f"{named}: the rack's {token} has the id {id_}, and a tokenizer.json would give it "
+                f"{'another' if given is None else given}, since its ids have gaps: it can't be exported"
             )

@@ -108,7 +108,8 @@ class Source:
         if self.run.tokenizer != tokenizer:
             raise UsageError(
                 f"{where} was trained with another tokenizer than data.tokenizer, data.mask_token and "
-                "data.special_ids name. Name its own."
+                f"data.special_ids name: its vocabulary has {rack.get('vocab_size')} tokens, and this one "
+                f"{spec.vocab_size}. Name its own."
             )
         if rack.get("vocab_size", spec.vocab_size) != spec.vocab_size:
             raise UsageError(

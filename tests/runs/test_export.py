@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from stackwise_core.cli import main
+from stackwise_core.errors import UsageError
 from tests.checkpoints import save_checkpoint, write_tokenizer
 from tests.racks import master_logits
 from tests.tiny import Ran, run_tiny
@@ -108,6 +109,22 @@ def test_the_trained_row_of_a_mask_without_a_token_is_kept(tmp_path, tied):
     assert again.result.likelihoods == ran.result.likelihoods
 
 
+def test_an_id_that_no_added_token_can_have_is_refused(tmp_path):
+    """A gap in the vocabulary itself; nothing is written."""
+    tokenizer = words(tmp_path / "own", {"[UNK]": 0, "the": 4})
+    for mask in ({}, {"data.special_ids": {"mask": 2}}):
+        ran = run_tiny(tmp_path / f"{len(mask)}", FEW | {"data.tokenizer": str(tokenizer)} | mask)
+        done = CliRunner().invoke(main, ["export", str(ran.directory), "--to", "hf", str(tmp_path / "hf")])
+        assert (done.exit_code, "since its ids have gaps: it can't be exported" in done.output) == (2, True)
+        assert not (tmp_path / "hf").exists()
+
+
+def test_fewer_rows_than_ids_are_refused(tmp_path):
+    """With how many there must be."""
+    with pytest.raises(UsageError, match=r"rack\.vocab_size = 100, and bytes has ids up to 257.*Set at least 258"):
+        run_tiny(tmp_path, FEW | {"rack.vocab_size": 100})
+
+
 def test_a_run_that_starts_from_such_a_run_has_its_mask(tmp_path):
     """What is special there follows, and so do the rows that stand for no token."""
     tokenizer = str(write_tokenizer(tmp_path / "own"))
@@ -116,6 +133,14 @@ def test_a_run_that_starts_from_such_a_run_has_its_mask(tmp_path):
     again = run_tiny(tmp_path / "again", FEW | STILL | mode | {"rack.init_from": str(first.directory)})
     assert again.result.likelihoods == first.result.likelihoods
     assert (again.setup.tokenizer.mask_id, again.setup.spec.vocab_size) == (305, 320)
+    other = STILL | mode | {"rack.init_from": str(first.directory), "rack.stacks": 1}
+    with pytest.raises(UsageError, match=r"rack\.vocab_size: expected 320, as .* has, found 330"):
+        run_tiny(tmp_path, other | {"rack.vocab_size": 330})
+    with pytest.raises(UsageError, match=r"data\.special_ids\.mask: expected 305, as .* has, found 304"):
+        run_tiny(tmp_path, other | {"data.special_ids": {"mask": 304}})
+    plain = run_tiny(tmp_path / "plain", FEW)
+    with pytest.raises(UsageError, match=r"has 258 rows of embedding, and this rack 300\. Leave rack\.vocab_size out"):
+        run_tiny(tmp_path, FEW | {"rack.init_from": str(plain.directory), "rack.stacks": 2, "rack.vocab_size": 300})
 
 
 def test_transformers_has_the_ids_of_mask_and_padding(tmp_path):
