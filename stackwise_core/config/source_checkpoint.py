@@ -101,8 +101,8 @@ class SourceCheckpoint:
     """By a tensor's name in ours, its file and its name there."""
     special_ids: Mapping[str, int] = field(factory=dict)
     """Its mask, padding and other special tokens, as ``data.special_ids`` has them."""
-    renumbered: Mapping[str, int] = field(factory=dict)
-    """Ids that its tokenizer.json gives added tokens, where the tokenizers library gives them others."""
+    renumbered: Mapping[str, tuple[int, int]] = field(factory=dict)
+    """Ids that its tokenizer.json gives added tokens, and those of the library where they are others."""
     adapters: tuple[Path, ...] = ()
     """Directories of adapters that belong over its weights."""
     left_alone: tuple[str, ...] = ()

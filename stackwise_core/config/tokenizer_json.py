@@ -28,8 +28,8 @@ class Vocabulary:
     """Id of each token, those of added tokens too."""
     special: Mapping[int, str]
     """Added tokens that the file calls special, by id."""
-    renumbered: Mapping[str, int] = field(factory=dict)
-    """Ids that the file gives added tokens, where the library gives them others."""
+    renumbered: Mapping[str, tuple[int, int]] = field(factory=dict)
+    """Ids that the file gives added tokens, and those of the library where they are others."""
 
     @classmethod
     def of(cls, library: "tokenizers.Tokenizer") -> "Vocabulary":
@@ -106,9 +106,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
 def _vocabulary(path: Path, content: bytes) -> Vocabulary:
     vocabulary = Vocabulary.of(parse_tokenizer(path, content))
     written = {token["content"]: token["id"] for token in json.loads(content).get("added_tokens") or ()}
-    return evolve(
-        vocabulary, renumbered={token: id_ for token, id_ in written.items() if vocabulary.ids.get(token) != id_}
-    )
+    known = {token: (id_, vocabulary.ids[token]) for token, id_ in written.items() if token in vocabulary.ids}
+    return evolve(vocabulary, renumbered={token: ids for token, ids in known.items() if ids[0] != ids[1]})
 
 
 def parse_tokenizer(path: Path, content: bytes) -> "tokenizers.Tokenizer":

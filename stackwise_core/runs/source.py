@@ -156,10 +156,10 @@ class Source:
         if MASK not in self.run.special_ids and self.run.tokens <= mask < self.run.rows:
             said.append(f"No file of it names a mask token: it is {mask}, the first of those rows.")
         if self.run.renumbered:
-            token, id_ = next(iter(self.run.renumbered.items()))
+            token, (written, id_) = next(iter(self.run.renumbered.items()))
             said.append(
-                f"{TOKENIZER} of {self.run.path} gives {token} the id {id_}, which no library heeds: added tokens are "
-                "numbered without gaps."
+                f"{self.run.path / TOKENIZER} gives {token} the id {written}, and the tokenizers library {id_}, as it "
+                "numbers them without gaps: that counts."
             )
         if self.run.left_alone:
             names = ", ".join(self.run.left_alone)

@@ -39,7 +39,7 @@ def test_ids_with_gaps_are_the_library_s(tmp_path):
     path = write(tmp_path / "t.json", model, [("<mask>", 300, True), ("<pad>", 310, True)])
     found = read_vocabulary(path)
     assert found.ids == Tokenizer.from_file(str(path)).get_vocab() == {"a": 0, "b": 1, "<mask>": 2, "<pad>": 3}
-    assert found.renumbered == {"<mask>": 300, "<pad>": 310}
+    assert found.renumbered == {"<mask>": (300, 2), "<pad>": (310, 3)}
 
 
 def test_check_and_run_have_the_same_ids(tmp_path):

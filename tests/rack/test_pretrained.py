@@ -279,6 +279,44 @@ def test_what_was_exported_can_be_imported(tmp_path):
         assert torch.equal(before, after)
 
 
+NAMED = {
+    "tokenizer_config.json": {
+        "tokenizer_config": {"mask_token": "<m>", "pad_token": {"__type": "AddedToken", "content": "<p>"}}
+    },
+    "special_tokens_map.json": {"special_tokens_map": {"mask_token": {"content": "<m>"}, "pad_token": "<p>"}},
+    "an id of its own": {
+        "tokenizer_config": {
+            "mask_token": "<x>",
+            "pad_token": "<p>",
+            "added_tokens_decoder": {"302": {"content": "<x>", "special": True}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("files", NAMED.values(), ids=NAMED)
+def test_mask_and_padding_are_those_of_transformers(tmp_path, source, files):
+    """Wherever they are named; ids with gaps are numbered as its tokenizer numbers them."""
+    from transformers import AutoTokenizer
+
+    path = Path(shutil.copytree(source, tmp_path / "source"))
+    save_checkpoint(path, tie_word_embeddings=True, vocab_size=320)
+    content = json.loads((path / "tokenizer.json").read_text())
+    end = content["added_tokens"][0]
+    more = [{**end, "id": id_, "content": token} for id_, token in ((307, "<m>"), (310, "<p>"))]
+    (path / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": [end, *more]}))
+    for name, said in files.items():
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if name == "tokenizer_config" else {}
+        (path / f"{name}.json").write_text(json.dumps(said | kind))
+    theirs, ran = AutoTokenizer.from_pretrained(path), start(tmp_path, path, STILL)
+    ours = ran.setup.tokenizer
+    assert (ours.mask_id, ours.pad_id) == (theirs.mask_token_id, theirs.pad_token_id)
+    assert (ours.mask_id, ours.pad_id) == (302 if "<x>" in str(files) else 300, 301)
+    notes = "\n".join(ran.plan.notes)
+    assert "tokenizer.json gives <m> the id 307, and the tokenizers library 300, as it numbers them" in notes
+    assert ran.setup.spec.vocab_size == 320
+
+
 def test_an_adapter_that_was_folded_in_as_the_message_says(tmp_path, source):
     """transformers loads what lies beside the weights; merged by peft and saved elsewhere, the rack has its logits."""
     from peft import LoraConfig, PeftModel, get_peft_model
