@@ -14,6 +14,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 GENERATION = "generation_config.json"
+_DIGITS = 20
+"""More than an id has; thousands would be no number to Python."""
 _MORE = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -104,7 +106,7 @@ def _read_added(directory: Path, tokenizer_config: Mapping[str, Any], statements
     listed.append((directory / ADDED_TOKENS, "", list(_content(directory / ADDED_TOKENS, statements).items())))
     for path, key, tokens in listed:
         for token, id_ in tokens:
-            number = int(id_) if isinstance(id_, str) and id_.isdecimal() else id_
+            number = int(id_) if isinstance(id_, str) and id_.isdecimal() and len(id_) < _DIGITS else id_
             if token is None or type(number) is not int or not 0 <= number < 1 << 31:
                 statements.problems.append(f"{path}: expected ids and tokens{key and ' in '}{key}, found {shown(id_)}")
                 continue
@@ -136,7 +138,8 @@ def _read_names(path: Path, content: Mapping[str, Any], statements: _Statements)
             kind = statements.unknown if id_ is None else statements.said
             kind[role].append(_Said(-1 if id_ is None else id_, str(path), words))
         elif ordinary is not None and ordinary not in statements.vocabulary.special:
-            statements.others[role or token] = ordinary  # any other never comes of a text
+            # Any other never comes of a text.
+            statements.others[role if role.isidentifier() and role.isascii() else f"token {token}"] = ordinary
 
 
 def _name(value: object) -> str | None:

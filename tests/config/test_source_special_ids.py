@@ -39,7 +39,7 @@ FOUND = {
             "tokenizer_config": {"unk_token": "<unk>", "eos_token": "</s>", "add_bos_token": True, "bos_token": None},
             "special_tokens_map": {"additional_special_tokens": ["a", {"content": "</s>"}, "<none>"]},
         },
-        {"unk": 5, "a": 0},
+        {"unk": 5, "token a": 0},
     ),
     "where generation begins and ends is text": (
         {"config": {"bos_token_id": 0, "eos_token_id": [0, 1]}, "generation_config": {"eos_token_id": 1}},
@@ -118,11 +118,24 @@ REFUSED = {
     ),
     "no JSON": ({"tokenizer_config": "{"}, "{0}/tokenizer_config.json can't be read: "),
     "no object": ({"special_tokens_map": "[]"}, "{0}/special_tokens_map.json: expected a JSON object, found an array"),
+    "an id of thousands of digits": (
+        {"tokenizer_config": {"added_tokens_decoder": {"9" * 5000: {"content": "<x>"}}}},
+        "{0}/tokenizer_config.json: expected ids and tokens in added_tokens_decoder, found ",
+    ),
     "no id of an added token": (
         {"added_tokens": {"<x>": "y"}},
         '{0}/added_tokens.json: expected ids and tokens, found "y"',
     ),
 }  # fmt: skip
+
+
+def test_a_token_that_is_called_mask_is_not_the_mask(tmp_path):
+    """Nor one whose role is no name."""
+    vocabulary = Vocabulary({"mask": 0, "pad": 1, "b": 2}, {})
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"extra_special_tokens": ["mask", "pad"], "\ud800_token": "b"})
+    )
+    assert read_special_ids(tmp_path, {}, vocabulary, ROWS, {}) == ({"token mask": 0, "token pad": 1, "token b": 2}, [])
 
 
 @pytest.mark.parametrize(("files", "message"), REFUSED.values(), ids=REFUSED)
