@@ -80,7 +80,8 @@ def export(
 
     _, target = to
     refuse_full(target)
-    tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
+    data = config.data
+    tokenizer = load_tokenizer(data.tokenizer, mask_token=data.mask_token, special_ids=data.special_ids)
     with working(Console(stderr=True), "exporting"):
         exported = Export.of(
             source,

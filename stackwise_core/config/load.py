@@ -19,7 +19,7 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.package_checks import missing_packages
 from stackwise_core.config.paths import absolute, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
-from stackwise_core.config.source_keys import follow_source
+from stackwise_core.config.source_keys import Contradicting, follow_source
 from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides
 from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
@@ -214,7 +214,7 @@ def _checked(
     check_source: bool = True,
     more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> Config:
-    config, contradicting = None, follow_source(merged) if check_source else dict[str, Any]()
+    config, contradicting = None, follow_source(merged) if check_source else Contradicting()
     try:
         config = convert(merged.data, registry)
     except BaseValidationError as error:

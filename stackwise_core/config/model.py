@@ -61,6 +61,13 @@ class SourceConfig:
     text_field: str | None = option(None, "As data.text_field, which is taken where it is left out.", check=not_empty)
 
 
+def _ids(instance: Any, attribute: Any, value: dict[str, int]) -> None:
+    if not all(0 <= id_ < 1 << 31 for id_ in value.values()):
+        raise ValueError("expected ids of 0 or more by name, such as { mask = 256, pad = 257 }")
+    if "mask" in value and value["mask"] == value.get("pad"):
+        raise ValueError(f"expected another id for pad than for mask, found {value['mask']} for both")
+
+
 @frozen
 class DataConfig:
     """The text, how it becomes tokens, and how long a sequence is."""
@@ -107,6 +114,13 @@ class DataConfig:
         None,
         "Token of the tokenizer.json to mask with. Without it [MASK], <mask> or <|mask|> is taken, and where there is "
         "none the vocabulary grows by one.",
+    )
+    special_ids: dict[str, int] = option(
+        dict,
+        "Ids that are special (never masked, attended to or scored) beside those that the tokenizer.json calls so, by "
+        "a name for each: mask and pad are the ones to mask and to pad with, which need no token there. Left out, they "
+        "are those that the checkpoint of init_from names.",
+        check=_ids,
     )
     tokens_directory: str = option(
         "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=not_empty
@@ -159,6 +173,12 @@ class RackConfig:
         0.02,
         "Standard deviation of new weights; projections into the residual stream get 1/sqrt(2 x blocks) of it.",
         check=above(0),
+    )
+    vocab_size: int | None = option(
+        None,
+        "Rows of embedding and head, where they are to be more than the tokenizer has ids, mask and padding counted. "
+        "Left out, they are as many, or as the checkpoint of init_from has.",
+        check=at_least(1),
     )
     init_from: str | None = option(
         None,

@@ -3,10 +3,12 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+import tomli
+from attrs import field, frozen
 
 from stackwise_core.config.words import a, found, shown
 from stackwise_core.errors import UsageError
@@ -43,6 +45,10 @@ class SourceRun:
     """Stacks whose exit norms are trained."""
     tokenizer: str
     """The fingerprint of its tokenizer in hexadecimal."""
+    special_ids: Mapping[str, int] = field(factory=dict)
+    """``data.special_ids`` of its configuration."""
+    vocab_size: int | None = None
+    """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
     """Whether some of what it learnt isn't in its full-precision weights."""
 
@@ -72,6 +78,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
+        **_settings(directory / "config.toml"),
         has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
     )
     if not os.path.isfile(directory / FINISHED):
@@ -81,6 +88,17 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     if not _keeps_weights(directory / FINISHED):
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
     return source
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """Settings of a run that another one must have, too; none where the file isn't as a run writes it."""
+    try:
+        written = tomli.loads(config.read_text(encoding="utf-8"))
+        special_ids = {str(name): int(id_) for name, id_ in written["data"].get("special_ids", {}).items()}
+        rows = written["rack"].get("vocab_size")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {"special_ids": special_ids, "vocab_size": rows if type(rows) is int else None}
 
 
 def finished_run(path: str | os.PathLike[str]) -> SourceRun:

@@ -1,29 +1,21 @@
 """Text to token ids and back: one token a byte, or any tokenizer.json."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from stackwise_core.config.tokenizer_json import MASK_TOKENS, SpecialIds, Vocabulary, parse_tokenizer
 from stackwise_core.data.tokenizer_file import read_tokenizer_file
 from stackwise_core.errors import UsageError
 
-if TYPE_CHECKING:
-    import tokenizers
-
 Ids = NDArray[np.int32]
-
-MASK_TOKENS = ("[MASK]", "<mask>", "<|mask|>")
-PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
 
 
 @frozen
@@ -72,6 +64,10 @@ class Tokenizer(ABC):
             counts=np.array([ids.size for ids, _ in encoded], np.int64),
         )
 
+    def wordless_ids(self, rows: int) -> frozenset[int]:
+        """Return the ids below ``rows`` that stand for no text: special ones, and those that no token has."""
+        return self.special_ids | frozenset(range(self.vocab_size, rows))
+
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text. Padding is left out; the mask and other special tokens are shown as they are written."""
@@ -84,12 +80,13 @@ def _bounds(offsets: Ids, text: str) -> Ids:
     return edges
 
 
-def load_tokenizer(spec: str, *, mask_token: str | None) -> Tokenizer:
+def load_tokenizer(spec: str, *, mask_token: str | None, special_ids: Mapping[str, int] | None = None) -> Tokenizer:
     """Open a tokenizer.
 
     Args:
         spec: ``"bytes"``, or the path of a tokenizer.json.
         mask_token: the token of the tokenizer.json to mask with; None looks for a usual one, or adds an id.
+        special_ids: as ``data.special_ids`` has them: ids that are special beside those that the file calls so.
 
     Raises:
         UsageError: the file isn't there or is no tokenizer, or it has no such mask token.
@@ -99,8 +96,10 @@ def load_tokenizer(spec: str, *, mask_token: str | None) -> Tokenizer:
             raise UsageError(
                 f'data.mask_token = "{mask_token}": expected none, since the tokenizer "bytes" has a mask of its own'
             )
+        if special_ids:
+            raise UsageError('data.special_ids: expected none, since the tokenizer "bytes" has its own')
         return ByteTokenizer()
-    return JsonTokenizer(Path(spec), mask_token)
+    return JsonTokenizer(Path(spec), mask_token, special_ids or {})
 
 
 def _between_masks(ids: Iterable[int], mask_id: int) -> Iterable[list[int] | None]:
@@ -139,31 +138,24 @@ class ByteTokenizer(Tokenizer):
 class JsonTokenizer(Tokenizer):
     """A tokenizer.json, as the ``tokenizers`` library reads it; its truncation and padding are switched off."""
 
-    def __init__(self, path: Path, mask_token: str | None) -> None:
+    def __init__(self, path: Path, mask_token: str | None, special_ids: Mapping[str, int]) -> None:
         content = read_tokenizer_file(path)
         self._path = path
-        self._tokenizer = _parse(path, content)
+        self._tokenizer = parse_tokenizer(path, content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        special = {
-            number: token.content
-            for number, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        }
-
-        self.vocab_size = max([*vocabulary.values(), *special], default=-1) + 1  # ids may have gaps
-        if mask_token is not None and mask_token not in vocabulary:
-            raise UsageError(f"{path}: {_no_such_token(mask_token, vocabulary, list(special.values()))}")
-        mask_names = [mask_token] if mask_token is not None else MASK_TOKENS
-        self.mask_id = next((vocabulary[name] for name in mask_names if name in vocabulary), self.vocab_size)
-        self._mask_is_added = self.mask_id == self.vocab_size
-        self.vocab_size += self._mask_is_added
-        pads = (vocabulary[name] for name in PAD_TOKENS if name in vocabulary)
-        self.pad_id = next((pad for pad in pads if pad != self.mask_id), self.vocab_size)
-        self.vocab_size += self.pad_id == self.vocab_size
-        self.special_ids = frozenset({self.mask_id, self.pad_id, *special})
+        vocabulary = Vocabulary.of(self._tokenizer)
+        try:
+            found = SpecialIds.of(vocabulary, mask_token, special_ids)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        self.mask_id, self.pad_id, self.special_ids, self.vocab_size = found.mask, found.pad, found.all, found.size
+        self._known = frozenset(vocabulary.ids.values()) | frozenset(vocabulary.special)
+        self._mask_is_added = self.mask_id not in self._known
         decisive = b"tokenizer.json %d %d " % (self.mask_id, self.pad_id) + content
+        others = found.all - {found.mask, found.pad, *vocabulary.special}
+        if others:  # as data.special_ids has them
+            decisive = b"special %r " % (sorted(others),) + decisive
         self.fingerprint = hashlib.blake2b(decisive, digest_size=16).digest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
@@ -173,6 +165,10 @@ class JsonTokenizer(Tokenizer):
             (np.array(encoding.ids, np.int32), _byte_offsets(text, encoding.offsets))
             for text, encoding in zip(texts, encodings, strict=True)
         ]
+
+    def wordless_ids(self, rows: int) -> frozenset[int]:
+        """See ``Tokenizer``; ids may have gaps."""
+        return self.special_ids | (frozenset(range(rows)) - self._known)
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(token) for token in ids if token != self.pad_id]
@@ -199,36 +195,6 @@ def _explained(path: Path) -> Iterator[None]:
         if type(error) is Exception or type(error).__name__ == "PanicException":
             raise UsageError(f"{path}: the tokenizers library can't use it: {error!s:.300}") from error
         raise
-
-
-def _parse(path: Path, content: bytes) -> "tokenizers.Tokenizer":
-    from tokenizers import Tokenizer as Library
-
-    try:
-        return Library.from_buffer(content)
-    except Exception as error:  # the library raises plain Exception
-        try:
-            json.loads(content)
-        except json.JSONDecodeError as bad:
-            raise UsageError(
-                f"{path}:{bad.lineno}:{bad.colno}: expected a tokenizer.json, found bad JSON: {bad.msg}"
-            ) from None
-        except UnicodeDecodeError as bad:
-            raise UsageError(f"{path}: expected a tokenizer.json, found no text at all: {bad.reason}") from None
-        except (ValueError, RecursionError) as bad:  # a number of thousands of digits, thousands of brackets
-            raise UsageError(f"{path}: expected a tokenizer.json, found JSON that can't be read: {bad}") from None
-        raise UsageError(
-            f"{path}: expected a tokenizer.json as the tokenizers library writes it, found other JSON: {error!s:.300}"
-        ) from None
-
-
-def _no_such_token(name: str, vocabulary: dict[str, int], special: list[str]) -> str:
-    for among in (special, list(vocabulary)):  # what is called special is the likelier meant
-        by_lower = {token.lower(): token for token in among}
-        nearest = get_close_matches(name.lower(), by_lower, n=1)
-        if nearest:
-            return f'expected the token "{name}" (data.mask_token); the nearest is "{by_lower[nearest[0]]}"'
-    return f'expected the token "{name}" (data.mask_token); leave the option out to add a mask to the vocabulary'
 
 
 def _byte_offsets(text: str, spans: list[tuple[int, int]]) -> Ids:

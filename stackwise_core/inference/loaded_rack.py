@@ -301,7 +301,14 @@ class LoadedRack(nn.Module):
             UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
             StackwiseError: at a step whose predictions aren't finite, with the stack and the tensor that isn't.
         """
-        steps = sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+        steps = sample(
+            self.at_depth(depth),
+            text,
+            sampling,
+            seq_len=self.seq_len,
+            vocab_size=self.spec.vocab_size,
+            causal=self.causal,
+        )
         return self._naming_weights(steps)
 
     def _naming_weights(self, steps: Iterator[Step]) -> Iterator[Step]:

@@ -155,8 +155,12 @@ def make_plan(setup: Setup) -> Plan:
         streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
-        notes=(*(setup.source.notes(setup.spec) if setup.source else ()), *notes(planned, setup)),
+        notes=(*_source_notes(setup), *notes(planned, setup)),
     )
+
+
+def _source_notes(setup: Setup) -> list[str]:
+    return setup.source.notes(setup.spec, setup.tokenizer.mask_id) if setup.source else []
 
 
 def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:

@@ -127,10 +127,12 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     """
     device = select_device(config.run.device)
     implementations = build_implementations(config, registry, device)
-    tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
+    tokenizer = load_tokenizer(
+        config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
+    )
     noise = Noise.of(_build(registry, "mask_schedule", config.mask_schedule, device), config.training)
     config = evolve(config, training=evolve(config.training, window=settled_window(config)))
-    spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
+    spec = implementations.mode.partition(rack_spec(config, _vocab_size(config, tokenizer), noise))
     check_partition(spec, origin(implementations.mode))
     for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
         if reason := precision.refuses(spec):
@@ -206,6 +208,21 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
 
 def _build(registry: Registry, hook: str, choice: Choice, device: torch.device) -> Any:
     return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
+
+
+def _vocab_size(config: Config, tokenizer: Tokenizer) -> int:
+    """Return how many rows embedding and head have.
+
+    Raises:
+        UsageError: fewer are asked for than the tokenizer has ids.
+    """
+    rows = config.rack.vocab_size
+    if rows is not None and rows < tokenizer.vocab_size:
+        raise UsageError(
+            f"rack.vocab_size = {rows}, and {config.data.tokenizer} has ids up to {tokenizer.vocab_size - 1}, mask and "
+            f"padding counted. Set at least {tokenizer.vocab_size}, or leave it out."
+        )
+    return rows or tokenizer.vocab_size
 
 
 def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
