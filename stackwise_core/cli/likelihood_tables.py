@@ -46,7 +46,7 @@ def print_likelihoods(
                 *([", ".join(map(str, routes[place].path))] if banded else []),
                 f"{band.nats_per_token:.4f}",
                 error_text(band.standard_error),
-                f"{band.nats_per_token / whole.nats_per_token:.1%}",
+                f"{band.nats_per_token / whole.nats_per_token:.1%}" if whole.nats_per_token else "-",
             ]
             for place, band in enumerate(whole.bands)
         ],

@@ -22,6 +22,7 @@ from stackwise_core.data.corpus import read_files
 from stackwise_core.data.corpus.utf8 import unreadable
 from stackwise_core.data.fingerprint import FORMAT, fingerprint
 from stackwise_core.data.packing import PackedSplit, Packing, pack
+from stackwise_core.data.predictable import predictable
 from stackwise_core.data.sources import Source, find_sources, share_held_out
 from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ from stackwise_core.writable import check_writable
 MANIFEST = "manifest.json"
 INDICES = ".contents"
 """Directory of what is remembered of the texts' own files."""
+_FILES = {f"{split}.{kind}" for split in ("train", "validation") for kind in ("tokens", "segments", "rows", "alone")}
 UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 60 * 60  # seconds in which an unfinished directory wasn't written to
 
@@ -54,7 +56,11 @@ class Rows:
     @property
     def scorable(self) -> NDArray[np.bool_]:
         """[n, seq_len]: which tokens may be masked and scored."""
-        return self.segments > 0
+        return self.predictable(causal=False)
+
+    def predictable(self, *, causal: bool) -> NDArray[np.bool_]:
+        """Return which tokens there are to predict, [n, seq_len]."""
+        return predictable(self.segments, causal=causal)
 
 
 @frozen(eq=False)
@@ -67,12 +73,19 @@ class Split:
     bytes: int
     """UTF-8 bytes that these tokens stand for."""
     _numbers: NDArray[np.int64] = field(repr=False)
+    _alone: NDArray[np.int64] = field(repr=False)
     _packed: NDArray[Any] = field(repr=False)
     _segment_starts: NDArray[np.int64] = field(repr=False)
     _real: NDArray[np.bool_] = field(repr=False)
 
     def __len__(self) -> int:
         return self._numbers.size
+
+    def causal(self) -> "Split":
+        """Return the samples in which a token comes right after another one of its document."""
+        if not self._alone.size:
+            return self
+        return evolve(self, numbers=self._numbers[~np.isin(self._numbers, self._alone)])
 
     def evenly_spaced(self, count: int | None) -> NDArray[np.int64]:
         """Ids of so many samples, from the first to the last; None: of all."""
@@ -124,6 +137,18 @@ class Corpus:
     directory: Path
     notes: tuple[str, ...] = ()
     """Which splits of data sets these are, and what else lies there and isn't read."""
+    alone: int = 0
+    """Rows that are no samples, since causal language modelling has nothing to predict in them."""
+
+    def causal(self) -> "Corpus":
+        """Return the corpus without the samples in which no token comes right after another one of its document."""
+        sources = [
+            evolve(source, train=source.train.causal(), validation=source.validation.causal())
+            for source in self.sources
+        ]
+        train, validation = self.train.causal(), self.validation.causal()
+        alone = len(self.train) + len(self.validation) - len(train) - len(validation)
+        return evolve(self, train=train, validation=validation, sources=tuple(sources), alone=alone)
 
     @property
     def documents(self) -> int:
@@ -131,7 +156,9 @@ class Corpus:
         return sum(source.documents for source in self.sources)
 
 
-def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+def prepare(
+    data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, *, causal: bool = False
+) -> Corpus:
     """Find the tokenised corpus, or tokenise it.
 
     A hash of the files' contents names a directory in ``data.tokens_directory``; files that are as they were in the
@@ -150,17 +177,25 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = 
         data: where the text is, and how it is to be cut.
         tokenizer: the one that ``data.tokenizer`` names.
         progress: told while tokenising how many UTF-8 bytes of text are done, and what share that is of all.
+        causal: whether each token is predicted from those before it (``clm``). A row without a token that has one of
+            its document before it is no sample then.
 
     Raises:
-        UsageError: the corpus can't be read or is too small, or ``data.tokens_directory`` can't be a directory.
+        UsageError: the corpus can't be read, is too small or has nothing to predict, or ``data.tokens_directory``
+            can't be a directory.
         UnavailableError: a package that reads the corpus isn't there.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
-    return prepare_sources(find_sources(data), data, tokenizer, progress)
+    return prepare_sources(find_sources(data), data, tokenizer, progress, causal=causal)
 
 
 def prepare_sources(
-    sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None
+    sources: Sequence[Source],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+    *,
+    causal: bool = False,
 ) -> Corpus:
     """Find some texts as tokens, or tokenise them; as ``prepare``, whatever texts ``data`` names."""
     tokens_directory = Path(data.tokens_directory)
@@ -178,7 +213,11 @@ def prepare_sources(
             f"{error.strerror}"
         ) from error
     index.save()
-    return evolve(corpus, notes=tuple(source.note for source in sources if source.note))
+    corpus = evolve(corpus, notes=tuple(source.note for source in sources if source.note))
+    if causal:
+        corpus = corpus.causal()
+        _refuse_nothing_to_predict(corpus, sources, data)
+    return corpus
 
 
 def fingerprint_now(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> str:
@@ -317,6 +356,24 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
     )
 
 
+def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: DataConfig) -> None:
+    own = [each.named.corpus for each in sources if each.named.is_validation]
+    trained, share = (
+        [each.named.corpus for each in sources if not each.named.is_validation],
+        share_held_out(sources, data),
+    )
+    if trained and not len(corpus.train):
+        texts = ", ".join(dict.fromkeys(trained))
+    elif (own or share > 0) and not len(corpus.validation):
+        texts = ", ".join(own) or f"the validation split (data.validation_fraction = {share})"
+    else:
+        return
+    raise UsageError(
+        f'{texts}: nothing to predict with training.objective = "clm", which predicts each token from those before it '
+        "in its document: no token here has one before it. Expected documents of two tokens or more"
+    )
+
+
 def _put_in_place(beside: Path, directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus:
     while True:
         try:
@@ -411,6 +468,8 @@ def _if_whole(directory: Path, opened: Callable[[dict[str, Any]], T], otherwise:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         claimed = manifest.pop("xxh3_128")
         fault = "" if claimed == _hash_of_manifest(manifest) else MANIFEST
+        if not fault and not manifest["files"].keys() >= _FILES:
+            return None  # an earlier version made it
         for name, size_and_hash in manifest["files"].items():
             if not fault and _size_and_hash(directory / name) != size_and_hash:
                 fault = name
@@ -429,6 +488,7 @@ def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> S
         tokens=counts["tokens"],
         bytes=counts["bytes"],
         numbers=map_array(path.with_suffix(".rows"), "<i8"),
+        alone=map_array(path.with_suffix(".alone"), "<i8"),
         packed=map_array(path.with_suffix(".tokens"), token_dtype(tokenizer)).reshape(-1, seq_len),
         segment_starts=map_array(path.with_suffix(".segments"), "<i8"),
         real=real_tokens(tokenizer),

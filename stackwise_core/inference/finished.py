@@ -129,7 +129,7 @@ class FinishedRun:
         data = self.parts.config.data
         if corpus is not None:
             source = measured(corpus, TextField(text_field or data.text_field))
-            prepared = prepare_sources([source], data, self.parts.tokenizer, progress)
+            prepared = prepare_sources([source], data, self.parts.tokenizer, progress, causal=self._causal)
             return prepared.validation, prepared.notes
         split, notes = self._own_validation(progress)
         if not len(split):
@@ -137,6 +137,10 @@ class FinishedRun:
                 f"{self.path} has no validation split (data.validation_fraction = 0). {_IN_PLACE_OF_THE_SPLIT}"
             )
         return split, notes
+
+    @property
+    def _causal(self) -> bool:
+        return self.parts.config.training.objective == "clm"
 
     def _own_validation(self, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
         """Return the validation split as it was when the run was made.
@@ -147,12 +151,13 @@ class FinishedRun:
         try:
             sources = find_sources(data)
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
-                return prepare_sources(sources, data, tokenizer, progress).validation, ()
+                return prepare_sources(sources, data, tokenizer, progress, causal=self._causal).validation, ()
             changed = f"the text of {self.path} has changed since the run"
         except (UsageError, UnavailableError) as error:
             missing = error if isinstance(error, UnavailableError) else None
             changed = f"the text of {self.path} can't be read any more ({error})"
         kept = kept_validation(data, tokenizer, self.corpus)
+        kept = kept.causal() if kept is not None and self._causal else kept
         if kept is None and missing is not None:
             raise UnavailableError(f"{str(missing).removesuffix('.')}. {_IN_PLACE_OF_THE_SPLIT}") from missing
         if kept is None:

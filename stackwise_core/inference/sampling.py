@@ -191,6 +191,12 @@ def _refuse_beyond_causal(text: GappedText, sampling: Sampling) -> None:
         raise UsageError("the rack is causal: it goes on with a text, and can't fill gaps within one.")
     if text.missing[0]:
         raise UsageError("the rack is causal: it goes on with a text, and needs a prompt of at least one token.")
+    last = int(text.ids[int(text.missing.argmax()) - 1])
+    if last in text.tokenizer.special_ids:
+        raise UsageError(
+            f"the rack is causal: the prompt ends with the special token {text.tokenizer.decode([last])!r}, and it "
+            "never predicts what comes right after one. End the prompt with text."
+        )
 
 
 def unmask(

@@ -80,6 +80,12 @@ def of_the_text(corpus: Corpus) -> list[str]:
     if len(sources) > 1:
         shares = [f"{source.train.samples} are of {source.name} (weight {source.weight:g})" for source in sources]
         said.append(f"Of the {len(corpus.train)} samples of an epoch {', '.join(shares[:-1])} and {shares[-1]}.")
+    if corpus.alone:
+        several = corpus.alone > 1
+        said.append(
+            f"{corpus.alone} sequence{'s' if several else ''} without a token that has one of its document before it "
+            f"{'are' if several else 'is'} left out: there is nothing to predict."
+        )
     if corpus.left_out:
         said.append(f"{corpus.left_out} tokens are left out of training: data.validation has equal passages.")
     return said

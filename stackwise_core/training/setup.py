@@ -114,7 +114,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
-    corpus = prepare(config.data, parts.tokenizer, progress)
+    corpus = prepare(config.data, parts.tokenizer, progress, causal=config.training.objective == "clm")
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
 
 

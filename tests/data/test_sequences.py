@@ -81,7 +81,7 @@ def test_two_preparations_have_the_same_rows(prepared, tmp_path):
     other = prepared(TEXTS, tokens_directory=str(tmp_path / "elsewhere"))
     assert one.directory != other.directory
     assert one.fingerprint == other.fingerprint
-    assert len(list(one.directory.iterdir())) == 7
+    assert len(list(one.directory.iterdir())) == 9
     for file in one.directory.iterdir():
         assert file.read_bytes() == (other.directory / file.name).read_bytes()
 
@@ -386,7 +386,7 @@ def test_everything_is_synced_before_it_is_renamed(prepared, monkeypatch):
     monkeypatch.setattr(sequences, "sync", noting_sync)
     monkeypatch.setattr(Path, "rename", noting_rename)
     prepared(TEXTS)
-    files = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("rows", "segments", "tokens")]
+    files = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("alone", "rows", "segments", "tokens")]
     assert events == [*files, "manifest.json", "directory", "rename", "parent"]
 
 

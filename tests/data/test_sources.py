@@ -34,7 +34,7 @@ def words(name, count):
 def mixed(tmp_path):
     """A function that prepares texts by name, each with its weight, as sources."""
 
-    def run(texts, weights=(), held_out=None, tokenizer="bytes", **options):
+    def run(texts, weights=(), held_out=None, tokenizer="bytes", causal=False, **options):
         for name, documents in [*texts.items(), *([("held_out", held_out)] if held_out else [])]:
             lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
             (tmp_path / f"{name}.jsonl").write_text(lines)
@@ -45,7 +45,7 @@ def mixed(tmp_path):
             seq_len=SEQ_LEN,
             tokens_directory=str(tmp_path / "tokens"),
         )
-        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None))
+        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None), causal=causal)
 
     return run
 
@@ -421,3 +421,43 @@ def test_check_looks_at_its_validation(tmp_path):
     config = '[data.sources.a]\ncorpus = "set"\n[data.sources.b]\ncorpus = "python-docs"\n'
     result = check(tmp_path, config=config)
     assert "run.toml:4:10: data.sources.b.corpus: python-docs: expected a validation split of its own" in result.output
+
+
+ONES = list("ABCDEFGHIJ")
+"""Documents of one token each, in which no token has one before it."""
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_samples_of_causal_language_modelling_are_counted_by_source(mixed, weight):
+    """Rows with nothing to predict are left out of each source's samples, with its weight, and counted in all."""
+    texts = {"a": [*ONES, "KL", "MNO"], "b": ["pqrst"] * 3}
+    options = {"weights": (weight, 1.0), "seq_len": 2, "validation_fraction": 0.0}
+    masked, causal = (mixed(texts, causal=causal, **options) for causal in (False, True))
+    read = masked.train.rows(np.arange(len(masked.train)))
+    some = [left == right > 0 for left, right in read.segments.tolist()]
+    assert 0 < some.count(True) < len(some)
+    assert len(causal.train) == some.count(True)
+    assert sum(source.train.samples for source in causal.sources) == len(causal.train)
+    assert causal.alone == some.count(False)
+    assert (masked.alone, causal.fingerprint) == (0, masked.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"texts": {"a": ONES}, "validation_fraction": 0.0}, r"a\.jsonl"),
+        ({"texts": {"b": words("b", 50)}, "held_out": ONES}, r"held_out\.jsonl"),
+        ({"texts": {"a": ONES * 10}, "validation_fraction": 0.2}, r"a\.jsonl"),
+    ],
+)
+def test_texts_with_nothing_to_predict_are_refused(mixed, options, named):
+    """Documents of one token can be trained and measured on with masks, and causally neither, which is said at once."""
+    assert len(mixed(**options).train)
+    with pytest.raises(UsageError, match=rf'^\S*{named}: nothing to predict with training.objective = "clm"'):
+        mixed(**options, causal=True)
+
+
+def test_a_validation_split_with_nothing_to_predict_is_refused(mixed):
+    """By its share, since it has no name of its own."""
+    with pytest.raises(UsageError, match=r"^the validation split \(data.validation_fraction = 0.01\): nothing to"):
+        mixed({"a": [*ONES, "KLMNOPQRST"]}, causal=True, validation_fraction=0.01)

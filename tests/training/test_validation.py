@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from stackwise_core.training.events import Validated
 from stackwise_core.training.validation import Plateau
 from tests.tiny import run_tiny
 
@@ -67,3 +68,25 @@ def test_a_predictor_that_knows_nothing_has_the_logarithm_of_the_vocabulary(tmp_
 def test_validation_is_due_every_so_many_steps(ran):
     """Counted from the phase's first step."""
     assert [step for step in range(1, 21) if validation_of(ran, 0).is_due(step)] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_causally_documents_of_one_token_have_no_part_in_it(tmp_path, batch_size):
+    """Held-out text of which most rows have nothing to predict is measured on the others, as the evaluation does."""
+    documents = ["a"] * 70 + ["The sun shone upon the hills, and the rain had not yet come."] + ["b"] * 70
+    (tmp_path / "held_out.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in documents))
+    changes = {
+        "data.validation": str(tmp_path / "held_out.jsonl"),
+        "training.objective": "clm",
+        "rack.attention": "causal",
+        "rack.stacks": 1,
+        "training.steps_per_stack": 2,
+        "training.batch_size": batch_size,
+        "training.patience": 1,
+        "evaluation.every": 1,
+    }
+    ran = run_tiny(tmp_path, changes)
+    validated = [event.loss for event in ran.events if isinstance(event, Validated)]
+    assert len(validated) == 2
+    assert ran.result.likelihoods[0].tokens == len(documents[70]) - 3  # it lies in three rows
+    assert validated[-1] == pytest.approx(ran.result.likelihoods[0].nats_per_token, abs=1e-6)
