@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.console import Console
 from stackwise_core.cli.tables import print_table
 from stackwise_core.inference.evaluate import BandRoute, Likelihood
 from stackwise_core.training.notes import band_text
+
+BEYOND = "> 1.8e308"
+"""A perplexity that a float can't hold."""
 
 
 def print_likelihoods(
@@ -26,7 +30,7 @@ def print_likelihoods(
                 f"{likelihood.nats_per_token:.4f}",
                 error_text(likelihood.standard_error),
                 gain,
-                f"{likelihood.perplexity:.4g}",
+                f"{likelihood.perplexity:.4g}" if math.isfinite(likelihood.perplexity) else BEYOND,
                 f"{likelihood.bits_per_byte:.4f}",
             )
         )

@@ -27,8 +27,10 @@ from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
 from stackwise_core.inference.arguments import MOST_SEED, whole
+from stackwise_core.rack.not_finite import refuse_not_finite
 from stackwise_core.rack.residency import AtExit, Residency
 
+NO_BOUND = "there is no likelihood"
 NEGLIGIBLE = 1e-12
 """A mask that weighs less than this in a band isn't passed through that band's route."""
 
@@ -205,6 +207,9 @@ def evaluate(
 
     Returns:
         One likelihood a depth, the whole rack's last.
+
+    Raises:
+        StackwiseError: a loss isn't a finite number, with the stack and the tensor at which that begins.
     """
     if evaluation.causal:
         return _evaluate_causal(residency, evaluation, routes[0], exits, active, streams, progress)
@@ -275,6 +280,7 @@ def _add_bounds(
     exits = {stack: nelbo[place] for place, stack in enumerate(read)}
     for done, at_exit in enumerate(residency.sweep(corrupted, path, read), start=1):
         places, draw = batches[at_exit.batch]
+        refuse_not_finite(at_exit.cross_entropies, residency, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
         means = _mean_by_sequence(at_exit)
         exits[at_exit.stack][:, places] += weighed[:, places, draw] * means / evaluation.draws
         tell(done / (len(batches) * len(read)))
@@ -308,6 +314,9 @@ def _evaluate_causal(
     batches = [samples[places] for places in evaluation.batches()]
     swept = residency.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
     for done, at_exit in enumerate(swept, start=1):
+        refuse_not_finite(
+            at_exit.cross_entropies, residency, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND
+        )
         places = slice(at_exit.batch * evaluation.batch_size, (at_exit.batch + 1) * evaluation.batch_size)
         losses[read.index(at_exit.stack), places] = _mean_by_sequence(at_exit)
         predicted[places] = np.bincount(at_exit.draws.rows.numpy(), minlength=len(batches[at_exit.batch]))
@@ -320,6 +329,10 @@ def _evaluate_causal(
         passed = route.path.index(stack) + 1
         results.append(Likelihood(passed, mean, error, _bits_per_byte(mean, split), int(predicted.sum()), ()))
     return results
+
+
+def _up_to(path: Sequence[int], stack: int) -> Sequence[int]:
+    return path[: path.index(stack) + 1]
 
 
 def _exits_of(route: BandRoute, exits: Collection[int]) -> list[int]:

@@ -21,7 +21,9 @@ from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.inference.gapped_text import GappedText
 from stackwise_core.inference.sampling import Order, Sampling, Step, sample
 from stackwise_core.inference.templates import parts_of
+from stackwise_core.inference.token_choice import NoPredictions
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.rack.not_finite import refuse_weights
 from stackwise_core.training.determinism import deterministic
 
 
@@ -297,8 +299,17 @@ class LoadedRack(nn.Module):
 
         Raises:
             UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
+            StackwiseError: at a step whose predictions aren't finite, with the stack and the tensor that isn't.
         """
-        return sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+        steps = sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+        return self._naming_weights(steps)
+
+    def _naming_weights(self, steps: Iterator[Step]) -> Iterator[Step]:
+        try:
+            yield from steps
+        except NoPredictions:
+            path = sorted({stack for route in self.routes for stack in route.path})
+            refuse_weights(self.run.residency, path, "the rack's predictions aren't finite")
 
     def sample(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM, NUMBERS, SourceCheckpoint, tensor_shapes
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.number_range import FINITE
 from stackwise_core.tensor_file import BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header
 
 _NUMBERS = [DTYPES[name] for name in NUMBERS]
@@ -69,6 +70,7 @@ class PretrainedWeights:
         rows = torch.empty(wanted, stored.shape[1])
         self._fill(name, rows[:tokens])
         rows[tokens:] = rows[:tokens].mean(dim=0)
+        FINITE.check(rows, f"{self._path(name)}: the mean of {self.source.files[name][1]}, for tokens that it lacks,")
         return rows
 
     def _refuse_another_head(self, embedding: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,9 @@ def error(value: float | None) -> str:
 
 def perplexity(value: float | None) -> str:
     """``7.740``."""
-    return NOTHING if value is None else f"{value:#.4g}".removesuffix(".")
+    if value is None:
+        return NOTHING
+    return f"{value:#.4g}".removesuffix(".") if math.isfinite(value) else ">\xa01.8e308"
 
 
 def change(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
+from stackwise_core.rack.not_finite import first_not_finite
 from stackwise_core.rack.rack import derived_seed
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary
@@ -287,11 +289,15 @@ class _Going:
             return
         samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
         stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
+        begins = ""
+        if not math.isfinite(loss):
+            found = (first_not_finite(self.fit.residency, planned.phase.path, batch) for batch in draws)
+            begins = "".join(f" {each}" for each in islice(filter(None, found), 1))
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
         raise StackwiseError(
             f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
-            f"{samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or a longer "
-            "training.warmup may help, in a run that begins with it (--fresh)."
+            f"{samples}, ...: {reason}.{in_a_row}{begins} No weight was changed by it. A lower training.block_lr or a "
+            "longer training.warmup may help, in a run that begins with it (--fresh)."
         )
 
     def result(self) -> PhaseResult:

@@ -110,3 +110,41 @@ def test_spikes_are_told_and_counted(tmp_path, monkeypatch):
     (spike,) = (line for line in lines if line["kind"] == "loss_spike")
     assert spike["step"] == SETTLED + 5
     assert spike["loss"] > 10 * spike["mean"]
+
+
+def test_a_run_that_gives_up_says_where_numbers_stop_being_finite(tmp_path):
+    """The stack and the weight are named after the loss."""
+
+    def before(ran: Ran) -> None:
+        place = ran.engine._residency.place
+
+        def placed(*arguments, **options) -> None:
+            place(*arguments, **options)
+            ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+
+        ran.engine._residency.place = placed
+
+    with pytest.raises(
+        StackwiseError, match=r"the loss is nan\. stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"
+    ):
+        run_tiny(tmp_path, ONE | {"training.max_bad_steps": 0}, before)
+
+
+def test_a_trunk_that_is_not_finite_makes_no_boundary(tmp_path):
+    """It is named when its boundary is made, however that is stored: scaled formats would make numbers of NaN."""
+
+    def before(ran: Ran) -> None:
+        place = ran.engine._residency.place
+
+        def placed(phase, **options) -> None:
+            place(phase, **options)
+            if phase.frozen_prefix:
+                ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+
+        ran.engine._residency.place = placed
+
+    changes = {"rack.stacks": 2, "training.steps_per_stack": 1, "cache_backend": {"use": "memory", "dtype": "int8"}}
+    with pytest.raises(
+        StackwiseError, match=r"^stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite: nan at \[2, 3\]"
+    ):
+        run_tiny(tmp_path, changes, before)
