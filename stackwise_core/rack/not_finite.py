@@ -12,7 +12,7 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.number_range import FINITE, OutOfRange
 from stackwise_core.rack.residency import Residency
 
-WIDER = "A computing format with a wider range helps: precision bf16 or fp32 in place of fp16."
+WIDER = " It computes in fp16, whose numbers end at 65504: take precision bf16 or fp32."
 
 
 def refuse_not_finite(values: Tensor, residency: Residency, path: Sequence[int], draws: Draws, what: str) -> None:
@@ -40,7 +40,8 @@ def refuse_weights(residency: Residency, path: Sequence[int], what: str) -> None
         with residency.visiting(index):
             if found := _first(_weights(residency, index, path)):
                 raise StackwiseError(f"{what}: {found}")
-    raise StackwiseError(f"{what}, though all weights are finite. {WIDER}")
+    hint = "".join(sorted({_of_fp16(residency, index) for index in path}))
+    raise StackwiseError(f"{what}, though all weights are.{hint}")
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def first_not_finite(residency: Residency, path: Sequence[int], draws: Draws) ->
             hidden = residency.through(index, hidden, residency.context(draws.segments))
             leaving = f"what leaves stack {index}, whose weights are all finite,"
             if found := _first([(leaving, hidden)]):
-                return f"{found} {WIDER}"
+                return found + _of_fp16(residency, index)
             if index == path[-1]:
                 predicted = hidden.flatten(0, 1).index_select(0, draws.masked.to(hidden.device))
                 losses = residency.cross_entropy(index, predicted, draws.targets.to(hidden.device))
@@ -73,6 +74,14 @@ def _weights(residency: Residency, index: int, path: Sequence[int]) -> Iterator[
     yield from ((f"stack {index}, {name}", each) for name, each in residency.stack(index).named_parameters())
     if index == path[-1]:
         yield from ((name, each) for name, each in residency.ends(index).named_parameters() if "embed_" not in name)
+
+
+def _of_fp16(residency: Residency, index: int) -> str:
+    """Say what helps a stack that computes in fp16; empty where it doesn't."""
+    kind = residency.device.type
+    with residency.precision(index).autocast(residency.device):
+        computes_in_fp16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
+    return WIDER if computes_in_fp16 else ""
 
 
 def _first(tensors: Iterator[tuple[str, Tensor]] | list[tuple[str, Tensor]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 import torch
@@ -289,14 +288,14 @@ class _Going:
             return
         samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
         stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
-        begins = ""
+        ends = "."
         if not math.isfinite(loss):
             found = (first_not_finite(self.fit.residency, planned.phase.path, batch) for batch in draws)
-            begins = "".join(f" {each}" for each in islice(filter(None, found), 1))
+            ends = next((f": {each}" for each in found if each), ends)
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
         raise StackwiseError(
             f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
-            f"{samples}, ...: {reason}.{in_a_row}{begins} No weight was changed by it. A lower training.block_lr or a "
+            f"{samples}, ...: {reason}{ends}{in_a_row} No weight was changed by it. A lower training.block_lr or a "
             "longer training.warmup may help, in a run that begins with it (--fresh)."
         )
 
