@@ -202,7 +202,11 @@ class TrainingConfig:
     steps_per_stack: int | None = option(
         None, "Optimizer steps a stack, in place of epochs_per_stack.", check=at_least(1)
     )
-    batch_size: int = option(16, "Sequences a forward pass.", check=at_least(1))
+    batch_size: int = option(
+        16,
+        "Sequences a forward pass. Where the training split has fewer, all of them: the plan says so.",
+        check=at_least(1),
+    )
     gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=at_least(1))
     block_lr: float = option(1e-3, "Peak learning rate of the stacks.", check=at_least(0))
     stack_lr_multipliers: dict[int, float] = option(

@@ -12,6 +12,7 @@ from stackwise_core.data.sequences import Corpus
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
 from stackwise_core.training.disk_estimate import boundary_bytes
+from stackwise_core.training.out_of_reach import beyond_what_there_is
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.training.setup import Setup
@@ -64,6 +65,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
     said += of_the_text(setup.corpus)
+    said += beyond_what_there_is(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     free = psutil.virtual_memory().available
