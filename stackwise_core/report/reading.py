@@ -118,15 +118,15 @@ def _measured(phase: Phase, result: dict[str, Any]) -> None:
 def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:
     """Add the curves of metrics.jsonl to the phases, and those phases that nothing else tells of; the likelihoods."""
     by_name = {phase.name: phase for phase in phases}
-    likelihoods: dict[int, Likelihood] = {}
+    likelihoods: dict[int, Likelihood | None] = {}
     strange = 0
     for line in files.lines(METRICS, mentioning="" if curves else "likelihood"):
         kind = line.get("kind")
         if kind == "likelihood":
-            if (likelihood := _likelihood(line)) is not None:
-                likelihoods[likelihood.depth] = likelihood
-            else:
-                strange += 1
+            likelihood, depth = _likelihood(line), whole(line.get("depth"))
+            strange += likelihood is None
+            if depth is not None:
+                likelihoods[depth] = likelihood
             continue
         if kind not in ("step", "validation", "bad_step", "loss_spike"):
             continue
@@ -146,7 +146,13 @@ def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Li
             phase.steps = max(phase.steps, step)
     if strange:
         files.gap(f"{METRICS}: {strange} {'line has' if strange == 1 else 'lines have'} no number where one belongs")
-    return [likelihoods[depth] for depth in sorted(likelihoods)]
+    return _measured_depths(likelihoods)
+
+
+def _measured_depths(likelihoods: dict[int, Likelihood | None]) -> list[Likelihood]:
+    """Return the likelihoods by depth; none where the whole rack's is no number, lest another pass for it."""
+    by_depth = [likelihoods[depth] for depth in sorted(likelihoods)]
+    return [each for each in by_depth if each is not None] if by_depth and by_depth[-1] is not None else []
 
 
 def _add(phase: Phase, kind: str, step: int, line: dict[str, Any]) -> bool:

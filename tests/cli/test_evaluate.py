@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from stackwise_core import UnavailableError, UsageError, load_rack
 from stackwise_core.cli import main
-from stackwise_core.inference.evaluate import Likelihood
+from stackwise_core.cli.likelihood_tables import print_likelihoods
+from stackwise_core.inference.evaluate import BandLikelihood, BandRoute, Likelihood
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.events import PhaseDone
 from tests.tiny import TEXT, run_tiny
@@ -323,10 +325,25 @@ def test_a_run_that_broke_off(tmp_path):
     assert "never finished" in result.output
 
 
-def test_a_perplexity_beyond_floats():
-    """A run that diverged has a likelihood, and no crash at its end."""
+def printed(likelihood: Likelihood, capsys) -> str:
+    print_likelihoods(Console(), [likelihood], [BandRoute((0,), (0.0, 1.0))])
+    return capsys.readouterr().out
+
+
+def test_a_perplexity_beyond_floats(capsys):
+    """It is said to be more than a float holds, and no infinity is shown."""
     likelihood = Likelihood(1, 12000.0, None, 17312.0, 100, ())
     assert likelihood.perplexity == math.inf
+    table = printed(likelihood, capsys)
+    assert "> 1.8e308" in table
+    assert "inf" not in table
+
+
+def test_bands_of_nothing_have_no_share(capsys):
+    """Where there is one token to predict with, it costs nothing, and no band has a share of that."""
+    band = BandLikelihood((0.0, 1.0), 0.0, 0.0)
+    last = printed(Likelihood(1, 0.0, 0.0, 0.0, 100, (band,)), capsys).splitlines()[-1]
+    assert last.split() == ["0-100", "%", "0.0000", "±", "0.0000", "-"]
 
 
 @pytest.mark.parametrize("held_out", [True, False])

@@ -249,6 +249,19 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         start(tmp_path, tmp_path / "source")
 
 
+def test_a_mean_that_overflows_is_refused(tmp_path):
+    """The rows of tokens that the checkpoint lacks are the mean of all others, which finite numbers may not have."""
+    save_checkpoint(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][:, 3] = 3e38
+    save_file(weights, file)
+    with pytest.raises(
+        StackwiseError, match=r"the mean of model\.embed_tokens\.weight, .* isn't finite: inf at \[300, 3\]"
+    ):
+        start(tmp_path, tmp_path / "source", STILL)
+
+
 def test_a_tied_checkpoint_with_a_head_of_its_own_is_refused(tmp_path):
     """A copy of the embedding is fine; another head would be another model."""
     save_checkpoint(tmp_path / "source", tie_word_embeddings=True)
