@@ -26,6 +26,7 @@ from attrs import frozen
 from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.arguments import MOST_SEED, whole
 from stackwise_core.rack.not_finite import refuse_not_finite
 from stackwise_core.rack.residency import AtExit, Residency
@@ -341,6 +342,8 @@ def _exits_of(route: BandRoute, exits: Collection[int]) -> list[int]:
 
 
 def _bits_per_byte(nats_per_token: float, split: Split) -> float:
+    if not split.bytes:
+        raise StackwiseError("there are no bits a byte: the tokens of the text stand for no bytes of it.")
     return float(nats_per_token / np.log(2) * split.tokens / split.bytes)
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from stackwise_core.data.sequences import Rows
 from stackwise_core.errors import StackwiseError
@@ -232,7 +232,7 @@ class Sequences:
     def tokens(self) -> int:
         return self.table.size
 
-    bytes = 1000
+    bytes: int = 1000
 
     def __len__(self) -> int:
         return len(self.table)
@@ -391,3 +391,11 @@ def test_a_bound_that_is_no_number_is_an_error(tmp_path, objective):
         with torch.no_grad():
             weight.copy_(kept)
     assert measure(ran, causal=causal) == before
+
+
+def test_tokens_without_bytes_have_no_bits_a_byte():
+    """A text whose tokens stand for none of its bytes is an error, and not an infinite bound."""
+    nothing = evolve(SEQUENCES, bytes=0)
+    evaluation = Evaluation(nothing, mask_id=3, seed=1, draws=1)
+    with pytest.raises(StackwiseError, match="stand for no bytes"):
+        evaluate(JointRack(JOINTS), evaluation, routes=[BandRoute((0,), (0.0, 1.0))], exits={0})
