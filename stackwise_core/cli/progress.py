@@ -209,7 +209,6 @@ class Lines:
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._spoke = time.monotonic()
-        self._pulse.postpone()
 
     def _still(self) -> str:
         """Say what takes so long."""
@@ -218,6 +217,7 @@ class Lines:
     def __call__(self, event: Event) -> None:
         """Say an event, if it is time for that."""
         self._doing, self._since = following(event), time.monotonic()
+        self._pulse.postpone()  # it is for what takes long by itself; of many short steps there is a line in time
         quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
@@ -263,7 +263,7 @@ class Lines:
 
 
 def following(event: Event) -> str:
-    """What a run does after an event, until the next one."""
+    """Return what a run does after an event, until the next one."""
     if isinstance(event, EvaluationProgress):
         return f"validation: {event.done} of {event.total} sequences"
     if isinstance(event, BoundaryProgress):

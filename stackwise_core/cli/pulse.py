@@ -32,7 +32,7 @@ class Pulse:
         self._thread.start()
 
     def postpone(self) -> None:
-        """Begin the silence anew, since something was said just now."""
+        """Begin the silence anew, since something was said, or has happened."""
         self._spoke = time.monotonic()
 
     def stop(self) -> None:

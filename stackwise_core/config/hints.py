@@ -57,7 +57,7 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
 
 
 def instead(path: KeyPath, value: Any) -> str:
-    """A help text for a value of the wrong kind where another key, or another way of writing it, takes that kind."""
+    """Return a help text for a value of the wrong kind that another key, or another way of writing it, takes."""
     if not isinstance(value, list | tuple | dict):
         return ""
     if path in (("data", "corpus"), ("data", "sources", *path[2:3], "corpus")):

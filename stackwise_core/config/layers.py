@@ -89,7 +89,7 @@ class Merged:
             del self.origins[known]
 
     def value(self, path: KeyPath) -> Any:
-        """What stands at a path, None where nothing does."""
+        """Return the value at a path, None where there is none."""
         found: Any = self.data
         for step in path:
             found = found.get(step) if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""What other trainers and libraries call a value of ours."""
+"""Words of other trainers and libraries for a value of ours."""
 
 from collections.abc import Collection
 
@@ -32,6 +32,6 @@ _SYNONYMS = {
 
 
 def same_as(value: str, known: Collection[str]) -> str | None:
-    """The known value that others call so, whatever its case; None where there is none."""
+    """Return the known value that others call so, whatever its case, or None where there is none."""
     meant = _SYNONYMS.get(value.lower().replace("-", "_").replace(" ", "_"))
     return meant if meant in known else None

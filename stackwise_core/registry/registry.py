@@ -67,7 +67,7 @@ class Registry:
         return [declared for plugin in usable for declared in plugin.declared if declared.hook == hook]
 
     def names(self, hook: str) -> list[str]:
-        """All names and aliases that can be asked for at a hook, in alphabetical order."""
+        """Return all names and aliases that can be asked for at a hook, in alphabetical order."""
         return sorted(set(_names(self.implementations(hook))))
 
     def resolve(self, hook: str, use: str) -> Declared:

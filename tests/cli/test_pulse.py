@@ -113,6 +113,18 @@ def test_a_run_says_what_takes_so_long(impatient, said):
     lines.stop()
 
 
+def test_short_steps_of_a_run_are_no_silence(monkeypatch, said):
+    """Each that ends begins it anew, though not each is said."""
+    monkeypatch.setattr(pulse, "SECONDS_OF_SILENCE", 3600.0)
+    begun = []
+    monkeypatch.setattr(Pulse, "postpone", lambda self: begun.append(True))
+    lines = Lines(Console(force_terminal=False, file=StringIO()))
+    for done in range(4):
+        lines(EvaluationProgress(done, 4))
+    lines.stop()
+    assert len(begun) == 4
+
+
 class AtTheEnd(Pulse):
     """A pulse that says its line once, when the work is done."""
 
