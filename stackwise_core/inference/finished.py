@@ -148,25 +148,25 @@ class FinishedRun:
 
         It comes from the text, if that is as it was then, and otherwise from the tokens that were made of it.
         """
-        data, tokenizer, missing = self.parts.config.data, self.parts.tokenizer, None
+        data, tokenizer = self.parts.config.data, self.parts.tokenizer
+        kind: type[StackwiseError] = UsageError
         try:
             sources = find_sources(data)
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
                 return prepare_sources(sources, data, tokenizer, progress, causal=self._causal).validation, ()
             changed = f"the text of {self.path} has changed since the run"
+            refused = f"{changed}, and so its validation split is another one"
         except (UsageError, UnavailableError) as error:
-            missing = error if isinstance(error, UnavailableError) else None
-            changed = f"the text of {self.path} can't be read any more ({error})"
+            kind = UnavailableError if isinstance(error, UnavailableError) else UsageError
+            refused = str(error).removesuffix(".")
+            changed = f"the text of {self.path} can't be read any more ({refused})"
         kept = kept_validation(data, tokenizer, self.corpus)
-        if kept is not None and self._causal:
-            kept = kept.causal()
-        if kept is None and missing is not None:
-            raise UnavailableError(f"{str(missing).removesuffix('.')}. {_IN_PLACE_OF_THE_SPLIT}") from missing
         if kept is None:
-            raise UsageError(
-                f"{changed}, and so its validation split is another one; the tokens that were made of the text then "
-                f"aren't in {data.tokens_directory} any more. Put the text back as it was. {_IN_PLACE_OF_THE_SPLIT}"
+            raise kind(
+                f"{refused}. The tokens that were made of it then aren't in {data.tokens_directory} any more. "
+                f"{_IN_PLACE_OF_THE_SPLIT}"
             )
+        kept = kept.causal() if self._causal else kept
         return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
 
     def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
