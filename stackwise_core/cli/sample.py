@@ -91,7 +91,6 @@ def sample(
     from stackwise_core.cli.unmasking_view import piped, print_texts, watching
     from stackwise_core.inference import sampling as sampler
     from stackwise_core.inference.gapped_text import GappedText
-    from stackwise_core.training.determinism import deterministic
 
     console, aside = Console(), Console(stderr=True, highlight=False)
     with working(aside, "loading the rack"):
@@ -118,7 +117,7 @@ def sample(
             soft_wrap=not aside.is_terminal,
         )
     began = time.perf_counter()
-    with watching(console, text, shown=not as_json, aside=aside) as show, deterministic():
+    with watching(console, text, shown=not as_json, aside=aside) as show:
         for step in steps_to_do:
             show(step)
     seconds = time.perf_counter() - began
