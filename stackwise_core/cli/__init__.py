@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from stackwise_core import __version__
+from stackwise_core.cli.arguments import refuse_other_than_utf8
 from stackwise_core.cli.failures import report as report_failure
+from stackwise_core.cli.output import replace_what_cannot_be_encoded
 from stackwise_core.registry.nearest import nearest
 
 COMMANDS = (
@@ -68,7 +70,9 @@ class CommandLine(click.Group):
         # Taken out here, so that it may stand before and after the command.
         debug = "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
+        replace_what_cannot_be_encoded()
         try:
+            refuse_other_than_utf8(arguments)
             result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
         except Exception as error:
             if not standalone_mode:

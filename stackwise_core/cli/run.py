@@ -1,6 +1,5 @@
 """``stackwise run``: train what a configuration describes, or go on with a run that broke off."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Train what FILE describes.")
@@ -19,7 +19,7 @@ from stackwise_core.cli.arguments import config_options
     is_flag=True,
     help="Go on though the configuration has changed, where no weight depends on what has.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; progress goes to stderr.")
+@json_option("Print the result as JSON; progress goes to stderr.")
 def run(
     file: str, overrides: Sequence[str], plugins: Sequence[str], fresh: bool, accept_change: bool, as_json: bool
 ) -> None:
@@ -40,7 +40,7 @@ def run(
             raise UsageError(f"--set: the run in {file} is finished. With --fresh a new one begins.") from None
         click.echo(f'{file} is finished. "stackwise evaluate {shlex.quote(file)}" measures it.', err=as_json)
         if as_json:
-            click.echo(json.dumps({"directory": file, "finished": True}))
+            print_json({"directory": file, "finished": True}, indent=None)
         return
 
     from cattrs import unstructure
@@ -74,7 +74,7 @@ def run(
             click.echo(_what_next(directory), err=True)
         raise
     if as_json:
-        click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
+        print_json({**unstructure(result), "directory": str(result.directory)})
 
 
 def _what_next(directory: Path) -> str:
