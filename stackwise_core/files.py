@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,11 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can't be read without being set
+
+
+def limit_of_open_files() -> int:
+    """How many files this process may have open at a time; -1: as many as it likes."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def sync(path: Path) -> None:

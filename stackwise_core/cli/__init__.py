@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from stackwise_core import __version__
 from stackwise_core.cli.arguments import refuse_other_than_utf8
 from stackwise_core.cli.failures import report as report_failure
+from stackwise_core.cli.interrupts import interrupted_by_signals
 from stackwise_core.cli.output import replace_what_cannot_be_encoded
 from stackwise_core.registry.nearest import nearest
 
@@ -72,12 +74,15 @@ class CommandLine(click.Group):
         arguments = [argument for argument in arguments if argument != "--debug"]
         replace_what_cannot_be_encoded()
         try:
-            refuse_other_than_utf8(arguments)
-            result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+            with interrupted_by_signals():
+                refuse_other_than_utf8(arguments)
+                result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
         except Exception as error:
             if not standalone_mode:
                 raise
-            result = report_failure(error, debug)
+            result = 1
+            with suppress(OSError):  # nobody is there to read it
+                result = report_failure(error, debug)
         if not standalone_mode:
             return result
         sys.exit(result)

@@ -11,6 +11,7 @@ from io import StringIO, TextIOWrapper
 from typing import TextIO
 
 import click
+import rich.console
 
 _WRITE = f"{__name__}.write"
 """The key of click's notes under which a command's own way to standard output is."""
@@ -22,6 +23,22 @@ def replace_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
+
+
+def discard_output() -> None:
+    """Let go of what standard output has yet to write, and no longer can: the interpreter would fail over it."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+class Console(rich.console.Console):
+    """A console whose reader may go away: that is an error like any other, not the end of the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the error to whoever prints."""
+        raise
 
 
 def _keep_for_json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:

@@ -421,6 +421,11 @@ class Engine:
         split = setup.corpus.validation
         if not len(split):
             return []
+
+        def progress(done: int, total: int) -> None:
+            tell(EvaluationProgress(done, total))
+            self._stopping.stop()
+
         return evaluate(
             self._residency,
             Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
@@ -428,7 +433,7 @@ class Engine:
             exits=self._plan.exits,
             active=self._active_at_the_end,
             streams=self._plan.streams,
-            progress=lambda done, total: tell(EvaluationProgress(done, total)),
+            progress=progress,
         )
 
 
