@@ -54,6 +54,11 @@ def _advice(error: OSError) -> str:
     """What to do about an error of the system that doesn't say so itself."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f". This process may open {limit_of_open_files()} files at a time; ulimit -n raises that."
+    if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOLCK):
+        return (
+            ". Its file system lacks a call that this needs: name a directory on another one (run.directory, "
+            "data.tokens_directory, cache_backend.directory)."
+        )
     return ""
 
 
