@@ -121,13 +121,19 @@ def test_few_files_may_be_open(here):
     assert len(list((here / "runs" / "small" / "cache").rglob("*.safetensors"))) > 64
 
 
-def test_too_many_open_files_names_the_limit(here, monkeypatch):
-    """The file that couldn't be opened isn't to blame."""
+@pytest.mark.parametrize(
+    "call",
+    ["tempfile.mkdtemp", "stackwise_core.data.sequences.map_array", "stackwise_core.training.fit.Fit._accumulate"],
+)
+def test_too_many_open_files_names_the_limit(here, monkeypatch, call):
+    """The file or directory that couldn't be opened isn't to blame."""
 
-    def fail(*arguments: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "runs/small/stacks/000.safetensors")
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "somewhere")
 
-    monkeypatch.setattr(Fit, "_accumulate", fail)
+    monkeypatch.setattr(call, fail)
     result = CliRunner().invoke(main, ["run", "small.toml"])
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert result.exit_code == 1
     assert f"This process may open {limit} files at a time; ulimit -n raises that." in result.stderr
+    assert "damaged" not in result.stderr
