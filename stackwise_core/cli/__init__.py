@@ -59,6 +59,13 @@ class CommandLine(click.Group):
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{close}'?", ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an interrupt is told by ``report_failure``, since click fails where a terminal hung up."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def main(
         self,
         args: Sequence[str] | None = None,

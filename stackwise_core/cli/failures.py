@@ -20,7 +20,7 @@ def report(error: Exception, debug: bool) -> int:
     """Print what went wrong, after its traceback where ``debug`` asks for that; give the exit code."""
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
         with suppress(OSError):  # a terminal that hung up
-            click.echo("interrupted", err=True)
+            click.echo("\ninterrupted", err=True)  # behind the terminal's own ^C
         return INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()

@@ -80,6 +80,9 @@ def run(
         if directory is not None and stopped:
             with suppress(OSError):
                 click.echo(_what_next(directory, unshown), err=True)
+        elif isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                click.echo(f"Progress can't be shown ({error.strerror}), so no run was begun.", err=True)
         raise
     if as_json:
         print_json({**unstructure(result), "directory": str(result.directory)})

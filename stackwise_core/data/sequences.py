@@ -208,6 +208,8 @@ def prepare_sources(
         corpus = _open_if_whole(directory, sources, tokenizer)
         if corpus is None:
             corpus = _make(directory, sources, data, tokenizer, index, progress)
+    except BrokenPipeError:  # whoever is told of the progress prints it, and nobody reads
+        raise
     except OSError as error:
         if error.errno in EXHAUSTED:
             raise

@@ -13,12 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
+from stackwise_core.cli.output import Console
 from stackwise_core.cli.progress import Lines
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.events import EvaluationProgress, RunDone, RunStarted, StepDone
 from stackwise_core.training.fit import Fit
 from tests.cli.test_run import CONFIG
 
+RUN = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml"]
 SMALL = CONFIG.replace(
     "[cache_backend]", "steps_per_stack = 3\n[evaluation]\ndraws = 1\nsequences = 4\n[cache_backend]\nshard_entries = 1"
 )
@@ -33,16 +35,46 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_reader_that_goes_away(here):
-    """``stackwise run small.toml | head -1``: stderr has how to go on, and that the run was interrupted."""
-    command = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml"]
+    """As ``head`` does: stderr has how to go on, and that the run was interrupted."""
+    command = [*RUN, "--set", "training.steps_per_stack=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("tokenised")
+        while not process.stdout.readline().startswith("rack: 2 stacks"):
+            assert process.poll() is None
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 130
     goes_on = '"stackwise run runs/small" goes on with this run.'
     assert said == f"Progress can't be shown (Broken pipe), so the run was stopped. {goes_on}\n\ninterrupted\n"
-    assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
+
+
+def test_a_reader_that_goes_away_before_a_run_begins(here, monkeypatch):
+    """Nothing was begun, which is said."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr(Console, "print", fail)
+    result = CliRunner().invoke(main, ["run", "small.toml"])
+    assert result.exit_code == 1
+    assert "Progress can't be shown (Broken pipe), so no run was begun." in result.stderr
+    assert not (here / "runs" / "small").exists()
+
+
+def test_a_terminal_that_hangs_up(here):
+    """Nothing can be told any more, and a checkpoint is left of a step: the run goes on from it."""
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [*RUN, "--set", "training.steps_per_stack=100000"])
+    seen = b""
+    while b"loss" not in seen:
+        seen += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    directory = RunDirectory(here / "runs" / "small")
+    assert len(directory.checkpoints()) == 1
+    assert not any(directory.manifest.problem(name) for name in directory.manifest)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +143,7 @@ def test_a_signal_ends_any_command_with_a_word(monkeypatch, number):
 
 def test_few_files_may_be_open(here):
     """A run with more shards than that ends well."""
-    command = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml", "--set", "cache_backend.keep=rack"]
+    command = [*RUN, "--set", "cache_backend.keep=rack"]
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

@@ -145,7 +145,7 @@ def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
     """The step is finished, 130 is the exit code, and the run goes on from that step."""
     process = started(here)
