@@ -17,13 +17,14 @@ from stackwise_core.config.sources import Overrides
 from stackwise_core.errors import StackwiseError as StackwiseError
 from stackwise_core.errors import UnavailableError as UnavailableError
 from stackwise_core.errors import UsageError as UsageError
+from stackwise_core.process_state import own_state, preserved_state
 from stackwise_core.runs.beginning import Configuration, begin, read
 from stackwise_core.runs.beginning import Finished as Finished
 
 if TYPE_CHECKING:
     from stackwise_core.data.sequences import Progress
     from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.events import Listener, RunResult
+    from stackwise_core.training.events import Event, Listener, RunResult
     from stackwise_core.training.plan import Plan
     from stackwise_core.training.setup import Setup
     from stackwise_core.training.stopping import Stopping
@@ -105,11 +106,12 @@ def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuratio
 def prepare(configuration: Configuration, tokenised: Progress | None = None) -> Prepared:
     """All that stands before a run's first step: its text as tokens, its plan."""
     # torch comes in here, after the configuration was found to be right.
-    from stackwise_core.training.plan import make_plan
-    from stackwise_core.training.setup import set_up
+    with own_state():
+        from stackwise_core.training.plan import make_plan
+        from stackwise_core.training.setup import set_up
 
-    setup = set_up(configuration.config, configuration.registry, tokenised)
-    return Prepared(configuration, setup, make_plan(setup))
+        setup = set_up(configuration.config, configuration.registry, tokenised)
+        return Prepared(configuration, setup, make_plan(setup))
 
 
 @frozen
@@ -130,11 +132,16 @@ class Prepared:
         from stackwise_core.training.engine import Engine
         from stackwise_core.training.stopping import Stopping
 
+        def tell(event: Event) -> None:
+            # A listener that draws goes on with its own draws.
+            with preserved_state(generators=False):
+                listener(event)
+
         stopping = stopping or Stopping()
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
-        with stopping.heeding():
-            return Engine(self.setup, self.plan, registry, listener, begun, stopping).run()
+        with stopping.heeding(), own_state(self.setup.device):
+            return Engine(self.setup, self.plan, registry, tell, begun, stopping).run()
 
 
 def load_rack(
@@ -160,8 +167,9 @@ def load_rack(
         UnavailableError: a plugin, a package or the device isn't there.
         StackwiseError: a file is missing or damaged.
     """
-    from stackwise_core.inference.finished import FinishedRun
-    from stackwise_core.inference.loaded_rack import LoadedRack
+    with own_state():
+        from stackwise_core.inference.finished import FinishedRun
+        from stackwise_core.inference.loaded_rack import LoadedRack
 
-    run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
-    return LoadedRack(run, stream=stream)
+        run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
+        return LoadedRack(run, stream=stream)

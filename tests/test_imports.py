@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "files", "options", "hookspecs", "number_range", "quiet_imports", "tensor_file", "writable"),
+    (
+        "errors",
+        "files",
+        "options",
+        "hookspecs",
+        "lacking_calls",
+        "number_range",
+        "process_state",
+        "quiet_imports",
+        "tensor_file",
+        "writable",
+    ),
     ("interfaces",),
     ("registry",),
     ("config",),

@@ -3,12 +3,16 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from stackwise_core import __version__
+from stackwise_core.cli.arguments import refuse_other_than_utf8
 from stackwise_core.cli.failures import report as report_failure
+from stackwise_core.cli.interrupts import interrupted_by_signals
+from stackwise_core.cli.output import replace_what_cannot_be_encoded
 from stackwise_core.registry.nearest import nearest
 
 COMMANDS = (
@@ -55,6 +59,13 @@ class CommandLine(click.Group):
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{close}'?", ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an interrupt is told by ``report_failure``, since click fails where a terminal hung up."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -68,12 +79,17 @@ class CommandLine(click.Group):
         # Taken out here, so that it may stand before and after the command.
         debug = "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
+        replace_what_cannot_be_encoded()
         try:
-            result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+            with interrupted_by_signals():
+                refuse_other_than_utf8(arguments)
+                result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
         except Exception as error:
             if not standalone_mode:
                 raise
-            result = report_failure(error, debug)
+            result = 1
+            with suppress(OSError):  # nobody is there to read it
+                result = report_failure(error, debug)
         if not standalone_mode:
             return result
         sys.exit(result)

@@ -1,6 +1,6 @@
 """The arguments that commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Set one key, as in --set training.batch_size=8. It wins over the file. May be repeated.",
     )
     return click.argument("file", default="stackwise.toml", type=ConfigurationOrRun())(override(plugin_option(command)))
+
+
+def refuse_other_than_utf8(arguments: Sequence[str]) -> None:
+    """See that every argument is UTF-8, as the files are in which names are kept.
+
+    Raises:
+        UsageError: one isn't.
+    """
+    from stackwise_core.errors import UsageError
+
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            option = f"{before}: " if before.startswith("-") else ""
+            raise UsageError(f"{option}expected UTF-8, found {argument!r}. Rename it, or write it anew.") from None
 
 
 def refuse_other_than_run(directory: Path) -> None:

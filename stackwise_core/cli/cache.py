@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from attrs import asdict, frozen
 from rich.console import Console
 
 from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
+from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
@@ -144,7 +144,6 @@ class Kept:
 
 run_argument = click.argument("run", metavar="RUN", type=Run())
 prefixes_argument = click.argument("prefixes", metavar="[NAMESPACE-PREFIX]...", nargs=-1)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(short_help="List, measure or drop the boundaries of a run.")
@@ -158,7 +157,7 @@ def cache() -> None:
 @cache.command("list", short_help="List the stores, with their sizes.")
 @run_argument
 @plugin_option
-@json_option
+@json_option()
 def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
     """List the stores of the boundaries of the run RUN.
 
@@ -187,7 +186,7 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
         ]
         unknown = [{"namespace": name, "bytes": sizes[name]} for name in kept.unknown]
         result = {"run": str(run), "directory": str(kept.directory), "stores": stores, "unknown": unknown}
-        click.echo(json.dumps({**result, "bytes": sum(sizes.values())}, indent=2))
+        print_json({**result, "bytes": sum(sizes.values())})
         return
     if not kept.namespaces:
         kept.say_how_to_keep()
@@ -205,7 +204,7 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
 @prefixes_argument
 @click.option("--sequences", type=click.IntRange(1), help="Read so many of each store, evenly spaced. [default: all]")
 @plugin_option
-@json_option
+@json_option()
 def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: Sequence[str], as_json: bool) -> None:
     """Read the boundaries of the run RUN, or those in the stores named, and say what they are like.
 
@@ -245,7 +244,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
             store.close()
     if as_json:
         listed = [_as_json(each, result) for each, result in zip(boundaries, results, strict=True)]
-        click.echo(json.dumps({"run": str(run), "directory": str(kept.directory), "stores": listed}, indent=2))
+        print_json({"run": str(run), "directory": str(kept.directory), "stores": listed})
         return
     console = Console()
     print_measures(console, kept, list(zip(boundaries, results, strict=True)))

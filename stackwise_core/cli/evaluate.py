@@ -1,6 +1,5 @@
 """``stackwise evaluate``: the likelihood bound of a finished run, by depth and by band."""
 
-import json
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Measure a finished run by depth and by band.")
@@ -28,7 +28,7 @@ from stackwise_core.cli.arguments import plugin_option, run_argument
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the masks. [default: the run's]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def evaluate(
     directory: Path,
     corpus: str | None,
@@ -91,7 +91,7 @@ def evaluate(
                 for likelihood in likelihoods
             ],
         }
-        click.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     console = Console()
     text = "its validation split" if corpus is None else corpus

@@ -1,6 +1,5 @@
 """``stackwise export``: a finished run as a model that transformers loads."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from stackwise_core.rack.pretrained_config import Architecture, Number
@@ -53,7 +53,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     help="Most bytes of a file with weights.",
 )
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def export(
     directory: Path,
     to: tuple[str, Path],
@@ -105,7 +105,7 @@ def export(
             "files": list(exported.files),
             "adapters": [f"adapters/{name}" for name in exported.adapters],
         }
-        click.echo(json.dumps(said, indent=2))
+        print_json(said)
         return
     size = ByteSize(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
     click.echo(

@@ -1,6 +1,5 @@
 """``stackwise merge``: a run's adapters, folded into its full-precision weights."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Fold a run's adapters into its weights.")
 @run_argument
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-merged]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json: bool) -> None:
     """Make a copy of the finished run RUN whose full-precision masters have its adapters in them.
 
@@ -77,7 +77,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
         copy = copy_run(run, target or beside(directory, "merged"), without, fold)
     if as_json:
         listed = [{"stack": stack, "adapter": name} for stack, name in merged]
-        click.echo(json.dumps({"run": str(copy.path), "merged": listed}, indent=2))
+        print_json({"run": str(copy.path), "merged": listed})
         return
     plural = "s" if len(merged) > 1 else ""
     click.echo(f"{copy.path}: {len(merged)} adapter{plural} folded into the weights of {parts.spec.stacks} stacks.")

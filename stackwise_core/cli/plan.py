@@ -1,6 +1,5 @@
 """``stackwise plan``: what a run would do and cost, before it does anything."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Show what a run would do and cost.")
 @config_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
     """Show the phases of FILE with their parameters, masks, steps, memory, disk and FLOPs. Nothing is trained."""
     from stackwise_core import load_config
@@ -34,7 +34,7 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: b
     with tokenising(Console(stderr=True), "planning") as tokenised:
         made = planned(configuration, tokenised=tokenised)
     if as_json:
-        click.echo(json.dumps(made.to_json(), indent=2))
+        print_json(made.to_json())
     else:
         print_plan(Console(), made)
         print_prices(Console(), made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
@@ -20,6 +20,7 @@ from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
     BadStep,
     BoundaryProgress,
+    CheckpointWritten,
     EnvironmentChanged,
     EvaluationProgress,
     Event,
@@ -118,7 +119,8 @@ def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
     try:
         yield listen
     finally:
-        watcher.stop()
+        with suppress(OSError):  # nobody is there to see it
+            watcher.stop()
 
 
 class SmoothedLoss:
@@ -159,6 +161,8 @@ class Terminal:
         elif isinstance(event, PhaseResumed):
             progress.update(self._task, completed=event.step)
             self._console.print(resumed(event), highlight=False, markup=False)
+        elif isinstance(event, CheckpointWritten):
+            self._console.print(written(event), highlight=False, markup=False)
         elif isinstance(event, BadStep | LossSpike):
             progress.update(self._task, completed=event.step)
             self._console.print(warning(event), highlight=False, markup=False, style="yellow")
@@ -229,6 +233,8 @@ class Lines:
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
         elif isinstance(event, PhaseResumed):
             self._say(resumed(event))
+        elif isinstance(event, CheckpointWritten):
+            self._say(written(event))
         elif isinstance(event, BadStep | LossSpike):
             self._say(warning(event))
         elif isinstance(event, BoundaryProgress) and not quiet:
@@ -296,6 +302,11 @@ def resumed(event: PhaseResumed) -> str:
     planned, damaged = event.planned, "".join(f"{problem}\n" for problem in event.damaged)
     place = f"with step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
     return f"{damaged}{planned.phase.name}: goes on {place}"
+
+
+def written(event: CheckpointWritten) -> str:
+    """That the checkpoint is there which was asked for."""
+    return f"{event.planned.phase.name}: checkpoint after step {event.step} of {event.planned.steps}"
 
 
 def warning(event: BadStep | LossSpike) -> str:

@@ -1,6 +1,5 @@
 """``stackwise report``: runs as a page to look at."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from stackwise_core import __version__
 from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
+from stackwise_core.cli.output import json_option, print_json
 
 PAGE = "report.html"
 
@@ -26,7 +26,7 @@ PAGE = "report.html"
     "--samples", metavar="N", type=click.IntRange(1), help="Have each run write so many texts; they must be finished."
 )
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON, and write no page.")
+@json_option("Print the numbers as JSON, and write no page.")
 def report(
     directories: tuple[Path, ...], output: Path | None, samples: int | None, plugins: Sequence[str], as_json: bool
 ) -> None:
@@ -71,6 +71,6 @@ def report(
             publish_text(target, page(runs, texts, __version__))
     if as_json:
         plain = [{**as_plain(run), "samples": texts.get(run.label, [])} for run in runs]
-        click.echo(json.dumps({"runs": plain}, indent=2, ensure_ascii=False))
+        print_json({"runs": plain})
         return
     click.echo(os.fspath(target))

@@ -1,6 +1,5 @@
 """``stackwise restore``: a rack at another precision, from a run's full-precision masters."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -31,7 +31,7 @@ def _stacks(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-P]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def restore(
     directory: Path,
     precision: str,
@@ -96,7 +96,7 @@ def restore(
     if as_json:
         keys = ("stack", "precision", "bytes_in_full", "bytes")
         listed = [dict(zip(keys, row, strict=True)) for row in rows]
-        click.echo(json.dumps({"run": str(copy.path), "stacks": listed}, indent=2))
+        print_json({"run": str(copy.path), "stacks": listed})
         return
     print_table(
         Console(),

@@ -1,6 +1,5 @@
 """``stackwise runs``: the runs that there are, and how far each is; without torch."""
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.pulse import working
 from stackwise_core.cli.tables import print_table
 
@@ -17,7 +17,7 @@ _ALL_COLUMNS = 90
 
 @click.command(short_help="List runs: state, phases done, bound, size, age.")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def runs(directory: Path | None, as_json: bool) -> None:
     """List the runs in DIRECTORY, the last changed first. Without it: run.directory of stackwise.toml, or runs.
 
@@ -58,7 +58,7 @@ def runs(directory: Path | None, as_json: bool) -> None:
             }
             for run in listed
         ]
-        click.echo(json.dumps({"directory": str(there), "runs": plain}, indent=2))
+        print_json({"directory": str(there), "runs": plain})
         return
     if not listed:
         where = f"There are no runs in {there}" if there.is_dir() else f"There is no directory {there}"

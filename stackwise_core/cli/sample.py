@@ -1,7 +1,5 @@
 """``stackwise sample``: texts from a finished run."""
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 ORDERS = ["random", "confidence", "margin", "entropy"]
 
@@ -57,7 +56,7 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def sample(
     directory: Path,
     prompt: str | None,
@@ -91,7 +90,6 @@ def sample(
     from stackwise_core.cli.unmasking_view import piped, print_texts, watching
     from stackwise_core.inference import sampling as sampler
     from stackwise_core.inference.gapped_text import GappedText
-    from stackwise_core.training.determinism import deterministic
 
     console, aside = Console(), Console(stderr=True, highlight=False)
     with working(aside, "loading the rack"):
@@ -118,7 +116,7 @@ def sample(
             soft_wrap=not aside.is_terminal,
         )
     began = time.perf_counter()
-    with watching(console, text, shown=not as_json, aside=aside) as show, deterministic():
+    with watching(console, text, shown=not as_json, aside=aside) as show:
         for step in steps_to_do:
             show(step)
     seconds = time.perf_counter() - began
@@ -139,15 +137,15 @@ def sample(
             "filled": text.missing.nonzero()[0].tolist(),
             "samples": [{"text": text.text(ids), "ids": ids.tolist()} for ids in rows],
         }
-        click.echo(json.dumps(result))
+        print_json(result, indent=None)
     elif console.is_terminal:
         print_texts(console, text, rows)
         aside.print(f"{step.steps} steps, {step.passes} forward passes, {seconds:.1f} s", style="dim")
     else:
         for number, ids in enumerate(rows, start=1):
             if num > 1:
-                sys.stdout.write(f"--- {number} of {num} ---\n")
-            sys.stdout.write(piped(text, ids))  # click.echo would take escapes out of what was given
+                click.echo(f"--- {number} of {num} ---")
+            click.echo(piped(text, ids), nl=False, color=True)  # else it would take escapes out of what was given
 
 
 def _template(
@@ -165,11 +163,6 @@ def _template(
     given = [option for option, value in options.items() if value is not None]
     if given[:1] in (["--infill"], ["--infill-file"]) and len(given) > 1:
         raise UsageError(f"{' with '.join(given)}: expected one text, whose gaps say how much there is to write.")
-    for option, value in (("--infill", infill), ("--prompt", prompt)):
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise UsageError(f"{option}: expected UTF-8.") from None
     if infill_file is None:
         return None if infill is None else parts_of(infill)
     with click.open_file(infill_file, "rb") as stream:

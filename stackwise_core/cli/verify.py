@@ -1,18 +1,18 @@
 """``stackwise verify``: whether a run's files are as they were written."""
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import refuse_other_than_run, run_argument
+from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.tables import print_table
 
 
 @click.command(short_help="Compare every file of a run with its checksum.")
 @run_argument
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def verify(directory: Path, as_json: bool) -> None:
     """Compare every file of the run RUN, finished or not, with its checksum."""
     from stackwise_core.cli.pulse import working
@@ -37,7 +37,7 @@ def verify(directory: Path, as_json: bool) -> None:
     files = len(list(manifest))
     if as_json:
         result = {"run": str(directory), "ok": not problems, "files": files, "bytes": size, "problems": problems}
-        click.echo(json.dumps(result, indent=2))
+        print_json(result)
     elif problems:
         print_table(Console(), ("file", "problem"), list(problems.items()), left=2)
         are = "is" if len(problems) == 1 else "are"

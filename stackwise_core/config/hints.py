@@ -9,7 +9,11 @@ from stackwise_core.config.choices import is_by_number
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
 from stackwise_core.config.model import Config
 from stackwise_core.config.words import dotted
+from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 from stackwise_core.registry.nearest import nearest
+
+OF_REGISTRY = (DISABLE, AUTOLOAD)
+"""Variables that aren't of the configuration."""
 
 SYNONYMS = {
     "learning_rate": "block_lr",
@@ -63,6 +67,22 @@ def instead(path: KeyPath, value: Any) -> str:
     if path in (("data", "corpus"), ("data", "sources", *path[2:3], "corpus")):
         return SEVERAL_TEXTS
     return SEVERAL_VALIDATION_TEXTS if path == ("data", "validation") else ""
+
+
+def setting_meant(variable: str) -> str | None:
+    """The variable that was probably meant by one without a double underscore, if it looks like a setting at all.
+
+    Args:
+        variable: without the prefix of ours.
+    """
+    settings = [dotted(each).replace(".", "__") for each in _core_keys()]
+    name = variable.lower()
+    same = [each for each in settings if each.replace("_", "") == name.replace("_", "")]
+    if same or any(f"{name}_".startswith(f"{each.partition('__')[0]}_") for each in settings):
+        near = same[0] if same else nearest(name, settings)
+    else:
+        near = nearest(name, (each.removeprefix(ENVIRONMENT_PREFIX) for each in OF_REGISTRY))
+    return f"{ENVIRONMENT_PREFIX}{near.upper()}" if near else None
 
 
 def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -156,4 +156,4 @@ class SettingsLayer(Layer):
 
 
 class EnvironmentLayer(SettingsLayer):
-    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot."""
+    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot, and makes a variable a setting."""

@@ -12,6 +12,7 @@ from cattrs.errors import BaseValidationError
 from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
+from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
 from stackwise_core.config.hints import instead, meant
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
@@ -21,6 +22,7 @@ from stackwise_core.config.paths import absolute, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.source_keys import Contradicting, follow_source
 from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides
+from stackwise_core.config.utf8_names import ADVICE, names_beyond_utf8, refuse_names_beyond_utf8
 from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
@@ -74,6 +76,7 @@ def load(
     if files:  # so that the configuration of the run directory finds them
         own = config.run.plugins
         config = attrs.evolve(config, run=attrs.evolve(config.run, plugins=tuple(dict.fromkeys([*own, *files]))))
+        refuse_names_beyond_utf8(plain(config))
     return config, registry
 
 
@@ -229,6 +232,17 @@ def _checked(
     if problems or config is None:
         raise error_for(problems)
     config = with_absolute_paths(config, merged)
+    problems = [
+        Problem(
+            f"expected UTF-8, found {text!r:.200}",
+            dotted(path),
+            merged.place([path], "value"),
+            ADVICE,
+        )
+        for path, text in names_beyond_utf8(plain(config))
+    ]
+    if problems:
+        raise error_for(problems)
     if check_source:
         problems = [
             Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)

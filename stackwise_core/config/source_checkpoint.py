@@ -1,5 +1,6 @@
 """The Hugging Face checkpoint whose rack another one starts from, as config.json and its files' headers tell of it."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -330,8 +331,15 @@ def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
                         raise RefusedCheckpoint([f"{directory / name}: the tensor {key:.80} is there twice"])
                     files[ours], headers[ours] = (name, key), (tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
-            raise RefusedCheckpoint([f"{directory / name}: not a whole safetensors file: {error!s:.200}"]) from None
+            raise RefusedCheckpoint([f"{directory / name}: {_reason(error)}"]) from None
     return files, headers
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file that the safetensors library refuses."""
+    if f"os error {errno.ENODEV}" in str(error):
+        return "the file system can't map files into memory. Copy the directory to another one."
+    return f"not a whole safetensors file: {error!s:.200}"
 
 
 def _files(directory: Path) -> list[str]:

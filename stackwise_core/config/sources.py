@@ -1,6 +1,8 @@
 """Reads the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,18 @@ import tomli
 
 from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, error_for
+from stackwise_core.config.hints import OF_REGISTRY, setting_meant
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
 from stackwise_core.config.source_run import nearest_run
 from stackwise_core.config.words import a, found
 from stackwise_core.registry.nearest import nearest
 
-# These two speak to the registry.
-_NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
+_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""What Kubernetes tells every container of a service whose name begins with ``stackwise``, without the prefix."""
 _DEEPEST = 40
+
+_log = logging.getLogger(__name__)
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """Values of ``--set``, such as ``"training.batch_size=8"``; or values by key, ``{"training.batch_size": 8}``."""
@@ -51,12 +56,16 @@ def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[Fil
 
 
 def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
-    """The values of all ``STACKWISE_*`` variables but the registry's own."""
+    """The values of all ``STACKWISE_*`` variables with a double underscore; a note of others that look like one."""
     layer = EnvironmentLayer()
     for variable in sorted(environ):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_CONFIGURATION:
-            path = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            layer.put(path, _value(environ[variable]), f"environment variable {variable}")
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OF_REGISTRY:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if "__" in name:
+            layer.put(tuple(name.lower().split("__")), _value(environ[variable]), f"environment variable {variable}")
+        elif not _OF_A_SERVICE.fullmatch(name) and (near := setting_meant(name)):
+            _log.warning("note: the environment variable %s sets nothing; did you mean %s?", variable, near)
     return layer
 
 

@@ -21,13 +21,14 @@ from stackwise_core.data.content_index import ContentIndex
 from stackwise_core.data.corpus import read_files
 from stackwise_core.data.corpus.utf8 import unreadable
 from stackwise_core.data.fingerprint import FORMAT, fingerprint
+from stackwise_core.data.mapped import map_array
 from stackwise_core.data.packing import PackedSplit, Packing, pack
 from stackwise_core.data.predictable import predictable
 from stackwise_core.data.sources import Source, find_sources, share_held_out
 from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import sync
+from stackwise_core.files import EXHAUSTED, sync
 from stackwise_core.writable import check_writable
 
 MANIFEST = "manifest.json"
@@ -207,7 +208,11 @@ def prepare_sources(
         corpus = _open_if_whole(directory, sources, tokenizer)
         if corpus is None:
             corpus = _make(directory, sources, data, tokenizer, index, progress)
+    except BrokenPipeError:  # whoever is told of the progress prints it, and nobody reads
+        raise
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
         raise StackwiseError(
             f"{error.filename or directory}: tokens can't be written or read here (data.tokens_directory): "
             f"{error.strerror}"
@@ -474,6 +479,8 @@ def _if_whole(directory: Path, opened: Callable[[dict[str, Any]], T], otherwise:
         if not fault:
             return opened(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            raise
         fault = f"{type(error).__name__}: {error}"
     _log.warning("%s is damaged (%s) %s", directory, fault, otherwise)
     return None
@@ -491,13 +498,6 @@ def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> S
         segment_starts=map_array(path.with_suffix(".segments"), "<i8"),
         real=real_tokens(tokenizer),
     )
-
-
-def map_array(path: Path, dtype: "np.dtype[Any] | str") -> NDArray[Any]:
-    """A file's numbers, read when they are used; an empty file, which can't be mapped, is an empty array."""
-    if not path.stat().st_size:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
 def _hash_of_manifest(manifest: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from stackwise_core.data.corpus.document import Document
+from stackwise_core.data.mapped import map_array
 from stackwise_core.data.tokenizer import Joined, Tokenizer
 
 PIECE = 1 << 17  # characters; a longer text is tokenised in pieces, so that memory doesn't grow with it
@@ -78,7 +79,7 @@ class TokenStream:
         """UTF-8 bytes of the tokens that can be scored, from each of these units up to the next, or the end."""
         if not units.size:
             return np.zeros(0, np.int64)
-        return np.add.reduceat(np.memmap(self._directory / UNITS, UNIT, mode="r"), units, dtype=np.int64)
+        return np.add.reduceat(map_array(self._directory / UNITS, UNIT), units, dtype=np.int64)
 
     def remove(self) -> None:
         """Delete the files."""

@@ -23,8 +23,8 @@ from stackwise_core.inference.sampling import Order, Sampling, Step, sample
 from stackwise_core.inference.templates import parts_of
 from stackwise_core.inference.token_choice import NoPredictions
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.process_state import own_state
 from stackwise_core.rack.not_finite import refuse_weights
-from stackwise_core.training.determinism import deterministic
 
 
 class LoadedRack(nn.Module):
@@ -121,6 +121,7 @@ class LoadedRack(nn.Module):
         route = next(route for route in self.routes if route.serves(fraction))
         return route.path if depth is None or len(self.routes) > 1 else route.path[:depth]
 
+    @own_state()
     @torch.no_grad()
     def forward(
         self,
@@ -150,13 +151,12 @@ class LoadedRack(nn.Module):
         fraction, depth = fraction.double(), self.at_depth(depth).depth
         paths = [self.path(each, depth) for each in fraction.tolist()]
         logits: Tensor | None = None
-        with deterministic():
-            self._ready()
-            for path in dict.fromkeys(paths):
-                rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
-                part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
-                logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
-                logits[rows.to(part.device)] = part
+        self._ready()
+        for path in dict.fromkeys(paths):
+            rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
+            part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
+            logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
+            logits[rows.to(part.device)] = part
         assert logits is not None
         return logits
 
@@ -198,6 +198,7 @@ class LoadedRack(nn.Module):
         if any(int(index) not in self.run.residency for index in self.stacks):
             self._bring()
 
+    @own_state()
     def evaluation(
         self,
         corpus: str | os.PathLike[str] | None = None,
@@ -236,6 +237,7 @@ class LoadedRack(nn.Module):
         split, notes = self.run.text(path, tokenised, text_field)
         return self.run.evaluation(split, notes, **{name: value for name, value in asked.items() if value is not None})
 
+    @own_state()
     def evaluate(
         self,
         corpus: Evaluation | str | os.PathLike[str] | None = None,
@@ -269,8 +271,7 @@ class LoadedRack(nn.Module):
                 seed=seed,
                 batch_size=batch_size,
             )
-        with deterministic():
-            return self.run.likelihoods(evaluation, progress)
+        return self.run.likelihoods(evaluation, progress)
 
     def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
         """A text with gaps to fill.
@@ -301,15 +302,16 @@ class LoadedRack(nn.Module):
             UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
             StackwiseError: at a step whose predictions aren't finite, with the stack and the tensor that isn't.
         """
-        steps = sample(
-            self.at_depth(depth),
-            text,
-            sampling,
-            seq_len=self.seq_len,
-            vocab_size=self.spec.vocab_size,
-            causal=self.causal,
-        )
-        return self._naming_weights(steps)
+        with own_state():
+            steps = sample(
+                self.at_depth(depth),
+                text,
+                sampling,
+                seq_len=self.seq_len,
+                vocab_size=self.spec.vocab_size,
+                causal=self.causal,
+            )
+            return _in_own_state(self._naming_weights(steps))
 
     def _naming_weights(self, steps: Iterator[Step]) -> Iterator[Step]:
         try:
@@ -347,9 +349,18 @@ class LoadedRack(nn.Module):
         text = self.text(prompt, length=length, infill=infill)
         seed = self.run.parts.config.run.seed if seed is None else seed
         sampling = Sampling(order, steps, temperature, top_p, block, num, seed)
-        with deterministic():
-            *_, last = self.unmask(text, sampling, depth)
+        *_, last = self.unmask(text, sampling, depth)
         return [text.text(ids) for ids in last.ids.numpy()]
+
+
+def _in_own_state(steps: Iterator[Step]) -> Iterator[Step]:
+    """Take each step in a state of our own; whoever asks for them goes on in the caller's in between."""
+    while True:
+        with own_state():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 @frozen
@@ -359,6 +370,7 @@ class AtDepth:
     rack: LoadedRack
     depth: int
 
+    @own_state()
     @torch.no_grad()
     def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
         """As ``LoadedRack.predict``, of ids that are known to be right: a sampler asks at every step."""

@@ -27,6 +27,7 @@ from stackwise_core.registry.errors import (
     UnknownImplementation,
     WrongDevice,
 )
+from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.registry.official import OFFICIAL
 from stackwise_core.registry.records import Declared, Plugin
@@ -158,7 +159,8 @@ class Registry:
                 declared, "factory", f"{target} is no subclass of {INTERFACES[declared.hook].replace(':', '.')}"
             )
         try:
-            built = factory(options)
+            with foreign_code():
+                built = factory(options)
             # Whatever class it is: an attrs class may be frozen.
             object.__setattr__(built, "origin", declared.origin)
             return built
@@ -249,7 +251,8 @@ def _importable(package: str) -> bool:
 
 def _imported(declared: Declared, stage: str, target: str) -> Any:
     try:
-        return _attribute(target)
+        with foreign_code():
+            return _attribute(target)
     except (Exception, SystemExit) as error:
         raise FailedImplementation(declared, stage, f"{target}: {type(error).__name__}: {error}") from error
 

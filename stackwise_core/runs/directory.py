@@ -30,6 +30,7 @@ from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.lacking_calls import LOCK
 from stackwise_core.runs.manifest import Manifest
 from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
@@ -93,7 +94,8 @@ class RunDirectory:
         directory = os.open(self.path, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with LOCK.where_there_is(self.path):
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{self.path}: another process is working on this run.") from None
             self.manifest = Manifest(self.path)  # another may have written since it was read

@@ -19,6 +19,7 @@ from stackwise_core.data.sequences import Split
 from stackwise_core.errors import StackwiseError, UnavailableError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.process_state import own_state
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
@@ -28,7 +29,6 @@ from stackwise_core.runs.metrics import Metrics
 from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
     EnvironmentChanged,
     EvaluationProgress,
@@ -124,7 +124,7 @@ class Engine:
         with (
             Metrics(self._directory.metrics) as metrics,
             TensorBoard(self._directory.path / "tensorboard") as board,
-            deterministic(),
+            own_state(self._setup.device),
         ):
             scalars = Scalars(board, self._plan, config.run.log_every)
 
@@ -421,6 +421,11 @@ class Engine:
         split = setup.corpus.validation
         if not len(split):
             return []
+
+        def progress(done: int, total: int) -> None:
+            tell(EvaluationProgress(done, total))
+            self._stopping.stop()
+
         return evaluate(
             self._residency,
             Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
@@ -428,7 +433,7 @@ class Engine:
             exits=self._plan.exits,
             active=self._active_at_the_end,
             streams=self._plan.streams,
-            progress=lambda done, total: tell(EvaluationProgress(done, total)),
+            progress=progress,
         )
 
 
