@@ -22,7 +22,7 @@ def _is_adapter(directory: Path) -> bool:
 
 
 def changes_ends(adapter: Path) -> bool:
-    """Whether an adapter may be more than weights of blocks: what isn't known counts as such."""
+    """Return whether an adapter changes embedding or head; one that can't be read counts as such."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -33,7 +33,7 @@ def changes_ends(adapter: Path) -> bool:
 
 
 def code_of_tokenizer(tokenizer_config: Path) -> Iterator[str]:
-    """What is wrong with a tokenizer_config.json that asks for code of its own."""
+    """Yield the problem of a tokenizer_config.json that asks for code of its own."""
     try:
         content = json.loads(tokenizer_config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -58,7 +58,7 @@ def source_checks(config: Config, contradicting: Contradicting) -> Iterator[Misf
 
 
 def _adapter_checks(init: str, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
-    """Adapters belong over the weights, and aren't left behind; the embedding is the same with them or without."""
+    """Refuse a source whose adapters would be left behind; the embedding is the same without them."""
     if isinstance(source, SourceRun):
         if source.has_adapters and init == "all":
             message = f"expected a run without adapters; {source.path} has some beside its weights"
@@ -100,7 +100,7 @@ def _checkpoint_checks(config: Config, source: SourceCheckpoint) -> Iterator[Mis
 
 
 def _mask_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:
-    """The checkpoint's own mask has a trained row; another one has not."""
+    """Refuse another mask than the checkpoint's own, which has a trained row."""
     theirs, data = source.special_ids.get(MASK), config.data
     if theirs is None:
         return

@@ -1,4 +1,4 @@
-"""What a configuration leaves out where its rack starts from another one: it is as that one has it."""
+"""Keys that a configuration leaves out where its rack starts from another one: they are as that one has them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +73,7 @@ def _differs(value: object, theirs: object) -> bool:
 def _rows(
     merged: Merged, source: SourceRun | SourceCheckpoint, rack: Mapping[str, Any], data: Mapping[str, Any]
 ) -> int | None:
-    """What ``rack.vocab_size`` must be; None where it may be left out, or be as it is."""
+    """Return what ``rack.vocab_size`` must be; None where it may be left out, or be as it is."""
     if isinstance(source, SourceRun):
         return source.vocab_size
     layer = merged.origin(("data", "tokenizer"))
@@ -84,7 +84,7 @@ def _rows(
 
 
 def _ids_of(data: Mapping[str, Any], folder: Path) -> int | None:
-    """How many ids the tokenizer of a table ``[data]`` has, mask and padding counted; None where it can't be read."""
+    """Return how many ids the tokenizer of ``[data]`` has, mask and padding counted; None where it can't be read."""
     tokenizer, mask_token, special_ids = (data.get(key) for key in ("tokenizer", "mask_token", "special_ids"))
     if tokenizer in (None, BYTES):
         return len(byte_characters() | BYTE_SPECIALS)

@@ -91,7 +91,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
 
 
 def _settings(config: Path) -> dict[str, Any]:
-    """Settings of a run that another one must have, too; none where the file isn't as a run writes it."""
+    """Return settings of a run that another one must have, too; none where the file isn't as a run writes it."""
     try:
         written = tomli.loads(config.read_text(encoding="utf-8"))
         special_ids = {str(name): int(id_) for name, id_ in written["data"].get("special_ids", {}).items()}

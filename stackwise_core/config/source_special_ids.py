@@ -1,4 +1,4 @@
-"""Which ids a Hugging Face checkpoint calls special: its mask, its padding and others, wherever its files say so."""
+"""Special ids of a Hugging Face checkpoint: its mask, its padding and others, wherever its files say so."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class _Said:
 
 @define
 class _Statements:
-    """Everything the files say, and what is wrong with it."""
+    """Statements of all files, and problems with them."""
 
     vocabulary: Vocabulary
     said: dict[str, list[_Said]] = field(factory=lambda: {MASK: [], PAD: []})
@@ -84,7 +84,7 @@ def read_special_ids(
 
 
 def _content(path: Path, statements: _Statements) -> dict[str, Any]:
-    """What a file says that may be left out."""
+    """Return the content of a file that may be missing."""
     if not path.is_file():
         return {}
     try:
@@ -99,7 +99,7 @@ def _content(path: Path, statements: _Statements) -> dict[str, Any]:
 
 
 def _read_added(directory: Path, tokenizer_config: Mapping[str, Any], statements: _Statements) -> None:
-    """Ids of added tokens: the library's, beside which other files must not say others."""
+    """Collect ids of added tokens from beside tokenizer.json; they may not differ from its own."""
     decoder = tokenizer_config.get("added_tokens_decoder")
     pairs = [(_name(token), id_) for id_, token in decoder.items()] if isinstance(decoder, dict) else []
     listed = [(directory / TOKENIZER_CONFIG, "added_tokens_decoder", pairs)]
@@ -122,7 +122,7 @@ def _read_added(directory: Path, tokenizer_config: Mapping[str, Any], statements
 
 
 def _read_names(path: Path, content: Mapping[str, Any], statements: _Statements) -> None:
-    """Tokens that a file gives a role, such as ``mask_token``."""
+    """Collect the tokens that a file gives a role, such as ``mask_token``."""
     named = [(key, _name(value)) for key, value in content.items() if key.endswith("_token")]
     for key in _MORE:
         more = content.get(key)
@@ -143,7 +143,7 @@ def _read_names(path: Path, content: Mapping[str, Any], statements: _Statements)
 
 
 def _name(value: object) -> str | None:
-    """A token as text, or as the table of an added token."""
+    """Return a token that is given as text, or as the table of an added token."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -159,7 +159,7 @@ def _id(token: str, statements: _Statements) -> int | None:
 def _read_ids(
     path: Path, content: Mapping[str, Any], statements: _Statements, rows: int, defaults: Mapping[str, int]
 ) -> None:
-    """Ids that a file gives the mask and the padding."""
+    """Collect the ids that a file gives the mask and the padding."""
     tokens = {id_: token for token, id_ in statements.vocabulary.ids.items()}
     for name in (MASK, PAD):
         key = f"{name}_token_id"
@@ -179,7 +179,7 @@ def _read_ids(
 
 
 def _agreed(name: str, statements: _Statements, directory: Path, rows: int) -> int | None:
-    """The id that all places give the mask or the padding; None where none does."""
+    """Return the id that all places give the mask or the padding; None where none does."""
     if not statements.said[name]:
         return None
     first, *others = statements.said[name]

@@ -65,7 +65,7 @@ class PretrainedWeights:
         return tensors
 
     def _rows(self, name: str, wanted: int) -> Tensor:
-        """Rows [wanted, d_model] of an embedding or a head: the checkpoint's, then the mean of its tokens'."""
+        """Return rows [wanted, d_model] of an embedding or a head: the checkpoint's, then the mean of its tokens'."""
         rows = torch.empty(wanted, self._stored(name).shape[1])
         self._fill(name, rows[: self.source.rows])
         rows[self.source.rows :] = rows[: self.source.tokens].mean(dim=0)
