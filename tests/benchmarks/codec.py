@@ -94,7 +94,7 @@ def trained(directory: str, seed: int, *overrides: str) -> Path:
 def bounds(run: Path) -> list[list[float]]:
     """NELBO in nats a byte, [GROUPS, depths]: each part of the validation text on masks of its own."""
     finished = FinishedRun.open(run)
-    text, groups = finished.text(None), []
+    (text, _), groups = finished.text(None), []
     for group in range(GROUPS):
         part = evolve(text, numbers=text._numbers[group::GROUPS])
         with own_state():

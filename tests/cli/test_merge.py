@@ -43,7 +43,7 @@ def done(*arguments: object) -> None:
 
 def likelihood(run: Path) -> float:
     finished = FinishedRun.open(run)
-    return finished.likelihoods(finished.evaluation(finished.text(None), draws=2))[-1].nats_per_token
+    return finished.likelihoods(finished.evaluation(*finished.text(None), draws=2))[-1].nats_per_token
 
 
 @pytest.fixture(scope="module")

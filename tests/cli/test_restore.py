@@ -60,7 +60,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 def likelihood(run: Path) -> float:
     finished = FinishedRun.open(run)
-    return finished.likelihoods(finished.evaluation(finished.text(None), draws=2))[-1].nats_per_token
+    return finished.likelihoods(finished.evaluation(*finished.text(None), draws=2))[-1].nats_per_token
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_finished_run_is_evaluated_as_it_was_trained(tmp_path, most_resident):
     ran = run_tiny(tmp_path, {"training.trunk_residency": "stream", "training.epochs_per_stack": 1})
     most_resident.clear()
     finished = FinishedRun.open(ran.directory)
-    likelihoods = finished.likelihoods(finished.evaluation(finished.text(None)))
+    likelihoods = finished.likelihoods(finished.evaluation(*finished.text(None)))
     assert tuple(likelihoods) == ran.result.likelihoods
     assert max(most_resident) == 1
 
