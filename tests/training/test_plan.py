@@ -15,8 +15,9 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.disk_estimate import boundary_bytes
 from stackwise_core.training.phase_boundaries import boundaries_by_draw
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import Plan, check_disk, make_plan
+from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.plan_checks import check_phases, settle_routes
+from stackwise_core.training.plan_limits import check_disk
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
 from tests.tiny import run_tiny, tiny_config
