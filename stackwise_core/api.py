@@ -52,9 +52,10 @@ def load_config(
 
 
 def plan(configuration: Configuration | str | os.PathLike[str], *, tokenised: Progress | None = None) -> Plan:
-    """The phases of a run, with their memory, disk (bytes) and floating-point operations. Nothing is trained.
+    """Plan a run: its phases, with their memory and disk in bytes, floating-point operations and seconds.
 
-    What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the same.
+    Nothing is trained. What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the
+    same.
 
     Args:
         configuration: what ``load_config`` gave, or what it would be given.

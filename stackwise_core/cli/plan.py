@@ -15,7 +15,7 @@ from stackwise_core.cli.output import json_option, print_json
 @beyond_machine_option
 @json_option()
 def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], beyond_machine: bool, as_json: bool) -> None:
-    """Show the phases of FILE with their parameters, masks, steps, memory, disk and FLOPs. Nothing is trained."""
+    """Show the phases of FILE with their parameters, masks, steps, memory, disk, FLOPs and time. Nothing is trained."""
     from stackwise_core import load_config
     from stackwise_core.api import prepare
 

@@ -103,10 +103,10 @@ class Engine:
         if not self._goes_on:  # others would take it for one that was left without a step
             self._lock.enter_context(self._directory.locked())
         self._order, self._stores = sample_order(setup), None
-        cache = setup.implementations.cache
-        if cache is not None:
-            self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
         try:
+            cache = setup.implementations.cache
+            if cache is not None:
+                self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
             self._residency = setup.residency(self._directory)
         except BaseException:  # for want of memory, or by Ctrl-C
             if not self._goes_on:
