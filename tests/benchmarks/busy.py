@@ -1,6 +1,6 @@
 """What a run loses on a busy machine, by how OpenMP's threads wait for one another.
 
-    .venv/bin/python tests/benchmarks/busy.py [--rounds 3] [--at-once 3]
+    .venv/bin/python tests/benchmarks/busy.py [--rounds 3] [--at-once 3] [--steps 300]
 
 A rack of one stack of stackwise.toml is trained, alone and several times at once, with threads that spin as torch has
 it by default (GOMP_SPINCOUNT=300000, GNU's own default) and with threads that sleep (what Stackwise sets). Each round
@@ -27,7 +27,8 @@ from stackwise_core.openmp import WAITING
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "busy.md"
 SPINS, SLEEPS = {"GOMP_SPINCOUNT": "300000"}, {}
-STEPS, STEPS_WHERE_IT_CRAWLS = 300, 20
+CRAWLS = 15
+"""Where threads spin and cores are short, so many times fewer steps are taken."""
 PROSE = """# A busy machine
 
 A rack of one stack of `stackwise.toml` on {cores} cores, alone and {many} times at once, each process with {cores}
@@ -61,9 +62,9 @@ def train(folder: Path, number: int, steps: int, policy: dict[str, str]) -> subp
     )
 
 
-def measure(folder: Path, at_once: int, policy: dict[str, str], weights: list[tuple[int, str]]) -> float:
+def measure(folder: Path, at_once: int, steps: int, policy: dict[str, str], weights: list[tuple[int, str]]) -> float:
     """Tokens a second of the slowest of several runs at once; their weights' hashes go to ``weights``, by steps."""
-    steps = STEPS_WHERE_IT_CRAWLS if policy and at_once > 1 else STEPS
+    steps = steps // CRAWLS if policy and at_once > 1 else steps
     with tempfile.TemporaryDirectory(dir=folder) as place:
         running = [train(Path(place), number, steps, policy) for number in range(at_once)]
         said = [json.loads(process.communicate()[0]) for process in running]
@@ -75,15 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
     asked = parser.parse_args()
     measured: dict[tuple[str, int], list[float]] = {}
     weights: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), 1, SLEEPS, [])  # files and kernels are read once
+        measure(Path(folder), 1, CRAWLS, SLEEPS, [])  # files and kernels are read once
         for _ in range(asked.rounds):
             for at_once in (1, asked.at_once):
                 for name, policy in (("spin", SPINS), ("sleep", SLEEPS)):
-                    speed = measure(Path(folder), at_once, policy, weights)
+                    speed = measure(Path(folder), at_once, asked.steps, policy, weights)
                     measured.setdefault((name, at_once), []).append(speed)
                     print(f"{name}, {at_once} at once: {speed:.0f} tokens/s", flush=True)
     median = {case: statistics.median(speeds) for case, speeds in measured.items()}
@@ -91,7 +93,7 @@ def main() -> None:
         f"| {name} | {median[name, 1] / 1000:.1f}k | {median[name, asked.at_once] / 1000:.2f}k |"
         for name in ("spin", "sleep")
     ]
-    long = [digest for steps, digest in weights if steps == STEPS]
+    long = [digest for steps, digest in weights if steps == asked.steps]
     page = PROSE.format(
         cores=processors(),
         many=asked.at_once,
@@ -101,7 +103,7 @@ def main() -> None:
         busy=median["sleep", asked.at_once] / median["spin", asked.at_once],
         same=max(map(long.count, long)),
         runs=len(long),
-        steps=STEPS,
+        steps=asked.steps,
     )
     PAGE.write_text(page)
     print(page)
