@@ -98,9 +98,9 @@ class Engine:
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
             check_disk(plan, stores or Path(run.directory))
-        self._goes_on, self._lock = directory is not None, ExitStack()
+        self._resumes, self._lock = directory is not None, ExitStack()
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
-        if not self._goes_on:  # others would take it for one that was left without a step
+        if not self._resumes:  # others would take it for one that was left without a step
             self._lock.enter_context(self._directory.locked())
         self._order, self._stores = sample_order(setup), None
         try:
@@ -109,7 +109,7 @@ class Engine:
                 self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
             self._residency = setup.residency(self._directory)
         except BaseException:  # for want of memory, or by Ctrl-C
-            if not self._goes_on:
+            if not self._resumes:
                 self._leave_nothing_without_work()
             raise
 
@@ -126,7 +126,7 @@ class Engine:
             KeyboardInterrupt: somebody asked the run to stop; what is done is on disk.
         """
         with self._lock, computing_threads(self._setup.config.run.threads):
-            if self._goes_on:
+            if self._resumes:
                 self._lock.enter_context(self._directory.locked())
             try:
                 return self._run()
