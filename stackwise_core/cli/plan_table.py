@@ -29,7 +29,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     if console.is_terminal and console.width < ALL_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT_WHEN_NARROW} for row in rows]
     print_table(console, list(rows[0]), abridged([list(row.values()) for row in rows]), left=3)
-    console.print(time_text(plan), highlight=False, soft_wrap=True)
+    console.print(time_text(plan), highlight=False, soft_wrap=not console.is_terminal)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)
 
