@@ -72,6 +72,7 @@ def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
         "training.steps_per_stack": 5,
         "training.batch_size": 64,
     }
+    plan_of(tmp_path, changes)  # which measures the machine, with operations of its own
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ran = run_tiny(tmp_path, changes)
     assert ran.plan.phases[0].flops == pytest.approx(counter.get_total_flops(), rel=0.05)
