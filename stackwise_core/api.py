@@ -52,9 +52,10 @@ def load_config(
 
 
 def plan(configuration: Configuration | str | os.PathLike[str], *, tokenised: Progress | None = None) -> Plan:
-    """The phases of a run, with their memory, disk (bytes) and floating-point operations. Nothing is trained.
+    """Plan a run: its phases, with their memory and disk in bytes, floating-point operations and seconds.
 
-    What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the same.
+    Nothing is trained. What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the
+    same.
 
     Args:
         configuration: what ``load_config`` gave, or what it would be given.
@@ -72,6 +73,7 @@ def run(
     *,
     fresh: bool = False,
     accept_change: bool = False,
+    beyond_machine: bool = False,
     listener: Listener | None = None,
     tokenised: Progress | None = None,
 ) -> RunResult:
@@ -82,12 +84,15 @@ def run(
             name of either, too.
         fresh: begin anew, though a run broke off.
         accept_change: go on though the configuration has changed, where no weight depends on what has.
+        beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
+            doesn't hold.
         listener: called with each event of ``stackwise_core.training.events``.
         tokenised: as ``plan``.
 
     Raises:
         Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
-        UsageError: as ``plan``; or the plan is over ``training.memory_budget`` or the room on the disk; or what broke
+        UsageError: as ``plan``; or the plan is over ``training.memory_budget``, the room on the disk or
+            all that the machine could do; or what broke
             off began with another configuration.
         UnavailableError: as ``plan``.
         StackwiseError: the run failed. The last checkpoint is on disk, as with all that follow.
@@ -96,7 +101,7 @@ def run(
             checkpoint before this is raised; a second one doesn't wait.
     """
     begun = begin(_read(configuration), fresh=fresh, accept_change=accept_change)
-    return prepare(begun, tokenised).run(listener or (lambda event: None))
+    return prepare(begun, tokenised).run(listener or (lambda event: None), beyond_machine=beyond_machine)
 
 
 def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuration:
@@ -109,9 +114,11 @@ def prepare(configuration: Configuration, tokenised: Progress | None = None) -> 
     with own_state():
         from stackwise_core.training.plan import make_plan
         from stackwise_core.training.setup import set_up
+        from stackwise_core.training.threads import computing_threads
 
-        setup = set_up(configuration.config, configuration.registry, tokenised)
-        return Prepared(configuration, setup, make_plan(setup))
+        with computing_threads(configuration.config.run.threads):
+            setup = set_up(configuration.config, configuration.registry, tokenised)
+            return Prepared(configuration, setup, make_plan(setup))
 
 
 @frozen
@@ -122,11 +129,12 @@ class Prepared:
     setup: Setup
     plan: Plan
 
-    def run(self, listener: Listener, stopping: Stopping | None = None) -> RunResult:
+    def run(self, listener: Listener, stopping: Stopping | None = None, *, beyond_machine: bool = False) -> RunResult:
         """Train it, or go on with what ``begin`` found.
 
         Args:
             stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
+            beyond_machine: as ``run``.
         """
         from stackwise_core.runs.directory import RunDirectory
         from stackwise_core.training.engine import Engine
@@ -141,7 +149,8 @@ class Prepared:
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
         with stopping.heeding(), own_state(self.setup.device):
-            return Engine(self.setup, self.plan, registry, tell, begun, stopping).run()
+            engine = Engine(self.setup, self.plan, registry, tell, begun, stopping, beyond_machine=beyond_machine)
+            return engine.run()
 
 
 def load_rack(

@@ -13,12 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     (
+        "control_groups",
         "errors",
         "files",
-        "options",
         "hookspecs",
         "lacking_calls",
+        "machine",
         "number_range",
+        "openmp",
+        "options",
         "process_state",
         "quiet_imports",
         "tensor_file",

@@ -15,6 +15,13 @@ plugin_option = click.option(
     "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
 )
 
+beyond_machine_option = click.option(
+    "--beyond-machine",
+    is_flag=True,
+    help="Don't refuse a plan that needs several times the memory that there is, or weights that the disk doesn't "
+    "hold.",
+)
+
 
 class Run(click.ParamType):
     """A run by its path, or by its name in the directory of runs."""

@@ -15,7 +15,7 @@ from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
 from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.quantities import count, duration
-from stackwise_core.cli.tables import print_table
+from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
     BadStep,
@@ -342,7 +342,7 @@ def print_result(console: Console, result: RunResult) -> None:
     if console.is_terminal and console.width < ALL_RESULT_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in ("computed", "hits", "equal")} for row in rows]
     console.print()
-    print_table(console, list(rows[0]), [list(row.values()) for row in rows])
+    print_table(console, list(rows[0]), abridged([list(row.values()) for row in rows]))
     evicted = sum(phase.boundaries_evicted for phase in result.phases)
     damaged = sum(phase.boundaries_damaged for phase in result.phases)
     bad, spikes = (sum(getattr(phase, of) for phase in result.phases) for of in ("bad_steps", "loss_spikes"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.arguments import beyond_machine_option, config_options
 from stackwise_core.cli.output import Console, discard_output, json_option, print_json
 
 
@@ -19,9 +19,16 @@ from stackwise_core.cli.output import Console, discard_output, json_option, prin
     is_flag=True,
     help="Go on though the configuration has changed, where no weight depends on what has.",
 )
+@beyond_machine_option
 @json_option("Print the result as JSON; progress goes to stderr.")
 def run(
-    file: str, overrides: Sequence[str], plugins: Sequence[str], fresh: bool, accept_change: bool, as_json: bool
+    file: str,
+    overrides: Sequence[str],
+    plugins: Sequence[str],
+    fresh: bool,
+    accept_change: bool,
+    beyond_machine: bool,
+    as_json: bool,
 ) -> None:
     """Train the rack that FILE describes, phase by phase, into a directory of its own.
 
@@ -71,7 +78,7 @@ def run(
                             discard_output()
                             stopping.request()
 
-                result = prepared.run(listen, stopping)
+                result = prepared.run(listen, stopping, beyond_machine=beyond_machine)
     except Busy as busy:
         raise Busy(f"{busy} Wait for it, or begin another with --fresh.") from None
     except (Exception, KeyboardInterrupt) as error:
@@ -97,6 +104,8 @@ def _what_next(directory: Path, unshown: OSError | None) -> str:
     from stackwise_core.runs.beginning import is_finished
 
     why = "" if unshown is None else f"Progress can't be shown ({unshown.strerror}), so the run was stopped. "
+    if not directory.exists():
+        return f"{why}No step was taken, and nothing is left of the run."
     if is_finished(directory):
         return f'{why}All of it is trained: "stackwise evaluate {shlex.quote(str(directory))}" measures it.'
     return f'{why}"stackwise run {shlex.quote(str(directory))}" goes on with this run.'

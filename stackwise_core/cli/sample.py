@@ -116,7 +116,7 @@ def sample(
             soft_wrap=not aside.is_terminal,
         )
     began = time.perf_counter()
-    with watching(console, text, shown=not as_json, aside=aside) as show:
+    with watching(console, text, shown=not as_json, aside=aside) as show, rack.computing():
         for step in steps_to_do:
             show(step)
     seconds = time.perf_counter() - began

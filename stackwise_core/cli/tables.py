@@ -16,6 +16,16 @@ from stackwise_core.config.errors import printable
 
 GAP = 2
 """Columns of a terminal between two of a table."""
+MANY, FIRST, LAST = 30, 8, 4
+"""Rows that are all shown, and of more the first and the last ones that are."""
+
+
+def abridged(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """Return the rows; of many, the first and the last with a count of those between."""
+    if len(rows) <= MANY:
+        return rows
+    between = f"... {len(rows) - FIRST - LAST} more"
+    return [*rows[:FIRST], [between, *[""] * (len(rows[0]) - 1)], *rows[-LAST:]]
 
 
 def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:

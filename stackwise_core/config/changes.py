@@ -11,13 +11,15 @@ ANY_TIME = frozenset(
     {
         "run.log_every",
         "run.tensorboard",
+        "run.threads",
         "data.tokens_directory",
         "training.max_bad_steps",
         "training.memory_budget",
         "training.trunk_residency",
     }
 )
-"""Keys outside ``[checkpoint]`` that a run may change as it goes on, since no weight depends on them."""
+"""Keys outside ``[checkpoint]`` that a run may change as it goes on, since no weight depends on them; on the threads
+only the last bits of sums do, as on the machine."""
 CACHE = frozenset({"capacity", "keep", "keep_time_steps"})
 """Keys of ``[cache_backend]`` that it may."""
 EVALUATION = frozenset({"draws", "bands", "sequences"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -25,6 +26,7 @@ from stackwise_core.inference.token_choice import NoPredictions
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.process_state import own_state
 from stackwise_core.rack.not_finite import refuse_weights
+from stackwise_core.training.threads import computing_threads
 
 
 class LoadedRack(nn.Module):
@@ -55,6 +57,12 @@ class LoadedRack(nn.Module):
         if not self.run.streams:
             self.stacks = nn.ModuleDict({str(index): self.run.residency.stack(index) for index in every})
         self.requires_grad_(False)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Have torch compute with as many threads as in the run."""
+        with computing_threads(self.run.parts.config.run.threads):
+            yield
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedRack:
         raise UsageError(
@@ -151,12 +159,13 @@ class LoadedRack(nn.Module):
         fraction, depth = fraction.double(), self.at_depth(depth).depth
         paths = [self.path(each, depth) for each in fraction.tolist()]
         logits: Tensor | None = None
-        self._ready()
-        for path in dict.fromkeys(paths):
-            rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
-            part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
-            logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
-            logits[rows.to(part.device)] = part
+        with self.computing():
+            self._ready()
+            for path in dict.fromkeys(paths):
+                rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
+                part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
+                logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
+                logits[rows.to(part.device)] = part
         assert logits is not None
         return logits
 
@@ -271,7 +280,8 @@ class LoadedRack(nn.Module):
                 seed=seed,
                 batch_size=batch_size,
             )
-        return self.run.likelihoods(evaluation, progress)
+        with self.computing():
+            return self.run.likelihoods(evaluation, progress)
 
     def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
         """A text with gaps to fill.
@@ -349,7 +359,8 @@ class LoadedRack(nn.Module):
         text = self.text(prompt, length=length, infill=infill)
         seed = self.run.parts.config.run.seed if seed is None else seed
         sampling = Sampling(order, steps, temperature, top_p, block, num, seed)
-        *_, last = self.unmask(text, sampling, depth)
+        with self.computing():
+            *_, last = self.unmask(text, sampling, depth)
         return [text.text(ids) for ids in last.ids.numpy()]
 
 

@@ -17,6 +17,7 @@ from stackwise_core.config.sources import Overrides
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.runs.steps import has_step, was_only_begun
 from stackwise_core.writable import check_writable
 
 
@@ -39,6 +40,8 @@ class Configuration:
 def begin(configuration: Configuration, *, fresh: bool = False, accept_change: bool = False) -> Configuration:
     """Find the last run of the configuration's name, if that broke off: it is gone on with. Nothing is written.
 
+    One that took no step holds no name: its directory is begun anew, with this configuration.
+
     Args:
         fresh: whether a new one is to begin in any case.
         accept_change: whether to go on though keys have changed, where no weight depends on what has.
@@ -57,6 +60,8 @@ def begin(configuration: Configuration, *, fresh: bool = False, accept_change: b
         return evolve(configuration, directory=None)
     if is_finished(directory):
         raise Finished(f"{directory} is finished. A fresh run would begin anew.")
+    if not has_step(directory):  # whatever it was to be, this one takes its place
+        return evolve(configuration, directory=directory)
     config = _going_on(directory, configuration, accept_change)
     return evolve(configuration, config=config, directory=directory)
 
@@ -92,13 +97,13 @@ def is_finished(directory: Path) -> bool:
 
 
 def broken_off(parent: Path, name: str) -> Path | None:
-    """The last run of a name, if it was begun and hasn't finished."""
+    """Return the last run of a name, if it was begun and hasn't finished."""
     last, number = None, 1
     while (path := parent / (name if number == 1 else f"{name}-{number}")).is_dir():
         last, number = path, number + 1
-    if last is None or PROGRESS not in Manifest(last) or is_finished(last):
+    if last is None or is_finished(last):
         return None
-    return last
+    return last if PROGRESS in Manifest(last) or was_only_begun(last) else None
 
 
 def _begun(directory: Path) -> Path:

@@ -32,11 +32,10 @@ from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.lacking_calls import LOCK
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.runs.steps import CACHE, METRICS, RESUME
 from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-RESUME = "resume"
 
 
 class Busy(StackwiseError):
@@ -77,12 +76,12 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         """The file that measurements are appended to."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def cache(self) -> Path:
         """The directory of the boundaries' stores."""
-        return self.path / "cache"
+        return self.path / CACHE
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,6 +101,16 @@ class RunDirectory:
             yield
         finally:
             os.close(directory)
+
+    def clear(self) -> None:
+        """Delete everything but boundaries, which are found by what they were made of."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                if entry.name != CACHE:
+                    shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        self.manifest = Manifest(self.path)
 
     def together(self) -> AbstractContextManager[None]:
         """What is written in it counts at its end, all of it or nothing."""
@@ -330,7 +339,7 @@ def _prefix(path: PurePosixPath) -> str | None:
     if path.parts[0] == "adapters":
         return f"adapters.{int(path.parts[1])}.{path.parts[2]}."
     if path.parts[0] == "stacks":
-        return f"stacks.{int(path.name[:3])}."
+        return f"stacks.{int(path.name.partition('.')[0])}."
     return "" if len(path.parts) == 1 else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from stackwise_core.runs.directory import RunDirectory, embedding_file, head_fil
 from stackwise_core.runs.environment import device_name, differences, environment, software
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
+from stackwise_core.runs.steps import has_step, has_work
 from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
@@ -42,16 +43,17 @@ from stackwise_core.training.events import (
     RunStarted,
 )
 from stackwise_core.training.fit import Fit
+from stackwise_core.training.memory import device_memory
 from stackwise_core.training.namespace import made_of
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import (
-    Plan,
+from stackwise_core.training.plan import Plan, check_same_plan
+from stackwise_core.training.plan_limits import (
     check_disk,
     check_memory,
-    check_same_plan,
+    check_possible,
     check_stores_directory,
     stores_directory,
 )
@@ -59,6 +61,7 @@ from stackwise_core.training.recording import Scalars, record
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
+from stackwise_core.training.threads import computing_threads
 from stackwise_core.training.validation import Validation
 
 
@@ -69,6 +72,7 @@ class Engine:
         listener: told of everything that happens.
         directory: of a run that broke off, to go on with; None for a new one.
         stopping: whether somebody asked the run to stop.
+        beyond_machine: whether to begin though the plan is clearly impossible on this machine.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Engine:
         listener: Listener,
         directory: RunDirectory | None = None,
         stopping: Stopping | None = None,
+        *,
+        beyond_machine: bool = False,
     ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         self._stopping = stopping or Stopping()
@@ -86,18 +92,26 @@ class Engine:
         for key, missing in missing_packages(setup.config):  # whoever goes on may do so on another machine
             raise UnavailableError(f"{key}: {missing}")
         check_memory(plan, setup.config.training.memory_budget)
+        if not beyond_machine:
+            check_possible(plan, device_memory(setup.device), None if directory else Path(run.directory))
         stores = stores_directory(setup.config)
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
             check_disk(plan, stores or Path(run.directory))
-        self._started = directory is not None
+        self._resumes, self._lock = directory is not None, ExitStack()
         self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
-        self._residency = setup.residency(self._directory)
-        self._order = sample_order(setup)
-        cache = setup.implementations.cache
-        self._stores = None
-        if cache is not None:
-            self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
+        if not self._resumes:  # others would take it for one that was left without a step
+            self._lock.enter_context(self._directory.locked())
+        self._order, self._stores = sample_order(setup), None
+        try:
+            cache = setup.implementations.cache
+            if cache is not None:
+                self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
+            self._residency = setup.residency(self._directory)
+        except BaseException:  # for want of memory, or by Ctrl-C
+            if not self._resumes:
+                self._leave_nothing_without_work()
+            raise
 
     @property
     def directory(self) -> Path:
@@ -111,13 +125,20 @@ class Engine:
             StackwiseError: another process is working on the run, a file is damaged, or losses aren't finite.
             KeyboardInterrupt: somebody asked the run to stop; what is done is on disk.
         """
-        try:
-            with self._directory.locked():
+        with self._lock, computing_threads(self._setup.config.run.threads):
+            if self._resumes:
+                self._lock.enter_context(self._directory.locked())
+            try:
                 return self._run()
-        except BaseException:
-            if not self._started:  # nobody was told of it, and nothing was trained
+            except BaseException:
+                self._leave_nothing_without_work()
+                raise
+
+    def _leave_nothing_without_work(self) -> None:
+        """Delete a run that has taken no step, nor made boundaries for one."""
+        with suppress(StackwiseError):  # a manifest that is damaged is somebody's
+            if not has_work(self._directory.path):
                 shutil.rmtree(self._directory.path, ignore_errors=True)
-            raise
 
     def _run(self) -> RunResult:
         config, (done, measured_until) = self._setup.config, self._begin()
@@ -134,7 +155,6 @@ class Engine:
                     scalars.record(event)
                 self._listener(event)
 
-            self._started = True
             tell(RunStarted(self._plan, self._directory.path, config.run.name, len(done)))
             now = environment(config, self._registry, self._setup.device)
             if changed := differences(self._directory.read_json("environment.json"), now):
@@ -208,7 +228,7 @@ class Engine:
             The phases that are done, and how many bytes of metrics there were then.
         """
         config, directory = self._setup.config, self._directory
-        if directory.has(PROGRESS):
+        if has_step(directory.path):
             directory.manifest.recover()
             check_same_plan(self._plan, directory)
             self._residency.load_ends(directory.read_ends(self._setup.spec))
@@ -217,6 +237,7 @@ class Engine:
                 directory.write_text("config.toml", dump(config))
             self._save_rack(len(done))
             return done, measured_until
+        directory.clear()  # what a run without a step left
         with directory.together():
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))

@@ -12,10 +12,14 @@ from stackwise_core.data.sequences import Corpus
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
 from stackwise_core.training.disk_estimate import boundary_bytes
+from stackwise_core.training.memory import device_memory
 from stackwise_core.training.out_of_reach import beyond_what_there_is
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.training.setup import Setup
+
+MOST_NAMES = 10
+"""Names that a note has."""
 
 
 def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
@@ -38,7 +42,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
     live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
     if cache is not None and live:
-        names = ", ".join(live)
+        names = several(live)
         said.append(
             f"The cache is off in {names}: adapters train in the trunk, so that its boundary changes with every step."
         )
@@ -68,10 +72,14 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     said += beyond_what_there_is(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
-    free = psutil.virtual_memory().available
-    peak = max(plan.memory.total for plan in planned)
-    if setup.device.type == "cpu" and peak > free:
-        said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
+    room, peak = device_memory(setup.device), max(plan.memory.total for plan in planned)
+    # The peak includes what this process holds, which is no longer free.
+    there = room.free + (psutil.Process().memory_info().rss if setup.device.type == "cpu" else 0)
+    if peak > there:
+        limit = f", by {room.limit}" if room.limit else ""
+        said.append(
+            f"The peak of {ByteSize(peak)} is more than the {ByteSize(there)} that this process can have{limit}."
+        )
     return said
 
 
@@ -116,8 +124,15 @@ def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
     """What to say of bands that don't cover (0, 1]."""
     if covered(bands) >= 0.995:
         return []
-    seen = ", ".join(dict.fromkeys(map(band_text, bands)))
+    seen = several(list(dict.fromkeys(map(band_text, bands))))
     return [f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them."]
+
+
+def several(names: Sequence[str]) -> str:
+    """The names; of many, the first, the last and a count."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
 
 
 def band_text(band: tuple[float, float]) -> str:

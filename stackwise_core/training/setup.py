@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from attrs import asdict, evolve, frozen
 
@@ -21,12 +20,14 @@ from stackwise_core.interfaces.component import origin
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.machine import memory
 from stackwise_core.rack.allocator import keep_little
 from stackwise_core.rack.formats import Formats
 from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
 from stackwise_core.runs.source import Source
+from stackwise_core.training.memory import device_memory
 from stackwise_core.training.optimizer import check_optimizer
 from stackwise_core.training.plan_checks import check_partition
 
@@ -75,9 +76,7 @@ class Parts:
         asked = self.config.training.memory_budget
         if asked is not None:
             return asked
-        if self.device.type == "cuda":
-            return round(OF_FREE * torch.cuda.mem_get_info(self.device)[0])
-        return free_memory()
+        return round(OF_FREE * device_memory(self.device).free)
 
     @property
     def window(self) -> int:
@@ -140,11 +139,6 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     return Parts(config, device, implementations, tokenizer, noise, spec)
 
 
-def free_memory() -> int:
-    """Bytes of main memory that a run may take where nobody says how many."""
-    return round(OF_FREE * psutil.virtual_memory().available)
-
-
 def settled_window(config: Config) -> int:
     """``training.window``, or what it is where it was left out.
 
@@ -153,7 +147,7 @@ def settled_window(config: Config) -> int:
     training = config.training
     if training.window is not None:
         return training.window
-    budget = free_memory() if training.memory_budget is None else training.memory_budget
+    budget = OF_FREE * memory().free if training.memory_budget is None else training.memory_budget
     window, sequence = WINDOW, 4 * config.data.seq_len * config.rack.d_model
     while window > training.batch_size * training.gradient_accumulation and window * sequence > budget / 4:
         window //= 2

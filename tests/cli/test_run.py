@@ -108,6 +108,8 @@ def test_plan_prints_a_table_or_json_and_trains_nothing(here):
     table = CliRunner().invoke(main, ["plan", "small.toml"])
     assert table.exit_code == 0, table.output
     assert re.search(r"^stack 1 +boundary above stack 0 +stack 1 ", table.output, re.MULTILINE)
+    assert re.search(r"^phase .* FLOPs +time\n.* (s|min)\n", table.output, re.MULTILINE)
+    assert re.search(r"^time: about [\d.]+ (s|min) in all on this machine", table.output, re.MULTILINE)
     plan = json.loads(CliRunner().invoke(main, ["plan", "small.toml", "--json"]).stdout)
     assert [phase["entry"] for phase in plan["phases"]] == ["tokens", "boundary above stack 0"]
     assert plan["phases"][1]["disk"] > 0
@@ -141,7 +143,8 @@ def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, mes
 
 def test_too_large_a_model_says_so(here):
     """What doesn't fit into memory is no defect, and the message names the keys that need less."""
-    result = stackwise("run", "small.toml", "--set", "rack.d_ff=40000000000")
+    wide = ("--set", "rack.d_model=100000", "--set", "rack.d_ff=100000000")
+    result = stackwise("run", "small.toml", "--beyond-machine", *wide)
     assert result.returncode == 1
     assert "out of memory. In training a smaller training.batch_size" in result.stderr
 

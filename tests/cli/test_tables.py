@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from stackwise_core.cli.tables import print_table
+from stackwise_core.cli.tables import FIRST, LAST, MANY, abridged, print_table
 
 HEADINGS = ("phase", "first loss", "tokens/s", "peak memory")
 ROWS = [("stack 0", "4.782", "43.7k", "425 MB"), ("stack 1", "3.221", "30.9k", "450 MB")]
@@ -80,3 +80,14 @@ def test_what_fits_is_one_table_without_a_wrap():
     """As wide as its cells."""
     lines = printed(140, left=3, headings=PLAN, rows=PHASES)
     assert [line.split() for line in (lines[0], *lines[2:])] == [" ".join(row).split() for row in (PLAN, *PHASES)]
+
+
+def test_of_many_rows_the_first_and_the_last_are_shown():
+    """And how many there are between; a table that is just short enough is whole."""
+    rows = [(f"stack {number}", str(number)) for number in range(1000)]
+    assert abridged(rows[:MANY]) == rows[:MANY]
+    assert abridged([]) == []
+    shown = abridged(rows)
+    assert [*shown[:FIRST]] == rows[:FIRST]
+    assert shown[FIRST] == [f"... {1000 - FIRST - LAST} more", ""]
+    assert [*shown[FIRST + 1 :]] == rows[-LAST:]

@@ -15,8 +15,9 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.disk_estimate import boundary_bytes
 from stackwise_core.training.phase_boundaries import boundaries_by_draw
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import Plan, check_disk, make_plan
+from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.plan_checks import check_phases, settle_routes
+from stackwise_core.training.plan_limits import check_disk
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
 from tests.tiny import run_tiny, tiny_config
@@ -71,6 +72,7 @@ def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
         "training.steps_per_stack": 5,
         "training.batch_size": 64,
     }
+    plan_of(tmp_path, changes)  # which measures the machine, with operations of its own
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ran = run_tiny(tmp_path, changes)
     assert ran.plan.phases[0].flops == pytest.approx(counter.get_total_flops(), rel=0.05)

@@ -8,7 +8,8 @@ from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.options import ByteSize
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.plan import check_memory, make_plan
+from stackwise_core.training.plan import make_plan
+from stackwise_core.training.plan_limits import check_memory
 from stackwise_core.training.setup import WINDOW, set_up
 from tests.tiny import run_tiny, tiny_config
 
