@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attrs import evolve
+from xxhash import xxh3_128
 
 from stackwise_core.data import sequences
 from stackwise_core.data.sequences import INDICES, prepare
@@ -129,6 +130,20 @@ def test_no_validation_when_none_is_asked_for(prepared):
     assert (len(corpus.validation), corpus.validation.tokens, corpus.validation.bytes) == (0, 0, 0)
     assert corpus.validation.rows(np.array([], int)).tokens.shape == (0, 8)
     assert corpus.train.tokens == sum(map(len, TEXTS))
+
+
+def test_tokens_of_an_earlier_version_are_made_anew(prepared, caplog):
+    """Where it isn't known what of a text has no token, that is counted again, and nothing is called damaged."""
+    first = prepared(TEXTS)
+    path = first.directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["coverage"], manifest["xxh3_128"]
+    manifest["xxh3_128"] = xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    again = prepared(TEXTS)
+    assert (again.directory, again.train.coverage) == (first.directory, first.train.coverage)
+    assert "coverage" in json.loads(path.read_text())
+    assert not caplog.records
 
 
 def flip_a_bit(file):
