@@ -195,9 +195,9 @@ class JsonTokenizer(Tokenizer):
         self.special_ids = found.all | named
         self._known = frozenset(vocabulary.ids.values()) | frozenset(vocabulary.special)
         self._mask_is_added = self.mask_id not in self._known
-        unknown = unknown_token(content)
-        if unknown in vocabulary.ids and not has_token_for_any_text(content, vocabulary.ids, ByteLevel.alphabet()):
-            self.unknown_ids = frozenset({vocabulary.ids[unknown]})
+        unknown = vocabulary.ids.get(unknown_token(content) or "")
+        if unknown is not None and not has_token_for_any_text(content, vocabulary.ids, ByteLevel.alphabet()):
+            self.unknown_ids = frozenset({unknown})
         self._sizes = np.zeros(self.vocab_size, np.int64)
         for id_, size in token_sizes(content, vocabulary.ids, self.special_ids):
             self._sizes[id_] = size

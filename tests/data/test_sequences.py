@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attrs import evolve
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers
 from xxhash import xxh3_128
 
 from stackwise_core.data import sequences
@@ -413,3 +415,24 @@ def test_no_torch_and_no_tokenizers_for_bytes():
         "assert not {'torch', 'tokenizers'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "собака " * 60,
+            "92.3 % of the text is unknown to .*t.json .data.tokenizer., and of its 60 tokens 0 for training",
+        ),
+        (" \n" * 60, "there is not one character in it that the tokenizer has a token for"),
+    ],
+)
+def test_text_that_the_tokenizer_has_no_token_for(data, tmp_path, text, message):
+    """It isn't too little text: another tokenizer is what it needs."""
+    library = Library(models.WordLevel({"?": 0, "the": 1}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    (tmp_path / "text.txt").write_text(text)
+    changed = evolve(data, corpus=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+    with pytest.raises(UsageError, match=message):
+        prepare(changed, load_tokenizer(changed.tokenizer, mask_token=None))

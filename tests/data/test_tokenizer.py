@@ -126,7 +126,7 @@ def test_ids_that_stand_for_no_text(tmp_path):
     """Special ones, gaps, and rows beyond the last; of bytes as well."""
     library = Library(models.WordLevel({"[UNK]": 0, "a": 3}, unk_token="[UNK]"))
     library.save(str(tmp_path / "t.json"))
-    assert open_json(tmp_path / "t.json").wordless_ids(8) == {1, 2, 4, 5, 6, 7}
+    assert open_json(tmp_path / "t.json").wordless_ids(8) == {0, 1, 2, 4, 5, 6, 7}
     assert load_tokenizer("bytes", mask_token=None).wordless_ids(260) == {256, 257, 258, 259}
 
 
