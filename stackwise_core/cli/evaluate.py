@@ -57,7 +57,7 @@ def evaluate(
     from stackwise_core.cli.pulse import working
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.notes import unseen
+    from stackwise_core.training.notes import of_the_coverage, unseen
 
     aside = Console(stderr=True)
     with working(aside, "loading the rack"):
@@ -103,5 +103,6 @@ def evaluate(
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
-    for note in (*evaluation.notes, *(unseen(run.trained_bands) if not evaluation.causal else ())):
+    never_seen = [] if evaluation.causal else unseen(run.trained_bands)
+    for note in (*evaluation.notes, *never_seen, *of_the_coverage(evaluation.split.coverage)):
         console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
 from stackwise_core.data.predictable import predictable
-from stackwise_core.data.token_stream import BATCH, Progress, Text, TokenStream, real_tokens, tokenise
+from stackwise_core.data.token_stream import BATCH, Coverage, Progress, Text, TokenStream, real_tokens, tokenise
 from stackwise_core.data.tokenizer import Tokenizer
 
 LONGEST_PASSAGE = 16  # rows
@@ -69,6 +69,7 @@ class Packing:
     left_out: int
     """Tokens of training passages that equal one of a text for validation, and are in neither split."""
     texts: tuple[PackedText, ...]
+    coverage: Coverage
 
     @property
     def train(self) -> PackedSplit:
@@ -178,7 +179,7 @@ def pack(
         )
         for number in range(len(texts))
     ]
-    return Packing(stream.tokens, int(passages.sizes[left_out].sum()), tuple(packed))
+    return Packing(stream.tokens, int(passages.sizes[left_out].sum()), tuple(packed), stream.coverage)
 
 
 def _cut(stream: TokenStream, seq_len: int, validation_fraction: float) -> _Passages:

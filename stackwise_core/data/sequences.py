@@ -25,7 +25,7 @@ from stackwise_core.data.mapped import map_array
 from stackwise_core.data.packing import PackedSplit, Packing, pack
 from stackwise_core.data.predictable import predictable
 from stackwise_core.data.sources import Source, find_sources, share_held_out
-from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
+from stackwise_core.data.token_stream import Coverage, Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.files import EXHAUSTED, sync
@@ -73,6 +73,8 @@ class Split:
     """Tokens that can be scored; a tokenizer's special tokens, where the text has some, don't count."""
     bytes: int
     """UTF-8 bytes that these tokens stand for."""
+    coverage: Coverage
+    """Of all text, of which this is a part."""
     _numbers: NDArray[np.int64] = field(repr=False)
     _alone: NDArray[np.int64] = field(repr=False)
     _packed: NDArray[Any] = field(repr=False)
@@ -325,14 +327,19 @@ class _Reading:
 
 
 def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataConfig) -> None:
+    coverage, known = packing.coverage, " that the tokenizer has a token for" if packing.coverage.dropped else ""
     for text, source in zip(packing.texts, sources, strict=True):
         if not text.documents:
-            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it")
+            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it{known}")
     train, validation = packing.train, packing.validation
+    unknown = f"{100 * coverage.unknown / coverage.bytes:.3g} % of the text is unknown to {data.tokenizer}"
     corpora = ", ".join(dict.fromkeys(source.named.corpus for source in sources))
     if all(source.named.is_validation for source in sources):  # measured on, however short it is
         if not validation.rows:
-            raise UsageError(f"{corpora}: none of its {packing.all_tokens} tokens can be scored: all are special")
+            because = f", and {unknown}" if coverage.unknown else ""
+            raise UsageError(
+                f"{corpora}: none of its {packing.all_tokens} tokens can be scored: all are special{because}"
+            )
         return
     measured = ", ".join(source.named.name for source in sources if source.named.is_validation)
     share = share_held_out(sources, data)
@@ -343,6 +350,11 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
         if train.tokens < data.seq_len
         else "none for validation"
     )
+    if 2 * coverage.unknown > coverage.bytes:
+        raise UsageError(
+            f"{corpora}: {unknown} (data.tokenizer), and of its {packing.all_tokens} tokens {short}. Expected a "
+            'tokenizer for such text, or "bytes"'
+        )
     named = measured if data.validation is None else "data.validation"
     if packing.left_out and not train.tokens:
         raise UsageError(
@@ -424,6 +436,7 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
         "validation": asdict(packing.validation),
         "sources": [asdict(text) for text in packing.texts],
         "left_out": packing.left_out,
+        "coverage": asdict(packing.coverage),
         "files": {path.name: _size_and_hash(path) for path in sorted(directory.iterdir())},
     }
     manifest["xxh3_128"] = _hash_of_manifest(manifest)
@@ -476,6 +489,8 @@ def _if_whole(directory: Path, opened: Callable[[dict[str, Any]], T], otherwise:
         for name, size_and_hash in manifest["files"].items():
             if not fault and _size_and_hash(directory / name) != size_and_hash:
                 fault = name
+        if not fault and "coverage" not in manifest:
+            return None  # an earlier version made it
         if not fault:
             return opened(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -492,6 +507,7 @@ def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> S
         seq_len=seq_len,
         tokens=counts["tokens"],
         bytes=counts["bytes"],
+        coverage=Coverage(**manifest["coverage"]),
         numbers=map_array(path.with_suffix(".rows"), "<i8"),
         alone=map_array(path.with_suffix(".alone"), "<i8"),
         packed=map_array(path.with_suffix(".tokens"), token_dtype(tokenizer)).reshape(-1, seq_len),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.config.source_vocabulary import BYTES, byte_characters
+from stackwise_core.config.tokenizer_content import settle
 from stackwise_core.config.tokenizer_json import MASK_TOKENS, PAD_TOKENS, Vocabulary, read_vocabulary
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -26,8 +27,7 @@ def tokenizer_files(named: str, tokenizer: Tokenizer, seq_len: int) -> dict[str,
         content, known = _byte_level(), Vocabulary(byte_characters(), {})
     else:
         content, known = json.loads(Path(named).read_text(encoding="utf-8")), read_vocabulary(Path(named))
-        # The rack was trained on text that is neither cut nor padded, without special tokens around it.
-        content |= {"truncation": None, "padding": None, "post_processor": None}
+        content = settle(content).content  # as the rack was trained
     tokens = {id_: token for token, id_ in known.ids.items()}
     roles = {tokenizer.mask_id: MASK_TOKENS, tokenizer.pad_id: PAD_TOKENS}
     if not roles.keys() <= tokens.keys():

@@ -9,6 +9,7 @@ from attrs import evolve, fields
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.sequences import Corpus
+from stackwise_core.data.token_stream import Coverage
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
 from stackwise_core.training.disk_estimate import boundary_bytes
@@ -68,6 +69,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                 )
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
+    said += setup.tokenizer.notes
     said += of_the_text(setup.corpus)
     said += beyond_what_there_is(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
@@ -98,7 +100,29 @@ def of_the_text(corpus: Corpus) -> list[str]:
         )
     if corpus.left_out:
         said.append(f"{corpus.left_out} tokens are left out of training: data.validation has equal passages.")
+    return said + of_the_coverage(corpus.train.coverage)
+
+
+def of_the_coverage(coverage: Coverage) -> list[str]:
+    """Which share of a text the tokenizer has no token for."""
+    said = []
+    if coverage.unknown:
+        said.append(
+            f"{_share(coverage.unknown, coverage.bytes)} of the text is unknown to the tokenizer: it is neither masked "
+            "nor scored, and counts for no bits/byte."
+        )
+    if coverage.dropped:
+        said.append(
+            f"{_share(coverage.dropped, coverage.bytes)} of the text has no token, since the tokenizer drops it (white "
+            "space, accents, characters that it lacks): bits/byte is of the rest."
+        )
     return said
+
+
+def _share(part: int, whole: int) -> str:
+    """A share of bytes; one that isn't nothing is never shown as nothing."""
+    percent = 100 * part / whole
+    return f"{percent:.3g} %" if percent >= 0.01 else "Less than 0.01 %"
 
 
 def adapts_below_what_trains(phase: Phase) -> bool:

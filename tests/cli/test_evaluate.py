@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from stackwise_core import UnavailableError, UsageError, load_rack
 from stackwise_core.cli import main
@@ -25,6 +26,9 @@ RUNS = {
     "time": {"training.time": "input", "precision": {"active": "bf16"}},
     "per_stack": {"trainer_mode": {"use": "banded", "cycles": 1, "shared": "per_stack"}, "rack.tie_embeddings": False},
 }
+
+
+KNOWN = sorted(set(TEXT.read_text().split()))
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +368,21 @@ def test_a_text_that_is_gone_or_never_was_there(tmp_path, held_out):
     assert result.stderr.startswith(missing)
     assert result.stderr.endswith(" --corpus TEXT (from Python: corpus) measures on another text.\n")
     assert evaluate(directory, "--corpus", TEXT).exit_code == 0
+
+
+def test_text_that_the_tokenizer_does_not_know_is_said(tmp_path):
+    """A bound on a text of which a part is neither masked nor scored names that part."""
+    library = Tokenizer(models.WordLevel({word: place for place, word in enumerate(["?", *KNOWN])}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    quick = {"training.steps_per_stack": 2, "rack.stacks": 1, "evaluation.draws": 1, "evaluation.sequences": 2}
+    ran = run_tiny(tmp_path, {"data.tokenizer": str(tmp_path / "t.json"), **quick})
+    (tmp_path / "other.txt").write_text("and the waters xx " * 60)
+    result = evaluate(ran.directory, "--corpus", tmp_path / "other.txt", "--draws", "1")
+    assert result.exit_code == 0, result.output
+    assert "note: 11.1 % of the text is unknown to the tokenizer" in result.output
+    assert "note: 22.2 % of the text has no token" in result.output
+    (tmp_path / "strange.txt").write_text("собака " * 60)
+    result = evaluate(ran.directory, "--corpus", tmp_path / "strange.txt")
+    assert result.exit_code == 2
+    assert "92.3 % of the text is unknown to " in result.output

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attrs import evolve
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers
+from xxhash import xxh3_128
 
 from stackwise_core.data import sequences
 from stackwise_core.data.sequences import INDICES, prepare
@@ -129,6 +132,20 @@ def test_no_validation_when_none_is_asked_for(prepared):
     assert (len(corpus.validation), corpus.validation.tokens, corpus.validation.bytes) == (0, 0, 0)
     assert corpus.validation.rows(np.array([], int)).tokens.shape == (0, 8)
     assert corpus.train.tokens == sum(map(len, TEXTS))
+
+
+def test_tokens_of_an_earlier_version_are_made_anew(prepared, caplog):
+    """Where it isn't known what of a text has no token, that is counted again, and nothing is called damaged."""
+    first = prepared(TEXTS)
+    path = first.directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["coverage"], manifest["xxh3_128"]
+    manifest["xxh3_128"] = xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    again = prepared(TEXTS)
+    assert (again.directory, again.train.coverage) == (first.directory, first.train.coverage)
+    assert "coverage" in json.loads(path.read_text())
+    assert not caplog.records
 
 
 def flip_a_bit(file):
@@ -398,3 +415,24 @@ def test_no_torch_and_no_tokenizers_for_bytes():
         "assert not {'torch', 'tokenizers'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "собака " * 60,
+            "92.3 % of the text is unknown to .*t.json .data.tokenizer., and of its 60 tokens 0 for training",
+        ),
+        (" \n" * 60, "there is not one character in it that the tokenizer has a token for"),
+    ],
+)
+def test_text_that_the_tokenizer_has_no_token_for(data, tmp_path, text, message):
+    """It isn't too little text: another tokenizer is what it needs."""
+    library = Library(models.WordLevel({"?": 0, "the": 1}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    (tmp_path / "text.txt").write_text(text)
+    changed = evolve(data, corpus=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+    with pytest.raises(UsageError, match=message):
+        prepare(changed, load_tokenizer(changed.tokenizer, mask_token=None))

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stackwise_core.data import token_stream
 from stackwise_core.data.corpus import documents, text
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
@@ -54,18 +53,6 @@ def test_parts_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
     assert [len(next(parts)) for _ in range(10)] == [100] * 10
     with pytest.raises(Exception, match="offset 1000"):
         next(parts)
-
-
-@relaxed
-@given(content=st.text("ab \n", max_size=300), part=st.integers(1, 70))
-def test_pieces_do_not_depend_on_parts(monkeypatch, content, part):
-    """What is tokenised at once is decided by the text alone."""
-    monkeypatch.setattr(token_stream, "PIECE", 32)
-    parts = [content[start : start + part] for start in range(0, len(content), part)]
-    pieces = list(token_stream.cut(parts))
-    assert pieces == list(token_stream.cut([content]))
-    assert "".join(pieces) == content
-    assert all(0 < len(piece) <= 32 for piece in pieces)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
