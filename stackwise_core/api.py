@@ -81,7 +81,8 @@ def run(
         configuration: from a TOML file; or from a run's directory, which it goes on with. As ``plan``, it takes the
             name of either, too.
         fresh: begin anew, though a run broke off.
-        accept_change: go on though the configuration has changed, where no weight depends on what has.
+        accept_change: go on though the configuration has changed, where no weight depends on what has, or though a
+            plugin has within a phase.
         listener: called with each event of ``stackwise_core.training.events``.
         tokenised: as ``plan``.
 
@@ -110,8 +111,9 @@ def prepare(configuration: Configuration, tokenised: Progress | None = None) -> 
         from stackwise_core.training.plan import make_plan
         from stackwise_core.training.setup import set_up
 
+        parent = Path(configuration.config.run.directory).absolute()  # as it is before anybody else's code runs
         setup = set_up(configuration.config, configuration.registry, tokenised)
-        return Prepared(configuration, setup, make_plan(setup))
+        return Prepared(configuration, setup, make_plan(setup), parent)
 
 
 @frozen
@@ -121,6 +123,8 @@ class Prepared:
     configuration: Configuration
     setup: Setup
     plan: Plan
+    parent: Path
+    """Where a new run's directory is made."""
 
     def run(self, listener: Listener, stopping: Stopping | None = None) -> RunResult:
         """Train it, or go on with what ``begin`` found.
@@ -141,7 +145,7 @@ class Prepared:
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
         with stopping.heeding(), own_state(self.setup.device):
-            return Engine(self.setup, self.plan, registry, tell, begun, stopping).run()
+            return Engine(self.setup, self.plan, registry, tell, begun, stopping, self.parent).run()
 
 
 def load_rack(
