@@ -1,6 +1,7 @@
 """Paths of a run's configuration, as seen from its directory."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_manifest_that_no_run_wrote_says_nothing(tmp_path, manifest):
     run = tmp_path / "runs/first"
     written(run, corpus=str(tmp_path / "text.txt"))
     (run / "manifest.json").write_text(manifest)
-    assert load_run(run)[0].data.corpus == str(tmp_path / "text.txt")
+    assert os.path.normpath(load_run(run)[0].data.corpus) == str(tmp_path / "text.txt")
 
 
 def test_a_glob_is_there_if_its_folder_is(tmp_path):
