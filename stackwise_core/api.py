@@ -83,7 +83,8 @@ def run(
         configuration: from a TOML file; or from a run's directory, which it goes on with. As ``plan``, it takes the
             name of either, too.
         fresh: begin anew, though a run broke off.
-        accept_change: go on though the configuration has changed, where no weight depends on what has.
+        accept_change: go on though the configuration has changed, where no weight depends on what has, or though a
+            plugin has within a phase.
         beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
             doesn't hold.
         listener: called with each event of ``stackwise_core.training.events``.
@@ -116,9 +117,10 @@ def prepare(configuration: Configuration, tokenised: Progress | None = None) -> 
         from stackwise_core.training.setup import set_up
         from stackwise_core.training.threads import computing_threads
 
+        parent = Path(configuration.config.run.directory).absolute()  # as it is before anybody else's code runs
         with computing_threads(configuration.config.run.threads):
             setup = set_up(configuration.config, configuration.registry, tokenised)
-            return Prepared(configuration, setup, make_plan(setup))
+            return Prepared(configuration, setup, make_plan(setup), parent)
 
 
 @frozen
@@ -128,6 +130,8 @@ class Prepared:
     configuration: Configuration
     setup: Setup
     plan: Plan
+    parent: Path
+    """Where a new run's directory is made."""
 
     def run(self, listener: Listener, stopping: Stopping | None = None, *, beyond_machine: bool = False) -> RunResult:
         """Train it, or go on with what ``begin`` found.
@@ -149,7 +153,9 @@ class Prepared:
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
         with stopping.heeding(), own_state(self.setup.device):
-            engine = Engine(self.setup, self.plan, registry, tell, begun, stopping, beyond_machine=beyond_machine)
+            engine = Engine(
+                self.setup, self.plan, registry, tell, begun, stopping, self.parent, beyond_machine=beyond_machine
+            )
             return engine.run()
 
 

@@ -13,6 +13,7 @@ from stackwise_core.cli.arguments import refuse_other_than_utf8
 from stackwise_core.cli.failures import report as report_failure
 from stackwise_core.cli.interrupts import interrupted_by_signals
 from stackwise_core.cli.output import replace_what_cannot_be_encoded
+from stackwise_core.cli.shown_paths import note_working_directory
 from stackwise_core.registry.nearest import nearest
 
 COMMANDS = (
@@ -75,6 +76,7 @@ class CommandLine(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit; with ``standalone_mode=False`` exceptions are left to the caller."""
+        note_working_directory()
         arguments = list(sys.argv[1:] if args is None else args)
         # Taken out here, so that it may stand before and after the command.
         debug = "--debug" in arguments

@@ -19,6 +19,7 @@ from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
+from stackwise_core.config import kept
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -64,7 +65,7 @@ class Kept:
 
         from stackwise_core.config.load import load_run
 
-        config, registry = load_run(run, plugins=plugins)
+        config, registry = load_run(run, plugins=plugins, hooks=("cache_backend",))
         choice = config.cache_backend
         how = 'use = "disk" with keep = "rack" does.'
         if choice is None:
@@ -91,7 +92,11 @@ class Kept:
         """What the run itself keeps."""
         if not self.is_shared:
             return self.namespaces
-        return [each.namespace for each in self.boundaries if Path(each.run).resolve() == self.run.resolve()]
+        own = {self.run.resolve()}
+        moved_from = kept.Kept.of(self.run).written_in
+        if moved_from is not None and not moved_from.exists():
+            own.add(moved_from)
+        return [each.namespace for each in self.boundaries if Path(each.run).resolve() in own]
 
     def named(self, prefixes: Sequence[str]) -> list[str]:
         """The namespaces that begin so, in the order of the tables.

@@ -71,7 +71,7 @@ def export(
     from stackwise_core.config.source_run import finished_run
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins)
+    config, _ = load_run(directory, plugins=plugins, hooks=())
 
     from stackwise_core.cli.pulse import working
     from stackwise_core.data.tokenizer import load_tokenizer

@@ -30,16 +30,20 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from attrs import evolve
 
     from stackwise_core.cli.pulse import working
+    from stackwise_core.config.choices import RACK_HOOKS
     from stackwise_core.config.load import load_run
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.ending import check_rack, read_ending
     from stackwise_core.runs.merge import merge_adapter
-    from stackwise_core.training.setup import set_up_parts
+    from stackwise_core.runs.planned_rack import PlannedRack
+    from stackwise_core.training.setup import set_up_rack
 
-    config, registry = load_run(directory, plugins=plugins)
-    parts = set_up_parts(config, registry)
+    run = RunDirectory(directory)
+    config, registry = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    planned = PlannedRack.of(run, source)
+    parts = set_up_rack(config, registry, planned)
 
     def own_name(choice: Choice) -> Choice:
         """By the name that isn't an alias: "qlora" is nf4 with adapters, and the copy has none."""
@@ -59,17 +63,16 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
         training=evolve(config.training, adapter_lr=TrainingConfig().adapter_lr),
         precision=precision,
     )
-    run = RunDirectory(directory)
-    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    check_rack(run, parts.spec, parts.formats.adapters)
     active = read_ending(run)["active"]
     merged: list[tuple[int, str]] = []
 
     def fold(copy: RunDirectory) -> None:
-        residency = set_up_parts(without, registry).residency(copy)
+        residency = set_up_rack(without, registry, planned).residency(copy)
         for stack in range(parts.spec.stacks):
             tell(f"stack {stack} of {parts.spec.stacks}")
             for name in copy.adapters(stack):
-                merge_adapter(copy, parts.spec, parts.implementations.formats.adapters, stack, name)
+                merge_adapter(copy, parts.spec, parts.formats.adapters, stack, name)
                 merged.append((stack, name))
             residency.bring((stack,), active=active)  # quantised anew where it is
 

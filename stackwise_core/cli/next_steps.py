@@ -7,6 +7,7 @@ import shlex
 import click
 from rich.console import Console
 
+from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.runs.export import has_model
 from stackwise_core.training.events import RunResult
@@ -15,7 +16,7 @@ from stackwise_core.training.plan import Plan
 
 def next_steps(result: RunResult, plan: Plan) -> list[tuple[str, list[str]]]:
     """Return what can be done with a run, and the words of the command that does it; only what it allows."""
-    run, name = str(result.directory), result.directory.name
+    run, name = str(shown(result.directory)), result.directory.name
     steps = [("see it on a page", ["report", run])]
     if not result.keeps_weights:
         return [(what, ["stackwise", *words]) for what, words in steps]

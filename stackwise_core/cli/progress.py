@@ -15,6 +15,7 @@ from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
 from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.quantities import count, duration
+from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
@@ -284,7 +285,7 @@ def following(event: Event) -> str:
 
 def where(started: RunStarted) -> str:
     """Where the run is, and of one that goes on, with what."""
-    directory, phases = started.directory, started.plan.phases
+    directory, phases = shown(started.directory), started.plan.phases
     if not started.phases_done:
         earlier = directory.with_name(started.name)
         return f"run directory: {directory}" + ("" if directory == earlier else f" ({earlier} is another run's)")
@@ -362,4 +363,4 @@ def print_result(console: Console, result: RunResult) -> None:
     else:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
     kept = "the weights, the plan and the metrics" if result.keeps_weights else "the plan and the metrics"
-    console.print(f"\n{result.directory} holds {kept}.", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"\n{shown(result.directory)} holds {kept}.", highlight=False, soft_wrap=not console.is_terminal)

@@ -48,13 +48,16 @@ def restore(
     """
     from attrs import evolve
 
+    from stackwise_core.config.choices import RACK_HOOKS
     from stackwise_core.config.load import load_run, load_run_at_precision
     from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins)
-    asked, registry = load_run_at_precision(directory, precision, asked_by="--precision", plugins=plugins)
+    config, _ = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    asked, registry = load_run_at_precision(
+        directory, precision, asked_by="--precision", plugins=plugins, hooks=RACK_HOOKS
+    )
     choice = asked.precision.trunk
     assert choice is not None
     beyond = [stack for stack in stacks or () if stack >= len(source.blocks)]
@@ -72,12 +75,14 @@ def restore(
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.ending import check_rack, read_ending
-    from stackwise_core.training.setup import set_up_parts
+    from stackwise_core.runs.planned_rack import PlannedRack
+    from stackwise_core.training.setup import set_up_rack
 
     # What can't be had is found before anything is copied.
-    parts = set_up_parts(config if device is None else evolve(config, run=evolve(config.run, device=device)), registry)
     run = RunDirectory(directory)
-    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    here = config if device is None else evolve(config, run=evolve(config.run, device=device))
+    parts = set_up_rack(here, registry, PlannedRack.of(run, source))
+    check_rack(run, parts.spec, parts.formats.adapters)
     active = [] if stacks is None else sorted({*read_ending(run)["active"]} - {*stacks})
     rows: list[tuple[int, str, int, int]] = []
 

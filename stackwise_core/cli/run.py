@@ -9,6 +9,7 @@ import click
 
 from stackwise_core.cli.arguments import beyond_machine_option, config_options
 from stackwise_core.cli.output import Console, discard_output, json_option, print_json
+from stackwise_core.cli.shown_paths import shown
 
 
 @click.command(short_help="Train what FILE describes.")
@@ -17,7 +18,7 @@ from stackwise_core.cli.output import Console, discard_output, json_option, prin
 @click.option(
     "--accept-change",
     is_flag=True,
-    help="Go on though the configuration has changed, where no weight depends on what has.",
+    help="Go on though the configuration has changed, where no weight depends on what has, or though a plugin has.",
 )
 @beyond_machine_option
 @json_option("Print the result as JSON; progress goes to stderr.")
@@ -92,7 +93,7 @@ def run(
                 click.echo(f"Progress can't be shown ({error.strerror}), so no run was begun.", err=True)
         raise
     if as_json:
-        print_json({**unstructure(result), "directory": str(result.directory)})
+        print_json({**unstructure(result), "directory": str(shown(result.directory))})
 
 
 def _what_next(directory: Path, unshown: OSError | None) -> str:
@@ -106,6 +107,7 @@ def _what_next(directory: Path, unshown: OSError | None) -> str:
     why = "" if unshown is None else f"Progress can't be shown ({unshown.strerror}), so the run was stopped. "
     if not directory.exists():
         return f"{why}No step was taken, and nothing is left of the run."
+    named = shlex.quote(str(shown(directory)))
     if is_finished(directory):
-        return f'{why}All of it is trained: "stackwise evaluate {shlex.quote(str(directory))}" measures it.'
-    return f'{why}"stackwise run {shlex.quote(str(directory))}" goes on with this run.'
+        return f'{why}All of it is trained: "stackwise evaluate {named}" measures it.'
+    return f'{why}"stackwise run {named}" goes on with this run.'

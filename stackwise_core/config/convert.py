@@ -1,7 +1,7 @@
 """Plain TOML values to attrs classes, strictly: nothing is coerced, nothing unknown passes, every fault is kept."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -61,13 +61,16 @@ class Fault(Exception):
         return [path, *((*path[:-1], sibling) for sibling in self.siblings), *self.others]
 
 
-def convert(data: Any, registry: Registry) -> Config:
+def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None) -> Config:
     """A plain dict, as tomli gives it, to the configuration.
+
+    Args:
+        hooks: those whose implementations are asked for; None: all. Options of the others stay as they are written.
 
     Raises:
         ClassValidationError: holds everything that is wrong; ``faults`` flattens it.
     """
-    return _Tables(registry).read(data, Config)
+    return _Tables(registry, hooks).read(data, Config)
 
 
 def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
@@ -94,8 +97,8 @@ class _Refused(ClassValidationError):
 class _Tables:
     """The strict converter, with the registry that it asks for the options of a hook's implementation."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+    def __init__(self, registry: Registry, hooks: Collection[str] | None) -> None:
+        self.registry, self.hooks = registry, hooks
         self.converter = Converter()
         for type_, hook in _STRICT.items():
             self.converter.register_structure_hook(type_, hook)
@@ -186,6 +189,8 @@ class _Tables:
             errors.append(Fault(message, part="key", help=self._installed(hook)))
         elif not isinstance(use, str):
             errors.append(Fault(f"expected {a(str)}, found {found(use)}", help=self._installed(hook)))
+        elif self.hooks is not None and hook not in self.hooks:
+            return Choice(use, {key: content for key, content in value.items() if key != "use"})
         else:
             try:
                 declared = self.registry.resolve(hook, use)

@@ -52,6 +52,14 @@ class FileLayer(Layer):
         return self.source.place(path, part)
 
 
+@frozen
+class RunLayer(FileLayer):
+    """The configuration in a run's directory."""
+
+    written_in: Path | None = None
+    """The run's directory when it wrote the file: what a relative path leads to where the run was moved alone."""
+
+
 @define
 class Merged:
     """All layers in one, and which of them set what."""

@@ -26,7 +26,7 @@ class Choice:
     use: str
     """The name as written: ``"disk"``, or ``"distribution:disk"`` where two distributions have one of that name."""
     options: Any
-    """An instance of the implementation's own options class."""
+    """An instance of the implementation's own options class; a dict, as the file has it, where that isn't needed."""
 
 
 LONGEST_RUN_NAME = LONGEST_NAME - 15

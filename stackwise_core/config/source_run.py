@@ -17,6 +17,10 @@ from stackwise_core.registry.nearest import nearest
 PLAN = "plan.json"
 PROGRESS = "progress.json"
 """What each phase came to that is done; written with its weights."""
+ENVIRONMENT = "environment.json"
+"""The device and the software that it began with; of plugins, those that it has now."""
+RESUME = "resume"
+"""The folder of checkpoints within a phase."""
 FINISHED = "finished.json"
 """Written when the last phase's weights are on disk."""
 _RACK: dict[str, type] = {

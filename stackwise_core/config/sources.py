@@ -12,7 +12,8 @@ import tomli
 from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, error_for
 from stackwise_core.config.hints import OF_REGISTRY, setting_meant
-from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
+from stackwise_core.config.kept import CONFIG, Kept
+from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, RunLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
 from stackwise_core.config.source_run import nearest_run
 from stackwise_core.config.words import a, found
@@ -28,8 +29,8 @@ Overrides = Sequence[str] | Mapping[str, Any]
 """Values of ``--set``, such as ``"training.batch_size=8"``; or values by key, ``{"training.batch_size": 8}``."""
 
 
-def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[FileLayer]:
-    """A file and those that it extends, the lowest first; ``alone`` if it may extend none.
+def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
+    """A file and those that it extends, the lowest first.
 
     Raises:
         ConfigError: a file can't be read, isn't TOML, or extends itself.
@@ -46,13 +47,24 @@ def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[Fil
         if not isinstance(base, str) or not base.strip():
             message = f"expected {a(str)} that names a file, found {found(base)}"
             raise error_for([Problem(message, "extends", extends)])
-        if alone:
-            raise error_for([Problem("the configuration of a run has all of its keys in one file", "extends", extends)])
         name = os.path.normpath(os.path.join(os.path.dirname(name), os.path.expanduser(base)))
         names = [layer.source.name for layer in reversed(layers)]
         if any(_same_file(name, known) for known in names):
             message = f"the files extend one another in a circle: {' -> '.join([*names, name])}"
             raise error_for([Problem(message, "extends", extends)])
+
+
+def read_run_file(path: str | os.PathLike[str]) -> FileLayer:
+    """The configuration in a run's directory, which extends no other file.
+
+    Raises:
+        ConfigError: the file can't be read, isn't TOML, or extends another.
+    """
+    layer = _read_file(os.fspath(path), None)
+    if "extends" in layer.data:
+        place = layer.place(("extends",), "value")
+        raise error_for([Problem("the configuration of a run has all of its keys in one file", "extends", place)])
+    return layer
 
 
 def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
@@ -124,7 +136,10 @@ def _read_file(name: str, extends: Place | None) -> FileLayer:
         raise error_for([Problem(message, "", Place(name))]) from None
     if _deeper_than(data, _DEEPEST):
         raise error_for([Problem(f"nested more than {_DEEPEST} tables deep", "", Place(name))])
-    return FileLayer(data, Path(name).absolute().parent, source)
+    folder = Path(name).absolute().parent
+    if Path(name).name == CONFIG and (written_in := Kept.of(folder).written_in) is not None:
+        return RunLayer(data, folder, source, written_in)
+    return FileLayer(data, folder, source)
 
 
 def _near(name: str) -> str:

@@ -201,7 +201,7 @@ def prepare_sources(
     causal: bool = False,
 ) -> Corpus:
     """Find some texts as tokens, or tokenise them; as ``prepare``, whatever texts ``data`` names."""
-    tokens_directory = Path(data.tokens_directory)
+    tokens_directory = Path(data.tokens_directory).absolute()
     if not tokens_directory.is_dir():  # one that is there may have these tokens already
         check_writable(tokens_directory, "data.tokens_directory")
     index, name = _named(sources, data, tokenizer)
@@ -250,14 +250,14 @@ def kept_validation(data: DataConfig, tokenizer: Tokenizer, fingerprint: str) ->
         of_now = manifest.get("format") == FORMAT
         return _open_split(directory / "validation", manifest, tokenizer) if of_now else None
 
-    directory = Path(data.tokens_directory) / fingerprint
+    directory = Path(data.tokens_directory).absolute() / fingerprint
     return _if_whole(directory, validation, "and isn't used")
 
 
 def _named(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> tuple[ContentIndex, str]:
     """Return what is known of the files now, and the fingerprint that follows."""
     paths = [file.path for source in sources for file in source.files]
-    index = ContentIndex.open(Path(data.tokens_directory) / INDICES / f"{_name_of(sources)}.json")
+    index = ContentIndex.open(Path(data.tokens_directory).absolute() / INDICES / f"{_name_of(sources)}.json")
     try:
         hashes = dict(zip(paths, index.hash_all(paths), strict=True))
     except OSError as error:

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 from attrs import evolve, frozen
 from torch import Tensor
 
+from stackwise_core.config.choices import RACK_HOOKS
+from stackwise_core.config.kept import CONFIG, TOKENIZER
 from stackwise_core.config.load import load_run, load_run_at_precision
 from stackwise_core.config.source_run import PLAN, finished_run
 from stackwise_core.data.corpus.document import TextField
@@ -20,10 +22,10 @@ from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood,
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import check_rack, read_ending
+from stackwise_core.runs.planned_rack import PlannedRack
 from stackwise_core.runs.plugin_changes import plugin_changes
-from stackwise_core.training.setup import Parts, select_device, set_up_parts
+from stackwise_core.training.setup import RackParts, select_device, set_up_rack
 
-CONFIG = "config.toml"
 _IN_PLACE_OF_THE_SPLIT = "--corpus TEXT (from Python: corpus) measures on another text."
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -41,7 +43,7 @@ class FinishedRun:
     """A rack from a run's directory, as it was when the run ended."""
 
     path: Path
-    parts: Parts
+    parts: RackParts
     residency: Residency
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
@@ -77,27 +79,31 @@ class FinishedRun:
             UnavailableError: a plugin, a package or the device isn't there.
             StackwiseError: a file is missing or damaged.
         """
+        path = path.absolute()  # stacks may be read from it long after
         planned = finished_run(path)
         directory = _Untouched(path)
-        for name in (PLAN, CONFIG):
-            directory.manifest.checked(name)
+        for name in (PLAN, CONFIG, TOKENIZER):
+            if name != TOKENIZER or directory.has(TOKENIZER):
+                directory.manifest.checked(name)
         if precision is None:
-            config, registry = load_run(path, plugins=plugins)
+            config, registry = load_run(path, plugins=plugins, hooks=RACK_HOOKS)
         else:
-            config, registry = load_run_at_precision(path, precision, asked_by="precision", plugins=plugins)
+            config, registry = load_run_at_precision(
+                path, precision, asked_by="precision", plugins=plugins, hooks=RACK_HOOKS
+            )
             config = evolve(config, precision=evolve(config.precision, stacks={}))
         if device is not None:
             if device not in get_args(Device):
                 raise UsageError(f'device "{device}": expected {", ".join(get_args(Device))}.')
             select_device(device, "device")
             config = evolve(config, run=evolve(config.run, device=device))
-        parts = set_up_parts(config, registry)
-        if parts.tokenizer.fingerprint.hex() != planned.tokenizer or parts.spec.blocks != planned.blocks:
+        parts = set_up_rack(config, registry, PlannedRack.of(directory, planned))
+        if parts.tokenizer.fingerprint.hex() != planned.tokenizer:
             raise UsageError(
                 f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
             )
         plan = _read_plan(path / PLAN)
-        check_rack(directory, parts.spec, parts.implementations.formats.adapters)
+        check_rack(directory, parts.spec, parts.formats.adapters)
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
@@ -107,7 +113,7 @@ class FinishedRun:
     @property
     def bytes(self) -> float:
         """What all its stacks take in memory together, without adapters."""
-        spec, formats = self.parts.spec, self.parts.implementations.formats
+        spec, formats = self.parts.spec, self.parts.formats
         widths = (
             4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight
             for stack in range(spec.stacks)

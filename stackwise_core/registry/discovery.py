@@ -21,6 +21,7 @@ from stackwise_core.registry.culprit import LOCAL_MARK
 from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.registry.records import Declared, Plugin, Problem, Stage
+from stackwise_core.registry.working_directory import kept_working_directory
 
 # A plugin may raise anything, or call sys.exit(); only an interrupt is the user's.
 _ANYTHING = (Exception, SystemExit)
@@ -59,7 +60,9 @@ def discover(select: Sequence[str], files: Sequence[Path], environ: Mapping[str,
         if problem:
             plugins.append(evolve(plugin, problem=problem))
         else:
-            plugins.append(_without_repeats(_load(plugin, load), plugins))
+            with kept_working_directory():
+                loaded = _load(plugin, load)
+            plugins.append(_without_repeats(loaded, plugins))
     return plugins
 
 

@@ -31,6 +31,7 @@ from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.registry.official import OFFICIAL
 from stackwise_core.registry.records import Declared, Plugin
+from stackwise_core.registry.working_directory import kept_working_directory
 
 
 @frozen
@@ -159,7 +160,7 @@ class Registry:
                 declared, "factory", f"{target} is no subclass of {INTERFACES[declared.hook].replace(':', '.')}"
             )
         try:
-            with foreign_code():
+            with foreign_code(), kept_working_directory():
                 built = factory(options)
             # Whatever class it is: an attrs class may be frozen.
             object.__setattr__(built, "origin", declared.origin)
@@ -251,7 +252,7 @@ def _importable(package: str) -> bool:
 
 def _imported(declared: Declared, stage: str, target: str) -> Any:
     try:
-        with foreign_code():
+        with foreign_code(), kept_working_directory():
             return _attribute(target)
     except (Exception, SystemExit) as error:
         raise FailedImplementation(declared, stage, f"{target}: {type(error).__name__}: {error}") from error

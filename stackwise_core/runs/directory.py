@@ -6,6 +6,7 @@ runs/NAME/
   stacks/000.embedding.safetensors  stacks/000.head.safetensors ...     where each stack has its own
   adapters/000/NAME/{adapter_config.json, adapter_model.safetensors}    peft's own files
   trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
+  tokenizer.json  plugins/my_plugin.py  copies of the files that data.tokenizer and run.plugins name
   progress.json     what each phase came to, written with its weights
   finished.json     written after the last phase
   resume/           the last two checkpoints within a phase
@@ -28,11 +29,12 @@ from typing import Any
 
 from torch import Tensor
 
+from stackwise_core.config.source_run import RESUME
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.lacking_calls import LOCK
 from stackwise_core.runs.manifest import Manifest
-from stackwise_core.runs.steps import CACHE, METRICS, RESUME
+from stackwise_core.runs.steps import CACHE, METRICS
 from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -116,13 +118,13 @@ class RunDirectory:
         """What is written in it counts at its end, all of it or nothing."""
         return self.manifest.together()
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
+    def write_text(self, name: str, text: str, **about: Any) -> None:
+        """Write a text file; ``about`` is kept in the manifest."""
 
         def fill(beside: Path) -> None:
             beside.write_text(text, encoding="utf-8")
 
-        self.manifest.write(name, fill)
+        self.manifest.write(name, fill, **about)
 
     def read_text(self, name: str) -> str:
         """Read a text file, after checking it.
@@ -156,6 +158,10 @@ class RunDirectory:
         path, entry = source.manifest.checked(name), source.manifest.about(name)
         about = {key: value for key, value in entry.items() if key not in ("bytes", "sha256")}
         self.manifest.write(name, lambda beside: _copy(path, beside), **about)
+
+    def copy_in(self, name: str, source: Path, **about: Any) -> None:
+        """Copy a file from elsewhere; ``about`` is kept in the manifest."""
+        self.manifest.write(name, lambda beside: _copy(source, beside), **about)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
         """Write a safetensors file; ``about`` is kept in the manifest."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stackwise_core.config.source_run import PROGRESS
+from stackwise_core.config.source_run import PROGRESS, RESUME
 from stackwise_core.runs.manifest import MANIFEST, Manifest
 
 METRICS = "metrics.jsonl"
 CACHE = "cache"
-RESUME = "resume"
 
 
 def has_step(directory: Path) -> bool:

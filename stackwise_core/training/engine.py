@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -11,9 +12,9 @@ import torch
 from cattrs import structure, unstructure
 from cattrs.errors import BaseValidationError
 
-from stackwise_core.config.dump import dump
+from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.package_checks import missing_packages
-from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
+from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.errors import StackwiseError, UnavailableError
@@ -23,10 +24,13 @@ from stackwise_core.process_state import own_state
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
-from stackwise_core.runs.environment import device_name, differences, environment, software
+from stackwise_core.runs.environment import device_name, environment
+from stackwise_core.runs.kept_files import configuration_text, keep_plugins, keep_tokenizer, write_config
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
+from stackwise_core.runs.software import changed_plugins, differences, plugins_of, software
 from stackwise_core.runs.steps import has_step, has_work
+from stackwise_core.runs.stored_boundaries import take_over
 from stackwise_core.runs.tensorboard import TensorBoard
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
@@ -72,7 +76,10 @@ class Engine:
         listener: told of everything that happens.
         directory: of a run that broke off, to go on with; None for a new one.
         stopping: whether somebody asked the run to stop.
+        parent: where a new run's directory is made; None: as ``run.directory`` says, from the working directory.
         beyond_machine: whether to begin though the plan is clearly impossible on this machine.
+
+    The working directory may change while it runs: all of its paths are absolute.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Engine:
         listener: Listener,
         directory: RunDirectory | None = None,
         stopping: Stopping | None = None,
+        parent: Path | None = None,
         *,
         beyond_machine: bool = False,
     ) -> None:
@@ -92,26 +100,37 @@ class Engine:
         for key, missing in missing_packages(setup.config):  # whoever goes on may do so on another machine
             raise UnavailableError(f"{key}: {missing}")
         check_memory(plan, setup.config.training.memory_budget)
+        parent, stores = (parent or Path(run.directory)).absolute(), stores_directory(setup.config)
         if not beyond_machine:
-            check_possible(plan, device_memory(setup.device), None if directory else Path(run.directory))
-        stores = stores_directory(setup.config)
+            check_possible(plan, device_memory(setup.device), None if directory else parent)
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
-            check_disk(plan, stores or Path(run.directory))
+            check_disk(plan, stores or parent)
         self._resumes, self._lock = directory is not None, ExitStack()
-        self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
-        if not self._resumes:  # others would take it for one that was left without a step
+        if directory is None:
+            self._directory = RunDirectory.create(parent, run.name)
+            # Others would take it for one that was left without a step.
             self._lock.enter_context(self._directory.locked())
+        else:
+            self._directory = RunDirectory(directory.path.absolute())
         self._order, self._stores = sample_order(setup), None
         try:
             cache = setup.implementations.cache
             if cache is not None:
+                if stores is not None and self._moved_from is not None:
+                    take_over(stores, str(self._moved_from), str(self._directory.path))
                 self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
             self._residency = setup.residency(self._directory)
         except BaseException:  # for want of memory, or by Ctrl-C
             if not self._resumes:
                 self._leave_nothing_without_work()
             raise
+
+    @property
+    def _moved_from(self) -> Path | None:
+        """Where the run was when it wrote its configuration, if that was elsewhere and it isn't there any more."""
+        before = Kept.of(self._directory.path).written_in
+        return None if before is None or before.exists() else before
 
     @property
     def directory(self) -> Path:
@@ -156,9 +175,7 @@ class Engine:
                 self._listener(event)
 
             tell(RunStarted(self._plan, self._directory.path, config.run.name, len(done)))
-            now = environment(config, self._registry, self._setup.device)
-            if changed := differences(self._directory.read_json("environment.json"), now):
-                tell(EnvironmentChanged(tuple(changed)))
+            self._compare_environment(tell)
             if len(done) == len(self._plan.phases):  # what is left is measured, as a whole
                 metrics.cut_back(measured_until)
             with self._stopping.deferred():
@@ -175,6 +192,18 @@ class Engine:
                     self._directory.drop_weights()
                 self._directory.write_json(FINISHED, {**finished, "evaluated": True, "weights": keeps})
         return result
+
+    def _compare_environment(self, tell: Listener) -> None:
+        """Say what isn't as it was when the run began; another plugin is the run's own from now on."""
+        known = self._directory.read_json(ENVIRONMENT)
+        now = environment(self._setup.config, self._registry, self._setup.device)
+        if changed := differences(known, now):
+            tell(EnvironmentChanged(tuple(changed)))
+        known = known if isinstance(known, dict) else {}
+        if plugins := changed_plugins(known.get("plugins"), plugins_of(self._setup.config, self._registry)):
+            earlier = known.get("changed")
+            changes = [*(earlier if isinstance(earlier, list) else []), *plugins]
+            self._directory.write_json(ENVIRONMENT, {**known, "plugins": now["plugins"], "changed": changes})
 
     def _train(
         self, done: list[PhaseResult], measured_until: int, metrics: Metrics, tell: Listener
@@ -230,11 +259,10 @@ class Engine:
         config, directory = self._setup.config, self._directory
         if has_step(directory.path):
             directory.manifest.recover()
-            check_same_plan(self._plan, directory)
+            check_same_plan(self._plan, directory, config.data)
             self._residency.load_ends(directory.read_ends(self._setup.spec))
             done, measured_until = _read_progress(directory)
-            if dump(config) != directory.read_text("config.toml"):  # a change that was accepted
-                directory.write_text("config.toml", dump(config))
+            self._update_config()
             self._save_rack(len(done))
             return done, measured_until
         directory.clear()  # what a run without a step left
@@ -242,11 +270,30 @@ class Engine:
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
             self._write_ends(None)
-            directory.write_text("config.toml", dump(config))
+            write_config(directory, config, own_tokenizer=self._keep_files())
             directory.write_json(PLAN, self._plan.to_json())
-            directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
+            directory.write_json(ENVIRONMENT, environment(config, self._registry, self._setup.device))
             directory.write_json(PROGRESS, {"phases": [], "metrics": 0})
         return [], 0
+
+    def _keep_files(self) -> bool:
+        """Copy what using the finished run takes into its directory; return whether the tokenizer is among it."""
+        keep_plugins(self._directory, self._registry)
+        return keep_tokenizer(self._directory, self._setup.config, self._setup.tokenizer)
+
+    def _update_config(self) -> None:
+        """Write the configuration anew where a change was accepted, or the run was moved."""
+        config, directory = self._setup.config, self._directory
+        about = directory.manifest.about(CONFIG)
+        same_place = about.get("written_in") == os.path.realpath(directory.path)
+        with directory.together():
+            own_tokenizer = self._keep_files()
+            text = configuration_text(directory, config, own_tokenizer=own_tokenizer)
+            if not same_place or text != directory.read_text(CONFIG):
+                known = about.get("contents")
+                write_config(
+                    directory, config, own_tokenizer=own_tokenizer, known=known if isinstance(known, dict) else None
+                )
 
     @property
     def _active_at_the_end(self) -> frozenset[int]:

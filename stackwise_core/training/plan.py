@@ -8,7 +8,9 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from stackwise_core.config.model import DataConfig
 from stackwise_core.config.source_run import PLAN
+from stackwise_core.data.sources import named_texts
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.component import ContractError, origin
@@ -179,8 +181,11 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
     return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
-def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
+def check_same_plan(plan: Plan, directory: RunDirectory, data: DataConfig) -> None:
     """Refuse to go on with a run whose plan isn't what its configuration comes to now, or whose weights aren't its own.
+
+    Args:
+        data: what names the text now.
 
     Raises:
         UsageError: the corpus, the tokenizer or a plugin is another than when it began.
@@ -193,10 +198,16 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
 
     now = json.loads(json.dumps(essence(plan.to_json())))
     try:
-        same = now == essence(directory.read_json(PLAN))
+        before = essence(directory.read_json(PLAN))
     except (LookupError, TypeError, AttributeError):  # it is no plan at all
-        same = False
-    if not same:
+        before = {}
+    if before.get("tokenizer") == now["tokenizer"] and before.get("corpus") != now["corpus"]:
+        texts = ", ".join(text.corpus for text in named_texts(data))
+        raise UsageError(
+            f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
+            "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
+        )
+    if now != before:
         raise UsageError(
             f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
             "corpus, the tokenizer, a plugin or what rack.init_from names changed?"

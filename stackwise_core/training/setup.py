@@ -26,6 +26,7 @@ from stackwise_core.rack.formats import Formats
 from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
+from stackwise_core.runs.planned_rack import PlannedRack
 from stackwise_core.runs.source import Source
 from stackwise_core.training.memory import device_memory
 from stackwise_core.training.optimizer import check_optimizer
@@ -47,14 +48,13 @@ class Implementations:
 
 
 @frozen
-class Parts:
-    """What a configuration comes to, apart from the text."""
+class RackParts:
+    """All that a rack takes which isn't trained any more."""
 
     config: Config
     device: torch.device
-    implementations: Implementations
+    formats: Formats
     tokenizer: Tokenizer
-    noise: Noise
     spec: RackSpec
 
     def residency(self, masters: Masters) -> Residency:
@@ -64,7 +64,7 @@ class Parts:
             self.spec,
             mask_id=self.tokenizer.mask_id,
             seed=self.config.run.seed,
-            formats=self.implementations.formats,
+            formats=self.formats,
             device=self.device,
             masters=masters,
             window=self.window,
@@ -84,6 +84,14 @@ class Parts:
         window = self.config.training.window
         assert window is not None  # set_up_parts has settled it
         return window
+
+
+@frozen
+class Parts(RackParts):
+    """What a configuration comes to, apart from the text."""
+
+    implementations: Implementations
+    noise: Noise
 
 
 @frozen
@@ -130,13 +138,42 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
         config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
     )
     noise = Noise.of(_build(registry, "mask_schedule", config.mask_schedule, device), config.training)
-    config = evolve(config, training=evolve(config.training, window=settled_window(config)))
-    spec = implementations.mode.partition(rack_spec(config, _vocab_size(config, tokenizer), noise))
+    config = _with_window(config)
+    spec = implementations.mode.partition(rack_spec(config, _vocab_size(config, tokenizer), noise.steps))
     check_partition(spec, origin(implementations.mode))
-    for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
+    _check_formats(implementations.formats, spec)
+    return Parts(config, device, implementations.formats, tokenizer, spec, implementations, noise)
+
+
+def set_up_rack(config: Config, registry: Registry, planned: PlannedRack) -> RackParts:
+    """Build what a finished run's rack takes; of its plugins, those of ``RACK_HOOKS`` alone.
+
+    Args:
+        planned: what a mask schedule and a trainer mode once made of the configuration.
+
+    Raises:
+        UnavailableError: the device, a plugin or a package isn't there.
+        UsageError: the tokenizer can't serve, or a precision can't hold the rack.
+    """
+    device = select_device(config.run.device)
+    formats = build_formats(config, registry, device)
+    tokenizer = load_tokenizer(
+        config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
+    )
+    config = _with_window(config)
+    spec = planned.partition(rack_spec(config, _vocab_size(config, tokenizer), planned.time_fractions))
+    _check_formats(formats, spec)
+    return RackParts(config, device, formats, tokenizer, spec)
+
+
+def _with_window(config: Config) -> Config:
+    return evolve(config, training=evolve(config.training, window=settled_window(config)))
+
+
+def _check_formats(formats: Formats, spec: RackSpec) -> None:
+    for precision in (formats.trunk, *formats.stacks.values()):
         if reason := precision.refuses(spec):
             raise UsageError(reason)
-    return Parts(config, device, implementations, tokenizer, noise, spec)
 
 
 def settled_window(config: Config) -> int:
@@ -174,6 +211,16 @@ def select_device(name: str, asked_by: str = "run.device") -> torch.device:
 def build_implementations(config: Config, registry: Registry, device: torch.device) -> Implementations:
     """Make the chosen implementations from their options."""
     build = partial(_build, registry, device=device)
+    return Implementations(
+        formats=build_formats(config, registry, device),
+        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
+        mode=build("trainer_mode", config.trainer_mode),
+    )
+
+
+def build_formats(config: Config, registry: Registry, device: torch.device) -> Formats:
+    """Make the chosen precisions and adapters from their options."""
+    build = partial(_build, registry, device=device)
 
     def precision(choice: Choice) -> Precision:
         built: Precision = build("precision", choice)
@@ -187,16 +234,11 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
             "for precision.trunk."
         )
     adapters = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
-    formats = Formats(
+    return Formats(
         active=active,
         trunk=active if config.precision.trunk is None else precision(config.precision.trunk),
         stacks={stack: precision(choice) for stack, choice in config.precision.stacks.items()},
         adapters={name: build("adapter", choice) for name, choice in adapters.items() if choice is not None},
-    )
-    return Implementations(
-        formats=formats,
-        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
-        mode=build("trainer_mode", config.trainer_mode),
     )
 
 
@@ -219,8 +261,12 @@ def _vocab_size(config: Config, tokenizer: Tokenizer) -> int:
     return rows or tokenizer.vocab_size
 
 
-def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
-    """The rack's shape, before a trainer mode partitions it."""
+def rack_spec(config: Config, vocab_size: int, steps: tuple[float, ...]) -> RackSpec:
+    """The rack's shape, before a trainer mode partitions it.
+
+    Args:
+        steps: mask fractions of the discrete time steps.
+    """
     time_encoding = config.training.time_encoding if config.training.time == "input" else None
     return RackSpec(
         blocks=(config.rack.blocks_per_stack,) * config.rack.stacks,
@@ -228,6 +274,6 @@ def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
         seq_len=config.data.seq_len,
         init_std=config.rack.init_std,
         time_encoding=time_encoding,
-        time_fractions=noise.steps if time_encoding else (),
+        time_fractions=steps if time_encoding else (),
         **rack_shape(config),
     )

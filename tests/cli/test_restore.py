@@ -77,7 +77,7 @@ def test_a_restored_rack_is_what_its_masters_come_to_at_the_precision(tmp_path, 
     for stack in range(2):
         by_hand = Stack(finished.parts.spec, stack)
         by_hand.load_state_dict(RunDirectory(ran.directory).read_stack(stack))
-        plugin = finished.parts.implementations.formats.trunk
+        plugin = finished.parts.formats.trunk
         plugin.prepare(by_hand.requires_grad_(False), trainable=False)
         assert same(tensors(copy, stack), plugin.to_tensors(by_hand))
     off = abs(likelihood(copy) - likelihood(ran.directory))

@@ -450,7 +450,8 @@ def test_a_run_does_not_go_on_with_another_text(here):
     (here / "text.txt").write_text(TEXT.read_text().replace("light", "night"))
     result = CliRunner().invoke(main, ["run", "runs/small"])
     assert result.exit_code == 2
-    assert "runs/small can't go on: its configuration comes to another plan now" in result.stderr
+    said = f"runs/small can't go on: what it was trained on is no longer the text of {here / 'text.txt'}."
+    assert said in result.stderr
 
 
 def test_a_run_killed_between_its_first_commit_and_the_renames_goes_on(here):

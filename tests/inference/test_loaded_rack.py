@@ -8,7 +8,7 @@ from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.rack.rack import Ends, Stack
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.setup import Parts
+from stackwise_core.training.setup import RackParts
 from tests.llama import llama_like
 from tests.tiny import run_tiny
 
@@ -111,7 +111,7 @@ def test_a_streamed_rack_holds_no_stack_and_computes_the_same(runs, monkeypatch)
     assert not any(index in streamed.run.residency for index in range(3))
     bytes_of_all = 4 * sum(streamed.spec.stack_parameters(index) for index in range(3))
     for budget, held in ((bytes_of_all - 1, 0), (bytes_of_all, 3)):
-        monkeypatch.setattr(Parts, "memory_budget", budget)
+        monkeypatch.setattr(RackParts, "memory_budget", budget)
         assert len(load_rack(runs["streamed"].directory).stacks) == held
 
 
