@@ -2,34 +2,43 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --quiet
+# Touched when what the run, or the tests as well, need is installed.
+RUNS   := $(VENV)/.ready-to-run
+TESTS  := $(VENV)/.ready-to-test
 # Whatever changes what has to be installed.
-NEEDS  := pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
+NEEDS  := pyproject.toml constraints.txt requirements.txt $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: run test lint types docs clean
 
-run: $(READY)
+run: $(RUNS)
 	$(BIN)/stackwise run stackwise.toml
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
 
-lint: $(READY)
+lint: $(TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(TESTS)
 	$(BIN)/mypy
 
 # Writes docs/config.md and the tables of docs/hooks from the code's own words; tests hold them up to date.
-docs: $(READY)
+docs: $(TESTS)
 	$(BIN)/python docs/make_config_reference.py
 	$(BIN)/python docs/make_field_tables.py
 
-$(READY): $(NEEDS)
+$(RUNS): $(NEEDS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(PIP) -r requirements.txt
 	touch $@
+
+# The tests need all that the run does, and more.
+$(TESTS): $(NEEDS) requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements-dev.txt
+	touch $(RUNS) $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

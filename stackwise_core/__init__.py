@@ -9,6 +9,8 @@ rack = sw.load_rack(result.directory)
 
 from typing import TYPE_CHECKING, Any
 
+from stackwise_core.openmp import wait_passively
+
 if TYPE_CHECKING:
     from stackwise_core.api import (
         ConfigError,
@@ -36,6 +38,8 @@ __all__ = [
     "plan",
     "run",
 ]
+
+wait_passively()  # before anything here loads torch
 
 
 def __getattr__(name: str) -> Any:

@@ -17,13 +17,14 @@ from stackwise_core.config.sources import Overrides
 from stackwise_core.errors import StackwiseError as StackwiseError
 from stackwise_core.errors import UnavailableError as UnavailableError
 from stackwise_core.errors import UsageError as UsageError
+from stackwise_core.process_state import own_state, preserved_state
 from stackwise_core.runs.beginning import Configuration, begin, read
 from stackwise_core.runs.beginning import Finished as Finished
 
 if TYPE_CHECKING:
     from stackwise_core.data.sequences import Progress
     from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.events import Listener, RunResult
+    from stackwise_core.training.events import Event, Listener, RunResult
     from stackwise_core.training.plan import Plan
     from stackwise_core.training.setup import Setup
     from stackwise_core.training.stopping import Stopping
@@ -51,9 +52,10 @@ def load_config(
 
 
 def plan(configuration: Configuration | str | os.PathLike[str], *, tokenised: Progress | None = None) -> Plan:
-    """The phases of a run, with their memory, disk (bytes) and floating-point operations. Nothing is trained.
+    """Plan a run: its phases, with their memory and disk in bytes, floating-point operations and seconds.
 
-    What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the same.
+    Nothing is trained. What ``stackwise plan`` and ``run`` would refuse for want of memory or disk is planned all the
+    same.
 
     Args:
         configuration: what ``load_config`` gave, or what it would be given.
@@ -71,6 +73,7 @@ def run(
     *,
     fresh: bool = False,
     accept_change: bool = False,
+    beyond_machine: bool = False,
     listener: Listener | None = None,
     tokenised: Progress | None = None,
 ) -> RunResult:
@@ -80,13 +83,17 @@ def run(
         configuration: from a TOML file; or from a run's directory, which it goes on with. As ``plan``, it takes the
             name of either, too.
         fresh: begin anew, though a run broke off.
-        accept_change: go on though the configuration has changed, where no weight depends on what has.
+        accept_change: go on though the configuration has changed, where no weight depends on what has, or though a
+            plugin has within a phase.
+        beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
+            doesn't hold.
         listener: called with each event of ``stackwise_core.training.events``.
         tokenised: as ``plan``.
 
     Raises:
         Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
-        UsageError: as ``plan``; or the plan is over ``training.memory_budget`` or the room on the disk; or what broke
+        UsageError: as ``plan``; or the plan is over ``training.memory_budget``, the room on the disk or
+            all that the machine could do; or what broke
             off began with another configuration.
         UnavailableError: as ``plan``.
         StackwiseError: the run failed. The last checkpoint is on disk, as with all that follow.
@@ -95,7 +102,7 @@ def run(
             checkpoint before this is raised; a second one doesn't wait.
     """
     begun = begin(_read(configuration), fresh=fresh, accept_change=accept_change)
-    return prepare(begun, tokenised).run(listener or (lambda event: None))
+    return prepare(begun, tokenised).run(listener or (lambda event: None), beyond_machine=beyond_machine)
 
 
 def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuration:
@@ -105,11 +112,15 @@ def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuratio
 def prepare(configuration: Configuration, tokenised: Progress | None = None) -> Prepared:
     """All that stands before a run's first step: its text as tokens, its plan."""
     # torch comes in here, after the configuration was found to be right.
-    from stackwise_core.training.plan import make_plan
-    from stackwise_core.training.setup import set_up
+    with own_state():
+        from stackwise_core.training.plan import make_plan
+        from stackwise_core.training.setup import set_up
+        from stackwise_core.training.threads import computing_threads
 
-    setup = set_up(configuration.config, configuration.registry, tokenised)
-    return Prepared(configuration, setup, make_plan(setup))
+        parent = Path(configuration.config.run.directory).absolute()  # as it is before anybody else's code runs
+        with computing_threads(configuration.config.run.threads):
+            setup = set_up(configuration.config, configuration.registry, tokenised)
+            return Prepared(configuration, setup, make_plan(setup), parent)
 
 
 @frozen
@@ -119,22 +130,33 @@ class Prepared:
     configuration: Configuration
     setup: Setup
     plan: Plan
+    parent: Path
+    """Where a new run's directory is made."""
 
-    def run(self, listener: Listener, stopping: Stopping | None = None) -> RunResult:
+    def run(self, listener: Listener, stopping: Stopping | None = None, *, beyond_machine: bool = False) -> RunResult:
         """Train it, or go on with what ``begin`` found.
 
         Args:
             stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
+            beyond_machine: as ``run``.
         """
         from stackwise_core.runs.directory import RunDirectory
         from stackwise_core.training.engine import Engine
         from stackwise_core.training.stopping import Stopping
 
+        def tell(event: Event) -> None:
+            # A listener that draws goes on with its own draws.
+            with preserved_state(generators=False):
+                listener(event)
+
         stopping = stopping or Stopping()
         registry, directory = self.configuration.registry, self.configuration.directory
         begun = None if directory is None else RunDirectory(directory)
-        with stopping.heeding():
-            return Engine(self.setup, self.plan, registry, listener, begun, stopping).run()
+        with stopping.heeding(), own_state(self.setup.device):
+            engine = Engine(
+                self.setup, self.plan, registry, tell, begun, stopping, self.parent, beyond_machine=beyond_machine
+            )
+            return engine.run()
 
 
 def load_rack(
@@ -160,8 +182,9 @@ def load_rack(
         UnavailableError: a plugin, a package or the device isn't there.
         StackwiseError: a file is missing or damaged.
     """
-    from stackwise_core.inference.finished import FinishedRun
-    from stackwise_core.inference.loaded_rack import LoadedRack
+    with own_state():
+        from stackwise_core.inference.finished import FinishedRun
+        from stackwise_core.inference.loaded_rack import LoadedRack
 
-    run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
-    return LoadedRack(run, stream=stream)
+        run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
+        return LoadedRack(run, stream=stream)

@@ -6,23 +6,40 @@ import errno
 import hashlib
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
+
+from stackwise_core.lacking_calls import CHMOD, SYNC
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Numbers of the errors that say that a disk is full, or one's share of it."""
 
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Numbers of the errors that say something of the process, and nothing of the file."""
+
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can't be read without being set
+
+
+def limit_of_open_files() -> int:
+    """How many files this process may have open at a time; -1: as many as it likes."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def sync(path: Path) -> None:
     """Make a file's content, or a directory's entries, durable: a rename is not until its directory is synced."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_open(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def sync_open(descriptor: int, path: Path) -> None:
+    """Make what was written to an open file durable."""
+    with SYNC.where_there_is(path):
+        os.fsync(descriptor)
 
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,9 +51,10 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
     beside = unfinished(path)
     try:
         write(beside)
-        beside.chmod(0o666 & ~_UMASK)  # some writers make files that nobody else may read
+        with CHMOD.where_there_is(beside):
+            beside.chmod(0o666 & ~_UMASK)  # some writers make files that nobody else may read
         with beside.open("rb+") as file:
-            os.fsync(file.fileno())
+            sync_open(file.fileno(), beside)
         os.replace(beside, path)
     except OSError as error:
         name_file(error, path)

@@ -7,8 +7,9 @@
         min_fraction: float = option(0.15, "Fraction at progress 0.", check=between(0, 1))
 """
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import NOTHING, Factory, field
@@ -52,6 +53,17 @@ def at_least(minimum: float) -> Check:
     return check
 
 
+def counted(least: int, most: int) -> Check:
+    """The value must be a number of things that can be; None passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        at_least(least)(instance, attribute, value)
+        if value is not None and value > most:
+            raise ValueError(f"expected at most {most}")
+
+    return check
+
+
 def above(bound: float) -> Check:
     """The value must be more than ``bound``; None passes."""
 
@@ -78,13 +90,44 @@ def not_empty(instance: Any, attribute: Any, value: Any) -> None:
         raise ValueError("expected a text that is not empty")
 
 
+def in_thousands(number: float, units: Sequence[str]) -> str:
+    """Return a number in three digits and the unit that leaves one to three of them before the point.
+
+    Args:
+        units: each a thousand times the one before. A number that is beyond them is a power of ten.
+    """
+    for power, unit in enumerate(units):
+        digits = f"{number / 1000**power:.3g}"
+        if abs(float(digits)) < 1000:  # after rounding: 999,999 is 1M
+            return digits + unit
+    mantissa, _, exponent = f"{number:.3g}".partition("e")
+    return f"{mantissa} x 10^{int(exponent)}{units[0]}"
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that file systems take for a name and for a path."""
+
+
+def path_text(instance: Any, attribute: Any, value: Any) -> None:
+    """The text must be something that a file system takes for a path; None passes."""
+    not_empty(instance, attribute, value)
+    if value is None:
+        return
+    if "\0" in value:
+        raise ValueError("expected a path without the character 0")
+    if len(os.fsencode(value)) > LONGEST_PATH:
+        raise ValueError(f"expected a path of at most {LONGEST_PATH} bytes")
+    if max(len(os.fsencode(name)) for name in value.split("/")) > LONGEST_NAME:
+        raise ValueError(f"expected names of at most {LONGEST_NAME} bytes between the slashes")
+
+
 class ByteSize(int):
     """A number of bytes, written as ``"20 GB"``, ``"512 MiB"`` or a plain integer."""
 
     UNITS = {"": 1, "b": 1} | {
         f"{prefix}{infix}b": base**power
         for infix, base in (("", 1000), ("i", 1024))
-        for power, prefix in enumerate("kmgt", start=1)
+        for power, prefix in enumerate("kmgtpe", start=1)
     }
 
     @classmethod
@@ -100,7 +143,4 @@ class ByteSize(int):
 
     def __str__(self) -> str:
         """The size in the largest decimal unit that leaves at least 1."""
-        for unit, power in (("TB", 4), ("GB", 3), ("MB", 2), ("kB", 1)):
-            if self >= 1000**power:
-                return f"{int(self) / 1000**power:.3g} {unit}"
-        return f"{int(self)} B"
+        return in_thousands(int(self), (" B", " kB", " MB", " GB", " TB", " PB", " EB"))

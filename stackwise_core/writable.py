@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from stackwise_core.errors import UsageError
+from stackwise_core.files import EXHAUSTED
 
 
 def check_writable(directory: Path, key: str) -> None:
@@ -28,6 +29,8 @@ def check_writable(directory: Path, key: str) -> None:
         # Permission bits don't tell of a file system that is read-only, and mean nothing to root.
         os.rmdir(tempfile.mkdtemp(prefix=".stackwise-", dir=there))
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
         raise UsageError(
             f"{key} = {directory}: {there} can't be written to ({error.strerror}). Name another directory."
         ) from None

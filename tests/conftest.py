@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from stackwise_core.cli import pulse
+
 # Two workers on two cores: more threads would only wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine isn't to make commands say more than a quiet one.
+pulse.SECONDS_OF_SILENCE = 3600.0
 
 Install = Callable[..., Path]
 

@@ -79,7 +79,7 @@ def test_a_run_and_its_rack(here):
     """A listener sees every step; the rack measures what the run did; the finished run isn't run again."""
     events = []
     result = sw.run(sw.load_config("small.toml"), listener=events.append)
-    assert result.directory == Path("runs/small")
+    assert result.directory == here / "runs" / "small"
     steps = [event for event in events if isinstance(event, StepDone)]
     assert len(steps) == sum(phase.steps for phase in result.phases)
     assert sw.load_rack(result.directory).evaluate() == list(result.likelihoods)
@@ -140,3 +140,53 @@ def test_a_run_in_another_thread_leaves_signals_alone(here):
     """Python handles them in the main thread only."""
     with ThreadPoolExecutor(1) as other:
         assert other.submit(sw.run, "small.toml").result().likelihoods
+
+
+def test_a_listener_may_change_the_working_directory(here, monkeypatch):
+    """All of a run is in one place, and its result stays valid."""
+    (here / "elsewhere").mkdir()
+
+    def wander(event: object) -> None:
+        if isinstance(event, StepDone):
+            os.chdir(here / "elsewhere")
+
+    tokens: list[float] = []
+
+    def tokenised(done: int, share: float) -> None:
+        tokens.append(share)
+        os.chdir(here / "elsewhere")
+
+    result = sw.run("small.toml", listener=wander, tokenised=tokenised)
+    assert tokens
+    assert Path.cwd() == here / "elsewhere"
+    assert os.listdir(here / "elsewhere") == []
+    assert result.directory == here / "runs" / "small"
+    assert {"metrics.jsonl", "finished.json", "stacks"} <= set(os.listdir(result.directory))
+    rack = sw.load_rack(os.path.relpath(result.directory), stream=True)
+    monkeypatch.chdir("/")
+    assert rack.sample(length=3)
+
+
+def test_a_plugin_may_change_the_working_directory(here, monkeypatch):
+    """At import, as its options are read, and as it is made: paths on the command line stay what they are."""
+    (here / "elsewhere").mkdir()
+    source = (
+        f"import os\nos.chdir({str(here / 'elsewhere')!r})\n"
+        "from attrs import frozen\n"
+        "from stackwise_core.hookspecs import Implementation, hookimpl\n"
+        "from stackwise_core.interfaces.mask_schedule import MaskSchedule\n\n"
+        "@frozen\nclass Options:\n    pass\n\n"
+        "class Wandering(MaskSchedule):\n"
+        "    def __init__(self, options):\n        super().__init__(options)\n"
+        f"        os.chdir({str(here / 'elsewhere')!r})\n\n"
+        "    def fraction(self, progress):\n        return progress\n\n"
+        "@hookimpl\ndef mask_schedule():\n"
+        "    return [Implementation('wandering', 'moves', 'wandering_plugin:Wandering', 'wandering_plugin:Options')]\n"
+    )
+    (here / "wandering_plugin.py").write_text(source)
+    overrides = {"mask_schedule.use": "wandering", "training.steps_per_stack": 1}
+    result = sw.run(sw.load_config("small.toml", plugins=["wandering_plugin.py"], overrides=overrides))
+    monkeypatch.delitem(sys.modules, "wandering_plugin")
+    assert Path.cwd() == here
+    assert result.directory == here / "runs" / "small"
+    assert os.listdir(here / "elsewhere") == []

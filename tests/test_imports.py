@@ -12,7 +12,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("errors", "files", "options", "hookspecs", "quiet_imports", "tensor_file", "writable"),
+    (
+        "control_groups",
+        "errors",
+        "files",
+        "hookspecs",
+        "lacking_calls",
+        "machine",
+        "number_range",
+        "openmp",
+        "options",
+        "process_state",
+        "quiet_imports",
+        "tensor_file",
+        "writable",
+    ),
     ("interfaces",),
     ("registry",),
     ("config",),

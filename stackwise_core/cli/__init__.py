@@ -3,16 +3,22 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from stackwise_core import __version__
+from stackwise_core.cli.arguments import refuse_other_than_utf8
 from stackwise_core.cli.failures import report as report_failure
+from stackwise_core.cli.interrupts import interrupted_by_signals
+from stackwise_core.cli.output import replace_what_cannot_be_encoded
+from stackwise_core.cli.shown_paths import note_working_directory
 from stackwise_core.registry.nearest import nearest
 
 COMMANDS = (
     "run",
+    "runs",
     "evaluate",
     "sample",
     "report",
@@ -54,6 +60,13 @@ class CommandLine(click.Group):
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{close}'?", ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an interrupt is told by ``report_failure``, since click fails where a terminal hung up."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -63,22 +76,32 @@ class CommandLine(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit; with ``standalone_mode=False`` exceptions are left to the caller."""
+        note_working_directory()
         arguments = list(sys.argv[1:] if args is None else args)
         # Taken out here, so that it may stand before and after the command.
         debug = "--debug" in arguments
         arguments = [argument for argument in arguments if argument != "--debug"]
+        replace_what_cannot_be_encoded()
         try:
-            result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+            with interrupted_by_signals():
+                refuse_other_than_utf8(arguments)
+                result = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
         except Exception as error:
             if not standalone_mode:
                 raise
-            result = report_failure(error, debug)
+            result = 1
+            with suppress(OSError):  # nobody is there to read it
+                result = report_failure(error, debug)
         if not standalone_mode:
             return result
         sys.exit(result)
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandLine,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='RUN is the directory of a run, or its name: first is runs/first. "stackwise runs" lists them.',
+)
 @click.version_option(__version__, prog_name="stackwise", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error, the plugin's own too.")
 def main() -> None:

@@ -1,6 +1,6 @@
 """The arguments that commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,40 @@ plugin_option = click.option(
     "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
 )
 
+beyond_machine_option = click.option(
+    "--beyond-machine",
+    is_flag=True,
+    help="Don't refuse a plan that needs several times the memory that there is, or weights that the disk doesn't "
+    "hold.",
+)
+
+
+class Run(click.ParamType):
+    """A run by its path, or by its name in the directory of runs."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the run's directory."""
+        from stackwise_core.config.run_names import run_named
+
+        return value if isinstance(value, Path) else run_named(value)
+
+
+class ConfigurationOrRun(click.ParamType):
+    """A TOML file; or a run, whose directory has its configuration."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path of the file, or of the run's directory."""
+        from stackwise_core.config.run_names import configuration_or_run_named
+
+        return configuration_or_run_named(value)
+
+
+run_argument = click.argument("directory", metavar="RUN", type=Run())
+
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``FILE``, ``--set`` and ``-p``, as ``file``, ``overrides`` and ``plugins`` for ``config.load``."""
@@ -25,7 +59,23 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KEY=VALUE",
         help="Set one key, as in --set training.batch_size=8. It wins over the file. May be repeated.",
     )
-    return click.argument("file", default="stackwise.toml")(override(plugin_option(command)))
+    return click.argument("file", default="stackwise.toml", type=ConfigurationOrRun())(override(plugin_option(command)))
+
+
+def refuse_other_than_utf8(arguments: Sequence[str]) -> None:
+    """See that every argument is UTF-8, as the files are in which names are kept.
+
+    Raises:
+        UsageError: one isn't.
+    """
+    from stackwise_core.errors import UsageError
+
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            option = f"{before}: " if before.startswith("-") else ""
+            raise UsageError(f"{option}expected UTF-8, found {argument!r}. Rename it, or write it anew.") from None
 
 
 def refuse_other_than_run(directory: Path) -> None:

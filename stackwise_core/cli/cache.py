@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,12 @@ import click
 from attrs import asdict, frozen
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option, refuse_other_than_run
+from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
+from stackwise_core.cli.output import json_option, print_json
+from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
+from stackwise_core.config import kept
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -63,7 +65,7 @@ class Kept:
 
         from stackwise_core.config.load import load_run
 
-        config, registry = load_run(run, plugins=plugins)
+        config, registry = load_run(run, plugins=plugins, hooks=("cache_backend",))
         choice = config.cache_backend
         how = 'use = "disk" with keep = "rack" does.'
         if choice is None:
@@ -90,7 +92,11 @@ class Kept:
         """What the run itself keeps."""
         if not self.is_shared:
             return self.namespaces
-        return [each.namespace for each in self.boundaries if Path(each.run).resolve() == self.run.resolve()]
+        own = {self.run.resolve()}
+        moved_from = kept.Kept.of(self.run).written_in
+        if moved_from is not None and not moved_from.exists():
+            own.add(moved_from)
+        return [each.namespace for each in self.boundaries if Path(each.run).resolve() in own]
 
     def named(self, prefixes: Sequence[str]) -> list[str]:
         """The namespaces that begin so, in the order of the tables.
@@ -141,9 +147,8 @@ class Kept:
         click.echo(f"{self.run} has no boundaries in {self.directory}. {why}")
 
 
-run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+run_argument = click.argument("run", metavar="RUN", type=Run())
 prefixes_argument = click.argument("prefixes", metavar="[NAMESPACE-PREFIX]...", nargs=-1)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(short_help="List, measure or drop the boundaries of a run.")
@@ -157,19 +162,23 @@ def cache() -> None:
 @cache.command("list", short_help="List the stores, with their sizes.")
 @run_argument
 @plugin_option
-@json_option
+@json_option()
 def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
-    """List the stores of the boundaries of the run in the directory RUN.
+    """List the stores of the boundaries of the run RUN.
 
     Where runs share a directory, all that is in it is listed. A directory that no record tells of is "unknown".
     """
     kept = Kept.by(run, plugins)
     stats: dict[str, CacheStats] = {}
-    for boundary in kept.boundaries:
-        store = kept.open(boundary)
-        stats[boundary.namespace] = store.stats()
-        store.close()
-    sizes = {name: stats[name].bytes if name in stats else bytes_in(kept.directory / name) for name in kept.namespaces}
+    with working(Console(stderr=True), "opening stores") as tell:
+        for place, boundary in enumerate(kept.boundaries):
+            tell(f"{place} of {len(kept.boundaries)}")
+            store = kept.open(boundary)
+            stats[boundary.namespace] = store.stats()
+            store.close()
+        sizes = {
+            name: stats[name].bytes if name in stats else bytes_in(kept.directory / name) for name in kept.namespaces
+        }
     if as_json:
         stores = [
             {
@@ -182,7 +191,7 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
         ]
         unknown = [{"namespace": name, "bytes": sizes[name]} for name in kept.unknown]
         result = {"run": str(run), "directory": str(kept.directory), "stores": stores, "unknown": unknown}
-        click.echo(json.dumps({**result, "bytes": sum(sizes.values())}, indent=2))
+        print_json({**result, "bytes": sum(sizes.values())})
         return
     if not kept.namespaces:
         kept.say_how_to_keep()
@@ -200,9 +209,9 @@ def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
 @prefixes_argument
 @click.option("--sequences", type=click.IntRange(1), help="Read so many of each store, evenly spaced. [default: all]")
 @plugin_option
-@json_option
+@json_option()
 def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: Sequence[str], as_json: bool) -> None:
-    """Read the boundaries of the run in the directory RUN, or those in the stores named, and say what they are like.
+    """Read the boundaries of the run RUN, or those in the stores named, and say what they are like.
 
     \b
     RMS, largest     of all numbers; the largest by magnitude
@@ -224,8 +233,9 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
     from stackwise_core.cli.progress import counting
     from stackwise_core.training.activation_statistics import measure_store, sample
 
-    stores = [kept.open(each) for each in boundaries]
-    keys = [sample(sorted(store.keys()), sequences) for store in stores]
+    with working(Console(stderr=True), "opening stores"):
+        stores = [kept.open(each) for each in boundaries]
+        keys = [sample(sorted(store.keys()), sequences) for store in stores]
     total, done, results = sum(map(len, keys)), 0, []
     with counting(Console(stderr=True), "measuring", "sequences") as advance:
 
@@ -239,7 +249,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
             store.close()
     if as_json:
         listed = [_as_json(each, result) for each, result in zip(boundaries, results, strict=True)]
-        click.echo(json.dumps({"run": str(run), "directory": str(kept.directory), "stores": listed}, indent=2))
+        print_json({"run": str(run), "directory": str(kept.directory), "stores": listed})
         return
     console = Console()
     print_measures(console, kept, list(zip(boundaries, results, strict=True)))
@@ -254,7 +264,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @plugin_option
 def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) -> None:
-    """Delete the boundaries of the run in the directory RUN, or the stores named.
+    """Delete the boundaries of the run RUN, or the stores named.
 
     What is needed again is computed again.
     """
@@ -283,14 +293,16 @@ def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) 
             if not click.confirm(f"\nDrop {stores_text(len(names))}, {freed}?"):
                 click.echo("Nothing was dropped.")
                 raise SystemExit(1)
-        for name in names:
-            if name in records:
-                store = kept.open(records[name])
-                store.drop()
-                store.close()
-            if (kept.directory / name).is_dir():
-                shutil.rmtree(kept.directory / name)
-            drop_record(kept.directory, name)
+        with working(Console(stderr=True), "dropping") as tell:
+            for place, name in enumerate(names):
+                tell(f"{place} of {stores_text(len(names))}")
+                if name in records:
+                    store = kept.open(records[name])
+                    store.drop()
+                    store.close()
+                if (kept.directory / name).is_dir():
+                    shutil.rmtree(kept.directory / name)
+                drop_record(kept.directory, name)
     click.echo(f"{kept.directory}: {stores_text(len(names))} dropped, {freed} freed.")
 
 

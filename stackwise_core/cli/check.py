@@ -1,6 +1,5 @@
 """``stackwise check``: whether a configuration is right, and what it comes to; without torch."""
 
-import json
 from collections.abc import Sequence
 
 import click
@@ -9,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ProblemsError
@@ -18,7 +18,7 @@ from stackwise_core.data.sources import text_problems
 
 @click.command(short_help="Find all mistakes in a configuration.")
 @config_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, the problems too.")
+@json_option("Print JSON, the problems too.")
 def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
     """Check FILE, and show which implementation each of its hooks comes to. Nothing is run."""
     try:
@@ -26,7 +26,7 @@ def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: 
     except ProblemsError as error:
         if not as_json:
             raise
-        click.echo(error.as_json())
+        print_json(error.as_json())
         raise SystemExit(error.exit_code) from error
     rows = [
         (key, declared.name, declared.package)
@@ -35,7 +35,7 @@ def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: 
     ]
     if as_json:
         uses = {key: {"use": name, "package": package} for key, name, package in rows}
-        click.echo(json.dumps({"ok": True, "file": file, "uses": uses}, indent=2, ensure_ascii=False))
+        print_json({"ok": True, "file": file, "uses": uses})
         return
     console = Console(highlight=False)
     if console.is_terminal:

@@ -1,6 +1,5 @@
 """``stackwise evaluate``: the likelihood bound of a finished run, by depth and by band."""
 
-import json
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -9,13 +8,16 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Measure a finished run by depth and by band.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
-    "--corpus", metavar="TEXT", help="Measure on this file, directory or glob instead of the validation split."
+    "--corpus",
+    metavar="TEXT",
+    help="Measure on this file, directory, split (DIRECTORY#SPLIT) or glob instead of the validation split.",
 )
 @click.option("--text-field", metavar="NAME", help="Field of a .jsonl, or column, of that text. [default: the run's]")
 @click.option("--draws", type=click.IntRange(1), help="Masks a sequence. [default: the run's evaluation.draws]")
@@ -26,7 +28,7 @@ from stackwise_core.cli.arguments import plugin_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the masks. [default: the run's]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def evaluate(
     directory: Path,
     corpus: str | None,
@@ -39,7 +41,7 @@ def evaluate(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Measure the rack of the finished run in the directory RUN on text that it wasn't trained on.
+    """Measure the rack of the finished run RUN on text that it wasn't trained on.
 
     The figure is an upper bound on the negative log-likelihood (NELBO), over all mask fractions, from masks of fixed
     counts. The same seed gives the same masks.
@@ -52,14 +54,16 @@ def evaluate(
 
     from stackwise_core.cli.likelihood_tables import print_likelihoods
     from stackwise_core.cli.progress import counting, tokenising
+    from stackwise_core.cli.pulse import working
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.notes import unseen
+    from stackwise_core.training.notes import of_the_coverage, unseen
 
     aside = Console(stderr=True)
-    run = FinishedRun.open(directory, device=device, plugins=plugins)
-    rack = LoadedRack(run, stream=run.streams)
-    with tokenising(aside) as tokenised:
+    with working(aside, "loading the rack"):
+        run = FinishedRun.open(directory, device=device, plugins=plugins)
+        rack = LoadedRack(run, stream=run.streams)
+    with tokenising(aside, "reading the text") as tokenised:
         evaluation = rack.evaluation(
             corpus,
             text_field=text_field,
@@ -78,6 +82,7 @@ def evaluate(
             "sequences": len(evaluation.samples),
             "draws": evaluation.draws,
             "seed": evaluation.seed,
+            "notes": list(evaluation.notes),
             "likelihoods": [
                 {
                     **unstructure(likelihood),
@@ -86,7 +91,7 @@ def evaluate(
                 for likelihood in likelihoods
             ],
         }
-        click.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     console = Console()
     text = "its validation split" if corpus is None else corpus
@@ -94,9 +99,10 @@ def evaluate(
         f"{directory} on {text}: {len(evaluation.samples)} sequences, {likelihoods[-1].tokens} tokens, "
         + (f"{evaluation.draws} masks each" if not evaluation.causal else "each token from those before it"),
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     console.print()
     print_likelihoods(console, likelihoods, rack.routes, "validation" if corpus is None else "text")
-    for note in unseen(run.trained_bands) if not evaluation.causal else []:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    never_seen = [] if evaluation.causal else unseen(run.trained_bands)
+    for note in (*evaluation.notes, *never_seen, *of_the_coverage(evaluation.split.coverage)):
+        console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)

@@ -1,13 +1,14 @@
 """``stackwise export``: a finished run as a model that transformers loads."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from stackwise_core.rack.pretrained_config import Architecture, Number
@@ -26,7 +27,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 
 
 @click.command(short_help="Write a run's rack for another library.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--to",
     "to",
@@ -52,7 +53,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     help="Most bytes of a file with weights.",
 )
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def export(
     directory: Path,
     to: tuple[str, Path],
@@ -63,31 +64,34 @@ def export(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Write the full-precision weights, the tokenizer and the adapters of the finished run in the directory RUN into
-    DIR, as a model that transformers loads without code from elsewhere.
+    """Write the full-precision weights, the tokenizer and the adapters of the finished run RUN into DIR, as a model
+    that transformers loads without code from elsewhere.
     """
     from stackwise_core.config.load import load_run
     from stackwise_core.config.source_run import finished_run
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins)
+    config, _ = load_run(directory, plugins=plugins, hooks=())
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.data.tokenizer import load_tokenizer
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.export import Export, refuse_full
 
     _, target = to
     refuse_full(target)
-    tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
-    exported = Export.of(
-        source,
-        tokenizer,
-        config.data.tokenizer,
-        architecture=architecture,
-        depth=depth,
-        number=dtype,
-        largest=max_shard_size,
-    ).write(target)
+    data = config.data
+    tokenizer = load_tokenizer(data.tokenizer, mask_token=data.mask_token, special_ids=data.special_ids)
+    with working(Console(stderr=True), "exporting"):
+        exported = Export.of(
+            source,
+            tokenizer,
+            config.data.tokenizer,
+            architecture=architecture,
+            depth=depth,
+            number=dtype,
+            largest=max_shard_size,
+        ).write(target)
     of = exported.target
     if as_json:
         said = {
@@ -101,7 +105,7 @@ def export(
             "files": list(exported.files),
             "adapters": [f"adapters/{name}" for name in exported.adapters],
         }
-        click.echo(json.dumps(said, indent=2))
+        print_json(said)
         return
     size = ByteSize(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
     click.echo(

@@ -1,13 +1,16 @@
 """Every exception's one message on stderr, and its exit code."""
 
+import errno
 import traceback
+from contextlib import suppress
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from stackwise_core.config.errors import printable
-from stackwise_core.errors import StackwiseError
+from stackwise_core.errors import StackwiseError, is_out_of_memory
+from stackwise_core.files import limit_of_open_files
 from stackwise_core.registry.culprit import culprit
 
 INTERRUPTED = 130
@@ -16,7 +19,8 @@ INTERRUPTED = 130
 def report(error: Exception, debug: bool) -> int:
     """Print what went wrong, after its traceback where ``debug`` asks for that; give the exit code."""
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
-        click.echo("interrupted", err=True)
+        with suppress(OSError):  # a terminal that hung up
+            click.echo("\ninterrupted", err=True)  # behind the terminal's own ^C
         return INTERRUPTED
     if isinstance(error, click.ClickException):
         error.show()
@@ -26,16 +30,17 @@ def report(error: Exception, debug: bool) -> int:
     if isinstance(error, StackwiseError):
         _say(str(error))
         return error.exit_code
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error) or type(error).__name__
-        _say(f"{reason}: {error.filename}" if error.filename else reason)
-        return 1
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+    if is_out_of_memory(error):
         _say(
             "out of memory. In training a smaller training.batch_size (with more training.gradient_accumulation), "
             "training.window, data.seq_len or rack.d_model needs less, and so does training.trunk_residency = "
             '"stream". "stackwise plan" says how much each phase takes.'
         )
+        return 1
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        where = f": {error.filename}" if error.filename else ""
+        _say(f"{reason}{where}{_advice(error)}")
         return 1
     plugin = culprit(error)
     owner = f"in the plugin {plugin}" if plugin else "in Stackwise"
@@ -43,6 +48,18 @@ def report(error: Exception, debug: bool) -> int:
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
     _say(f"this is a defect {owner}: {text}.{hint}")
     return 1
+
+
+def _advice(error: OSError) -> str:
+    """What to do about an error of the system that doesn't say so itself."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f". This process may open {limit_of_open_files()} files at a time; ulimit -n raises that."
+    if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOLCK):
+        return (
+            ". Its file system lacks a call that this needs: name a directory on another one (run.directory, "
+            "data.tokens_directory, cache_backend.directory)."
+        )
+    return ""
 
 
 def _say(message: str) -> None:

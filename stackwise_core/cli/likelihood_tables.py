@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from stackwise_core.cli.tables import print_table
+from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.inference.evaluate import BandRoute, Likelihood
 from stackwise_core.training.notes import band_text
+
+BEYOND = "> 1.8e308"
+"""A perplexity that a float can't hold."""
 
 
 def print_likelihoods(
@@ -26,31 +30,30 @@ def print_likelihoods(
                 f"{likelihood.nats_per_token:.4f}",
                 error_text(likelihood.standard_error),
                 gain,
-                f"{likelihood.perplexity:.4g}",
+                f"{likelihood.perplexity:.4g}" if math.isfinite(likelihood.perplexity) else BEYOND,
                 f"{likelihood.bits_per_byte:.4f}",
             )
         )
-    print_table(console, (f"{bound} at", "nats/token", "std. error", "change", "perplexity", "bits/byte"), rows)
+    print_table(
+        console, (f"{bound} at", "nats/token", "std. error", "change", "perplexity", "bits/byte"), abridged(rows)
+    )
     whole = likelihoods[-1]
     if not whole.bands:
         return
     console.print()
     banded = len(routes) > 1
     headings = ["masked", *(["stack"] if banded else []), "nats/token", "std. error", "share"]
-    print_table(
-        console,
-        headings,
+    parts = [
         [
-            [
-                band_text(band.band),
-                *([", ".join(map(str, routes[place].path))] if banded else []),
-                f"{band.nats_per_token:.4f}",
-                error_text(band.standard_error),
-                f"{band.nats_per_token / whole.nats_per_token:.1%}",
-            ]
-            for place, band in enumerate(whole.bands)
-        ],
-    )
+            band_text(band.band),
+            *([", ".join(map(str, routes[place].path))] if banded else []),
+            f"{band.nats_per_token:.4f}",
+            error_text(band.standard_error),
+            f"{band.nats_per_token / whole.nats_per_token:.1%}" if whole.nats_per_token else "-",
+        ]
+        for place, band in enumerate(whole.bands)
+    ]
+    print_table(console, headings, abridged(parts))
 
 
 def error_text(standard_error: float | None) -> str:

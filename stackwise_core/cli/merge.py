@@ -1,21 +1,22 @@
 """``stackwise merge``: a run's adapters, folded into its full-precision weights."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 @click.command(short_help="Fold a run's adapters into its weights.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-merged]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json: bool) -> None:
-    """Make a copy of the finished run in the directory RUN whose full-precision masters have its adapters in them.
+    """Make a copy of the finished run RUN whose full-precision masters have its adapters in them.
 
     RUN stays as it is. The copy can be evaluated, and be what another run starts from.
     """
@@ -28,16 +29,21 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
 
     from attrs import evolve
 
+    from stackwise_core.cli.pulse import working
+    from stackwise_core.config.choices import RACK_HOOKS
     from stackwise_core.config.load import load_run
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.ending import check_rack, read_ending
     from stackwise_core.runs.merge import merge_adapter
-    from stackwise_core.training.setup import set_up_parts
+    from stackwise_core.runs.planned_rack import PlannedRack
+    from stackwise_core.training.setup import set_up_rack
 
-    config, registry = load_run(directory, plugins=plugins)
-    parts = set_up_parts(config, registry)
+    run = RunDirectory(directory)
+    config, registry = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    planned = PlannedRack.of(run, source)
+    parts = set_up_rack(config, registry, planned)
 
     def own_name(choice: Choice) -> Choice:
         """By the name that isn't an alias: "qlora" is nf4 with adapters, and the copy has none."""
@@ -57,23 +63,24 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
         training=evolve(config.training, adapter_lr=TrainingConfig().adapter_lr),
         precision=precision,
     )
-    run = RunDirectory(directory)
-    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    check_rack(run, parts.spec, parts.formats.adapters)
     active = read_ending(run)["active"]
     merged: list[tuple[int, str]] = []
 
     def fold(copy: RunDirectory) -> None:
-        residency = set_up_parts(without, registry).residency(copy)
+        residency = set_up_rack(without, registry, planned).residency(copy)
         for stack in range(parts.spec.stacks):
+            tell(f"stack {stack} of {parts.spec.stacks}")
             for name in copy.adapters(stack):
-                merge_adapter(copy, parts.spec, parts.implementations.formats.adapters, stack, name)
+                merge_adapter(copy, parts.spec, parts.formats.adapters, stack, name)
                 merged.append((stack, name))
             residency.bring((stack,), active=active)  # quantised anew where it is
 
-    copy = copy_run(run, target or beside(directory, "merged"), without, fold)
+    with working(Console(stderr=True), "merging") as tell:
+        copy = copy_run(run, target or beside(directory, "merged"), without, fold)
     if as_json:
         listed = [{"stack": stack, "adapter": name} for stack, name in merged]
-        click.echo(json.dumps({"run": str(copy.path), "merged": listed}, indent=2))
+        print_json({"run": str(copy.path), "merged": listed})
         return
     plural = "s" if len(merged) > 1 else ""
     click.echo(f"{copy.path}: {len(merged)} adapter{plural} folded into the weights of {parts.spec.stacks} stacks.")

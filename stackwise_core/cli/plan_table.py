@@ -4,16 +4,16 @@ from collections.abc import Collection
 
 from rich.console import Console
 
-from stackwise_core.cli.quantities import count
-from stackwise_core.cli.tables import print_table
+from stackwise_core.cli.quantities import count, rough_duration
+from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.notes import band_text
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.plan import Plan
 
-ALL_COLUMNS = 116
+ALL_COLUMNS = 125
 """Columns of a terminal that the whole table fits into."""
-LEFT_OUT_WHEN_NARROW = ("frozen", "masks", "FLOPs")
+LEFT_OUT_WHEN_NARROW = ("frozen", "masks", "FLOPs", "time")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -23,14 +23,15 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"rack: {spec.stacks} stacks, {sum(spec.blocks)} blocks, d_model {spec.d_model}, "
         f"{count(spec.parameters)} parameters, vocabulary {spec.vocab_size}, {spec.seq_len} tokens a sequence",
         highlight=False,
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
     rows = [_row(planned) for planned in plan.phases]
     if console.is_terminal and console.width < ALL_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT_WHEN_NARROW} for row in rows]
-    print_table(console, list(rows[0]), [list(row.values()) for row in rows], left=3)
+    print_table(console, list(rows[0]), abridged([list(row.values()) for row in rows]), left=3)
+    console.print(time_text(plan), highlight=False, soft_wrap=not console.is_terminal)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def print_prices(console: Console, plan: Plan) -> None:
@@ -53,10 +54,12 @@ def print_prices(console: Console, plan: Plan) -> None:
         return
     window = f"windows of {plan.window} sequences"
     console.print(
-        f"\n{window}; trunk streamed or in memory, boundary cached or made anew:", highlight=False, soft_wrap=True
+        f"\n{window}; trunk streamed or in memory, boundary cached or made anew:",
+        highlight=False,
+        soft_wrap=not console.is_terminal,
     )
     costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew")
-    print_table(console, ("phase", "trunk", "boundary", *costs), rows, left=3)
+    print_table(console, ("phase", "trunk", "boundary", *costs), abridged(rows), left=3)
 
 
 def _row(planned: PhasePlan) -> dict[str, str]:
@@ -73,7 +76,17 @@ def _row(planned: PhasePlan) -> dict[str, str]:
         "memory": str(ByteSize(planned.memory.total)),
         "disk": str(ByteSize(planned.disk)) if planned.disk else "-",
         "FLOPs": count(planned.flops),
+        "time": rough_duration(planned.seconds),
     }
+
+
+def time_text(plan: Plan) -> str:
+    """What all phases will take together, and where that comes from."""
+    products, copied = count(plan.speed.operations), ByteSize(plan.speed.copied)
+    return (
+        f"time: about {rough_duration(plan.seconds)} in all on this machine, if nothing else uses it; estimated from a "
+        f"short measurement ({products} FLOP/s in matrix products, {copied}/s copied), and half or double is possible"
+    )
 
 
 def masks_text(planned: PhasePlan) -> str:

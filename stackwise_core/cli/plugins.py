@@ -1,6 +1,5 @@
 """``stackwise plugins``: what is installed, in which state, and with which options."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.reference import OptionRow, describe
 from stackwise_core.hookspecs import INTERFACES, PROVISIONAL
@@ -24,7 +24,7 @@ _NARROW = 100
 
 @click.group(invoke_without_command=True, short_help="List plugins, and show their options.")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.pass_context
 def plugins(context: click.Context, plugins: tuple[str, ...], as_json: bool) -> None:
     """List the plugins, and show their options."""
@@ -32,7 +32,7 @@ def plugins(context: click.Context, plugins: tuple[str, ...], as_json: bool) -> 
         registry = _registry(plugins)
         console = Console(highlight=False)
         if as_json:
-            _print_json(_listing(registry))
+            print_json(_listing(registry))
         elif console.is_terminal:
             _print_listing(console, registry)
         else:
@@ -42,7 +42,7 @@ def plugins(context: click.Context, plugins: tuple[str, ...], as_json: bool) -> 
 @plugins.command()
 @click.argument("name")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.pass_context
 def show(context: click.Context, name: str, plugins: tuple[str, ...], as_json: bool) -> None:
     """Show the options of NAME, or DISTRIBUTION:NAME, with types, defaults and help."""
@@ -51,7 +51,7 @@ def show(context: click.Context, name: str, plugins: tuple[str, ...], as_json: b
     registry = _registry(before["plugins"] + plugins)
     found = [(declared, describe(registry.options_class(declared))) for declared in registry.named(name)]
     if as_json or before["as_json"]:
-        _print_json([_facts(registry, declared) | {"options": _options(rows)} for declared, rows in found])
+        print_json([_facts(registry, declared) | {"options": _options(rows)} for declared, rows in found])
         return
     console = Console(highlight=False)
     for place, (declared, rows) in enumerate(found):
@@ -116,10 +116,6 @@ def _listing(registry: Registry) -> dict[str, Any]:
             for plugin in registry.plugins
         ],
     }
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 # Plain text, one line an implementation, for pipes

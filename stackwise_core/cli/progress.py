@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
-from rich.text import Text
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 
+from stackwise_core.cli.bars import Bars
 from stackwise_core.cli.likelihood_tables import print_likelihoods
+from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
+from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.quantities import count, duration
-from stackwise_core.cli.tables import print_table
+from stackwise_core.cli.shown_paths import shown
+from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.options import ByteSize
 from stackwise_core.training.events import (
     BadStep,
     BoundaryProgress,
+    CheckpointWritten,
     EnvironmentChanged,
     EvaluationProgress,
     Event,
@@ -32,6 +36,7 @@ from stackwise_core.training.events import (
     StepDone,
     Validated,
 )
+from stackwise_core.training.plan import Plan
 
 SECONDS_BETWEEN_LINES = 5.0
 ALL_RESULT_COLUMNS = 80
@@ -43,82 +48,80 @@ LOSS_MEMORY = 0.95
 
 
 @contextmanager
-def tokenising(console: Console) -> Iterator[Callable[[int, float], None]]:
-    """Show how much text is tokenised, how fast, and the time left; a corpus that was prepared before shows nothing."""
+def tokenising(console: Console, what: str) -> Iterator[Callable[[int, float], None]]:
+    """Show that something goes on, and while text is tokenised for it how much, how fast, and the time left.
+
+    Args:
+        what: such as ``"planning"``; a corpus that was tokenised before is found without a word.
+    """
     begun: tuple[float, int, float] | None = None
-    text, spoke = 0, time.monotonic()
+    text, began, doing, far = 0, time.monotonic(), what, ""
+
+    def line() -> str:
+        return f"{doing}: {far}" if far else f"{doing}, {duration(time.monotonic() - began)} so far"
+
     with Progress(
         SpinnerColumn(),
-        TextColumn("tokenising"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:.0f} %  {task.fields[measured]}"),
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[measured]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task("", total=1.0, measured="", visible=False)
+        task, pulse = progress.add_task(what, total=1.0, measured=""), None
+        if not console.is_terminal:
+            pulse = Pulse(line, stderr=console.stderr)
 
         def advance(done: int, share: float) -> None:
-            nonlocal begun, text, spoke
+            nonlocal begun, text, doing, far
             now, text = time.monotonic(), done
             begun = begun or (now, done, share)  # the first batch may have waited for a library to be imported
             seconds, size, part = now - begun[0], done - begun[1], share - begun[2]
-            measured = str(ByteSize(done))
-            if seconds and part:
-                measured += f"  {ByteSize(size / seconds)}/s  {duration(seconds * (1 - share) / part)} left"
-            progress.update(task, completed=share, measured=measured, visible=True)
-            if not console.is_terminal and now - spoke >= SECONDS_BETWEEN_LINES:
-                spoke = now
-                console.print(f"tokenising: {100 * share:.0f} %  {measured}", highlight=False)
+            doing, far = ("tokenising", f"{100 * share:.0f} %  {ByteSize(done)}") if share < 1 else (what, "")
+            if far and seconds and part:
+                far += f"  {ByteSize(size / seconds)}/s  {duration(seconds * (1 - share) / part)} left"
+            progress.update(task, completed=share, description=doing, measured=far)
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            if pulse is not None:
+                pulse.stop()
     if text:
         console.print(f"tokenised {ByteSize(text)} of text", highlight=False)
 
 
 @contextmanager
 def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told how many of how many are done; nothing in a pipe."""
-    with bars(console) as progress:
+    """Show how many of how many are done: a bar on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        with working(console, what) as tell:
+            yield lambda done, total: tell(f"{done} of {total} {unit}")
+        return
+    with Bars(console) as progress:
         task = progress.add_task(what, total=None, measured=unit)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class TimesColumn(ProgressColumn):
-    """Time taken, and the time left while there is some."""
-
-    def render(self, task: Task) -> Text:
-        """Such as ``1:02, 3:04 left``."""
-        taken = task.finished_time if task.finished else task.elapsed
-        said = "" if taken is None else duration(taken)
-        if not task.finished and task.time_remaining is not None:
-            said += f", {duration(task.time_remaining)} left"
-        return Text(said, style="progress.elapsed", no_wrap=True)
-
-
-def bars(console: Console) -> Progress:
-    """Bars with a count, time taken and time left; they vanish where the console is no terminal."""
-    return Progress(
-        SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total}", justify="right"),
-        TextColumn("{task.fields[measured]}"),
-        TimesColumn(),
-        console=console,
-        refresh_per_second=8,
-        disable=not console.is_terminal,
-    )
-
-
 @contextmanager
-def watching(console: Console) -> Iterator[Listener]:
-    """A listener that shows a run on a console."""
-    watcher = Bars(console) if console.is_terminal else Lines(console)
+def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
+    """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next."""
+    watcher = Terminal(console) if console.is_terminal else Lines(console)
+    plan: Plan | None = None
+
+    def listen(event: Event) -> None:
+        nonlocal plan
+        watcher(event)
+        if isinstance(event, RunStarted):
+            plan = event.plan
+        elif isinstance(event, RunDone) and advise and plan is not None:
+            print_next_steps(console, event.result, plan)
+
     try:
-        yield watcher
+        yield listen
     finally:
-        watcher.stop()
+        with suppress(OSError):  # nobody is there to see it
+            watcher.stop()
 
 
 class SmoothedLoss:
@@ -134,12 +137,12 @@ class SmoothedLoss:
         return self._sum / self._weight
 
 
-class Bars:
-    """A bar a phase, with loss, speed, and time left."""
+class Terminal:
+    """A bar for each phase, with loss, speed, and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = bars(console)
+        self._progress = Bars(console)
         self._task = self._boundary = self._evaluation = TaskID(-1)
         self._loss, self._held_out = SmoothedLoss(), ""
 
@@ -159,6 +162,8 @@ class Bars:
         elif isinstance(event, PhaseResumed):
             progress.update(self._task, completed=event.step)
             self._console.print(resumed(event), highlight=False, markup=False)
+        elif isinstance(event, CheckpointWritten):
+            self._console.print(written(event), highlight=False, markup=False)
         elif isinstance(event, BadStep | LossSpike):
             progress.update(self._task, completed=event.step)
             self._console.print(warning(event), highlight=False, markup=False, style="yellow")
@@ -171,14 +176,15 @@ class Bars:
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
             measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s{self._peak(event.peak_bytes)}"
-            progress.update(self._task, completed=event.step, measured=measured)
+            progress.update(self._task, completed=event.step, measured=measured, brief=f"loss {loss:.3f}")
         elif isinstance(event, Validated):
             self._held_out = f" ({event.loss:.3f} held out)"
         elif isinstance(event, PhaseDone):
             speed, peak = count(event.result.tokens_per_second), self._peak(event.result.peak_bytes)
             early = "  stopped early" if event.result.stopped_early else ""
             measured = f"loss {event.result.last_loss:.3f}{self._held_out}  {speed} tokens/s{peak}{early}"
-            progress.update(self._task, total=event.result.steps, measured=measured)
+            brief = f"loss {event.result.last_loss:.3f}"
+            progress.update(self._task, total=event.result.steps, measured=measured, brief=brief)
         elif isinstance(event, EvaluationProgress):
             if self._evaluation == TaskID(-1):
                 self._evaluation = progress.add_task("validation", total=event.total, measured="sequences")
@@ -202,13 +208,21 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._spoke = console, 0.0
         self._loss = SmoothedLoss()
+        self._doing, self._since = "beginning", time.monotonic()
+        self._pulse = Pulse(self._still, stderr=console.stderr)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
         self._spoke = time.monotonic()
 
+    def _still(self) -> str:
+        """Say what takes so long."""
+        return f"{self._doing}, {duration(time.monotonic() - self._since)} so far"
+
     def __call__(self, event: Event) -> None:
         """Say an event, if it is time for that."""
+        self._doing, self._since = following(event), time.monotonic()
+        self._pulse.postpone()  # it is for what takes long by itself; of many short steps there is a line in time
         quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
         if isinstance(event, RunStarted):
             print_plan(self._console, event.plan)
@@ -220,6 +234,8 @@ class Lines:
             self._say(f"{event.planned.phase.name}: {event.planned.steps} steps from {event.planned.phase.entry}")
         elif isinstance(event, PhaseResumed):
             self._say(resumed(event))
+        elif isinstance(event, CheckpointWritten):
+            self._say(written(event))
         elif isinstance(event, BadStep | LossSpike):
             self._say(warning(event))
         elif isinstance(event, BoundaryProgress) and not quiet:
@@ -249,12 +265,27 @@ class Lines:
             print_result(self._console, event.result)
 
     def stop(self) -> None:
-        """Nothing is held that would have to be given back."""
+        """Say nothing more."""
+        self._pulse.stop()
+
+
+def following(event: Event) -> str:
+    """Return what a run does after an event, until the next one."""
+    if isinstance(event, EvaluationProgress):
+        return f"validation: {event.done} of {event.total} sequences"
+    if isinstance(event, BoundaryProgress):
+        return f"{event.planned.phase.name}: boundary, pass {event.passes} of {event.total}"
+    if isinstance(event, PhaseStarted):
+        return f"{event.planned.phase.name}: preparing"
+    if isinstance(event, PhaseResumed | StepDone | BadStep | LossSpike | Validated):
+        name, steps = event.planned.phase.name, event.planned.steps
+        return f"{name}: step {event.step + 1} of {steps}" if event.step < steps else f"{name}: writing"
+    return "beginning" if isinstance(event, RunStarted | EnvironmentChanged) else "writing"
 
 
 def where(started: RunStarted) -> str:
     """Where the run is, and of one that goes on, with what."""
-    directory, phases = started.directory, started.plan.phases
+    directory, phases = shown(started.directory), started.plan.phases
     if not started.phases_done:
         earlier = directory.with_name(started.name)
         return f"run directory: {directory}" + ("" if directory == earlier else f" ({earlier} is another run's)")
@@ -272,6 +303,11 @@ def resumed(event: PhaseResumed) -> str:
     planned, damaged = event.planned, "".join(f"{problem}\n" for problem in event.damaged)
     place = f"with step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
     return f"{damaged}{planned.phase.name}: goes on {place}"
+
+
+def written(event: CheckpointWritten) -> str:
+    """That the checkpoint is there which was asked for."""
+    return f"{event.planned.phase.name}: checkpoint after step {event.step} of {event.planned.steps}"
 
 
 def warning(event: BadStep | LossSpike) -> str:
@@ -307,7 +343,7 @@ def print_result(console: Console, result: RunResult) -> None:
     if console.is_terminal and console.width < ALL_RESULT_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in ("computed", "hits", "equal")} for row in rows]
     console.print()
-    print_table(console, list(rows[0]), [list(row.values()) for row in rows])
+    print_table(console, list(rows[0]), abridged([list(row.values()) for row in rows]))
     evicted = sum(phase.boundaries_evicted for phase in result.phases)
     damaged = sum(phase.boundaries_damaged for phase in result.phases)
     bad, spikes = (sum(getattr(phase, of) for phase in result.phases) for of in ("bad_steps", "loss_spikes"))
@@ -322,9 +358,9 @@ def print_result(console: Console, result: RunResult) -> None:
     if damaged:
         console.print(f"\n{damaged} boundaries were found damaged, and computed again.", highlight=False)
     console.print()
-    if not result.likelihoods:
+    if result.likelihoods:
+        print_likelihoods(console, result.likelihoods, result.routes)
+    else:
         console.print("No validation split (data.validation_fraction = 0), so no likelihood.", highlight=False)
-        return
-    print_likelihoods(console, result.likelihoods, result.routes)
     kept = "the weights, the plan and the metrics" if result.keeps_weights else "the plan and the metrics"
-    console.print(f"\n{result.directory} holds {kept}.", highlight=False)
+    console.print(f"\n{shown(result.directory)} holds {kept}.", highlight=False, soft_wrap=not console.is_terminal)

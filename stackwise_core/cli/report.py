@@ -1,20 +1,21 @@
 """``stackwise report``: runs as a page to look at."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from stackwise_core import __version__
-from stackwise_core.cli.arguments import plugin_option, refuse_other_than_run
+from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
+from stackwise_core.cli.output import json_option, print_json
 
 PAGE = "report.html"
 
 
 @click.command(short_help="Write a page that shows a run, or several side by side.")
-@click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=Run())
 @click.option(
     "--output",
     metavar="FILE",
@@ -25,11 +26,11 @@ PAGE = "report.html"
     "--samples", metavar="N", type=click.IntRange(1), help="Have each run write so many texts; they must be finished."
 )
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON, and write no page.")
+@json_option("Print the numbers as JSON, and write no page.")
 def report(
     directories: tuple[Path, ...], output: Path | None, samples: int | None, plugins: Sequence[str], as_json: bool
 ) -> None:
-    """Write one HTML page of the runs in the directories RUN, finished or not; it needs no network.
+    """Write one HTML page of runs, finished or not; it needs no network.
 
     It shows losses, likelihoods, memory, masks, the cache, speed, the configuration and the environment.
     """
@@ -51,19 +52,25 @@ def report(
         kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
         raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.files import publish_text
     from stackwise_core.report.as_json import as_plain
     from stackwise_core.report.reading import read_runs
 
-    runs = read_runs(directories)
-    texts = {}
-    if samples is not None:
-        from stackwise_core.report.samples import sampled
+    with working(Console(stderr=True), "reading and drawing") as tell:
+        runs = read_runs(directories)
+        texts = {}
+        if samples is not None:
+            from stackwise_core.report.samples import sampled
 
-        texts = {run.label: sampled(run, samples, plugins) for run in runs}
+            for run in runs:
+                tell(f"{run.label} is writing texts")
+                texts[run.label] = sampled(run, samples, plugins)
+            tell("")
+        if not as_json:
+            publish_text(target, page(runs, texts, __version__))
     if as_json:
         plain = [{**as_plain(run), "samples": texts.get(run.label, [])} for run in runs]
-        click.echo(json.dumps({"runs": plain}, indent=2, ensure_ascii=False))
+        print_json({"runs": plain})
         return
-    publish_text(target, page(runs, texts, __version__))
     click.echo(os.fspath(target))

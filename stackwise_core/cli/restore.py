@@ -1,7 +1,7 @@
 """``stackwise restore``: a rack at another precision, from a run's full-precision masters."""
 
-import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,8 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 
 def _stacks(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -19,7 +20,7 @@ def _stacks(context: click.Context, parameter: click.Parameter, value: str | Non
 
 
 @click.command(short_help="Rebuild a run's rack at another precision.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--precision",
     required=True,
@@ -30,7 +31,7 @@ def _stacks(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--to", "target", metavar="DIR", type=click.Path(path_type=Path), help="[default: RUN-P]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def restore(
     directory: Path,
     precision: str,
@@ -40,20 +41,23 @@ def restore(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Make a copy of the finished run in the directory RUN whose stacks are at the precision P.
+    """Make a copy of the finished run RUN whose stacks are at the precision P.
 
     They are made from the full-precision masters, a stack at a time, and the copy keeps both. It can be evaluated, and
     be what another run starts from.
     """
     from attrs import evolve
 
+    from stackwise_core.config.choices import RACK_HOOKS
     from stackwise_core.config.load import load_run, load_run_at_precision
     from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins)
-    asked, registry = load_run_at_precision(directory, precision, asked_by="--precision", plugins=plugins)
+    config, _ = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    asked, registry = load_run_at_precision(
+        directory, precision, asked_by="--precision", plugins=plugins, hooks=RACK_HOOKS
+    )
     choice = asked.precision.trunk
     assert choice is not None
     beyond = [stack for stack in stacks or () if stack >= len(source.blocks)]
@@ -65,34 +69,39 @@ def restore(
         held = evolve(config.precision, stacks={**config.precision.stacks, **dict.fromkeys(stacks, choice)})
     config = evolve(config, precision=held)
 
+    from stackwise_core.cli.pulse import working
     from stackwise_core.cli.tables import print_table
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.ending import check_rack, read_ending
-    from stackwise_core.training.setup import set_up_parts
+    from stackwise_core.runs.planned_rack import PlannedRack
+    from stackwise_core.training.setup import set_up_rack
 
     # What can't be had is found before anything is copied.
-    parts = set_up_parts(config if device is None else evolve(config, run=evolve(config.run, device=device)), registry)
     run = RunDirectory(directory)
-    check_rack(run, parts.spec, parts.implementations.formats.adapters)
+    here = config if device is None else evolve(config, run=evolve(config.run, device=device))
+    parts = set_up_rack(here, registry, PlannedRack.of(run, source))
+    check_rack(run, parts.spec, parts.formats.adapters)
     active = [] if stacks is None else sorted({*read_ending(run)["active"]} - {*stacks})
-    rows = []
+    rows: list[tuple[int, str, int, int]] = []
 
     def rebuild(copy: RunDirectory) -> None:
         residency = parts.residency(copy)
         for stack in range(parts.spec.stacks):
+            tell(f"stack {stack} of {parts.spec.stacks}")
             residency.bring((stack,), active=active)
             # Adapters are what they were.
             size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
             use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
             rows.append((stack, use.use, copy.stack_bytes(stack), size))
 
-    copy = copy_run(run, target or beside(directory, choice.use), config, rebuild, active=active)
+    with working(Console(stderr=True), "restoring") as tell:
+        copy = copy_run(run, target or beside(directory, choice.use), config, rebuild, active=active)
     if as_json:
         keys = ("stack", "precision", "bytes_in_full", "bytes")
         listed = [dict(zip(keys, row, strict=True)) for row in rows]
-        click.echo(json.dumps({"run": str(copy.path), "stacks": listed}, indent=2))
+        print_json({"run": str(copy.path), "stacks": listed})
         return
     print_table(
         Console(),
@@ -100,4 +109,4 @@ def restore(
         [(str(stack), use, str(ByteSize(full)), str(ByteSize(size))) for stack, use, full, size in rows],
         left=2,
     )
-    click.echo(f'\n{copy.path} holds the rack. "stackwise evaluate {copy.path}" measures it.')
+    click.echo(f'\n{copy.path} holds the rack. "stackwise evaluate {shlex.quote(str(copy.path))}" measures it.')

@@ -1,14 +1,15 @@
 """``stackwise run``: train what a configuration describes, or go on with a run that broke off."""
 
-import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from stackwise_core.cli.arguments import config_options
+from stackwise_core.cli.arguments import beyond_machine_option, config_options
+from stackwise_core.cli.output import Console, discard_output, json_option, print_json
+from stackwise_core.cli.shown_paths import shown
 
 
 @click.command(short_help="Train what FILE describes.")
@@ -17,11 +18,18 @@ from stackwise_core.cli.arguments import config_options
 @click.option(
     "--accept-change",
     is_flag=True,
-    help="Go on though the configuration has changed, where no weight depends on what has.",
+    help="Go on though the configuration has changed, where no weight depends on what has, or though a plugin has.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; progress goes to stderr.")
+@beyond_machine_option
+@json_option("Print the result as JSON; progress goes to stderr.")
 def run(
-    file: str, overrides: Sequence[str], plugins: Sequence[str], fresh: bool, accept_change: bool, as_json: bool
+    file: str,
+    overrides: Sequence[str],
+    plugins: Sequence[str],
+    fresh: bool,
+    accept_change: bool,
+    beyond_machine: bool,
+    as_json: bool,
 ) -> None:
     """Train the rack that FILE describes, phase by phase, into a directory of its own.
 
@@ -29,7 +37,7 @@ def run(
     directory of a run.
     """
     from stackwise_core.api import load_config, prepare
-    from stackwise_core.errors import UsageError
+    from stackwise_core.errors import UsageError, is_out_of_memory
     from stackwise_core.runs.beginning import Finished, begin
 
     configuration = load_config(file, overrides=overrides, plugins=plugins)
@@ -38,9 +46,9 @@ def run(
     except Finished:
         if overrides:
             raise UsageError(f"--set: the run in {file} is finished. With --fresh a new one begins.") from None
-        click.echo(f'{file} is finished. "stackwise evaluate {file}" measures it.', err=as_json)
+        click.echo(f'{file} is finished. "stackwise evaluate {shlex.quote(file)}" measures it.', err=as_json)
         if as_json:
-            click.echo(json.dumps({"directory": file, "finished": True}))
+            print_json({"directory": file, "finished": True}, indent=None)
         return
 
     from cattrs import unstructure
@@ -51,36 +59,55 @@ def run(
     from stackwise_core.training.stopping import Stopping
 
     console, directory = Console(stderr=as_json), None
-    with tokenising(console) as tokenised:
-        prepared = prepare(configuration, tokenised)
+    unshown: OSError | None = None
+    stopping = Stopping(lambda: console.print("stopping after this step; once more stops at once", highlight=False))
     try:
-        with watching(console) as show:
+        with stopping.heeding():
+            with tokenising(console, "planning") as tokenised:
+                prepared = prepare(configuration, tokenised)
+            with watching(console, advise=not as_json) as show:
 
-            def listen(event: Event) -> None:
-                nonlocal directory
-                if isinstance(event, RunStarted):
-                    directory = event.directory
-                show(event)
+                def listen(event: Event) -> None:
+                    nonlocal directory, unshown
+                    if isinstance(event, RunStarted):
+                        directory = event.directory
+                    if unshown is None:
+                        try:
+                            show(event)
+                        except OSError as error:
+                            unshown = error
+                            discard_output()
+                            stopping.request()
 
-            stopping = Stopping(
-                lambda: console.print("stopping after this step; once more stops at once", highlight=False)
-            )
-            result = prepared.run(listen, stopping)
+                result = prepared.run(listen, stopping, beyond_machine=beyond_machine)
     except Busy as busy:
         raise Busy(f"{busy} Wait for it, or begin another with --fresh.") from None
-    except (KeyboardInterrupt, OSError, MemoryError):
+    except (Exception, KeyboardInterrupt) as error:
         # Said once the bars are gone, which would draw over it.
-        if directory is not None:
-            click.echo(_what_next(directory), err=True)
+        stopped = isinstance(error, KeyboardInterrupt | OSError) or is_out_of_memory(error)
+        if directory is not None and stopped:
+            with suppress(OSError):
+                click.echo(_what_next(directory, unshown), err=True)
+        elif isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                click.echo(f"Progress can't be shown ({error.strerror}), so no run was begun.", err=True)
         raise
     if as_json:
-        click.echo(json.dumps({**unstructure(result), "directory": str(result.directory)}, indent=2))
+        print_json({**unstructure(result), "directory": str(shown(result.directory))})
 
 
-def _what_next(directory: Path) -> str:
-    """What to do about a run that was interrupted or has failed."""
+def _what_next(directory: Path, unshown: OSError | None) -> str:
+    """What to do about a run that was interrupted or has failed.
+
+    Args:
+        unshown: why its progress couldn't be shown any more, if that is why it was stopped.
+    """
     from stackwise_core.runs.beginning import is_finished
 
+    why = "" if unshown is None else f"Progress can't be shown ({unshown.strerror}), so the run was stopped. "
+    if not directory.exists():
+        return f"{why}No step was taken, and nothing is left of the run."
+    named = shlex.quote(str(shown(directory)))
     if is_finished(directory):
-        return f'All of it is trained: "stackwise evaluate {shlex.quote(str(directory))}" measures it.'
-    return f'"stackwise run {shlex.quote(str(directory))}" goes on with this run.'
+        return f'{why}All of it is trained: "stackwise evaluate {named}" measures it.'
+    return f'{why}"stackwise run {named}" goes on with this run.'

@@ -1,7 +1,5 @@
 """``stackwise sample``: texts from a finished run."""
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +8,14 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option
+from stackwise_core.cli.arguments import plugin_option, run_argument
+from stackwise_core.cli.output import json_option, print_json
 
 ORDERS = ["random", "confidence", "margin", "entropy"]
 
 
 @click.command(short_help="Write text with a finished run, or fill gaps in one.")
-@click.argument("directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--prompt", metavar="TEXT", help="What the text begins with. [default: nothing]")
 @click.option(
     "--length",
@@ -57,7 +56,7 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute. [default: the run's]")
 @plugin_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 def sample(
     directory: Path,
     prompt: str | None,
@@ -77,7 +76,7 @@ def sample(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Write text with the rack of the finished run in the directory RUN.
+    """Write text with the rack of the finished run RUN.
 
     Masked tokens are filled in steps, which a terminal shows. The same seed gives the same text.
     """
@@ -87,12 +86,14 @@ def sample(
     template = _template(prompt, length, infill, infill_file)
 
     from stackwise_core import load_rack
+    from stackwise_core.cli.pulse import working
     from stackwise_core.cli.unmasking_view import piped, print_texts, watching
     from stackwise_core.inference import sampling as sampler
     from stackwise_core.inference.gapped_text import GappedText
-    from stackwise_core.training.determinism import deterministic
 
-    rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
+    console, aside = Console(), Console(stderr=True, highlight=False)
+    with working(aside, "loading the rack"):
+        rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
     seed = rack.run.parts.config.run.seed if seed is None else seed
     settings = sampler.Sampling(order, steps, temperature, top_p, block, num, seed)
     if template is None:
@@ -100,7 +101,8 @@ def sample(
     else:
         text = GappedText.of(template, rack.tokenizer)
     steps_to_do = rack.unmask(text, settings, depth)
-    console, aside = Console(), Console(stderr=True, highlight=False)
+    for note in rack.run.notes:
+        aside.print(f"note: {note}", soft_wrap=not aside.is_terminal)
     if len(text.ids) > rack.seq_len:
         how = "each token from those before it"
         if not rack.causal:
@@ -110,10 +112,11 @@ def sample(
             if len(blocks) == 1:
                 how = f"the gap of {longest} is filled in view of what is nearest"
         aside.print(
-            f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}", soft_wrap=True
+            f"note: {len(text.ids)} tokens, of which the rack sees {rack.seq_len} at a time: {how}",
+            soft_wrap=not aside.is_terminal,
         )
     began = time.perf_counter()
-    with watching(console, text, shown=not as_json) as show, deterministic():
+    with watching(console, text, shown=not as_json, aside=aside) as show, rack.computing():
         for step in steps_to_do:
             show(step)
     seconds = time.perf_counter() - began
@@ -134,15 +137,15 @@ def sample(
             "filled": text.missing.nonzero()[0].tolist(),
             "samples": [{"text": text.text(ids), "ids": ids.tolist()} for ids in rows],
         }
-        click.echo(json.dumps(result))
+        print_json(result, indent=None)
     elif console.is_terminal:
         print_texts(console, text, rows)
         aside.print(f"{step.steps} steps, {step.passes} forward passes, {seconds:.1f} s", style="dim")
     else:
         for number, ids in enumerate(rows, start=1):
             if num > 1:
-                sys.stdout.write(f"--- {number} of {num} ---\n")
-            sys.stdout.write(piped(text, ids))  # click.echo would take escapes out of what was given
+                click.echo(f"--- {number} of {num} ---")
+            click.echo(piped(text, ids), nl=False, color=True)  # else it would take escapes out of what was given
 
 
 def _template(
@@ -160,11 +163,6 @@ def _template(
     given = [option for option, value in options.items() if value is not None]
     if given[:1] in (["--infill"], ["--infill-file"]) and len(given) > 1:
         raise UsageError(f"{' with '.join(given)}: expected one text, whose gaps say how much there is to write.")
-    for option, value in (("--infill", infill), ("--prompt", prompt)):
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise UsageError(f"{option}: expected UTF-8.") from None
     if infill_file is None:
         return None if infill is None else parts_of(infill)
     with click.open_file(infill_file, "rb") as stream:

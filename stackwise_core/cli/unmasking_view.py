@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from stackwise_core.cli.pulse import working
 from stackwise_core.inference.gapped_text import GappedText, Kind, Stretch
 from stackwise_core.inference.sampling import Step
 
@@ -50,10 +51,18 @@ def print_texts(console: Console, text: GappedText, rows: np.ndarray) -> None:
 
 
 @contextmanager
-def watching(console: Console, text: GappedText, *, shown: bool) -> Iterator[Callable[[Step], None]]:
-    """What shows each step on a terminal, and vanishes at the end; nothing in a pipe, or where it isn't to be shown."""
+def watching(
+    console: Console, text: GappedText, *, shown: bool, aside: Console | None = None
+) -> Iterator[Callable[[Step], None]]:
+    """Yield what shows each step on a terminal, and vanishes at the end.
+
+    Args:
+        shown: whether the texts are; in a pipe they never are.
+        aside: where it is said how far they are, if they aren't shown. [default: stderr]
+    """
     if not (shown and console.is_terminal):
-        yield lambda step: None
+        with working(aside or Console(stderr=True), "sampling") as tell:
+            yield lambda step: tell(f"step {step.number} of {step.steps}")
         return
     began = drawn = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:

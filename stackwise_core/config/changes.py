@@ -1,22 +1,29 @@
 """What differs between the configuration that a run began with and the one that it is to go on with."""
 
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from attrs import evolve, frozen
 
+from stackwise_core.config.contents import SOURCE, content
 from stackwise_core.config.dump import plain
 from stackwise_core.config.model import Config
 
 ANY_TIME = frozenset(
     {
         "run.log_every",
-        "data.tokens_directory",
+        "run.threads",
         "training.max_bad_steps",
         "training.memory_budget",
         "training.trunk_residency",
     }
 )
-"""Keys outside ``[checkpoint]`` that a run may change as it goes on, since no weight depends on them."""
+"""Keys outside ``[checkpoint]`` that a run may change as it goes on, since no weight depends on them; on the threads
+only the last bits of sums do, as on the machine."""
+FREE = frozenset({"run.plugins", "data.tokens_directory", "cache_backend.directory"})
+"""Keys that say where something is, and nothing else. What a plugin file computes is the environment's to compare."""
 CACHE = frozenset({"capacity", "keep", "keep_time_steps"})
 """Keys of ``[cache_backend]`` that it may."""
 EVALUATION = frozenset({"draws", "bands", "sequences"})
@@ -37,16 +44,43 @@ class Change:
         return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
 
 
-def changes(before: Config, now: Config) -> list[Change]:
-    """The keys whose values differ, in alphabetical order. A window that is left out is the one of before."""
+def changes(before: Config, now: Config, known: Mapping[str, str] = MappingProxyType({})) -> list[Change]:
+    """Return the keys whose values differ, in alphabetical order. A window that is left out is the one of before.
+
+    A path is compared by what it leads to. Where a text is doesn't count: its fingerprint is in the plan.
+
+    Args:
+        known: by the dotted key of a path, the hash of what was there before.
+    """
     if now.training.window is None:
         now = with_window_of(before, now)
     old, new = _flat(plain(before)), _flat(plain(now))
+    leads_to = {key: content(key, str(new[key])) for key in known if key in new}
     return [
         Change(key, old.get(key), new.get(key), _is_sound(key, now))
         for key in sorted(old.keys() | new)
-        if old.get(key) != new.get(key)
+        if key not in FREE and not _is_same(key, old.get(key), new.get(key), known.get(key), leads_to.get(key))
     ]
+
+
+def _is_same(key: str, before: Any, now: Any, known: str | None, found: str | None) -> bool:
+    """Whether a key's values mean the same.
+
+    Args:
+        known: the hash of what was at the path of before.
+        found: the hash of what is at the path of now.
+    """
+    if known is not None and key != SOURCE:
+        return known == found
+    if before == now or (known is not None and known == found):
+        return True
+    both = isinstance(before, str) and isinstance(now, str) and os.path.isabs(before) and os.path.isabs(now)
+    return both and (is_text(key) or os.path.realpath(before) == os.path.realpath(now))
+
+
+def is_text(key: str) -> bool:
+    """Whether a dotted key names a text."""
+    return key in ("data.corpus", "data.validation") or (key.startswith("data.sources.") and key.endswith(".corpus"))
 
 
 def with_window_of(before: Config, now: Config) -> Config:

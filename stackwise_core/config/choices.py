@@ -8,6 +8,9 @@ from attrs import frozen
 
 from stackwise_core.config.model import Choice, Config
 
+RACK_HOOKS = ("precision", "adapter")
+"""Hooks whose implementations a rack needs that isn't trained any more."""
+
 
 @frozen
 class HookField:

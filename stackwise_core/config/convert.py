@@ -1,7 +1,7 @@
 """Plain TOML values to attrs classes, strictly: nothing is coerced, nothing unknown passes, every fault is kept."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -18,6 +18,7 @@ from stackwise_core.config.defaults import default_of
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.locate import Part
 from stackwise_core.config.model import Choice, Config
+from stackwise_core.config.value_synonyms import same_as
 from stackwise_core.config.words import a, either, found, noun, shown, with_article
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.options import ByteSize
@@ -60,13 +61,16 @@ class Fault(Exception):
         return [path, *((*path[:-1], sibling) for sibling in self.siblings), *self.others]
 
 
-def convert(data: Any, registry: Registry) -> Config:
+def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None) -> Config:
     """A plain dict, as tomli gives it, to the configuration.
+
+    Args:
+        hooks: those whose implementations are asked for; None: all. Options of the others stay as they are written.
 
     Raises:
         ClassValidationError: holds everything that is wrong; ``faults`` flattens it.
     """
-    return _Tables(registry).read(data, Config)
+    return _Tables(registry, hooks).read(data, Config)
 
 
 def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
@@ -93,8 +97,8 @@ class _Refused(ClassValidationError):
 class _Tables:
     """The strict converter, with the registry that it asks for the options of a hook's implementation."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+    def __init__(self, registry: Registry, hooks: Collection[str] | None) -> None:
+        self.registry, self.hooks = registry, hooks
         self.converter = Converter()
         for type_, hook in _STRICT.items():
             self.converter.register_structure_hook(type_, hook)
@@ -183,9 +187,12 @@ class _Tables:
         use = value.get("use", attrs.NOTHING)
         errors: list[Exception] = []
         if use is attrs.NOTHING:
-            errors.append(Fault(f"missing: expected the name of {with_article(hook)} implementation", part="key"))
+            message = f"missing: expected the name of {with_article(hook)} implementation"
+            errors.append(Fault(message, part="key", help=self._installed(hook)))
         elif not isinstance(use, str):
-            errors.append(Fault(f"expected {a(str)}, found {found(use)}"))
+            errors.append(Fault(f"expected {a(str)}, found {found(use)}", help=self._installed(hook)))
+        elif self.hooks is not None and hook not in self.hooks:
+            return Choice(use, {key: content for key, content in value.items() if key != "use"})
         else:
             try:
                 declared = self.registry.resolve(hook, use)
@@ -201,6 +208,9 @@ class _Tables:
             )
         given = {key: content for key, content in value.items() if key != "use"}
         return Choice(use, self.read(given, options, kind=f'option of {hook} "{use}"'))
+
+    def _installed(self, hook: str) -> str:
+        return f"installed: {', '.join(self.registry.names(hook)) or 'none'}"
 
 
 def _boolean(value: Any, type_: Any) -> bool:
@@ -262,7 +272,7 @@ def _literal(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
             if allowed == value and type(allowed) is type(value):
                 return allowed
         names = [allowed for allowed in get_args(type_) if isinstance(allowed, str)]
-        near = nearest(value, names) if isinstance(value, str) else None
+        near = (same_as(value, names) or nearest(value, names)) if isinstance(value, str) else None
         raise Fault(
             f"expected {either([shown(allowed) for allowed in get_args(type_)])}, "
             f"found {shown(value) if isinstance(value, str) else found(value)}",

@@ -222,6 +222,13 @@ def _bytes_have_no_named_tokens(config: Config) -> str | None:
     return 'mask_token names a token of a tokenizer.json, and tokenizer = "bytes" has none: leave mask_token out'
 
 
+@_cross_check("data.special_ids", "data.tokenizer")
+def _bytes_have_their_own_special_ids(config: Config) -> str | None:
+    if not config.data.special_ids or config.data.tokenizer != "bytes":
+        return None
+    return 'special_ids are of a tokenizer.json, and tokenizer = "bytes" has its own: leave special_ids out'
+
+
 def _default(table: type, key: str) -> object:
     return getattr(attrs.fields(table), key).default
 

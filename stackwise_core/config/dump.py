@@ -8,12 +8,19 @@ import attrs
 import tomlkit
 
 from stackwise_core.config.model import Choice, Config
+from stackwise_core.config.utf8_names import refuse_names_beyond_utf8
 from stackwise_core.options import ByteSize
 
 
 def dump(config: Config) -> str:
-    """Every table and key with its resolved value, defaults written out; what is None is left out."""
-    return tomlkit.dumps(plain(config))
+    """Every table and key with its resolved value, defaults written out; what is None is left out.
+
+    Raises:
+        UsageError: a name or a path isn't UTF-8.
+    """
+    tables = plain(config)
+    refuse_names_beyond_utf8(tables)
+    return tomlkit.dumps(tables)
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """What is wrong with a configuration: where, what was expected, and the nearest right thing."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,9 +87,9 @@ class ProblemsError(StackwiseError):
             [*map(str, self.problems), f"{count} error{'s' if count > 1 else ''}. Nothing was run."],
         )
 
-    def as_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
         """``{"ok": false, "problems": [...]}`` for ``stackwise check --json``."""
-        return json.dumps({"ok": False, "problems": [problem.as_json() for problem in self.problems]}, indent=2)
+        return {"ok": False, "problems": [problem.as_json() for problem in self.problems]}
 
 
 class ConfigError(ProblemsError, UsageError):

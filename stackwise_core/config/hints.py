@@ -1,6 +1,7 @@
-"""What was probably meant by a key that nothing knows."""
+"""What was probably meant by a key or a value that nothing knows."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 
@@ -8,7 +9,11 @@ from stackwise_core.config.choices import key_type
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
 from stackwise_core.config.model import Config
 from stackwise_core.config.words import dotted
+from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 from stackwise_core.registry.nearest import nearest
+
+OF_REGISTRY = (DISABLE, AUTOLOAD)
+"""Variables that aren't of the configuration."""
 
 SYNONYMS = {
     "learning_rate": "block_lr",
@@ -25,6 +30,11 @@ MOVED = {
     "training.eps": "it is an option of the optimizer now: [optimizer] eps",
 }
 """Keys of earlier versions, and where they are now."""
+SEVERAL_TEXTS = (
+    'several files are one text as a directory or a glob, such as "text/**/*.md"; several texts are tables, '
+    "[data.sources.NAME] with a corpus each"
+)
+SEVERAL_VALIDATION_TEXTS = 'several files are one text as a directory or a glob, such as "held-out/**/*.md"'
 
 
 def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
@@ -58,6 +68,31 @@ def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
     if near := nearest(key, known):
         return f"did you mean {near}?"
     return f"known here: {', '.join(known)}" if known else "it has no options"
+
+
+def instead(path: KeyPath, value: Any) -> str:
+    """Return a help text for a value of the wrong kind that another key, or another way of writing it, takes."""
+    if not isinstance(value, list | tuple | dict):
+        return ""
+    if path in (("data", "corpus"), ("data", "sources", *path[2:3], "corpus")):
+        return SEVERAL_TEXTS
+    return SEVERAL_VALIDATION_TEXTS if path == ("data", "validation") else ""
+
+
+def setting_meant(variable: str) -> str | None:
+    """The variable that was probably meant by one without a double underscore, if it looks like a setting at all.
+
+    Args:
+        variable: without the prefix of ours.
+    """
+    settings = [dotted(each).replace(".", "__") for each in _core_keys()]
+    name = variable.lower()
+    same = [each for each in settings if each.replace("_", "") == name.replace("_", "")]
+    if same or any(f"{name}_".startswith(f"{each.partition('__')[0]}_") for each in settings):
+        near = same[0] if same else nearest(name, settings)
+    else:
+        near = nearest(name, (each.removeprefix(ENVIRONMENT_PREFIX) for each in OF_REGISTRY))
+    return f"{ENVIRONMENT_PREFIX}{near.upper()}" if near else None
 
 
 def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:

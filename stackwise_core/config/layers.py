@@ -52,6 +52,14 @@ class FileLayer(Layer):
         return self.source.place(path, part)
 
 
+@frozen
+class RunLayer(FileLayer):
+    """The configuration in a run's directory."""
+
+    written_in: Path | None = None
+    """The run's directory when it wrote the file: what a relative path leads to where the run was moved alone."""
+
+
 @define
 class Merged:
     """All layers in one, and which of them set what."""
@@ -87,6 +95,13 @@ class Merged:
     def _forget(self, path: KeyPath) -> None:
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
+
+    def value(self, path: KeyPath) -> Any:
+        """Return the value at a path, None where there is none."""
+        found: Any = self.data
+        for step in path:
+            found = found.get(step) if isinstance(found, dict) else None
+        return found
 
     def origin(self, path: KeyPath) -> Layer | None:
         """The layer that set what is at a path, or what it is a part of."""
@@ -149,4 +164,4 @@ class SettingsLayer(Layer):
 
 
 class EnvironmentLayer(SettingsLayer):
-    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot."""
+    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot, and makes a variable a setting."""

@@ -1,8 +1,10 @@
 """From a TOML file to a checked configuration, and the registry that its plugins come from."""
 
 import copy
+import functools
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,24 @@ from stackwise_core.config.choices import lengthen
 from stackwise_core.config.convert import convert, faults
 from stackwise_core.config.defaults import default_uses
 from stackwise_core.config.device_checks import wrong_devices
+from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
-from stackwise_core.config.hints import meant
+from stackwise_core.config.hints import instead, meant
+from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
+from stackwise_core.config.local_plugins import LocalPlugins, replaced
 from stackwise_core.config.model import Config
 from stackwise_core.config.paths import absolute, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
-from stackwise_core.config.source_keys import follow_source
-from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides
+from stackwise_core.config.source_keys import Contradicting, follow_source
+from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides, read_run_file
+from stackwise_core.config.utf8_names import ADVICE, names_beyond_utf8, refuse_names_beyond_utf8
 from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
-from stackwise_core.registry.errors import BrokenPlugin
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -36,6 +43,8 @@ def load(
     plugins: Sequence[str] = (),
     check_source: bool = True,
     in_run: bool = False,
+    hooks: Collection[str] | None = None,
+    trusted: Sequence[Path] = (),
     more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> tuple[Config, Registry]:
     """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
@@ -49,6 +58,9 @@ def load(
             already is read without: what it started from may be gone.
         in_run: whether the file is in a run's directory, which may be somebody else's: it extends no other file, and
             no code is taken from there unless ``plugins`` names it.
+        hooks: those whose implementations are needed; None: all. Of the others the options stay as the file has them,
+            and their plugins may be missing.
+        trusted: plugin files that the user's own configuration names, absolute: as those of ``plugins``.
         more_checks: gives the keys that something else is wrong with, which only a layer above this one can tell.
 
     Raises:
@@ -56,58 +68,106 @@ def load(
         ConfigUnavailable: there is no mistake, but plugins or packages that the file names aren't there.
     """
     environ = os.environ if environ is None else environ
+    here = Path.cwd()
     settings, problems = read_overrides(overrides)
+    run = Path(path).absolute().parent if in_run else None
+    kept = Kept() if run is None else Kept.of(run)
     layers: list[Layer] = [
         PlainLayer(default_uses()),
-        *read_files(path, alone=in_run),
+        *(read_files(path) if run is None else [read_run_file(path)]),
         read_environment(environ),
         settings,
     ]
     merged = _merged(layers)
-    registry, plugin_problems = _registry(merged, environ, plugins, Path(path).parent if in_run else None)
+    named = [Path(absolute(value, here)) for value in plugins if value.endswith(".py")]
+    for warning in replaced(named, kept):
+        _warn(warning)
+    standing_in = [*named, *(file for file in trusted if _is_other(file, named))]
+    local = LocalPlugins.of(merged, standing_in, run, kept, hooks)
+    select = [value for value in plugins if not value.endswith(".py")]
+    registry, plugin_problems = _registry(merged, environ, select, local, needs_all=hooks is None)
     if registry is None:
         raise error_for([*problems, *plugin_problems])
     config = _checked(
-        merged, registry, [*problems, *plugin_problems], check_source=check_source, more_checks=more_checks
+        merged,
+        registry,
+        [*problems, *plugin_problems],
+        hooks=hooks,
+        check_source=check_source,
+        more_checks=more_checks,
     )
-    files = [absolute(value, Path.cwd()) for value in plugins if value.endswith(".py")]
-    if files:  # so that the configuration of the run directory finds them
-        own = config.run.plugins
-        config = attrs.evolve(config, run=attrs.evolve(config.run, plugins=tuple(dict.fromkeys([*own, *files]))))
+    if named:  # so that the configuration of the run directory finds them
+        own = [name for name in config.run.plugins if run is None or _is_other(Path(name), named)]
+        listed = tuple(dict.fromkeys([*own, *map(str, named)]))
+        config = attrs.evolve(config, run=attrs.evolve(config.run, plugins=listed))
+        refuse_names_beyond_utf8(plain(config))
     return config, registry
 
 
-def load_run(directory: Path, *, overrides: Overrides = (), plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
-    """The configuration that a run wrote into its directory, whatever the environment says of other runs.
+@functools.cache  # a configuration may be read more than once
+def _warn(warning: str) -> None:
+    _log.warning("%s", warning)
+
+
+def _is_other(file: Path, named: Sequence[Path]) -> bool:
+    """Whether a plugin file has another name than all of these."""
+    return file.stem not in [each.stem for each in named]
+
+
+def load_run(
+    directory: Path,
+    *,
+    overrides: Overrides = (),
+    plugins: Sequence[str] = (),
+    hooks: Collection[str] | None = None,
+    trusted: Sequence[Path] = (),
+) -> tuple[Config, Registry]:
+    """Read the configuration that a run wrote into its directory, whatever the environment says of other runs.
 
     Args:
         overrides: as ``load``.
-        plugins: as ``load``.
+        plugins: as ``load``; a file stands in for the one of its name that the run had.
+        hooks: as ``load``.
+        trusted: as ``load``.
 
     Raises:
         ConfigError: as ``load``.
         ConfigUnavailable: as ``load``.
     """
     environ = {name: value for name, value in os.environ.items() if name in (AUTOLOAD, DISABLE)}
-    path = directory / "config.toml"
-    return load(path, overrides=overrides, environ=environ, plugins=plugins, check_source=False, in_run=True)
+    return load(
+        directory / CONFIG,
+        overrides=overrides,
+        environ=environ,
+        plugins=plugins,
+        check_source=False,
+        in_run=True,
+        hooks=hooks,
+        trusted=trusted,
+    )
 
 
 def load_run_at_precision(
-    directory: Path, precision: str, *, asked_by: str, plugins: Sequence[str] = ()
+    directory: Path,
+    precision: str,
+    *,
+    asked_by: str,
+    plugins: Sequence[str] = (),
+    hooks: Collection[str] | None = None,
 ) -> tuple[Config, Registry]:
     """The configuration of a run, with a precision by name, or as TOML has one, for its trunk.
 
     Args:
         asked_by: what the precision was given with, for messages.
+        hooks: as ``load``.
 
     Raises:
         ConfigError: there is no such precision, or its options are wrong.
         ConfigUnavailable: as ``load``.
     """
-    load_run(directory, plugins=plugins)
+    load_run(directory, plugins=plugins, hooks=hooks)
     try:
-        return load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins)
+        return load_run(directory, overrides=[f"precision.trunk={precision}"], plugins=plugins, hooks=hooks)
     except ProblemsError as error:  # in what was asked for, since the run's own configuration was right
         place, here = Place(f"{asked_by} {precision}"), "precision.trunk."
         raise error_for(
@@ -137,73 +197,27 @@ def _merged(layers: Sequence[Layer]) -> Merged:
 
 
 def _registry(
-    merged: Merged, environ: Mapping[str, str], plugins: Sequence[str], closed: Path | None
+    merged: Merged, environ: Mapping[str, str], select: Sequence[str], local: LocalPlugins, *, needs_all: bool
 ) -> tuple[Registry | None, list[Problem]]:
-    """The registry with the local plugins of ``[run] plugins`` and ``-p``; those are needed before the rest is read.
+    """Load the plugins, which are needed before the rest is read.
 
     Args:
-        closed: a directory from which ``[run] plugins`` takes nothing, nor from one beside it by a relative path.
+        select: of ``-p``, what isn't a file.
+        needs_all: whether a listed file of which nothing is known, and that isn't loaded, is a mistake.
     """
-    run = merged.data.get("run")
-    listed: Any = run.get("plugins") if isinstance(run, dict) else None
-    layer = merged.origin(("run", "plugins"))
-    files: dict[Path, int] = {}
-    if isinstance(listed, list) and layer:
-        # What isn't a string is refused later, with all other mistakes.
-        files = {Path(absolute(name, layer.folder)): i for i, name in enumerate(listed) if isinstance(name, str)}
-    problems = [
-        Problem(f"no such file: {file}", f"run.plugins[{index}]", merged.place([("run", "plugins", index)], "value"))
-        for file, index in files.items()
-        if not os.path.isfile(file)
-    ]
-    named = [Path(absolute(value, Path.cwd())) for value in plugins if value.endswith(".py")]
-    strange = (
-        [] if closed is None else [file for file, index in files.items() if _brought_along(listed[index], file, closed)]
-    )
-    strange = [file for file in strange if os.path.realpath(file) not in map(os.path.realpath, named)]
-    problems += [
-        Problem(
-            f"{file} came with the run's directory, and is not loaded unasked",
-            f"run.plugins[{files[file]}]",
-            merged.place([("run", "plugins", files[file])], "value"),
-            f"-p {file} loads it, if you trust it",
-        )
-        for file in strange
-    ]
-    present = [file for file in files if os.path.isfile(file) and file not in strange]
+    # What is known to declare something is refused where that is asked for.
+    unknown = [left_out for left_out in local.left_out if needs_all and not left_out.declares]
+    problems = [left_out.problem(merged) for left_out in unknown]
     try:
-        registry = Registry.discover(
-            select=[value for value in plugins if not value.endswith(".py")],
-            files=[*present, *named],
-            environ=environ,
-        )
+        registry = Registry.discover(select=select, files=[*local.listed, *local.named], environ=environ)
     except UsageError as error:
-        for file in present:
+        for file, index in local.listed.items():
             if str(file.resolve()) in str(error):
-                place = merged.place([("run", "plugins", files[file])], "value")
-                return None, [*problems, Problem(str(error), f"run.plugins[{files[file]}]", place)]
+                place = merged.place([("run", "plugins", index)], "value")
+                return None, [*problems, Problem(str(error), f"run.plugins[{index}]", place)]
         raise
-    places = {str(file.resolve()): files[file] for file in present}
-    return registry, [*problems, *_broken_files(registry, places, merged)]
-
-
-def _broken_files(registry: Registry, listed: Mapping[str, int], merged: Merged) -> Iterator[Problem]:
-    """The local plugins that can't be loaded: somebody named them, so they were meant to be used.
-
-    Args:
-        listed: places in ``[run] plugins`` by path.
-    """
-    for plugin in registry.plugins:
-        if plugin.local and plugin.state == "broken":
-            index = listed.get(plugin.source)
-            key = "" if index is None else f"run.plugins[{index}]"
-            place = Place("-p") if index is None else merged.place([("run", "plugins", index)], "value")
-            yield Problem(plugin.complaint, key, place, unavailable=BrokenPlugin(plugin.source, plugin))
-
-
-def _brought_along(written: str, file: Path, closed: Path) -> bool:
-    """Whether a plugin came with a run's directory; a run itself writes absolute paths of what is elsewhere."""
-    return not os.path.isabs(written) or Path(os.path.realpath(file)).is_relative_to(os.path.realpath(closed))
+    registry.plugins.extend(left_out.plugin() for left_out in local.left_out if left_out not in unknown)
+    return registry, [*problems, *local.broken(registry, merged, needs_all=needs_all)]
 
 
 def _checked(
@@ -211,21 +225,36 @@ def _checked(
     registry: Registry,
     problems: list[Problem],
     *,
+    hooks: Collection[str] | None = None,
     check_source: bool = True,
     more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> Config:
-    config, contradicting = None, follow_source(merged) if check_source else dict[str, Any]()
+    config, contradicting = None, follow_source(merged) if check_source else Contradicting()
     try:
-        config = convert(merged.data, registry)
+        config = convert(merged.data, registry, hooks)
     except BaseValidationError as error:
         for path, fault in faults(error):
             layer = merged.origin(path)
-            help = fault.help if fault.known is None else meant(path, fault.known, layer)
+            if fault.known is not None:
+                help = meant(path, fault.known, layer)
+            else:
+                help = fault.help or instead(path, merged.value(path))
             place = merged.place(fault.culprits(path), fault.part)
             problems = [*problems, Problem(fault.message, dotted(path), place, help, fault.unavailable)]
     if problems or config is None:
         raise error_for(problems)
     config = with_absolute_paths(config, merged)
+    problems = [
+        Problem(
+            f"expected UTF-8, found {text!r:.200}",
+            dotted(path),
+            merged.place([path], "value"),
+            ADVICE,
+        )
+        for path, text in names_beyond_utf8(plain(config))
+    ]
+    if problems:
+        raise error_for(problems)
     if check_source:
         problems = [
             Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)

@@ -1,12 +1,23 @@
 """The tables of the TOML, as attrs classes. Their help texts are the configuration reference."""
 
+import os
 from itertools import pairwise
 from typing import Any, Literal
 
 from attrs import frozen
 
 from stackwise_core.interfaces.budget import Budget
-from stackwise_core.options import ByteSize, above, at_least, between, not_empty, option
+from stackwise_core.options import (
+    LONGEST_NAME,
+    ByteSize,
+    above,
+    at_least,
+    between,
+    counted,
+    not_empty,
+    option,
+    path_text,
+)
 
 
 @frozen
@@ -16,12 +27,18 @@ class Choice:
     use: str
     """The name as written: ``"disk"``, or ``"distribution:disk"`` where two distributions have one of that name."""
     options: Any
-    """An instance of the implementation's own options class."""
+    """An instance of the implementation's own options class; a dict, as the file has it, where that isn't needed."""
+
+
+LONGEST_RUN_NAME = LONGEST_NAME - 15
+"""Bytes of ``run.name``: a later run of the name gets a number, as in ``first-2``."""
 
 
 def _plain_name(instance: Any, attribute: Any, value: str) -> None:
     if not value or value.startswith(".") or "/" in value or "\\" in value or "\0" in value:
         raise ValueError('expected a plain name without slashes, such as "first"')
+    if len(os.fsencode(value)) > LONGEST_RUN_NAME:
+        raise ValueError(f"expected at most {LONGEST_RUN_NAME} bytes, which file systems take with a number behind it")
 
 
 @frozen
@@ -33,7 +50,13 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", '"auto" takes a CUDA device where there is one, and the CPU otherwise.'
     )
-    directory: str = option("runs", "Directory that holds the runs.", check=not_empty)
+    threads: int | None = option(
+        None,
+        "Threads that torch computes with on the processor. Left out: what OMP_NUM_THREADS says, or a thread a core "
+        "that the run may use, by its affinity and its container's quota. The last bits of a sum can depend on it.",
+        check=between(1, 4096),
+    )
+    directory: str = option("runs", "Directory that holds the runs.", check=path_text)
     plugins: tuple[str, ...] = option((), "Python files with hooks of your own, relative to the TOML.", path=())
     log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))
 
@@ -47,7 +70,7 @@ def _a_share(instance: Any, attribute: Any, value: float | None) -> None:
 class SourceConfig:
     """One of several texts that are trained on."""
 
-    corpus: str = option(help="As data.corpus.", check=not_empty, path=("python-docs",))
+    corpus: str = option(help="As data.corpus.", check=path_text, path=("python-docs",))
     weight: float = option(
         1.0,
         "How many times an epoch passes over its training sequences. 2: twice, each time as samples of their own; "
@@ -55,6 +78,13 @@ class SourceConfig:
         check=between(0.001, 1000),
     )
     text_field: str | None = option(None, "As data.text_field, which is taken where it is left out.", check=not_empty)
+
+
+def _ids(instance: Any, attribute: Any, value: dict[str, int]) -> None:
+    if not all(0 <= id_ < 1 << 31 for id_ in value.values()):
+        raise ValueError("expected ids of 0 or more by name, such as { mask = 256, pad = 257 }")
+    if "mask" in value and value["mask"] == value.get("pad"):
+        raise ValueError(f"expected another id for pad than for mask, found {value['mask']} for both")
 
 
 @frozen
@@ -65,8 +95,9 @@ class DataConfig:
         None,
         'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
         ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files, or a directory that the library datasets "
-        'saved; relative to the TOML. Left out: "python-docs", unless there are sources.',
-        check=not_empty,
+        'saved; relative to the TOML. Of a data set with splits train is read, or "PATH#SPLIT"; "PATH#SUBSET" is one '
+        'of several. Left out: "python-docs", unless there are sources.',
+        check=path_text,
         path=("python-docs",),
     )
     sources: dict[str, SourceConfig] = option(
@@ -75,20 +106,22 @@ class DataConfig:
     tokenizer: str = option(
         "bytes",
         '"bytes" (one token a byte), or the path of a tokenizer.json, relative to the TOML.',
-        check=not_empty,
+        check=path_text,
         path=("bytes",),
     )
-    seq_len: int = option(256, "Tokens a sequence.", check=at_least(2))
+    seq_len: int = option(256, "Tokens a sequence.", check=counted(2, 10_000_000))
     validation: str | None = option(
         None,
-        "The validation split, as data.corpus names a text. Left out: a share of the text, validation_fraction.",
-        check=not_empty,
+        "The validation split, as data.corpus names a text; of a data set with splits its own validation. Left out: "
+        "that of data.corpus, where it is such a data set and validation_fraction isn't set, or else a share of the "
+        "text.",
+        check=path_text,
         path=("python-docs",),
     )
     validation_fraction: float | None = option(
         None,
         "Share of the tokens that is kept from training and measured on. Left out: 0.1, or none where validation "
-        "names a text.",
+        "names a text or the data set has a validation split of its own.",
         check=_a_share,
     )
     text_field: str = option(
@@ -101,8 +134,15 @@ class DataConfig:
         "Token of the tokenizer.json to mask with. Without it [MASK], <mask> or <|mask|> is taken, and where there is "
         "none the vocabulary grows by one.",
     )
+    special_ids: dict[str, int] = option(
+        dict,
+        "Ids that are special (never masked, attended to or scored) beside those that the tokenizer.json calls so, by "
+        "a name for each: mask and pad are the ones to mask and to pad with, which need no token there. Left out, they "
+        "are those that the checkpoint of init_from names.",
+        check=_ids,
+    )
     tokens_directory: str = option(
-        "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=not_empty
+        "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=path_text
     )
 
     @property
@@ -134,15 +174,15 @@ def _only_with_a_source(instance: "RackConfig", attribute: Any, value: str) -> N
 class RackConfig:
     """The model: embedding, stacks of blocks, exit norms, LM head."""
 
-    stacks: int = option(4, "How many stacks.", check=at_least(1))
-    blocks_per_stack: int = option(2, "Transformer blocks a stack.", check=at_least(1))
-    d_model: int = option(256, "Width of the residual stream.", check=at_least(2))
+    stacks: int = option(4, "How many stacks.", check=counted(1, 10_000))
+    blocks_per_stack: int = option(2, "Transformer blocks a stack.", check=counted(1, 10_000))
+    d_model: int = option(256, "Width of the residual stream.", check=counted(2, 10_000_000))
     n_heads: int = option(8, "Attention heads.", check=_divides_d_model)
     n_kv_heads: int | None = option(
         None, "Key and value heads, for grouped-query attention. None: n_heads.", check=_divides_n_heads
     )
     d_ff: int | None = option(
-        None, "Width of the SwiGLU layer. None: 8/3 of d_model, up to a multiple of 64.", check=at_least(1)
+        None, "Width of the SwiGLU layer. None: 8/3 of d_model, up to a multiple of 64.", check=counted(1, 100_000_000)
     )
     attention: Literal["bidirectional", "causal"] = option("bidirectional", "Whether a token sees the tokens after it.")
     tie_embeddings: bool = option(True, "Whether the LM head is the transposed embedding.")
@@ -153,12 +193,18 @@ class RackConfig:
         "Standard deviation of new weights; projections into the residual stream get 1/sqrt(2 x blocks) of it.",
         check=above(0),
     )
+    vocab_size: int | None = option(
+        None,
+        "Rows of embedding and head, where they are to be more than the tokenizer has ids, mask and padding counted. "
+        "Left out, they are as many, or as the checkpoint of init_from has.",
+        check=at_least(1),
+    )
     init_from: str | None = option(
         None,
         "Directory that this rack starts from, relative to the TOML: of a run, or of a Hugging Face checkpoint of the "
         "Llama family. Stacks beyond its own are new. Widths that are left out here are its; those that are set must "
         "be, and so must the tokenizer.",
-        check=not_empty,
+        check=path_text,
         path=(),
     )
     init: Literal["all", "embedding"] = option(
@@ -186,12 +232,16 @@ def _fractions_rise(instance: Any, attribute: Any, value: tuple[float, ...] | di
 class TrainingConfig:
     """Budget, learning rates, and what the masks mean."""
 
-    epochs_per_stack: int = option(1, "Passes over the training split, a stack.", check=at_least(1))
+    epochs_per_stack: int = option(1, "Passes over the training split, a stack.", check=counted(1, 1_000_000))
     steps_per_stack: int | None = option(
-        None, "Optimizer steps a stack, in place of epochs_per_stack.", check=at_least(1)
+        None, "Optimizer steps a stack, in place of epochs_per_stack.", check=counted(1, 1_000_000_000)
     )
-    batch_size: int = option(16, "Sequences a forward pass.", check=at_least(1))
-    gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=at_least(1))
+    batch_size: int = option(
+        16,
+        "Sequences a forward pass. Where the training split has fewer, all of them: the plan says so.",
+        check=counted(1, 10_000_000),
+    )
+    gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=counted(1, 1_000_000))
     block_lr: float = option(1e-3, "Peak learning rate of the stacks.", check=at_least(0))
     stack_lr_multipliers: dict[int, float] = option(
         dict,
@@ -258,7 +308,7 @@ class TrainingConfig:
     time_steps: int | None = option(
         None,
         "Discrete time steps that the schedule's progress is cut into. Left out: time is continuous.",
-        check=at_least(1),
+        check=counted(1, 1_000_000),
     )
     time_step_fractions: tuple[float, ...] | dict[int, float] = option(
         (),
@@ -276,7 +326,7 @@ class TrainingConfig:
         "fixed cycles through masks_per_sample draws of each sample; resampled takes a new draw each epoch.",
     )
     masks_per_sample: int = option(
-        4, "How many fixed draws each sample has. With 1 a stack overfits to its masks.", check=at_least(1)
+        4, "How many fixed draws each sample has. With 1 a stack overfits to its masks.", check=counted(1, 1_000_000)
     )
     activation_checkpointing: bool = option(
         False,
@@ -361,12 +411,12 @@ class CheckpointConfig:
 class EvaluationConfig:
     """How the validation NELBO is estimated."""
 
-    draws: int = option(4, "Masks a validation sequence.", check=at_least(1))
+    draws: int = option(4, "Masks a validation sequence.", check=counted(1, 100_000))
     sequences: int | None = option(None, "Validation sequences to use. None: all of them.", check=at_least(2))
     bands: int = option(
         4,
         "Equal intervals of the mask fraction that the NELBO is also given for. A banded rack has its own.",
-        check=at_least(1),
+        check=counted(1, 1000),
     )
     every: int | None = option(
         None,

@@ -1,15 +1,18 @@
 """The Hugging Face checkpoint whose rack another one starts from, as config.json and its files' headers tell of it."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
+from stackwise_core.config.source_beside import ADAPTER_CONFIG, adapters_beside, code_of_tokenizer, other_weights
 from stackwise_core.config.source_run import PLAN, SourceRun, read_source_run
-from stackwise_core.config.source_vocabulary import read_vocabulary
+from stackwise_core.config.source_special_ids import TOKENIZER_CONFIG, read_special_ids
+from stackwise_core.config.tokenizer_json import read_vocabulary
 from stackwise_core.config.words import found, shown
 from stackwise_core.errors import UsageError
 
@@ -35,11 +38,18 @@ class _Family:
     norm_eps: float = 1e-6
     n_kv_heads: int | None = None
     sliding_window: int | None = None
+    special_ids: Mapping[str, int] = field(factory=dict)
+    """Ids that config.json has where nobody set them, by the names of ``data.special_ids``."""
 
 
 _FAMILIES = {
     "llama": _Family(("LlamaForCausalLM", "LlamaModel"), "causal"),
-    "eurobert": _Family(("EuroBertForMaskedLM", "EuroBertModel"), "bidirectional", norm_eps=1e-5),
+    "eurobert": _Family(
+        ("EuroBertForMaskedLM", "EuroBertModel"),
+        "bidirectional",
+        norm_eps=1e-5,
+        special_ids={"mask": 128002, "pad": 128001},
+    ),
     "mistral": _Family(("MistralForCausalLM", "MistralModel"), "causal", n_kv_heads=8, sliding_window=4096),
 }
 _OURS = {
@@ -83,14 +93,21 @@ class SourceCheckpoint:
     rack: dict[str, Any]
     """Its shape by the names of ``RackSpec``; ``attention`` is how it was trained."""
     tokens: int
-    """Ids that its tokenizer.json has; rows of the embedding beyond them are padding."""
+    """Ids that its tokenizer.json has; the embedding may have rows beyond them."""
     rows: int
     """Rows of the embedding."""
     positions: int | None
     """The longest text that it was made for, where it says so."""
     files: Mapping[str, tuple[str, str]]
     """By a tensor's name in ours, its file and its name there."""
-    has_adapters: bool = False
+    special_ids: Mapping[str, int] = field(factory=dict)
+    """Its mask, padding and other special tokens, as ``data.special_ids`` has them."""
+    renumbered: Mapping[str, tuple[int, int]] = field(factory=dict)
+    """Ids that its tokenizer.json gives added tokens, and those of the library where they are others."""
+    adapters: tuple[Path, ...] = ()
+    """Directories of adapters that belong over its weights."""
+    left_alone: tuple[str, ...] = ()
+    """Files with weights beside those that are read."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -113,9 +130,10 @@ def read_source(path: str | os.PathLike[str]) -> SourceRun | SourceCheckpoint:
     if os.path.isdir(directory) and not os.path.isfile(directory / PLAN):
         if os.path.isfile(directory / CONFIG):
             return read_checkpoint(directory)
+        adapter = f", but the {ADAPTER_CONFIG} of an adapter, whose model is elsewhere"
         raise UsageError(
             f"expected the directory of a run or of a Hugging Face checkpoint, and there is no {PLAN} in {directory}, "
-            f"and no {CONFIG}"
+            f"and no {CONFIG}{adapter if (directory / ADAPTER_CONFIG).is_file() else ''}"
         )
     return read_source_run(path)
 
@@ -144,10 +162,16 @@ def read_checkpoint(directory: Path) -> SourceCheckpoint:
         raise RefusedCheckpoint(
             [f"{directory}: expected a {TOKENIZER} beside {CONFIG}, which says what its tokens are, and there is none"]
         )
-    tokens = max(read_vocabulary(directory / TOKENIZER).values(), default=-1) + 1
+    vocabulary = read_vocabulary(directory / TOKENIZER)
+    tokens = vocabulary.size
     if not 0 < tokens <= rows:
         has = f"{TOKENIZER} has ids up to {tokens - 1}, and the embedding {rows} rows"
         raise RefusedCheckpoint([f"{directory}: {has}: they don't belong together"])
+    defaults = _FAMILIES[config["model_type"]].special_ids
+    special_ids, problems = read_special_ids(directory, config, vocabulary, rows, defaults)
+    problems += code_of_tokenizer(directory / TOKENIZER_CONFIG)
+    if problems:
+        raise RefusedCheckpoint(problems)
     return SourceCheckpoint(
         path=directory,
         architecture=_architecture(config),
@@ -157,6 +181,10 @@ def read_checkpoint(directory: Path) -> SourceCheckpoint:
         rows=rows,
         positions=positions,
         files=files,
+        special_ids=special_ids,
+        renumbered=vocabulary.renumbered,
+        adapters=adapters_beside(directory),
+        left_alone=other_weights(directory, {file for file, _ in files.values()}),
     )
 
 
@@ -303,18 +331,32 @@ def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
                         raise RefusedCheckpoint([f"{directory / name}: the tensor {key:.80} is there twice"])
                     files[ours], headers[ours] = (name, key), (tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
-            raise RefusedCheckpoint([f"{directory / name}: not a whole safetensors file: {error!s:.200}"]) from None
+            raise RefusedCheckpoint([f"{directory / name}: {_reason(error)}"]) from None
     return files, headers
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file that the safetensors library refuses."""
+    if f"os error {errno.ENODEV}" in str(error):
+        return "the file system can't map files into memory. Copy the directory to another one."
+    return f"not a whole safetensors file: {error!s:.200}"
 
 
 def _files(directory: Path) -> list[str]:
     """The names of the safetensors files, in order."""
-    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
-        index = _read_json(directory / INDEX).get("weight_map")
-        names = sorted(set(index.values())) if isinstance(index, dict) and _plain(index) else []
+    whole, index = (directory / WEIGHTS).is_file(), (directory / INDEX).is_file()
+    if index:
+        content = _read_json(directory / INDEX).get("weight_map")
+        names = sorted(set(content.values())) if isinstance(content, dict) and _plain(content) else []
+        # None can have such a name, too.
+        absent = [name for name in names if not os.path.isfile(directory / name)]
+        if whole and names and not absent:
+            raise RefusedCheckpoint(
+                [f"{directory}: found {WEIGHTS} and all files of {INDEX}: which is the model? Delete the other"]
+            )
+    if index and not whole:
         if not names:
             raise RefusedCheckpoint([f"{directory / INDEX}: expected weight_map to be files' names by tensor"])
-        absent = [name for name in names if not os.path.isfile(directory / name)]  # none can have such a name, too
         if absent:
             file = shown(absent[0])
             raise RefusedCheckpoint([f"{directory}: expected {file}, as {INDEX} says, and there is no such file"])

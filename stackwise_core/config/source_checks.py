@@ -1,15 +1,19 @@
 """Whether the rack that ``rack.init_from`` names is there and fits the one that is configured."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.config.rack_shape import rack_shape
+from stackwise_core.config.source_beside import changes_ends
 from stackwise_core.config.source_checkpoint import TOKENIZER, RefusedCheckpoint, SourceCheckpoint, read_source
+from stackwise_core.config.source_keys import Contradicting
 from stackwise_core.config.source_run import SourceRun, nearest_run
-from stackwise_core.config.source_vocabulary import other_vocabulary
+from stackwise_core.config.source_vocabulary import BYTES, MASK_ID, other_vocabulary
+from stackwise_core.config.tokenizer_json import MASK, read_vocabulary
 from stackwise_core.config.words import shown
 from stackwise_core.errors import UsageError
 
@@ -17,12 +21,12 @@ Misfit = tuple[Sequence[KeyPath], str, str]
 _SOURCE: KeyPath = ("rack", "init_from")
 
 
-def source_checks(config: Config, contradicting: Mapping[str, Any]) -> Iterator[Misfit]:
+def source_checks(config: Config, contradicting: Contradicting) -> Iterator[Misfit]:
     """The keys that may be to blame, the fault's own first; what is wrong; and a help text or nothing.
 
     Args:
         config: with absolute paths, its rack as the source has it.
-        contradicting: keys of ``[rack]`` that were set to something else, as ``follow_source`` gives them.
+        contradicting: keys that were set to something else, as ``follow_source`` gives them.
     """
     rack = config.rack
     if rack.init_from is None:
@@ -39,19 +43,37 @@ def source_checks(config: Config, contradicting: Mapping[str, Any]) -> Iterator[
             help = "it must be on disk, a run or a checkpoint: nothing is downloaded"
         yield [_SOURCE], str(error), help
         return
-    if source.has_adapters and rack.init == "all":
-        message = f"expected a run without adapters; {source.path} has some beside its weights"
-        yield [_SOURCE], message, f'"stackwise merge {source.path}" folds them into the weights of a copy'
+    yield from _adapter_checks(rack.init, source)
     ours, attention = dict(contradicting), rack_shape(config)["attention"]
     if isinstance(source, SourceRun) and rack.init == "all" and attention != source.rack["attention"]:
-        ours["attention"] = attention  # a checkpoint may be read in both directions, whatever it was trained for
-    for key, value in ours.items():
-        message = f"expected {shown(source.rack[key])}, as {source.path} has, found {shown(value)}"
-        yield [("rack", key), _SOURCE], message, ""
+        # A checkpoint may be read in both directions, whatever it was trained for.
+        ours["rack", "attention"] = source.rack["attention"], attention
+    for key, (theirs, value) in ours.items():
+        message = f"expected {shown(theirs)}, as {source.path} has, found {shown(value)}"
+        yield [key, _SOURCE], message, ""
     if rack.init == "all":
         yield from _too_few_blocks(config, source)
     if isinstance(source, SourceCheckpoint):
         yield from _checkpoint_checks(config, source)
+
+
+def _adapter_checks(init: str, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
+    """Refuse a source whose adapters would be left behind; the embedding is the same without them."""
+    if isinstance(source, SourceRun):
+        if source.has_adapters and init == "all":
+            message = f"expected a run without adapters; {source.path} has some beside its weights"
+            command = f"stackwise merge {shlex.quote(str(source.path))}"
+            yield [_SOURCE], message, f'"{command}" folds them into the weights of a copy'
+        return
+    meant = [each for each in source.adapters if init == "all" or changes_ends(each)]
+    if meant:
+        message = f"expected a checkpoint without adapters; {meant[0]} has one that belongs over its weights"
+        help = (
+            "move its files into a directory of their own, from which peft's merge_and_unload folds it in, or delete it"
+        )
+        if meant[0] != source.path:  # an export of ours
+            help = '"stackwise merge" of the run that it was exported from, before "stackwise export", folds it in'
+        yield [_SOURCE], message, help
 
 
 def _too_few_blocks(config: Config, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
@@ -70,6 +92,26 @@ def _checkpoint_checks(config: Config, source: SourceCheckpoint) -> Iterator[Mis
         other = str(error)
     if other is not None:
         yield [("data", "tokenizer"), _SOURCE], other, ""
+    else:
+        yield from _mask_checks(config, source)
     if config.rack.init == "all" and not source.has_head:
         message = f"{source.path} has no LM head, as a base model ({source.architecture}), and no tied embedding"
         yield [_SOURCE], message, 'rack.init = "embedding" takes its embedding alone'
+
+
+def _mask_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:
+    """Refuse another mask than the checkpoint's own, which has a trained row."""
+    theirs, data = source.special_ids.get(MASK), config.data
+    if theirs is None:
+        return
+    if data.tokenizer == BYTES:
+        if theirs != MASK_ID:
+            message = f'expected the mask {theirs}, as {source.path} has; with "bytes" it is {MASK_ID}'
+            yield [("data", "tokenizer"), _SOURCE], message, "leave it out to take the checkpoint's own"
+    elif data.mask_token is not None:
+        ours = read_vocabulary(Path(data.tokenizer)).ids.get(data.mask_token)
+        if ours not in (None, theirs):
+            message = (
+                f"expected the mask {theirs}, as {source.path} has, found {shown(data.mask_token)}, which is {ours}"
+            )
+            yield [("data", "mask_token"), _SOURCE], message, "leave it out to take the checkpoint's own"

@@ -1,17 +1,22 @@
-"""What ``[rack]`` leaves out where it starts from another rack: it is as that one has it."""
+"""Keys that a configuration leaves out where its rack starts from another one: they are as that one has them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stackwise_core.config.layers import Merged
+from stackwise_core.config.layers import KeyPath, Merged
 from stackwise_core.config.paths import absolute
 from stackwise_core.config.source_checkpoint import TOKENIZER, SourceCheckpoint, read_source
 from stackwise_core.config.source_run import SourceRun
+from stackwise_core.config.source_vocabulary import BYTE_SPECIALS, BYTES, byte_characters
+from stackwise_core.config.tokenizer_json import SpecialIds, read_vocabulary
 from stackwise_core.errors import UsageError
 
 SHAPE = ("d_model", "n_heads", "n_kv_heads", "d_ff", "tie_embeddings", "rope_theta", "norm_eps")
 """Keys of ``[rack]`` in which two racks must agree for one to hold the other's blocks."""
+
+Contradicting = dict[KeyPath, tuple[Any, Any]]
+"""Keys that were set to something else than the source has, with the source's value and that."""
 
 
 def shared_keys(init: object) -> tuple[str, ...]:
@@ -19,34 +24,75 @@ def shared_keys(init: object) -> tuple[str, ...]:
     return ("d_model",) if init == "embedding" else SHAPE
 
 
-def follow_source(merged: Merged) -> dict[str, Any]:
-    """Give the keys of ``[rack]`` the values of the rack that ``init_from`` names.
+def follow_source(merged: Merged) -> Contradicting:
+    """Give the keys of ``[rack]`` and ``[data]`` the values of the rack that ``init_from`` names.
 
     Those that are set to something else get them, too, so that no other key is found not to fit what is wrong;
     ``source_checks`` refuses them. It also says what is wrong with a source that can't be read. What is of another type
     stays. ``data.tokenizer`` follows a checkpoint where nothing sets it.
 
     Returns:
-        The keys of ``[rack]`` that were set to something else, with what that was.
+        The keys that were set to something else.
     """
     rack = merged.data.get("rack")
     if not isinstance(rack, dict) or (source := _source(merged, rack)) is None:
         return {}
-    data = merged.data.setdefault("data", {})
-    if isinstance(source, SourceCheckpoint) and isinstance(data, dict):
-        data.setdefault("tokenizer", str(source.path / TOKENIZER))
+    contradicting: Contradicting = {}
     theirs = {key: source.rack[key] for key in shared_keys(rack.get("init"))}
-    contradicting = {key: rack[key] for key in theirs if key in rack and _differs(rack[key], theirs[key])}
-    for key, value in theirs.items():
-        if key in contradicting or key not in rack:
-            rack[key] = value
+    _follow(rack, theirs, ("rack",), contradicting)
+    data = merged.data.setdefault("data", {})
+    if not isinstance(data, dict):
+        return contradicting
+    if isinstance(source, SourceCheckpoint):
+        data.setdefault("tokenizer", str(source.path / TOKENIZER))
+    if data.get("tokenizer", BYTES) != BYTES and source.special_ids:
+        special_ids = data.setdefault("special_ids", {})
+        if isinstance(special_ids, dict):
+            _follow(special_ids, source.special_ids, ("data", "special_ids"), contradicting)
+    if (rows := _rows(merged, source, rack, data)) is not None:
+        _follow(rack, {"vocab_size": rows}, ("rack",), contradicting)
     return contradicting
+
+
+def _follow(table: dict[str, Any], theirs: Mapping[str, Any], path: KeyPath, contradicting: Contradicting) -> None:
+    """Give keys of a table the source's values, and note those that were set to something else."""
+    for key, value in theirs.items():
+        if key not in table:
+            table[key] = value
+        elif _differs(table[key], value):
+            contradicting[*path, key] = (value, table[key])
+            table[key] = value
 
 
 def _differs(value: object, theirs: object) -> bool:
     """Whether a value of the right type isn't the source's."""
     same_type = type(value) is type(theirs) or (type(value), type(theirs)) == (int, float)
     return same_type and value != theirs
+
+
+def _rows(
+    merged: Merged, source: SourceRun | SourceCheckpoint, rack: Mapping[str, Any], data: Mapping[str, Any]
+) -> int | None:
+    """Return what ``rack.vocab_size`` must be; None where it may be left out, or be as it is."""
+    if isinstance(source, SourceRun):
+        return source.vocab_size
+    layer = merged.origin(("data", "tokenizer"))
+    ids, asked = _ids_of(data, layer.folder if layer else Path.cwd()), rack.get("vocab_size")
+    if ids is None or source.rows <= ids or (type(asked) is int and asked >= source.rows):
+        return None  # more rows than a checkpoint has are new ones
+    return source.rows
+
+
+def _ids_of(data: Mapping[str, Any], folder: Path) -> int | None:
+    """Return how many ids the tokenizer of ``[data]`` has, mask and padding counted; None where it can't be read."""
+    tokenizer, mask_token, special_ids = (data.get(key) for key in ("tokenizer", "mask_token", "special_ids"))
+    if tokenizer in (None, BYTES):
+        return len(byte_characters() | BYTE_SPECIALS)
+    try:
+        vocabulary = read_vocabulary(Path(absolute(tokenizer, folder)))
+        return SpecialIds.of(vocabulary, mask_token, special_ids or {}).size
+    except (UsageError, ValueError, TypeError, AttributeError):
+        return None  # what is wrong is said where the keys are checked
 
 
 def _source(merged: Merged, rack: Mapping[str, Any]) -> SourceRun | SourceCheckpoint | None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+import tomli
+from attrs import field, frozen
 
 from stackwise_core.config.words import a, found, shown
 from stackwise_core.errors import UsageError
@@ -14,6 +17,10 @@ from stackwise_core.registry.nearest import nearest
 PLAN = "plan.json"
 PROGRESS = "progress.json"
 """What each phase came to that is done; written with its weights."""
+ENVIRONMENT = "environment.json"
+"""The device and the software that it began with; of plugins, those that it has now."""
+RESUME = "resume"
+"""The folder of checkpoints within a phase."""
 FINISHED = "finished.json"
 """Written when the last phase's weights are on disk."""
 _RACK: dict[str, type] = {
@@ -42,6 +49,10 @@ class SourceRun:
     """Stacks whose exit norms are trained."""
     tokenizer: str
     """The fingerprint of its tokenizer in hexadecimal."""
+    special_ids: Mapping[str, int] = field(factory=dict)
+    """``data.special_ids`` of its configuration."""
+    vocab_size: int | None = None
+    """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
     """Whether some of what it learnt isn't in its full-precision weights."""
 
@@ -71,14 +82,27 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
+        **_settings(directory / "config.toml"),
         has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
     )
     if not os.path.isfile(directory / FINISHED):
-        goes_on = f'. "stackwise run {directory}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
+        command = f"stackwise run {shlex.quote(str(directory))}"
+        goes_on = f'. "{command}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
         raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
     if not _keeps_weights(directory / FINISHED):
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
     return source
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """Return settings of a run that another one must have, too; none where the file isn't as a run writes it."""
+    try:
+        written = tomli.loads(config.read_text(encoding="utf-8"))
+        special_ids = {str(name): int(id_) for name, id_ in written["data"].get("special_ids", {}).items()}
+        rows = written["rack"].get("vocab_size")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {"special_ids": special_ids, "vocab_size": rows if type(rows) is int else None}
 
 
 def finished_run(path: str | os.PathLike[str]) -> SourceRun:
@@ -104,14 +128,15 @@ def nearest_run(path: str | os.PathLike[str]) -> str | None:
     directory = Path(path)
     if PLAN in _names_in(directory):
         return None
-    inside = _runs_in(directory)
+    inside = runs_in(directory)
     if len(inside) == 1:
         return str(directory / inside[0])
-    near = nearest(directory.name, _runs_in(directory.parent))
+    near = nearest(directory.name, runs_in(directory.parent))
     return str(directory.parent / near) if near else None
 
 
-def _runs_in(directory: Path) -> list[str]:
+def runs_in(directory: Path) -> list[str]:
+    """Return the names of a directory's runs, finished or not, in alphabetical order."""
     return [name for name in _names_in(directory) if os.path.isfile(directory / name / PLAN)]
 
 

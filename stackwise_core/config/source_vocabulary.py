@@ -1,12 +1,10 @@
-"""Which ids the tokens of a tokenizer.json have, and whether another tokenizer gives them the same."""
+"""Whether another tokenizer gives the tokens of a checkpoint's the same ids."""
 
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from stackwise_core.config.tokenizer_json import read_vocabulary
 from stackwise_core.config.words import shown
-from stackwise_core.errors import UsageError
 
 BYTES = "bytes"
 MASK_ID, PAD_ID = 256, 257
@@ -26,30 +24,6 @@ def byte_characters() -> dict[str, int]:
     return characters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """Ids by token of a tokenizer.json, those of added tokens too.
-
-    Raises:
-        UsageError: it can't be read, or isn't one.
-    """
-    try:
-        return _vocabulary(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UsageError(f"{path}: expected a tokenizer.json as the tokenizers library writes it") from None
-
-
-def _vocabulary(content: Any) -> dict[str, int]:
-    tokens = content["model"]["vocab"]
-    # A Unigram model has pairs of a token and its score.
-    ids = tokens.items() if isinstance(tokens, dict) else ((pair[0], place) for place, pair in enumerate(tokens))
-    found = dict(ids) | {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
-    if not all(isinstance(token, str) and type(id_) is int and 0 <= id_ < 1 << 31 for token, id_ in found.items()):
-        raise ValueError("no ids")
-    return found
-
-
 def other_vocabulary(tokenizer: str, theirs: Path) -> str | None:
     """Why a tokenizer can't serve an embedding that was made for another one's ids; None where it can.
 
@@ -62,8 +36,8 @@ def other_vocabulary(tokenizer: str, theirs: Path) -> str | None:
     Raises:
         UsageError: one of them can't be read.
     """
-    wanted = read_vocabulary(theirs)
-    ours = byte_characters() | BYTE_SPECIALS if tokenizer == BYTES else read_vocabulary(Path(tokenizer))
+    wanted = read_vocabulary(theirs).ids
+    ours = byte_characters() | BYTE_SPECIALS if tokenizer == BYTES else read_vocabulary(Path(tokenizer)).ids
     if ours == wanted:
         return None
     problem = f"expected the source's own tokenizer, {theirs}, found {shown(tokenizer, None)}, which"

@@ -1,6 +1,8 @@
 """Reads the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,22 +11,26 @@ import tomli
 
 from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, error_for
-from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, SettingsLayer
+from stackwise_core.config.hints import OF_REGISTRY, setting_meant
+from stackwise_core.config.kept import CONFIG, Kept
+from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, RunLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
 from stackwise_core.config.source_run import nearest_run
 from stackwise_core.config.words import a, found
 from stackwise_core.registry.nearest import nearest
 
-# These two speak to the registry.
-_NOT_CONFIGURATION = {"STACKWISE_DISABLE_PLUGINS", "STACKWISE_PLUGIN_AUTOLOAD"}
+_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""What Kubernetes tells every container of a service whose name begins with ``stackwise``, without the prefix."""
 _DEEPEST = 40
+
+_log = logging.getLogger(__name__)
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """Values of ``--set``, such as ``"training.batch_size=8"``; or values by key, ``{"training.batch_size": 8}``."""
 
 
-def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[FileLayer]:
-    """A file and those that it extends, the lowest first; ``alone`` if it may extend none.
+def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
+    """A file and those that it extends, the lowest first.
 
     Raises:
         ConfigError: a file can't be read, isn't TOML, or extends itself.
@@ -41,8 +47,6 @@ def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[Fil
         if not isinstance(base, str) or not base.strip():
             message = f"expected {a(str)} that names a file, found {found(base)}"
             raise error_for([Problem(message, "extends", extends)])
-        if alone:
-            raise error_for([Problem("the configuration of a run has all of its keys in one file", "extends", extends)])
         name = os.path.normpath(os.path.join(os.path.dirname(name), os.path.expanduser(base)))
         names = [layer.source.name for layer in reversed(layers)]
         if any(_same_file(name, known) for known in names):
@@ -50,13 +54,30 @@ def read_files(path: str | os.PathLike[str], *, alone: bool = False) -> list[Fil
             raise error_for([Problem(message, "extends", extends)])
 
 
+def read_run_file(path: str | os.PathLike[str]) -> FileLayer:
+    """The configuration in a run's directory, which extends no other file.
+
+    Raises:
+        ConfigError: the file can't be read, isn't TOML, or extends another.
+    """
+    layer = _read_file(os.fspath(path), None)
+    if "extends" in layer.data:
+        place = layer.place(("extends",), "value")
+        raise error_for([Problem("the configuration of a run has all of its keys in one file", "extends", place)])
+    return layer
+
+
 def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
-    """The values of all ``STACKWISE_*`` variables but the registry's own."""
+    """The values of all ``STACKWISE_*`` variables with a double underscore; a note of others that look like one."""
     layer = EnvironmentLayer()
     for variable in sorted(environ):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_CONFIGURATION:
-            path = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            layer.put(path, _value(environ[variable]), f"environment variable {variable}")
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OF_REGISTRY:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if "__" in name:
+            layer.put(tuple(name.lower().split("__")), _value(environ[variable]), f"environment variable {variable}")
+        elif not _OF_A_SERVICE.fullmatch(name) and (near := setting_meant(name)):
+            _log.warning("note: the environment variable %s sets nothing; did you mean %s?", variable, near)
     return layer
 
 
@@ -115,7 +136,10 @@ def _read_file(name: str, extends: Place | None) -> FileLayer:
         raise error_for([Problem(message, "", Place(name))]) from None
     if _deeper_than(data, _DEEPEST):
         raise error_for([Problem(f"nested more than {_DEEPEST} tables deep", "", Place(name))])
-    return FileLayer(data, Path(name).absolute().parent, source)
+    folder = Path(name).absolute().parent
+    if Path(name).name == CONFIG and (written_in := Kept.of(folder).written_in) is not None:
+        return RunLayer(data, folder, source, written_in)
+    return FileLayer(data, folder, source)
 
 
 def _near(name: str) -> str:

@@ -76,25 +76,22 @@ def corrupt(
         fraction=fraction,
         masked=torch.from_numpy(masked),
         targets=torch.from_numpy(rows.tokens.reshape(-1)[masked].astype(np.int64)),
-        scored=int(rows.scorable.sum()),
+        scored=int(rows.predictable(causal=False).sum()),
     )
 
 
 def shifted(rows: Rows, samples: np.ndarray) -> Draws:
     """Every token from those before it, within its document: what causal language modelling (``clm``) trains on."""
-    segments = rows.segments
-    positions = np.zeros(segments.shape, dtype=bool)
-    positions[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, :-1] > 0)
-    predicted = np.flatnonzero(positions)
+    predicted = np.flatnonzero(rows.predictable(causal=True))
     nothing = torch.zeros(len(samples), dtype=torch.float64)
     return Draws(
         samples=samples,
         inputs=torch.from_numpy(rows.tokens.astype(np.int64)),
-        segments=torch.from_numpy(segments),
+        segments=torch.from_numpy(rows.segments),
         progress=nothing,
         fraction=nothing,
-        masked=torch.from_numpy(predicted),
-        targets=torch.from_numpy(rows.tokens.reshape(-1)[predicted + 1].astype(np.int64)),
+        masked=torch.from_numpy(predicted - 1),  # each from the position before it
+        targets=torch.from_numpy(rows.tokens.reshape(-1)[predicted].astype(np.int64)),
         scored=len(predicted),
     )
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sources import Source
+from stackwise_core.data.sources import Source, share_held_out
 from stackwise_core.data.tokenizer import Tokenizer
 
 FORMAT = 3
 """Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
+COUNTING = 2
+"""Of how long texts are cut for a tokenizer.json, and which bytes its tokens stand for; part of the name likewise."""
 NOTHING = xxh3_128(b"").hexdigest()
 
 
@@ -29,5 +31,7 @@ def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: Dat
         )
         for source in sources
     ]
-    decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, data.share_held_out)
+    version = () if tokenizer.is_bytewise else (COUNTING,)
+    held_out = share_held_out(sources, data)
+    decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, held_out, *version)
     return hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
-from stackwise_core.data.token_stream import BATCH, Progress, Text, TokenStream, real_tokens, tokenise
+from stackwise_core.data.predictable import predictable
+from stackwise_core.data.token_stream import BATCH, Coverage, Progress, Text, TokenStream, real_tokens, tokenise
 from stackwise_core.data.tokenizer import Tokenizer
 
 LONGEST_PASSAGE = 16  # rows
@@ -33,6 +34,12 @@ class PackedSplit:
     """Tokens that can be scored, each counted once."""
     bytes: int = 0
     """UTF-8 bytes that they stand for."""
+    alone: int = 0
+    """Samples, of these, with nothing to predict where each token is predicted from those before it."""
+
+    def causal(self) -> "PackedSplit":
+        """Return the same without the samples in which nothing would be predicted."""
+        return evolve(self, samples=self.samples - self.alone, alone=0)
 
     def __add__(self, other: "PackedSplit") -> "PackedSplit":
         return PackedSplit(
@@ -40,6 +47,7 @@ class PackedSplit:
             self.rows + other.rows,
             self.tokens + other.tokens,
             self.bytes + other.bytes,
+            self.alone + other.alone,
         )
 
 
@@ -61,6 +69,7 @@ class Packing:
     left_out: int
     """Tokens of training passages that equal one of a text for validation, and are in neither split."""
     texts: tuple[PackedText, ...]
+    coverage: Coverage
 
     @property
     def train(self) -> PackedSplit:
@@ -144,8 +153,9 @@ def pack(
 
     For each split: ``NAME.tokens`` [rows, seq_len]; ``NAME.segments``, the positions in it at which a document or a
     part of one starts; ``NAME.rows``, the rows that have a token to score, in the order of sample ids: those of a text
-    with a weight of 2 stand there twice. Peak memory doesn't grow with the corpus, but for some two hundred bytes a
-    passage.
+    with a weight of 2 stand there twice; ``NAME.alone``, each of these rows in which no token comes right after another
+    one of its document, so that causal language modelling has nothing to predict there. Peak memory doesn't grow with
+    the corpus, but for some two hundred bytes a passage.
     """
     stream = tokenise(texts, tokenizer, seq_len, directory, progress)
     passages = _cut(stream, seq_len, validation_fraction)
@@ -169,7 +179,7 @@ def pack(
         )
         for number in range(len(texts))
     ]
-    return Packing(stream.tokens, int(passages.sizes[left_out].sum()), tuple(packed))
+    return Packing(stream.tokens, int(passages.sizes[left_out].sum()), tuple(packed), stream.coverage)
 
 
 def _cut(stream: TokenStream, seq_len: int, validation_fraction: float) -> _Passages:
@@ -287,22 +297,43 @@ def _write_split(
         path.with_suffix(".tokens").open("wb") as tokens_out,
         path.with_suffix(".rows").open("w+b") as rows_out,
         path.with_suffix(".segments").open("wb") as segments_out,
+        path.with_suffix(".alone").open("wb") as alone_out,
     ):
         for section in sections:
             passages = section.passages
             positions = rows * seq_len + np.cumsum(passages.sizes) - passages.sizes
-            segments_out.write(positions[passages.opens_document].astype("<i8").tobytes())
-            tokens, first = 0, rows_out.tell()
+            starts = positions[passages.opens_document]
+            segments_out.write(starts.astype("<i8").tobytes())
+            tokens, first, first_alone = 0, rows_out.tell(), alone_out.tell()
             for block, scorable in _blocks(stream, passages, tokenizer, seq_len):
                 tokens_out.write(block.tobytes())
-                rows_out.write((rows + np.flatnonzero(scorable.any(axis=1))).astype("<i8").tobytes())
+                some = scorable.any(axis=1)
+                rows_out.write((rows + np.flatnonzero(some)).astype("<i8").tobytes())
+                segments = _segments(scorable, starts, rows * seq_len)
+                alone = some & ~predictable(segments, causal=True).any(axis=1)
+                alone_out.write((rows + np.flatnonzero(alone)).astype("<i8").tobytes())
                 tokens += int(np.count_nonzero(scorable))
                 rows += len(block)
             size = rows_out.tell() - first
             _repeat(rows_out, first, size, section.times - 1)
-            packed = PackedSplit(section.times * size // 8, size // 8, tokens, int(passages.bytes.sum()))
+            alone_there = section.times * (alone_out.tell() - first_alone) // 8
+            samples, read = section.times * size // 8, int(passages.bytes.sum())
+            packed = PackedSplit(samples, size // 8, tokens, read, alone_there)
             written[section.text].append(packed)
     return written
+
+
+def _segments(scorable: Chosen, starts: Positions, first: int) -> Positions:
+    """Return a number for each document [rows, seq_len], 0 where nothing can be scored.
+
+    Args:
+        scorable: bool [rows, seq_len], of rows whose first token is at position ``first`` of the split.
+        starts: where documents start in the split, in order.
+    """
+    begin, end = np.searchsorted(starts, (first, first + scorable.size))
+    is_start = np.zeros(scorable.size, np.int64)
+    is_start[starts[begin:end] - first] = 1
+    return (1 + np.cumsum(is_start)).reshape(scorable.shape) * scorable
 
 
 def _repeat(file: BinaryIO, start: int, size: int, times: int) -> None:

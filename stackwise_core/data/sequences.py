@@ -9,10 +9,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
@@ -20,24 +20,28 @@ from stackwise_core.config.model import DataConfig
 from stackwise_core.data.content_index import ContentIndex
 from stackwise_core.data.corpus import read_files
 from stackwise_core.data.corpus.utf8 import unreadable
-from stackwise_core.data.fingerprint import fingerprint
+from stackwise_core.data.fingerprint import FORMAT, fingerprint
+from stackwise_core.data.mapped import map_array
 from stackwise_core.data.packing import PackedSplit, Packing, pack
-from stackwise_core.data.sources import Source, find_sources
-from stackwise_core.data.token_stream import Text, real_tokens, token_dtype
+from stackwise_core.data.predictable import predictable
+from stackwise_core.data.sources import Source, find_sources, share_held_out
+from stackwise_core.data.token_stream import Coverage, Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import sync
+from stackwise_core.files import EXHAUSTED, sync
 from stackwise_core.writable import check_writable
 
 MANIFEST = "manifest.json"
 INDICES = ".contents"
 """Directory of what is remembered of the texts' own files."""
+_FILES = {f"{split}.{kind}" for split in ("train", "validation") for kind in ("tokens", "segments", "rows", "alone")}
 UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 60 * 60  # seconds in which an unfinished directory wasn't written to
 
 Progress = Callable[[int, float], None]
 """Told how many UTF-8 bytes of text are tokenised, and what share of all that is, from 0 to 1."""
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +57,11 @@ class Rows:
     @property
     def scorable(self) -> NDArray[np.bool_]:
         """[n, seq_len]: which tokens may be masked and scored."""
-        return self.segments > 0
+        return self.predictable(causal=False)
+
+    def predictable(self, *, causal: bool) -> NDArray[np.bool_]:
+        """Return which tokens there are to predict, [n, seq_len]."""
+        return predictable(self.segments, causal=causal)
 
 
 @frozen(eq=False)
@@ -65,13 +73,22 @@ class Split:
     """Tokens that can be scored; a tokenizer's special tokens, where the text has some, don't count."""
     bytes: int
     """UTF-8 bytes that these tokens stand for."""
+    coverage: Coverage
+    """Of all text, of which this is a part."""
     _numbers: NDArray[np.int64] = field(repr=False)
+    _alone: NDArray[np.int64] = field(repr=False)
     _packed: NDArray[Any] = field(repr=False)
     _segment_starts: NDArray[np.int64] = field(repr=False)
     _real: NDArray[np.bool_] = field(repr=False)
 
     def __len__(self) -> int:
         return self._numbers.size
+
+    def causal(self) -> "Split":
+        """Return the samples in which a token comes right after another one of its document."""
+        if not self._alone.size:
+            return self
+        return evolve(self, numbers=self._numbers[~np.isin(self._numbers, self._alone)])
 
     def evenly_spaced(self, count: int | None) -> NDArray[np.int64]:
         """Ids of so many samples, from the first to the last; None: of all."""
@@ -121,6 +138,20 @@ class Corpus:
     fingerprint: str
     """Hash of all that decides the rows: text, weights, tokenizer, seq_len, validation_fraction."""
     directory: Path
+    notes: tuple[str, ...] = ()
+    """Which splits of data sets these are, and what else lies there and isn't read."""
+    alone: int = 0
+    """Rows that are no samples, since causal language modelling has nothing to predict in them."""
+
+    def causal(self) -> "Corpus":
+        """Return the corpus without the samples in which no token comes right after another one of its document."""
+        sources = [
+            evolve(source, train=source.train.causal(), validation=source.validation.causal())
+            for source in self.sources
+        ]
+        train, validation = self.train.causal(), self.validation.causal()
+        alone = len(self.train) + len(self.validation) - len(train) - len(validation)
+        return evolve(self, train=train, validation=validation, sources=tuple(sources), alone=alone)
 
     @property
     def documents(self) -> int:
@@ -128,7 +159,9 @@ class Corpus:
         return sum(source.documents for source in self.sources)
 
 
-def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> Corpus:
+def prepare(
+    data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, *, causal: bool = False
+) -> Corpus:
     """Find the tokenised corpus, or tokenise it.
 
     A hash of the files' contents names a directory in ``data.tokens_directory``; files that are as they were in the
@@ -147,34 +180,89 @@ def prepare(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = 
         data: where the text is, and how it is to be cut.
         tokenizer: the one that ``data.tokenizer`` names.
         progress: told while tokenising how many UTF-8 bytes of text are done, and what share that is of all.
+        causal: whether each token is predicted from those before it (``clm``). A row without a token that has one of
+            its document before it is no sample then.
 
     Raises:
-        UsageError: the corpus can't be read or is too small, or ``data.tokens_directory`` can't be a directory.
+        UsageError: the corpus can't be read, is too small or has nothing to predict, or ``data.tokens_directory``
+            can't be a directory.
         UnavailableError: a package that reads the corpus isn't there.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
-    sources = find_sources(data)
-    tokens_directory = Path(data.tokens_directory)
+    return prepare_sources(find_sources(data), data, tokenizer, progress, causal=causal)
+
+
+def prepare_sources(
+    sources: Sequence[Source],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+    *,
+    causal: bool = False,
+) -> Corpus:
+    """Find some texts as tokens, or tokenise them; as ``prepare``, whatever texts ``data`` names."""
+    tokens_directory = Path(data.tokens_directory).absolute()
     if not tokens_directory.is_dir():  # one that is there may have these tokens already
         check_writable(tokens_directory, "data.tokens_directory")
-    paths = [file.path for source in sources for file in source.files]
-    index = ContentIndex.open(tokens_directory / INDICES / f"{_name_of(sources)}.json")
-    try:
-        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
-    except OSError as error:
-        raise unreadable(Path(error.filename or data.tokens_directory), error) from None
-    directory = tokens_directory / fingerprint(sources, hashes, data, tokenizer)
+    index, name = _named(sources, data, tokenizer)
+    directory = tokens_directory / name
     try:
         corpus = _open_if_whole(directory, sources, tokenizer)
         if corpus is None:
             corpus = _make(directory, sources, data, tokenizer, index, progress)
+    except BrokenPipeError:  # whoever is told of the progress prints it, and nobody reads
+        raise
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
         raise StackwiseError(
             f"{error.filename or directory}: tokens can't be written or read here (data.tokens_directory): "
             f"{error.strerror}"
         ) from error
     index.save()
+    corpus = evolve(corpus, notes=tuple(source.note for source in sources if source.note))
+    if causal:
+        corpus = corpus.causal()
+        _refuse_nothing_to_predict(corpus, sources, data)
     return corpus
+
+
+def fingerprint_now(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> str:
+    """Return the fingerprint of these texts as they are now; files that are as they were aren't read.
+
+    Raises:
+        UsageError: a file can't be read.
+        StackwiseError: a file changed while it was read.
+    """
+    index, name = _named(sources, data, tokenizer)
+    index.save()
+    return name
+
+
+def kept_validation(data: DataConfig, tokenizer: Tokenizer, fingerprint: str) -> Split | None:
+    """Return the validation split of tokens that were made before, whatever has become of their text.
+
+    Returns:
+        None: the tokens aren't there any more, or are damaged.
+    """
+
+    def validation(manifest: dict[str, Any]) -> Split | None:
+        of_now = manifest.get("format") == FORMAT
+        return _open_split(directory / "validation", manifest, tokenizer) if of_now else None
+
+    directory = Path(data.tokens_directory).absolute() / fingerprint
+    return _if_whole(directory, validation, "and isn't used")
+
+
+def _named(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> tuple[ContentIndex, str]:
+    """Return what is known of the files now, and the fingerprint that follows."""
+    paths = [file.path for source in sources for file in source.files]
+    index = ContentIndex.open(Path(data.tokens_directory).absolute() / INDICES / f"{_name_of(sources)}.json")
+    try:
+        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
+    except OSError as error:
+        raise unreadable(Path(error.filename or data.tokens_directory), error) from None
+    return index, fingerprint(sources, hashes, data, tokenizer)
 
 
 def _name_of(sources: Sequence[Source]) -> str:
@@ -210,7 +298,7 @@ def _make(
             tokenizer,
             beside,
             seq_len=data.seq_len,
-            validation_fraction=data.share_held_out,
+            validation_fraction=share_held_out(sources, data),
             progress=None if progress is None else lambda done: progress(done, reading.share),
         )
         changed = index.changed()
@@ -239,33 +327,65 @@ class _Reading:
 
 
 def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataConfig) -> None:
+    coverage, known = packing.coverage, " that the tokenizer has a token for" if packing.coverage.dropped else ""
     for text, source in zip(packing.texts, sources, strict=True):
         if not text.documents:
-            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it")
+            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it{known}")
     train, validation = packing.train, packing.validation
-    wants_validation = data.share_held_out > 0 or data.validation is not None
-    if train.tokens >= data.seq_len and (validation.rows or not wants_validation):
-        return
+    unknown = f"{100 * coverage.unknown / coverage.bytes:.3g} % of the text is unknown to {data.tokenizer}"
     corpora = ", ".join(dict.fromkeys(source.named.corpus for source in sources))
+    if all(source.named.is_validation for source in sources):  # measured on, however short it is
+        if not validation.rows:
+            because = f", and {unknown}" if coverage.unknown else ""
+            raise UsageError(
+                f"{corpora}: none of its {packing.all_tokens} tokens can be scored: all are special{because}"
+            )
+        return
+    measured = ", ".join(source.named.name for source in sources if source.named.is_validation)
+    share = share_held_out(sources, data)
+    if train.tokens >= data.seq_len and (validation.rows or not (share or measured)):
+        return
     short = (
         f"{train.tokens} for training, which needs data.seq_len = {data.seq_len} at least"
         if train.tokens < data.seq_len
         else "none for validation"
     )
+    if 2 * coverage.unknown > coverage.bytes:
+        raise UsageError(
+            f"{corpora}: {unknown} (data.tokenizer), and of its {packing.all_tokens} tokens {short}. Expected a "
+            'tokenizer for such text, or "bytes"'
+        )
+    named = measured if data.validation is None else "data.validation"
     if packing.left_out and not train.tokens:
         raise UsageError(
-            f"{corpora}: all of it is in data.validation too, and so none is left for training. Name another text "
-            "there, or take a share with data.validation_fraction"
+            f"{corpora}: all of it is in {named} too, and so none is left for training. Name another text "
+            "as data.validation, or take a share with data.validation_fraction"
         )
-    if data.validation is not None:
+    if measured:
         raise UsageError(
             f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}; {packing.left_out} are left out, "
-            "since data.validation has equal passages. Add text or take a smaller data.seq_len"
+            f"since {named} has equal passages. Add text or take a smaller data.seq_len"
         )
     raise UsageError(
         f"{corpora}: too little text: of its {packing.all_tokens} tokens {short}, with data.validation_fraction = "
-        f"{data.share_held_out} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
+        f"{share} (equal passages stay together). Expected some {3 * data.seq_len} tokens or more; "
         "add text or take a smaller data.seq_len"
+    )
+
+
+def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: DataConfig) -> None:
+    own = [each.named.corpus for each in sources if each.named.is_validation]
+    trained_on = [each.named.corpus for each in sources if not each.named.is_validation]
+    share = share_held_out(sources, data)
+    if trained_on and not len(corpus.train):
+        texts = ", ".join(dict.fromkeys(trained_on))
+    elif (own or share > 0) and not len(corpus.validation):
+        texts = ", ".join(own) or f"the validation split (data.validation_fraction = {share})"
+    else:
+        return
+    raise UsageError(
+        f'{texts}: nothing to predict with training.objective = "clm", which predicts each token from those before it '
+        "in its document: no token here has one before it. Expected documents of two tokens or more"
     )
 
 
@@ -310,11 +430,13 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
     """Make all files durable, and write the manifest that vouches for them last."""
     manifest: dict[str, Any] = {
         "fingerprint": fingerprint,
+        "format": FORMAT,
         "seq_len": seq_len,
         "train": asdict(packing.train),
         "validation": asdict(packing.validation),
         "sources": [asdict(text) for text in packing.texts],
         "left_out": packing.left_out,
+        "coverage": asdict(packing.coverage),
         "files": {path.name: _size_and_hash(path) for path in sorted(directory.iterdir())},
     }
     manifest["xxh3_128"] = _hash_of_manifest(manifest)
@@ -326,36 +448,56 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
 
 
 def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus | None:
-    """The corpus there, or None where there is none or it is damaged."""
+    """Return the corpus there, or None where there is none or it is damaged."""
+
+    def corpus(manifest: dict[str, Any]) -> Corpus:
+        return Corpus(
+            train=_open_split(directory / "train", manifest, tokenizer),
+            validation=_open_split(directory / "validation", manifest, tokenizer),
+            sources=tuple(
+                SourceCounts(
+                    source.named.name,
+                    source.named.weight,
+                    counts["documents"],
+                    PackedSplit(**counts["train"]),
+                    PackedSplit(**counts["validation"]),
+                )
+                for source, counts in zip(sources, manifest["sources"], strict=True)
+            ),
+            left_out=manifest["left_out"],
+            fingerprint=directory.name,
+            directory=directory,
+        )
+
+    return _if_whole(directory, corpus, "and is made anew")
+
+
+def _if_whole(directory: Path, opened: Callable[[dict[str, Any]], T], otherwise: str) -> T | None:
+    """Return what is made of a manifest whose files are all as they were written.
+
+    Args:
+        otherwise: what a warning says of a directory that is damaged, for which None is returned.
+    """
     if not directory.exists():
         return None
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         claimed = manifest.pop("xxh3_128")
         fault = "" if claimed == _hash_of_manifest(manifest) else MANIFEST
+        if not fault and not manifest["files"].keys() >= _FILES:
+            return None  # an earlier version made it
         for name, size_and_hash in manifest["files"].items():
             if not fault and _size_and_hash(directory / name) != size_and_hash:
                 fault = name
+        if not fault and "coverage" not in manifest:
+            return None  # an earlier version made it
         if not fault:
-            return Corpus(
-                **{name: _open_split(directory / name, manifest, tokenizer) for name in ("train", "validation")},
-                sources=tuple(
-                    SourceCounts(
-                        source.named.name,
-                        source.named.weight,
-                        counts["documents"],
-                        PackedSplit(**counts["train"]),
-                        PackedSplit(**counts["validation"]),
-                    )
-                    for source, counts in zip(sources, manifest["sources"], strict=True)
-                ),
-                left_out=manifest["left_out"],
-                fingerprint=directory.name,
-                directory=directory,
-            )
+            return opened(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            raise
         fault = f"{type(error).__name__}: {error}"
-    _log.warning("%s is damaged (%s) and is made anew", directory, fault)
+    _log.warning("%s is damaged (%s) %s", directory, fault, otherwise)
     return None
 
 
@@ -365,18 +507,13 @@ def _open_split(path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> S
         seq_len=seq_len,
         tokens=counts["tokens"],
         bytes=counts["bytes"],
+        coverage=Coverage(**manifest["coverage"]),
         numbers=map_array(path.with_suffix(".rows"), "<i8"),
+        alone=map_array(path.with_suffix(".alone"), "<i8"),
         packed=map_array(path.with_suffix(".tokens"), token_dtype(tokenizer)).reshape(-1, seq_len),
         segment_starts=map_array(path.with_suffix(".segments"), "<i8"),
         real=real_tokens(tokenizer),
     )
-
-
-def map_array(path: Path, dtype: "np.dtype[Any] | str") -> NDArray[Any]:
-    """A file's numbers, read when they are used; an empty file, which can't be mapped, is an empty array."""
-    if not path.stat().st_size:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
 def _hash_of_manifest(manifest: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """From documents to one long stream of token ids on disk, with the bounds of the documents in it."""
 
 import os
-import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +13,12 @@ import numpy as np
 from attrs import define, field, frozen
 from numpy.typing import NDArray
 
+from stackwise_core.data import cutting
 from stackwise_core.data.corpus.document import Document
+from stackwise_core.data.cutting import Tokenised, Window, cut, meet
+from stackwise_core.data.mapped import map_array
 from stackwise_core.data.tokenizer import Joined, Tokenizer
 
-PIECE = 1 << 17  # characters; a longer text is tokenised in pieces, so that memory doesn't grow with it
 BATCH = 1 << 20  # tokens or characters handled at once
 PIECE_COSTS = 256  # characters that a piece counts for beside its own, so that a batch of short ones isn't too large
 THREADS = 2
@@ -45,6 +46,17 @@ class Text:
 
 
 @frozen
+class Coverage:
+    """UTF-8 bytes of all texts, and those of them that no token can be scored for."""
+
+    bytes: int
+    unknown: int
+    """Of what the tokenizer has no token for but its unknown one."""
+    dropped: int
+    """Of what has no token at all, such as white space between words."""
+
+
+@frozen
 class TokenStream:
     """All documents one after the other. A unit is ``seq_len`` tokens of a document, or what is left at its end."""
 
@@ -52,6 +64,7 @@ class TokenStream:
     document_starts: Positions
     document_texts: Positions
     """Which text each document belongs to."""
+    coverage: Coverage
     _directory: Path = field(repr=False)
     _dtype: "np.dtype[np.unsignedinteger]" = field(repr=False)
     _file: BinaryIO = field(init=False, repr=False)
@@ -78,7 +91,7 @@ class TokenStream:
         """UTF-8 bytes of the tokens that can be scored, from each of these units up to the next, or the end."""
         if not units.size:
             return np.zeros(0, np.int64)
-        return np.add.reduceat(np.memmap(self._directory / UNITS, UNIT, mode="r"), units, dtype=np.int64)
+        return np.add.reduceat(map_array(self._directory / UNITS, UNIT), units, dtype=np.int64)
 
     def remove(self) -> None:
         """Delete the files."""
@@ -107,7 +120,7 @@ class _Piece:
     """Of the text that it is from."""
     opens: bool
     """Whether it is the first of its document."""
-    text: str
+    window: Window
 
 
 def tokenise(
@@ -119,12 +132,14 @@ def tokenise(
 ) -> TokenStream:
     """Write the ids of all documents, and the bytes of their units, into two files of a directory."""
     dtype, real = token_dtype(tokenizer), real_tokens(tokenizer)
+    unknown_ids = sorted(tokenizer.unknown_ids)
     starts, numbers = array("q"), array("q")
-    tokens = done = 0
+    tokens = size = unknown = dropped = 0
     opened = False  # whether a token of the current document was seen
     with (directory / IDS).open("wb") as file, (directory / UNITS).open("wb") as units_file:
         units = _Units(units_file, seq_len)
-        for batch, joined in _encoded(_batches(_pieces(texts)), tokenizer):
+        encoded = _encoded(_batches(_pieces(texts, 0 if tokenizer.is_bytewise else cutting.OVERLAP)), tokenizer)
+        for batch, joined in _own_tokens(encoded, tokenizer):
             first = tokens
             for piece, count in zip(batch, joined.counts.tolist(), strict=True):
                 opened = opened and not piece.opens
@@ -135,11 +150,15 @@ def tokenise(
                 tokens += count
             file.write(joined.ids.astype(dtype).tobytes())
             units.add(joined.widths * real.take(joined.ids, mode="clip"), starts, first)
+            batch_size = int(joined.sizes.sum())
+            size += batch_size
+            dropped += batch_size - int(joined.widths.sum(dtype=np.int64))
+            if unknown_ids:
+                unknown += int(joined.widths[np.isin(joined.ids, unknown_ids)].sum(dtype=np.int64))
             if progress:
-                done += int(joined.widths.sum(dtype=np.int64))
-                progress(done)
+                progress(size)
         units.finish()
-    return TokenStream(tokens, _numbers(starts), _numbers(numbers), directory, dtype)
+    return TokenStream(tokens, _numbers(starts), _numbers(numbers), Coverage(size, unknown, dropped), directory, dtype)
 
 
 def _numbers(values: "array[int]") -> Positions:
@@ -189,7 +208,7 @@ def _encoded(batches: Iterable[list[_Piece]], tokenizer: Tokenizer) -> Iterator[
     waiting: deque[tuple[list[_Piece], Future[Joined]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for batch in batches:
-            waiting.append((batch, pool.submit(tokenizer.encode_joined, [piece.text for piece in batch])))
+            waiting.append((batch, pool.submit(tokenizer.encode_joined, [piece.window.text for piece in batch])))
             if len(waiting) > THREADS:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -197,12 +216,39 @@ def _encoded(batches: Iterable[list[_Piece]], tokenizer: Tokenizer) -> Iterator[
             yield done, future.result()
 
 
+def _own_tokens(
+    encoded: Iterable[tuple[list[_Piece], Joined]], tokenizer: Tokenizer
+) -> Iterator[tuple[list[_Piece], Joined]]:
+    """Leave out the tokens of text that windows share; a window is given when the next one is known."""
+    held: tuple[_Piece, Tokenised] | None = None
+    for batch, joined in encoded:
+        if batch[0].window.stands_alone:
+            yield batch, joined
+            continue
+        for piece, tokens in zip(batch, joined.by_text(), strict=True):
+            here = Tokenised(piece.window, tokens)
+            if held is not None:
+                own, here = meet(held[1], here, lambda text: tokenizer.encode_joined([text]))
+                if own is None:
+                    piece = held[0]
+                else:
+                    yield [held[0]], own
+            held = (piece, here)
+            if not here.window.after:
+                yield [piece], here.own()
+                held = None
+
+
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces that are tokenised together: whole documents, or windows of long ones."""
     batch: list[_Piece] = []
     size = 0
     for piece in pieces:
+        if batch and batch[0].window.stands_alone != piece.window.stands_alone:
+            yield batch
+            batch, size = [], 0
         batch.append(piece)
-        size += len(piece.text) + PIECE_COSTS
+        size += len(piece.window.text) + PIECE_COSTS
         if size >= BATCH:
             yield batch
             batch, size = [], 0
@@ -210,34 +256,8 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _pieces(texts: Sequence[Text]) -> Iterator[_Piece]:
+def _pieces(texts: Sequence[Text], overlap: int) -> Iterator[_Piece]:
     for number, text in enumerate(texts):
         for document in text.documents:
-            for place, piece in enumerate(cut(document.parts)):
-                yield _Piece(number, place == 0, piece)
-
-
-def cut(parts: Iterable[str]) -> Iterator[str]:
-    """Pieces of a text, which depend on the text alone, and not on the parts that it comes in."""
-    text, start = "", 0
-    for part in parts:
-        text, start = text[start:] + part, 0
-        while len(text) - start > PIECE:
-            end = _seam(text, start)
-            yield text[start:end]
-            start = end
-    if len(text) > start:
-        yield text[start:]
-
-
-# Where a text is cut with the least harm to its tokens: at the start of a line, or else before a space.
-_SEAMS = (re.compile(r"\n(?=\S)"), re.compile(r"\S(?= )"))
-
-
-def _seam(text: str, start: int) -> int:
-    end = start + PIECE
-    for seam in _SEAMS:
-        cuts = [match.end() for match in seam.finditer(text, end - PIECE // 8, end)]
-        if cuts:
-            return cuts[-1]
-    return end
+            for place, window in enumerate(cut(document.parts, overlap)):
+                yield _Piece(number, place == 0, window)

@@ -26,9 +26,12 @@ from attrs import frozen
 from stackwise_core.config.model import Config
 from stackwise_core.data.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.data.sequences import Split
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.arguments import MOST_SEED, whole
+from stackwise_core.rack.not_finite import refuse_not_finite
 from stackwise_core.rack.residency import AtExit, Residency
 
+NO_BOUND = "there is no likelihood"
 NEGLIGIBLE = 1e-12
 """A mask that weighs less than this in a band isn't passed through that band's route."""
 
@@ -147,6 +150,8 @@ class Evaluation:
     """Equal intervals of the mask fraction that a sequential rack's bound is divided into."""
     causal: bool = False
     """Whether each token is predicted from those before it, and nothing is masked."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the text."""
 
     def __attrs_post_init__(self) -> None:
         for name, least in (("draws", 1), ("bands", 1), ("batch_size", 1)):
@@ -203,6 +208,9 @@ def evaluate(
 
     Returns:
         One likelihood a depth, the whole rack's last.
+
+    Raises:
+        StackwiseError: a loss isn't a finite number, with the stack and the tensor at which that begins.
     """
     if evaluation.causal:
         return _evaluate_causal(residency, evaluation, routes[0], exits, active, streams, progress)
@@ -273,6 +281,7 @@ def _add_bounds(
     exits = {stack: nelbo[place] for place, stack in enumerate(read)}
     for done, at_exit in enumerate(residency.sweep(corrupted, path, read), start=1):
         places, draw = batches[at_exit.batch]
+        refuse_not_finite(at_exit.cross_entropies, residency, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
         means = _mean_by_sequence(at_exit)
         exits[at_exit.stack][:, places] += weighed[:, places, draw] * means / evaluation.draws
         tell(done / (len(batches) * len(read)))
@@ -306,6 +315,9 @@ def _evaluate_causal(
     batches = [samples[places] for places in evaluation.batches()]
     swept = residency.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
     for done, at_exit in enumerate(swept, start=1):
+        refuse_not_finite(
+            at_exit.cross_entropies, residency, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND
+        )
         places = slice(at_exit.batch * evaluation.batch_size, (at_exit.batch + 1) * evaluation.batch_size)
         losses[read.index(at_exit.stack), places] = _mean_by_sequence(at_exit)
         predicted[places] = np.bincount(at_exit.draws.rows.numpy(), minlength=len(batches[at_exit.batch]))
@@ -320,12 +332,18 @@ def _evaluate_causal(
     return results
 
 
+def _up_to(path: Sequence[int], stack: int) -> Sequence[int]:
+    return path[: path.index(stack) + 1]
+
+
 def _exits_of(route: BandRoute, exits: Collection[int]) -> list[int]:
     """Stacks of a route to read at: those with a trained exit, and in any case the last."""
     return [stack for stack in route.path if stack in exits or stack == route.path[-1]]
 
 
 def _bits_per_byte(nats_per_token: float, split: Split) -> float:
+    if not split.bytes:
+        raise StackwiseError("there are no bits a byte: the tokens of the text stand for no bytes of it.")
     return float(nats_per_token / np.log(2) * split.tokens / split.bytes)
 
 

@@ -10,17 +10,23 @@ from typing import Any, Literal, get_args
 from attrs import evolve, frozen
 from torch import Tensor
 
+from stackwise_core.config.choices import RACK_HOOKS
+from stackwise_core.config.kept import CONFIG, TOKENIZER
 from stackwise_core.config.load import load_run, load_run_at_precision
 from stackwise_core.config.source_run import PLAN, finished_run
-from stackwise_core.data.sequences import Progress, Split, prepare
-from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.data.corpus.document import TextField
+from stackwise_core.data.sequences import Progress, Split, fingerprint_now, kept_validation, prepare_sources
+from stackwise_core.data.sources import find_sources, measured
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
 from stackwise_core.rack.residency import Residency
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import check_rack, read_ending
-from stackwise_core.training.setup import Parts, select_device, set_up_parts
+from stackwise_core.runs.planned_rack import PlannedRack
+from stackwise_core.runs.plugin_changes import plugin_changes
+from stackwise_core.training.setup import RackParts, select_device, set_up_rack
 
-CONFIG = "config.toml"
+_IN_PLACE_OF_THE_SPLIT = "--corpus TEXT (from Python: corpus) measures on another text."
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,7 +43,7 @@ class FinishedRun:
     """A rack from a run's directory, as it was when the run ended."""
 
     path: Path
-    parts: Parts
+    parts: RackParts
     residency: Residency
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
@@ -47,6 +53,10 @@ class FinishedRun:
     """Whether only one stack is in memory at a time."""
     trained_bands: tuple[tuple[float, float], ...]
     """The mask fractions that each phase trained on."""
+    corpus: str
+    """Fingerprint of the text that it was trained and measured on."""
+    notes: tuple[str, ...] = ()
+    """What differs from when it was run, and may change its numbers."""
 
     @classmethod
     def open(
@@ -69,65 +79,109 @@ class FinishedRun:
             UnavailableError: a plugin, a package or the device isn't there.
             StackwiseError: a file is missing or damaged.
         """
+        path = path.absolute()  # stacks may be read from it long after
         planned = finished_run(path)
         directory = _Untouched(path)
-        for name in (PLAN, CONFIG):
-            directory.manifest.checked(name)
+        for name in (PLAN, CONFIG, TOKENIZER):
+            if name != TOKENIZER or directory.has(TOKENIZER):
+                directory.manifest.checked(name)
         if precision is None:
-            config, registry = load_run(path, plugins=plugins)
+            config, registry = load_run(path, plugins=plugins, hooks=RACK_HOOKS)
         else:
-            config, registry = load_run_at_precision(path, precision, asked_by="precision", plugins=plugins)
+            config, registry = load_run_at_precision(
+                path, precision, asked_by="precision", plugins=plugins, hooks=RACK_HOOKS
+            )
             config = evolve(config, precision=evolve(config.precision, stacks={}))
         if device is not None:
             if device not in get_args(Device):
                 raise UsageError(f'device "{device}": expected {", ".join(get_args(Device))}.')
             select_device(device, "device")
             config = evolve(config, run=evolve(config.run, device=device))
-        parts = set_up_parts(config, registry)
-        if parts.tokenizer.fingerprint.hex() != planned.tokenizer or parts.spec.blocks != planned.blocks:
+        parts = set_up_rack(config, registry, PlannedRack.of(directory, planned))
+        if parts.tokenizer.fingerprint.hex() != planned.tokenizer:
             raise UsageError(
                 f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
             )
         plan = _read_plan(path / PLAN)
-        check_rack(directory, parts.spec, parts.implementations.formats.adapters)
+        check_rack(directory, parts.spec, parts.formats.adapters)
         residency = parts.residency(directory)
         residency.load_ends(directory.read_ends(parts.spec))
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
-        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, **plan)
+        changed = plugin_changes(directory, config, registry)
+        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, notes=changed, **plan)
 
     @property
     def bytes(self) -> float:
         """What all its stacks take in memory together, without adapters."""
-        spec, formats = self.parts.spec, self.parts.implementations.formats
+        spec, formats = self.parts.spec, self.parts.formats
         widths = (
             4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight
             for stack in range(spec.stacks)
         )
         return sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
 
-    def text(self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None) -> Split:
-        """The run's validation split, or the whole of another text.
+    def text(
+        self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None
+    ) -> tuple[Split, tuple[str, ...]]:
+        """Return the run's validation split, or another text, and what a user should know of it.
 
         Args:
+            corpus: as ``data.corpus``; of a data set with splits its validation split, or the only one.
             text_field: of that text, in place of the run's ``data.text_field``.
 
         Raises:
-            UsageError: the text can't be read, or there is too little of it.
+            UsageError: the text can't be read, or isn't the run's any more.
         """
         data = self.parts.config.data
         if corpus is not None:
-            data = evolve(data, corpus=corpus, sources={}, validation=None, validation_fraction=0.0)
-            data = data if text_field is None else evolve(data, text_field=text_field)
-            return prepare(data, self.parts.tokenizer, progress).train
-        split = prepare(data, self.parts.tokenizer, progress).validation
+            source = measured(corpus, TextField(text_field or data.text_field))
+            prepared = prepare_sources([source], data, self.parts.tokenizer, progress, causal=self._causal)
+            return prepared.validation, prepared.notes
+        split, notes = self._own_validation(progress)
         if not len(split):
             raise UsageError(
-                f"{self.path} has no validation split (data.validation_fraction = 0): name a text with --corpus."
+                f"{self.path} has no validation split (data.validation_fraction = 0). {_IN_PLACE_OF_THE_SPLIT}"
             )
-        return split
+        return split, notes
 
-    def evaluation(self, split: Split, **changes: Any) -> Evaluation:
-        """The run's own settings for a split, with these of them changed."""
+    @property
+    def _causal(self) -> bool:
+        """Whether the run predicts each token from those before it."""
+        return self.parts.config.training.objective == "clm"
+
+    def _own_validation(self, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
+        """Return the validation split as it was when the run was made.
+
+        It comes from the text, if that is as it was then, and otherwise from the tokens that were made of it.
+        """
+        data, tokenizer = self.parts.config.data, self.parts.tokenizer
+        kind: type[StackwiseError] = UsageError
+        try:
+            sources = find_sources(data)
+            if fingerprint_now(sources, data, tokenizer) == self.corpus:
+                return prepare_sources(sources, data, tokenizer, progress, causal=self._causal).validation, ()
+            changed = f"the text of {self.path} has changed since the run"
+            refused = f"{changed}, and so its validation split is another one"
+        except (UsageError, UnavailableError) as error:
+            kind = UnavailableError if isinstance(error, UnavailableError) else UsageError
+            refused = str(error).removesuffix(".")
+            changed = f"the text of {self.path} can't be read any more ({refused})"
+        kept = kept_validation(data, tokenizer, self.corpus)
+        if kept is None:
+            raise kind(
+                f"{refused}. The tokens that were made of it then aren't in {data.tokens_directory} any more. "
+                f"{_IN_PLACE_OF_THE_SPLIT}"
+            )
+        kept = kept.causal() if self._causal else kept
+        return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
+
+    def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
+        """The run's own settings for a split, with these of them changed.
+
+        Args:
+            notes: what a user should know of the split.
+        """
+        changes["notes"] = (*self.notes, *notes)
         return Evaluation.of(self.parts.config, split, self.parts.tokenizer.mask_id, **changes)
 
     def likelihoods(
@@ -146,7 +200,7 @@ class FinishedRun:
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    """Routes, whether stacks are streamed, and the bands that were trained on."""
+    """Return routes, whether stacks are streamed, the bands that were trained on, and the text's fingerprint."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         routes = tuple(
@@ -155,9 +209,9 @@ def _read_plan(path: Path) -> dict[str, Any]:
         )
         trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
         bands = tuple((float(band[0]), float(band[1])) for band in trained)
-        streams = bool(data.get("streams"))
+        streams, corpus = bool(data.get("streams")), str(data["corpus"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error!s:.200}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    return {"routes": routes, "streams": streams, "trained_bands": bands}
+    return {"routes": routes, "streams": streams, "trained_bands": bands, "corpus": corpus}

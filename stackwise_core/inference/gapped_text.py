@@ -14,6 +14,7 @@ from attrs import frozen
 
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
+from stackwise_core.inference.given_parts import tokenise_parts
 
 LONGEST_GAP = 10**6
 """Tokens."""
@@ -47,7 +48,7 @@ class Stretch:
 
 @frozen(eq=False)
 class GappedText:
-    """Parts of a text, and its L tokens; those of each given part are its own, whatever stands beside it."""
+    """Parts of a text, and its L tokens; each given part has tokens of its own."""
 
     parts: tuple[Part, ...]
     lengths: tuple[int, ...]
@@ -60,10 +61,10 @@ class GappedText:
 
     @classmethod
     def of(cls, parts: Sequence[Part], tokenizer: Tokenizer) -> GappedText:
-        """Tokenise each given part by itself."""
-        given = iter(tokenizer.encode([part for part in parts if isinstance(part, str)]))
+        """Tokenise each given part, as one of the text."""
+        given = iter(tokenise_parts(parts, tokenizer))
         pieces = [
-            next(given)[0].astype(np.int64) if isinstance(part, str) else np.full(part, tokenizer.mask_id, np.int64)
+            next(given).astype(np.int64) if isinstance(part, str) else np.full(part, tokenizer.mask_id, np.int64)
             for part in parts
         ]
         lengths = tuple(map(len, pieces))
@@ -113,10 +114,9 @@ class GappedText:
         first = max(0, start - CONTEXT)
         if masked[first:start].any():
             first += int(np.flatnonzero(masked[first:start])[-1]) + 1
-        before = self.tokenizer.decode(ids[first:start].tolist())
-        whole = self.tokenizer.decode(ids[first:stop].tolist())
-        # A run may complete what began as no character.
-        text = whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(ids[start:stop].tolist())
+        context, run = ids[first:start].tolist(), ids[start:stop].tolist()
+        before = self.tokenizer.decode(context)
+        text = self.tokenizer.decode_after(context, run) if start else self.tokenizer.decode(run)
         if given[-1:].isspace() and not before[-1:].isspace():
             text = text.removeprefix(" ")  # the tokenizer drops spaces and puts its own between words: one is there
         return text

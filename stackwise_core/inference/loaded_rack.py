@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
+from stackwise_core.data.corpus.files import BUILT_IN
 from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -20,8 +22,11 @@ from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.inference.gapped_text import GappedText
 from stackwise_core.inference.sampling import Order, Sampling, Step, sample
 from stackwise_core.inference.templates import parts_of
+from stackwise_core.inference.token_choice import NoPredictions
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.training.determinism import deterministic
+from stackwise_core.process_state import own_state
+from stackwise_core.rack.not_finite import refuse_weights
+from stackwise_core.training.threads import computing_threads
 
 
 class LoadedRack(nn.Module):
@@ -52,6 +57,12 @@ class LoadedRack(nn.Module):
         if not self.run.streams:
             self.stacks = nn.ModuleDict({str(index): self.run.residency.stack(index) for index in every})
         self.requires_grad_(False)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Have torch compute with as many threads as in the run."""
+        with computing_threads(self.run.parts.config.run.threads):
+            yield
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedRack:
         raise UsageError(
@@ -118,6 +129,7 @@ class LoadedRack(nn.Module):
         route = next(route for route in self.routes if route.serves(fraction))
         return route.path if depth is None or len(self.routes) > 1 else route.path[:depth]
 
+    @own_state()
     @torch.no_grad()
     def forward(
         self,
@@ -147,7 +159,7 @@ class LoadedRack(nn.Module):
         fraction, depth = fraction.double(), self.at_depth(depth).depth
         paths = [self.path(each, depth) for each in fraction.tolist()]
         logits: Tensor | None = None
-        with deterministic():
+        with self.computing():
             self._ready()
             for path in dict.fromkeys(paths):
                 rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
@@ -195,6 +207,7 @@ class LoadedRack(nn.Module):
         if any(int(index) not in self.run.residency for index in self.stacks):
             self._bring()
 
+    @own_state()
     def evaluation(
         self,
         corpus: str | os.PathLike[str] | None = None,
@@ -227,10 +240,13 @@ class LoadedRack(nn.Module):
                 f"bands: {self.run.path} is banded, and has a band for each of its {len(self.routes)} stacks."
             )
         asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed, "batch_size": batch_size}
-        path = None if corpus is None else os.path.abspath(os.path.expanduser(corpus))
-        split = self.run.text(path, tokenised, text_field)
-        return self.run.evaluation(split, **{name: value for name, value in asked.items() if value is not None})
+        path = None if corpus is None else os.fspath(corpus)
+        if path not in (None, BUILT_IN):
+            path = os.path.abspath(os.path.expanduser(path))
+        split, notes = self.run.text(path, tokenised, text_field)
+        return self.run.evaluation(split, notes, **{name: value for name, value in asked.items() if value is not None})
 
+    @own_state()
     def evaluate(
         self,
         corpus: Evaluation | str | os.PathLike[str] | None = None,
@@ -264,7 +280,7 @@ class LoadedRack(nn.Module):
                 seed=seed,
                 batch_size=batch_size,
             )
-        with deterministic():
+        with self.computing():
             return self.run.likelihoods(evaluation, progress)
 
     def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
@@ -294,8 +310,25 @@ class LoadedRack(nn.Module):
 
         Raises:
             UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
+            StackwiseError: at a step whose predictions aren't finite, with the stack and the tensor that isn't.
         """
-        return sample(self.at_depth(depth), text, sampling, seq_len=self.seq_len, causal=self.causal)
+        with own_state():
+            steps = sample(
+                self.at_depth(depth),
+                text,
+                sampling,
+                seq_len=self.seq_len,
+                vocab_size=self.spec.vocab_size,
+                causal=self.causal,
+            )
+            return _in_own_state(self._naming_weights(steps))
+
+    def _naming_weights(self, steps: Iterator[Step]) -> Iterator[Step]:
+        try:
+            yield from steps
+        except NoPredictions:
+            path = sorted({stack for route in self.routes for stack in route.path})
+            refuse_weights(self.run.residency, path, "the rack's predictions aren't finite")
 
     def sample(
         self,
@@ -326,9 +359,19 @@ class LoadedRack(nn.Module):
         text = self.text(prompt, length=length, infill=infill)
         seed = self.run.parts.config.run.seed if seed is None else seed
         sampling = Sampling(order, steps, temperature, top_p, block, num, seed)
-        with deterministic():
+        with self.computing():
             *_, last = self.unmask(text, sampling, depth)
         return [text.text(ids) for ids in last.ids.numpy()]
+
+
+def _in_own_state(steps: Iterator[Step]) -> Iterator[Step]:
+    """Take each step in a state of our own; whoever asks for them goes on in the caller's in between."""
+    while True:
+        with own_state():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 @frozen
@@ -338,6 +381,7 @@ class AtDepth:
     rack: LoadedRack
     depth: int
 
+    @own_state()
     @torch.no_grad()
     def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
         """As ``LoadedRack.predict``, of ids that are known to be right: a sampler asks at every step."""

@@ -164,12 +164,19 @@ class _Texts:
 
 
 def sample(
-    denoiser: Denoiser, text: GappedText, sampling: Sampling, *, seq_len: int, causal: bool = False
+    denoiser: Denoiser,
+    text: GappedText,
+    sampling: Sampling,
+    *,
+    seq_len: int,
+    vocab_size: int | None = None,
+    causal: bool = False,
 ) -> Iterator[Step]:
     """Fill the gaps of a text.
 
     Args:
         seq_len: most tokens that the network sees at a time.
+        vocab_size: how many ids it predicts; None: those of the tokenizer. What stands for no text is put nowhere.
         causal: whether it predicts each token from those before it, and nothing is masked.
 
     Raises:
@@ -178,7 +185,8 @@ def sample(
     if causal:
         _refuse_beyond_causal(text, sampling)
     run = go_on if causal else unmask
-    return run(denoiser, text.ids, text.missing, sampling, special_ids=text.tokenizer.special_ids, seq_len=seq_len)
+    never = text.tokenizer.wordless_ids(vocab_size or text.tokenizer.vocab_size)
+    return run(denoiser, text.ids, text.missing, sampling, special_ids=never, seq_len=seq_len)
 
 
 def _refuse_beyond_causal(text: GappedText, sampling: Sampling) -> None:
@@ -191,6 +199,12 @@ def _refuse_beyond_causal(text: GappedText, sampling: Sampling) -> None:
         raise UsageError("the rack is causal: it goes on with a text, and can't fill gaps within one.")
     if text.missing[0]:
         raise UsageError("the rack is causal: it goes on with a text, and needs a prompt of at least one token.")
+    last = int(text.ids[int(text.missing.argmax()) - 1])
+    if last in text.tokenizer.special_ids:
+        raise UsageError(
+            f"the rack is causal: the prompt ends with the special token {text.tokenizer.decode([last])!r}, and it "
+            "never predicts what comes right after one. End the prompt with text."
+        )
 
 
 def unmask(

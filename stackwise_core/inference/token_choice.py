@@ -9,6 +9,11 @@ from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
 
+
+class NoPredictions(StackwiseError):
+    """Logits that are no numbers."""
+
+
 NEVER = torch.finfo(torch.float32).min
 """The logit of a token whose probability is to be 0."""
 
@@ -26,11 +31,11 @@ def chosen(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
         top_p: see ``nucleus``.
 
     Raises:
-        StackwiseError: logits are no numbers.
+        NoPredictions: logits are no numbers.
     """
     best = logits.amax(dim=-1, keepdim=True)
     if not math.isfinite(best.sum(dtype=torch.float64).item()):  # one NaN in a row is its maximum
-        raise StackwiseError("the rack's predictions are no numbers (NaN): did its training diverge?")
+        raise NoPredictions("the rack's predictions are no numbers (NaN): did its training diverge?")
     if temperature == 0:
         return logits.argmax(dim=-1)
     exact = logits.double()

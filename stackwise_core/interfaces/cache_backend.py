@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import define, frozen
 
 from stackwise_core.interfaces.component import Component
-from stackwise_core.options import ByteSize, at_least, not_empty, option
+from stackwise_core.options import ByteSize, at_least, option, path_text
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class CacheOptions:
         None,
         "A directory for boundaries alone, relative to the TOML; runs that share it share what is equal. None: in the "
         "run's own directory.",
-        check=not_empty,
+        check=path_text,
         path=(),
     )
 

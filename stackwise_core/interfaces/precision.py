@@ -47,6 +47,9 @@ class Precision(Component):
             stack: holds fp32 masters on its device, and no adapters.
             trainable: True for a stack whose full weights are about to train: an implementation that computes in a
                 lower precision then keeps fp32 masters and leaves the rest to ``autocast``. False for a frozen one.
+
+        Raises:
+            OutOfRange: of ``stackwise_core.number_range``: a weight isn't finite, or the format can't hold it.
         """
 
     @abstractmethod

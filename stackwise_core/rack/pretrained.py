@@ -12,6 +12,7 @@ from torch import Tensor
 from stackwise_core.config.source_checkpoint import EMBEDDING, HEAD, NORM, NUMBERS, SourceCheckpoint, tensor_shapes
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.number_range import FINITE
 from stackwise_core.tensor_file import BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header
 
 _NUMBERS = [DTYPES[name] for name in NUMBERS]
@@ -47,7 +48,7 @@ class PretrainedWeights:
         return tensors
 
     def ends(self, spec: RackSpec, block: int | None) -> dict[str, Tensor]:
-        """Embedding and untied head, with rows for the rack's tokens."""
+        """Embedding and untied head, with the rack's rows."""
         tensors = {EMBEDDING: self._rows(EMBEDDING, spec.vocab_size)}
         if self.source.rack["tie_embeddings"] and HEAD in self.source.files:
             self._refuse_another_head(tensors[EMBEDDING])
@@ -64,19 +65,19 @@ class PretrainedWeights:
         return tensors
 
     def _rows(self, name: str, wanted: int) -> Tensor:
-        """Rows [wanted, d_model] of an embedding or a head: the checkpoint's tokens', and their mean for each other."""
-        stored, tokens = self._stored(name), self.source.tokens
-        rows = torch.empty(wanted, stored.shape[1])
-        self._fill(name, rows[:tokens])
-        rows[tokens:] = rows[:tokens].mean(dim=0)
+        """Return rows [wanted, d_model] of an embedding or a head: the checkpoint's, then the mean of its tokens'."""
+        rows = torch.empty(wanted, self._stored(name).shape[1])
+        self._fill(name, rows[: self.source.rows])
+        rows[self.source.rows :] = rows[: self.source.tokens].mean(dim=0)
+        FINITE.check(rows, f"{self._path(name)}: the mean of {self.source.files[name][1]}, for tokens that it lacks,")
         return rows
 
     def _refuse_another_head(self, embedding: Tensor) -> None:
         """Some tied checkpoints have the head as well; one that differs would be another model."""
-        tokens = self.source.tokens
-        head = torch.empty(tokens, embedding.shape[1])
+        theirs = embedding[: self.source.rows]
+        head = torch.empty_like(theirs)
         self._fill(HEAD, head)
-        if not torch.equal(head, embedding[:tokens]):
+        if not torch.equal(head, theirs):
             raise StackwiseError(
                 f"{self.source.path}: {HEAD} isn't the embedding, though config.json ties them (tie_word_embeddings)"
             )

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stackwise_core.config.source_vocabulary import BYTES, byte_characters, read_vocabulary
-from stackwise_core.data.tokenizer import MASK_TOKENS, PAD_TOKENS, Tokenizer
+from stackwise_core.config.source_vocabulary import BYTES, byte_characters
+from stackwise_core.config.tokenizer_content import settle
+from stackwise_core.config.tokenizer_json import MASK_TOKENS, PAD_TOKENS, Vocabulary, read_vocabulary
+from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 
 
@@ -22,23 +24,27 @@ def tokenizer_files(named: str, tokenizer: Tokenizer, seq_len: int) -> dict[str,
         UsageError: its mask or padding token can't have the id that the rack was trained with.
     """
     if named == BYTES:
-        content, known = _byte_level(), {}
+        content, known = _byte_level(), Vocabulary(byte_characters(), {})
     else:
         content, known = json.loads(Path(named).read_text(encoding="utf-8")), read_vocabulary(Path(named))
-        # The rack was trained on text that is neither cut nor padded, without special tokens around it.
-        content |= {"truncation": None, "padding": None, "post_processor": None}
-    tokens = {id_: token for token, id_ in known.items()}
-    for id_, names in ((tokenizer.mask_id, MASK_TOKENS), (tokenizer.pad_id, PAD_TOKENS)):
-        if id_ not in tokens:
-            tokens[id_] = next((name for name in names if name not in known), f"<added {id_}>")
+        content = settle(content).content  # as the rack was trained
+    tokens = {id_: token for token, id_ in known.ids.items()}
+    roles = {tokenizer.mask_id: MASK_TOKENS, tokenizer.pad_id: PAD_TOKENS}
+    if not roles.keys() <= tokens.keys():
+        # The library numbers added tokens without gaps: rows that stand for nothing get tokens up to the last.
+        for id_ in range(known.size, max(roles) + 1):
+            names = (*roles.get(id_, ()), f"<unused {id_}>")
+            tokens[id_] = next(name for name in names if name not in tokens.values())
             content["added_tokens"] = [*(content.get("added_tokens") or ()), _special(id_, tokens[id_])]
-    _check(named, content, {tokens[id_]: id_ for id_ in (tokenizer.mask_id, tokenizer.pad_id)})
+    _check(named, content, {tokens.get(id_, f"<unused {id_}>"): id_ for id_ in roles})
+    others = [tokens[id_] for id_ in sorted(tokenizer.special_ids - roles.keys() - known.special.keys())]
     return {
         "tokenizer.json": content,
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "mask_token": tokens[tokenizer.mask_id],
             "pad_token": tokens[tokenizer.pad_id],
+            **({"additional_special_tokens": others} if others else {}),
             "model_max_length": seq_len,
             "clean_up_tokenization_spaces": False,
         },
@@ -74,6 +80,6 @@ def _check(named: str, content: dict[str, Any], expected: dict[str, int]) -> Non
     for token, id_ in expected.items():
         if (given := library.token_to_id(token)) != id_:
             raise UsageError(
-                f"{named}: the rack's {token} has the id {id_}, and a tokenizer.json would give it {given}, since its "
-                "ids have gaps: it can't be exported"
+                f"{named}: the rack's {token} has the id {id_}, and a tokenizer.json would give it "
+                f"{'another' if given is None else given}, since its ids have gaps: it can't be exported"
             )

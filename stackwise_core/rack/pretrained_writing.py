@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stackwise_core.config.source_checkpoint import INDEX, WEIGHTS
-from stackwise_core.errors import StackwiseError
 from stackwise_core.files import publish, publish_text
+from stackwise_core.number_range import NumberRange
 from stackwise_core.tensor_file import NAMES, packed_header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,7 +34,7 @@ def write_sharded(
 
     Raises:
         OSError: one can't be written.
-        StackwiseError: there are numbers that ``dtype`` can't hold.
+        OutOfRange: there are numbers that ``dtype`` can't hold.
     """
     shards = _shards(shapes, dtype.itemsize, largest)
     names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
@@ -73,13 +73,13 @@ def _write(path: Path, shapes: Shapes, tensors: Iterator[tuple[str, Tensor]], dt
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
+    numbers = NumberRange.of(dtype, "Export it as fp32 or bf16.")
     with path.open("wb") as written:
         written.write(packed_header(header))
         for name, shape in shapes.items():
             came, tensor = next(tensors)
             assert (came, tuple(tensor.shape)) == (name, tuple(shape)), f"{came} {tensor.shape} for {name} {shape}"
+            numbers.check(tensor, name)
             converted = tensor.detach().to(dtype).contiguous()
-            if dtype is torch.float16 and not converted.isfinite().all():
-                raise StackwiseError(f"{name} has numbers that fp16 can't hold. Export it as fp32 or bf16.")
             written.write(converted.view(-1).view(torch.uint8).numpy().data)
             del tensor, converted  # before the next file is read

@@ -26,6 +26,7 @@ from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.number_range import FINITE, OutOfRange
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.rack.formats import Formats, Role
 from stackwise_core.rack.masters import Masters
@@ -215,8 +216,7 @@ class Residency:
             stack = self._in_full(index)
             if role == "trunk" and not self._masters.has_stack(index):
                 self._masters.write_stack(index, stack.state_dict())
-            stack.to(self.device)
-            precision.prepare(stack, trainable=role == "active")
+            self._prepare(stack.to(self.device), index, role)
             if keeps:
                 self._masters.write_prepared(index, precision.described, precision.to_tensors(stack))
         own = stack.state_dict(keep_vars=True) if role == "active" else precision.to_tensors(stack)
@@ -225,6 +225,32 @@ class Residency:
             self._put_on(stack, name, index)
         of_adapters = {name: each for name, each in stack.named_parameters() if id(each) not in before}
         return Resident(stack, role, own, adapters, of_adapters)
+
+    def _prepare(self, stack: Stack, index: int, role: Role) -> None:
+        """Bring a stack from its masters to the precision of its role.
+
+        Raises:
+            StackwiseError: a weight isn't finite, or the precision can't hold it.
+            ContractError: the precision made something of a finite weight that isn't.
+        """
+        precision = self._formats.precision(index, role)
+        try:
+            precision.prepare(stack, trainable=role == "active")
+        except OutOfRange as error:
+            raise StackwiseError(f"stack {index}, {error}") from error
+        for name, tensor in precision.to_tensors(stack).items():
+            if tensor.is_floating_point() and not FINITE.holds(tensor):
+                self._refuse(name, index, precision)
+
+    def _refuse(self, name: str, index: int, precision: Precision) -> None:
+        """Say whose fault it is that a tensor of a prepared stack isn't finite: its master's, or the precision's."""
+        for weight, master in self._in_full(index).state_dict().items():
+            FINITE.check(master, f"stack {index}, {weight}")
+        raise ContractError(
+            precision,
+            f"prepare() left {name} of stack {index} with numbers that aren't finite, though its masters are; expected "
+            "it to refuse what it can't hold (stackwise_core.number_range)",
+        )
 
     def _put_on(self, stack: Stack, name: str, index: int) -> None:
         """Give a stack the adapter that it was left with, or a fresh one, whose weights depend on its place alone."""
@@ -259,9 +285,15 @@ class Residency:
         return self._ends[index if self.spec.ends == "per_stack" else 0]
 
     def load_ends(self, given: Mapping[int | None, Mapping[str, Tensor]]) -> None:
-        """Load embedding and head by their owner; a part that isn't given stays as it begins."""
+        """Load embedding and head by their owner; a part that isn't given stays as it begins.
+
+        Raises:
+            OutOfRange: a weight isn't finite.
+        """
         for owner, ends in self.all_ends():
             if owner in given:
+                for name, tensor in given[owner].items():
+                    FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
                 ends.load_state_dict(given[owner], strict=False)
 
     def all_ends(self) -> Iterator[tuple[int | None, Ends]]:

@@ -18,8 +18,10 @@ from stackwise_core.errors import UsageError
 from stackwise_core.hookspecs import ENTRY_POINT_GROUP, INTERFACES, Implementation
 from stackwise_core.registry.blocking import Blocking
 from stackwise_core.registry.culprit import LOCAL_MARK
+from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.registry.records import Declared, Plugin, Problem, Stage
+from stackwise_core.registry.working_directory import kept_working_directory
 
 # A plugin may raise anything, or call sys.exit(); only an interrupt is the user's.
 _ANYTHING = (Exception, SystemExit)
@@ -58,7 +60,9 @@ def discover(select: Sequence[str], files: Sequence[Path], environ: Mapping[str,
         if problem:
             plugins.append(evolve(plugin, problem=problem))
         else:
-            plugins.append(_without_repeats(_load(plugin, load), plugins))
+            with kept_working_directory():
+                loaded = _load(plugin, load)
+            plugins.append(_without_repeats(loaded, plugins))
     return plugins
 
 
@@ -129,7 +133,8 @@ def _load_file(path: Path) -> ModuleType:
 
 def _load(plugin: Plugin, load: Callable[[], object]) -> Plugin:
     try:
-        namespace = load()
+        with foreign_code():
+            namespace = load()
     except _ANYTHING as error:
         return _broken(plugin, "import", error, _import_hint(plugin, error))
 
@@ -145,7 +150,8 @@ def _load(plugin: Plugin, load: Callable[[], object]) -> Plugin:
     for hook in INTERFACES:
         for hookimpl in getattr(manager.hook, hook).get_hookimpls():
             try:
-                result = hookimpl.function()
+                with foreign_code():
+                    result = hookimpl.function()
             except _ANYTHING as error:
                 return _broken(plugin, "hook", error, f"{_raised_at(error)}, in {hook}().")
             fault = _fault(result)

@@ -27,9 +27,11 @@ from stackwise_core.registry.errors import (
     UnknownImplementation,
     WrongDevice,
 )
+from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.registry.official import OFFICIAL
 from stackwise_core.registry.records import Declared, Plugin
+from stackwise_core.registry.working_directory import kept_working_directory
 
 
 @frozen
@@ -65,6 +67,10 @@ class Registry:
         """Everything that can be asked for at a hook, sorted by distribution, in each plugin's own order."""
         usable = (plugin for plugin in self.plugins if plugin.state == "declared")
         return [declared for plugin in usable for declared in plugin.declared if declared.hook == hook]
+
+    def names(self, hook: str) -> list[str]:
+        """Return all names and aliases that can be asked for at a hook, in alphabetical order."""
+        return sorted(set(_names(self.implementations(hook))))
 
     def resolve(self, hook: str, use: str) -> Declared:
         """The implementation that ``use = "name"`` or ``use = "distribution:name"`` means; an alias is a name too.
@@ -154,7 +160,8 @@ class Registry:
                 declared, "factory", f"{target} is no subclass of {INTERFACES[declared.hook].replace(':', '.')}"
             )
         try:
-            built = factory(options)
+            with foreign_code(), kept_working_directory():
+                built = factory(options)
             # Whatever class it is: an attrs class may be frozen.
             object.__setattr__(built, "origin", declared.origin)
             return built
@@ -184,7 +191,7 @@ class Registry:
     def _unknown(self, hook: str, use: str, unusable: Sequence[Plugin]) -> UnknownImplementation:
         distribution, name = _split(use)
         declared = self.implementations(hook)
-        known = sorted(set(_names(declared)))
+        known = self.names(hook)
         if distribution:
             close = nearest(use, _full_names(declared))
         else:
@@ -245,7 +252,8 @@ def _importable(package: str) -> bool:
 
 def _imported(declared: Declared, stage: str, target: str) -> Any:
     try:
-        return _attribute(target)
+        with foreign_code(), kept_working_directory():
+            return _attribute(target)
     except (Exception, SystemExit) as error:
         raise FailedImplementation(declared, stage, f"{target}: {type(error).__name__}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from attrs import asdict
@@ -32,7 +33,10 @@ def as_plain(run: Run) -> dict[str, Any]:
         "peak_bytes": run.peak_bytes,
         "corpus": run.corpus,
         "measure": run.measure,
-        "likelihoods": [{**asdict(each), "perplexity": each.perplexity} for each in run.likelihoods],
+        "likelihoods": [
+            {**asdict(each), "perplexity": each.perplexity if math.isfinite(each.perplexity) else None}
+            for each in run.likelihoods
+        ],
         "phases": phases,
         "rack": run.rack,
         "config": flat(run.config),

@@ -82,8 +82,13 @@ class RunFiles:
             return {}
         return value
 
-    def lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The JSON objects of a file, one a line, that are whole; a gap counts the others, if they aren't the last."""
+    def lines(self, name: str, *, mentioning: str = "") -> Iterator[dict[str, Any]]:
+        """The JSON objects of a file, one a line, that are whole; a gap counts the others, if they aren't the last.
+
+        Args:
+            mentioning: a word; lines without it are passed over unread.
+        """
+        word = mentioning.encode()
         try:
             file = _open(self._path(name))
         except (OSError, ValueError) as error:
@@ -92,6 +97,8 @@ class RunFiles:
         with BufferedReader(file, LONGEST_LINE) as buffered:
             good, bad, last = 0, 0, True
             while line := buffered.readline(LONGEST_LINE):
+                if word not in line:
+                    continue
                 bad, last = bad + (not last), True
                 try:
                     value = json.loads(line)

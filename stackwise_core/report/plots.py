@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from stackwise_core.options import ByteSize
+from stackwise_core.options import ByteSize, in_thousands
 from stackwise_core.report.run import MEMORY, Phase, Run
 from stackwise_core.report.svg import COLOURS, STYLE, series, to_svg
 
@@ -323,10 +323,7 @@ def _shortened(text: str, most: int) -> str:
 
 def _short(value: float) -> str:
     """``1.5k``, ``0.002``."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    return in_thousands(value, ("", *"kMGTPEZY"))
 
 
 def _bytes() -> FuncFormatter:

@@ -29,8 +29,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def read_run(path: Path) -> Run:
-    """Read a run's directory. What is damaged or missing leaves gaps in what is returned, each with its reason."""
+def read_run(path: Path, *, curves: bool = True) -> Run:
+    """Read a run's directory. What is damaged or missing leaves gaps in what is returned, each with its reason.
+
+    Args:
+        curves: whether the measurements of single steps are read; without them it is much faster.
+    """
     files = RunFiles(path)
     plan = files.json(PLAN)
     phases = [_planned(table(each)) for each in listed(plan.get("phases"))[:MOST_PHASES]]
@@ -46,7 +50,7 @@ def read_run(path: Path) -> Run:
     except (tomli.TOMLDecodeError, RecursionError) as error:
         files.gap(f"{CONFIG}: not TOML ({error!s:.100})")
         config = {}
-    likelihoods, environment = _read_metrics(files, phases), files.json(ENVIRONMENT)
+    likelihoods, environment = _read_metrics(files, phases, curves), files.json(ENVIRONMENT)
     before = 0
     for phase in phases:
         phase.begins, before = before, before + phase.steps
@@ -111,18 +115,18 @@ def _measured(phase: Phase, result: dict[str, Any]) -> None:
     phase.boundaries = {name: count for name, count in counts.items() if count is not None}
 
 
-def _read_metrics(files: RunFiles, phases: list[Phase]) -> list[Likelihood]:
+def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:
     """Add the curves of metrics.jsonl to the phases, and those phases that nothing else tells of; the likelihoods."""
     by_name = {phase.name: phase for phase in phases}
-    likelihoods: dict[int, Likelihood] = {}
+    likelihoods: dict[int, Likelihood | None] = {}
     strange = 0
-    for line in files.lines(METRICS):
+    for line in files.lines(METRICS, mentioning="" if curves else "likelihood"):
         kind = line.get("kind")
         if kind == "likelihood":
-            if (likelihood := _likelihood(line)) is not None:
-                likelihoods[likelihood.depth] = likelihood
-            else:
-                strange += 1
+            likelihood, depth = _likelihood(line), whole(line.get("depth"))
+            strange += likelihood is None
+            if depth is not None:
+                likelihoods[depth] = likelihood
             continue
         if kind not in ("step", "validation", "bad_step", "loss_spike"):
             continue
@@ -142,7 +146,13 @@ def _read_metrics(files: RunFiles, phases: list[Phase]) -> list[Likelihood]:
             phase.steps = max(phase.steps, step)
     if strange:
         files.gap(f"{METRICS}: {strange} {'line has' if strange == 1 else 'lines have'} no number where one belongs")
-    return [likelihoods[depth] for depth in sorted(likelihoods)]
+    return _measured_depths(likelihoods)
+
+
+def _measured_depths(likelihoods: dict[int, Likelihood | None]) -> list[Likelihood]:
+    """Return the likelihoods by depth; none where the whole rack's is no number, lest another pass for it."""
+    by_depth = [likelihoods[depth] for depth in sorted(likelihoods)]
+    return [each for each in by_depth if each is not None] if by_depth and by_depth[-1] is not None else []
 
 
 def _add(phase: Phase, kind: str, step: int, line: dict[str, Any]) -> bool:

@@ -87,8 +87,11 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """A bound on the perplexity a token."""
-        return math.exp(min(self.nats_per_token, 700.0))
+        """A bound on the perplexity a token; infinite where it is more than a float holds."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 @define

@@ -232,7 +232,11 @@ def _shape(rack: dict[str, object]) -> str:
 
 def environment(run: Run) -> Table:
     """What the run ran on."""
-    rows = [(key, str(value)) for key, value in run.environment.items() if key not in ("plugins", "packages")]
+    rows = [
+        (key, "; ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in run.environment.items()
+        if key not in ("plugins", "packages")
+    ]
     for hook, about in table(run.environment.get("plugins")).items():
         said = table(about)
         rows.append((hook, f"{said.get('use')} ({said.get('distribution')} {said.get('version')})"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from stackwise_core.config.words import shown
-from stackwise_core.options import ByteSize
+from stackwise_core.options import ByteSize, in_thousands
 
 NOTHING = "–"
 
@@ -23,7 +24,9 @@ def error(value: float | None) -> str:
 
 def perplexity(value: float | None) -> str:
     """``7.740``."""
-    return NOTHING if value is None else f"{value:#.4g}".removesuffix(".")
+    if value is None:
+        return NOTHING
+    return f"{value:#.4g}".removesuffix(".") if math.isfinite(value) else ">\xa01.8e308"
 
 
 def change(value: float | None) -> str:
@@ -56,10 +59,7 @@ def count(value: float | None) -> str:
     """``6.27 M``."""
     if value is None:
         return NOTHING
-    for unit, of in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= of:
-            return f"{value / of:.3g}\xa0{unit}"
-    return f"{value:.3g}"
+    return in_thousands(value, ("", *(f"\xa0{letter}" for letter in "kMGTPEZY")))
 
 
 def share(part: float | None, of: float | None) -> str:

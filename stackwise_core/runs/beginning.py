@@ -10,13 +10,16 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stackwise_core.config.changes import changes, with_window_of
+from stackwise_core.config.kept import TOKENIZER, Kept
 from stackwise_core.config.load import load, load_run
 from stackwise_core.config.model import Config
-from stackwise_core.config.source_run import FINISHED, PROGRESS, nearest_run
+from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PROGRESS, RESUME, nearest_run
 from stackwise_core.config.sources import Overrides
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.runs.software import DECISIVE, changed_plugins, plugins_of
+from stackwise_core.runs.steps import has_step, was_only_begun
 from stackwise_core.writable import check_writable
 
 
@@ -39,9 +42,12 @@ class Configuration:
 def begin(configuration: Configuration, *, fresh: bool = False, accept_change: bool = False) -> Configuration:
     """Find the last run of the configuration's name, if that broke off: it is gone on with. Nothing is written.
 
+    One that took no step holds no name: its directory is begun anew, with this configuration.
+
     Args:
         fresh: whether a new one is to begin in any case.
-        accept_change: whether to go on though keys have changed, where no weight depends on what has.
+        accept_change: whether to go on though keys have changed, where no weight depends on what has, or though
+            plugins have within a phase.
 
     Raises:
         Finished: the run that the configuration is of.
@@ -55,8 +61,11 @@ def begin(configuration: Configuration, *, fresh: bool = False, accept_change: b
     if directory is None:
         check_writable(Path(run.directory), "run.directory")
         return evolve(configuration, directory=None)
+    directory = directory.absolute()  # the working directory may change while it runs
     if is_finished(directory):
         raise Finished(f"{directory} is finished. A fresh run would begin anew.")
+    if not has_step(directory):  # whatever it was to be, this one takes its place
+        return evolve(configuration, directory=directory)
     config = _going_on(directory, configuration, accept_change)
     return evolve(configuration, config=config, directory=directory)
 
@@ -92,13 +101,13 @@ def is_finished(directory: Path) -> bool:
 
 
 def broken_off(parent: Path, name: str) -> Path | None:
-    """The last run of a name, if it was begun and hasn't finished."""
+    """Return the last run of a name, if it was begun and hasn't finished."""
     last, number = None, 1
     while (path := parent / (name if number == 1 else f"{name}-{number}")).is_dir():
         last, number = path, number + 1
-    if last is None or PROGRESS not in Manifest(last) or is_finished(last):
+    if last is None or is_finished(last):
         return None
-    return last
+    return last if PROGRESS in Manifest(last) or was_only_begun(last) else None
 
 
 def _begun(directory: Path) -> Path:
@@ -127,24 +136,57 @@ def _begun(directory: Path) -> Path:
 
 
 def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Config:
-    """The configuration that a run goes on with: the one that it began with, but for changes that were accepted."""
-    config = configuration.config
-    before, _ = load_run(_begun(directory), plugins=configuration.plugins)
-    changed = changes(before, config)
-    if not changed:
-        return before
-    said = "\n".join(f"  {change}" for change in changed)
+    """The configuration that a run goes on with: the one that it began with, but for changes that were accepted.
+
+    Paths are as the new one has them, where they lead to the same.
+    """
+    config, registry = configuration.config, configuration.registry
+    trusted = [Path(file) for file in config.run.plugins]
+    before, _ = load_run(_begun(directory), plugins=configuration.plugins, trusted=trusted)
+    if os.path.realpath(config.run.directory) == os.path.realpath(directory.parent):  # that is where it was found
+        before = evolve(before, run=evolve(before.run, directory=config.run.directory))
+    changed = changes(before, config, Kept.of(directory).contents)
     unsound = [change.key for change in changed if not change.sound]
     if unsound:
         one = len(unsound) == 1
         raise UsageError(
-            f"{directory} broke off, and began with another configuration:\n{said}\n"
+            f"{directory} broke off, and began with another configuration:\n{_listed(changed)}\n"
             f"{', '.join(unsound)} {'changes' if one else 'change'} what comes out. Put {'it' if one else 'them'} back "
             "to go on with that run, or begin a new one with --fresh."
         )
-    if not accept:
+    if changed and not accept:
         raise UsageError(
-            f"{directory} broke off, and began with another configuration:\n{said}\n"
+            f"{directory} broke off, and began with another configuration:\n{_listed(changed)}\n"
             "No weight depends on that: --accept-change goes on with it, --fresh begins a new run."
         )
+    plugins = _plugins_changed_within_a_phase(directory, config, registry)
+    if plugins and not accept:
+        raise UsageError(
+            f"{directory} broke off within a phase, whose steps would go on with other code:\n{_listed(plugins)}\n"
+            f"Put {'it' if len(plugins) == 1 else 'them'} back, or --accept-change goes on all the same, though what "
+            "comes out is neither's; --fresh begins a new run."
+        )
+    if (directory / TOKENIZER).is_file():  # the run's own copy, which was found to be the same
+        config = evolve(config, data=evolve(config.data, tokenizer=before.data.tokenizer))
     return with_window_of(before, config) if config.training.window is None else config
+
+
+def _listed(changed: Sequence[object]) -> str:
+    return "\n".join(f"  {change}" for change in changed)
+
+
+def _plugins_changed_within_a_phase(directory: Path, config: Config, registry: Registry) -> list[str]:
+    """What isn't as it was of the plugins that decide numbers, if a checkpoint within a phase is what is gone on from.
+
+    Raises:
+        StackwiseError: environment.json isn't what was written.
+    """
+    manifest = Manifest(directory)
+    if not any(name.startswith(f"{RESUME}/") for name in manifest):
+        return []
+    try:
+        known = json.loads(manifest.checked(ENVIRONMENT).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StackwiseError(f"{directory / ENVIRONMENT}: not JSON: {error!s:.200}") from error
+    before = known.get("plugins") if isinstance(known, dict) else None
+    return changed_plugins(before, plugins_of(config, registry, DECISIVE))

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from attrs import evolve
 
-from stackwise_core.config.dump import dump
+from stackwise_core.config.kept import CONFIG, TOKENIZER
 from stackwise_core.config.model import Config, RunConfig
 from stackwise_core.config.source_run import FINISHED, PROGRESS
 from stackwise_core.errors import UsageError
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import read_ending
+from stackwise_core.runs.kept_files import write_config
 
-MADE_ANEW = ("config.toml", PROGRESS, FINISHED)
+MADE_ANEW = (CONFIG, PROGRESS, FINISHED)
 
 
 def copy_run(
@@ -47,11 +48,13 @@ def copy_run(
         raise UsageError(f"{target} is there already. Choose another directory with --to.") from None
     try:
         copy = RunDirectory(target)
-        source.manifest.checked("config.toml")  # the files are copied as those of the run that it describes
+        source.manifest.checked(CONFIG)  # the files are copied as those of the run that it describes
         for name in source.manifest:
             if name not in MADE_ANEW and not name.startswith("trunk/"):
                 copy.copy(name, source)
-        copy.write_text("config.toml", dump(evolve(config, run=run)))
+        known = source.manifest.about(CONFIG).get("contents")
+        known = known if isinstance(known, dict) else {}
+        write_config(copy, evolve(config, run=run), own_tokenizer=copy.has(TOKENIZER), known=known)
         change(copy)
         with copy.together():
             copy.copy(PROGRESS, source)

@@ -6,6 +6,7 @@ runs/NAME/
   stacks/000.embedding.safetensors  stacks/000.head.safetensors ...     where each stack has its own
   adapters/000/NAME/{adapter_config.json, adapter_model.safetensors}    peft's own files
   trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
+  tokenizer.json  plugins/my_plugin.py  copies of the files that data.tokenizer and run.plugins name
   progress.json     what each phase came to, written with its weights
   finished.json     written after the last phase
   resume/           the last two checkpoints within a phase
@@ -28,14 +29,15 @@ from typing import Any
 
 from torch import Tensor
 
+from stackwise_core.config.source_run import RESUME
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.lacking_calls import LOCK
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.runs.steps import CACHE, METRICS
 from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-RESUME = "resume"
 
 
 class Busy(StackwiseError):
@@ -76,12 +78,12 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         """The file that measurements are appended to."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def cache(self) -> Path:
         """The directory of the boundaries' stores."""
-        return self.path / "cache"
+        return self.path / CACHE
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,7 +95,8 @@ class RunDirectory:
         directory = os.open(self.path, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with LOCK.where_there_is(self.path):
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{self.path}: another process is working on this run.") from None
             self.manifest = Manifest(self.path)  # another may have written since it was read
@@ -101,17 +104,27 @@ class RunDirectory:
         finally:
             os.close(directory)
 
+    def clear(self) -> None:
+        """Delete everything but boundaries, which are found by what they were made of."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                if entry.name != CACHE:
+                    shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        self.manifest = Manifest(self.path)
+
     def together(self) -> AbstractContextManager[None]:
         """What is written in it counts at its end, all of it or nothing."""
         return self.manifest.together()
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
+    def write_text(self, name: str, text: str, **about: Any) -> None:
+        """Write a text file; ``about`` is kept in the manifest."""
 
         def fill(beside: Path) -> None:
             beside.write_text(text, encoding="utf-8")
 
-        self.manifest.write(name, fill)
+        self.manifest.write(name, fill, **about)
 
     def read_text(self, name: str) -> str:
         """Read a text file, after checking it.
@@ -145,6 +158,10 @@ class RunDirectory:
         path, entry = source.manifest.checked(name), source.manifest.about(name)
         about = {key: value for key, value in entry.items() if key not in ("bytes", "sha256")}
         self.manifest.write(name, lambda beside: _copy(path, beside), **about)
+
+    def copy_in(self, name: str, source: Path, **about: Any) -> None:
+        """Copy a file from elsewhere; ``about`` is kept in the manifest."""
+        self.manifest.write(name, lambda beside: _copy(source, beside), **about)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
         """Write a safetensors file; ``about`` is kept in the manifest."""
@@ -328,7 +345,7 @@ def _prefix(path: PurePosixPath) -> str | None:
     if path.parts[0] == "adapters":
         return f"adapters.{int(path.parts[1])}.{path.parts[2]}."
     if path.parts[0] == "stacks":
-        return f"stacks.{int(path.name[:3])}."
+        return f"stacks.{int(path.name.partition('.')[0])}."
     return "" if len(path.parts) == 1 else None
 
 

@@ -200,6 +200,11 @@ def refuse_full(directory: Path) -> None:
         raise UsageError(f"{directory} is there already, and isn't an empty directory. Choose another.")
 
 
+def has_model(spec: RackSpec, routes: int) -> bool:
+    """Whether transformers has a model of a rack that is used along so many routes."""
+    return spec.time_encoding is None and spec.ends == "shared" and routes == 1
+
+
 def _spec(source: SourceRun) -> RackSpec:
     """The rack of a run, as its plan has it.
 

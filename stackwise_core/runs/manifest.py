@@ -18,7 +18,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import publish, publish_text, sha256, sync
+from stackwise_core.files import EXHAUSTED, publish, publish_text, sha256, sync
 
 MANIFEST = "manifest.json"
 OTHER_CHECKSUM = f"damaged; its checksum isn't the one in {MANIFEST}"
@@ -242,6 +242,8 @@ class Manifest:
                 and all(type(entry["bytes"]) is int and type(entry["sha256"]) is str for _, entry in entries)
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                raise
             raise StackwiseError(f"{path}: not a manifest: {type(error).__name__}: {error!s:.200}") from error
         if found != 1:
             raise StackwiseError(f"{path}: expected a manifest of format 1, found format {found!r:.40}")

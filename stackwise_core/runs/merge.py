@@ -7,6 +7,7 @@ from functools import partial
 
 from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.number_range import FINITE
 from stackwise_core.rack.rack import Stack
 from stackwise_core.runs.directory import RunDirectory
 
@@ -32,6 +33,8 @@ def merge_adapter(
     for each in names:
         adapters[each].load(module, each, directory.adapter(stack, each))
     adapters[name].merge(module, name)
+    for weight, merged in own.items():
+        FINITE.check(merged, f'stack {stack}, {weight} with the adapter "{name}" in it')
     with directory.together():
         for each in names:
             if each != name:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from stackwise_core.files import name_file
+from stackwise_core.files import name_file, sync_open
 
 
 def _not_through_a_link(name: str, flags: int) -> int:
@@ -43,7 +43,7 @@ class Metrics:
 
     def settle(self) -> int:
         """Make durable what was written; the file's size in bytes."""
-        os.fsync(self._file.fileno())
+        sync_open(self._file.fileno(), self._path)
         return os.fstat(self._file.fileno()).st_size
 
     def cut_back(self, size: int) -> None:

@@ -8,8 +8,9 @@ from typing import Literal, Protocol
 from attrs import frozen
 from torch import Tensor
 
-from stackwise_core.config.source_checkpoint import SourceCheckpoint
+from stackwise_core.config.source_checkpoint import TOKENIZER, SourceCheckpoint
 from stackwise_core.config.source_run import SourceRun
+from stackwise_core.config.tokenizer_json import MASK
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.pretrained import PretrainedWeights
@@ -98,15 +99,22 @@ class Source:
         """
         where, rack = f'rack.init_from = "{self.run.path}"', self.run.rack
         if isinstance(self.run, SourceCheckpoint):
-            if self.run.tokens > spec.vocab_size:
+            if self.run.rows > spec.vocab_size:
                 raise UsageError(
-                    f"{where} has {self.run.tokens} tokens, and data.tokenizer {spec.vocab_size}. Name its own."
+                    f"{where} has {self.run.rows} rows of embedding, and this rack {spec.vocab_size}. Leave "
+                    "rack.vocab_size out, and name its own data.tokenizer."
                 )
             return
         if self.run.tokenizer != tokenizer:
             raise UsageError(
-                f"{where} was trained with another tokenizer than data.tokenizer and data.mask_token name: its "
-                f"vocabulary has {rack.get('vocab_size')} tokens, and this one {spec.vocab_size}. Name its own."
+                f"{where} was trained with another tokenizer than data.tokenizer, data.mask_token and "
+                f"data.special_ids name: its vocabulary has {rack.get('vocab_size')} tokens, and this one "
+                f"{spec.vocab_size}. Name its own."
+            )
+        if rack.get("vocab_size", spec.vocab_size) != spec.vocab_size:
+            raise UsageError(
+                f"{where} has {rack['vocab_size']} rows of embedding, and this rack {spec.vocab_size}. Leave "
+                "rack.vocab_size out."
             )
         own = rack.get("ends", "shared") == "per_stack"
         if own and (spec.ends == "shared" or not self.stacks):
@@ -126,8 +134,12 @@ class Source:
         """
         self._weights.check(spec)
 
-    def notes(self, spec: RackSpec) -> list[str]:
-        """What a user should know of what becomes of a checkpoint."""
+    def notes(self, spec: RackSpec, mask: int) -> list[str]:
+        """Return what a user should know of what becomes of a checkpoint.
+
+        Args:
+            mask: the mask token's id.
+        """
         if not isinstance(self.run, SourceCheckpoint):
             return []
         said, trained = [], self.run.rack["attention"]
@@ -136,11 +148,22 @@ class Source:
                 f"{self.run.path} was trained with {trained} attention, and goes on with {spec.attention}: until its "
                 "blocks have adapted, it is worth little."
             )
-        padding, new = self.run.rows - self.run.tokens, spec.vocab_size - self.run.tokens
-        if padding:
-            said.append(f"The {padding} rows of its embedding that stand for no token are left out.")
-        if new:
+        wordless, new = self.run.rows - self.run.tokens, spec.vocab_size - self.run.rows
+        if wordless:
+            said.append(f"The {wordless} rows of its embedding that stand for no token of its tokenizer.json are kept.")
+        if new > 0:
             said.append(f"Tokens that it doesn't have ({new}) begin as the mean of all others.")
+        if MASK not in self.run.special_ids and self.run.tokens <= mask < self.run.rows:
+            said.append(f"No file of it names a mask token: it is {mask}, the first of those rows.")
+        if self.run.renumbered:
+            token, (written, id_) = next(iter(self.run.renumbered.items()))
+            said.append(
+                f"{self.run.path / TOKENIZER} gives {token} the id {written}, and the tokenizers library {id_}, as it "
+                "numbers them without gaps: that counts."
+            )
+        if self.run.left_alone:
+            names = ", ".join(self.run.left_alone)
+            said.append(f"Left alone beside its weights, as transformers does: {names}.")
         if self.stacks and self.run.positions is not None and spec.seq_len > self.run.positions:
             said.append(f"It was made for {self.run.positions} positions, and data.seq_len is {spec.seq_len}.")
         return said

@@ -1,12 +1,13 @@
 """Which boundary each store of a directory holds: a record ``NAMESPACE.json`` beside the store ``NAMESPACE/``."""
 
 import json
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.files import publish_text, sync
@@ -66,6 +67,20 @@ def owner(directory: Path, namespace: str) -> str | None:
     except StackwiseError:
         return None
     return None if record is None else record.run
+
+
+def take_over(directory: Path, earlier: str, run: str) -> None:
+    """Write a run that was moved into the records of its stores.
+
+    Args:
+        earlier: where it was.
+        run: where it is.
+    """
+    for path in directory.glob("*.json"):
+        with suppress(StackwiseError):  # a damaged record is nobody's
+            boundary = _read(path) if is_namespace(path.stem) else None
+            if boundary is not None and os.path.realpath(boundary.run) == earlier:
+                write_record(directory, evolve(boundary, run=run))
 
 
 def drop_record(directory: Path, namespace: str) -> None:

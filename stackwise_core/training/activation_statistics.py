@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from stackwise_core.interfaces.cache_backend import INT4_GROUP, ActivationStore, Format, Key, Layout, MissingEntries
+from stackwise_core.number_range import FINITE
 from stackwise_core.training.codec import decode, encode
 
 SMALLER: tuple[Format, ...] = ("int8", "fp8", "int4")
@@ -83,6 +85,9 @@ class ActivationMeter:
         self._largest = max(self._largest, rows.abs().max().item())
         self._add_scatter(rows)
         for name in self._lost:
+            if not FINITE.holds(rows):  # no smaller format can hold them
+                self._lost[name] = math.inf
+                continue
             layout = evolve(self.layout, dtype=name)
             gone = decode(encode(hidden, layout), layout) - hidden
             self._lost[name] += gone.square().sum(dtype=torch.float64).item()

@@ -23,7 +23,9 @@ from stackwise_core.data.draws import Drawer, Draws
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
 from stackwise_core.interfaces.component import ContractError
+from stackwise_core.number_range import OutOfRange
 from stackwise_core.rack.allocator import give_back
+from stackwise_core.rack.not_finite import first_not_finite
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.codec import decode, encode
 from stackwise_core.training.order import Order, chunk_size
@@ -227,10 +229,22 @@ class Boundary:
                     else:
                         hidden = residency.embed(index, part.draws.inputs, part.draws.fraction)
                     hidden = residency.through(index, hidden, residency.context(part.draws.segments))
-                    entries[part.rows] = encode(hidden, layout)[: len(part.keys)]
+                    entries[part.rows] = self._encoded(hidden, place, part)[: len(part.keys)]
                     done += 1
                     yield done, total
         self.counts.computed += len(entries)
+
+    def _encoded(self, hidden: Tensor, place: int, part: _Part) -> Tensor:
+        """Entries [n, T, row] of what leaves a stack of the trunk.
+
+        Raises:
+            StackwiseError: it isn't finite, or the store's format can't hold it.
+        """
+        try:
+            return encode(hidden, self.layout, f"the boundary above stack {self.trunk[place]}")
+        except OutOfRange as error:
+            found = first_not_finite(self._residency, self.trunk[: place + 1], part.draws)
+            raise StackwiseError(found or str(error)) from error
 
     def _take_from_below(self, part: _Part, entries: Tensor) -> None:
         """Begin with the boundary below, where it has all of a chunk."""

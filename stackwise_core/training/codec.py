@@ -10,12 +10,22 @@ import torch
 from torch import Tensor
 
 from stackwise_core.interfaces.cache_backend import INT4_GROUP, Layout
+from stackwise_core.number_range import NumberRange
 
 LARGEST_E4M3 = 448.0
 
 
-def encode(hidden: Tensor, layout: Layout) -> Tensor:
-    """Hidden states fp32 [n, T, D] as entries of a store, [n, T, layout.row]."""
+def encode(hidden: Tensor, layout: Layout, name: str = "an activation") -> Tensor:
+    """Hidden states fp32 [n, T, D] as entries of a store, [n, T, layout.row].
+
+    Args:
+        name: of what they are, for the message.
+
+    Raises:
+        OutOfRange: one isn't finite, or the format can't hold it. Scaled formats would make numbers of it.
+    """
+    held = layout.torch_dtype if layout.torch_dtype is not torch.uint8 else torch.float32
+    NumberRange.of(held, 'Take cache_backend.dtype = "fp32".').check(hidden, name)
     if layout.torch_dtype is not torch.uint8:
         return hidden.to(layout.torch_dtype)
     if layout.dtype == "int4":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,22 +12,26 @@ import torch
 from cattrs import structure, unstructure
 from cattrs.errors import BaseValidationError
 
-from stackwise_core.config.dump import dump
-from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
+from stackwise_core.config.kept import CONFIG, Kept
+from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Corruption, Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
+from stackwise_core.process_state import own_state
 from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
-from stackwise_core.runs.environment import device_name, differences, environment, software
+from stackwise_core.runs.environment import device_name, environment
+from stackwise_core.runs.kept_files import configuration_text, keep_plugins, keep_tokenizer, write_config
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
+from stackwise_core.runs.software import changed_plugins, differences, plugins_of, software
+from stackwise_core.runs.steps import has_step, has_work
+from stackwise_core.runs.stored_boundaries import take_over
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import (
     EnvironmentChanged,
     EvaluationProgress,
@@ -40,16 +45,17 @@ from stackwise_core.training.events import (
     RunStarted,
 )
 from stackwise_core.training.fit import Fit
+from stackwise_core.training.memory import device_memory
 from stackwise_core.training.namespace import made_of
 from stackwise_core.training.objective import Objective
 from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import (
-    Plan,
+from stackwise_core.training.plan import Plan, check_same_plan
+from stackwise_core.training.plan_limits import (
     check_disk,
     check_memory,
-    check_same_plan,
+    check_possible,
     check_stores_directory,
     stores_directory,
 )
@@ -57,6 +63,7 @@ from stackwise_core.training.recording import Recorder
 from stackwise_core.training.setup import Setup
 from stackwise_core.training.stopping import Stopping
 from stackwise_core.training.stores import Stores
+from stackwise_core.training.threads import computing_threads
 from stackwise_core.training.validation import Validation
 
 
@@ -67,6 +74,10 @@ class Engine:
         listener: told of everything that happens.
         directory: of a run that broke off, to go on with; None for a new one.
         stopping: whether somebody asked the run to stop.
+        parent: where a new run's directory is made; None: as ``run.directory`` says, from the working directory.
+        beyond_machine: whether to begin though the plan is clearly impossible on this machine.
+
+    The working directory may change while it runs: all of its paths are absolute.
     """
 
     def __init__(
@@ -77,23 +88,45 @@ class Engine:
         listener: Listener,
         directory: RunDirectory | None = None,
         stopping: Stopping | None = None,
+        parent: Path | None = None,
+        *,
+        beyond_machine: bool = False,
     ) -> None:
         self._setup, self._plan, self._registry, self._listener = setup, plan, registry, listener
         self._stopping = stopping or Stopping()
         run = setup.config.run
         check_memory(plan, setup.config.training.memory_budget)
-        stores = stores_directory(setup.config)
+        parent, stores = (parent or Path(run.directory)).absolute(), stores_directory(setup.config)
+        if not beyond_machine:
+            check_possible(plan, device_memory(setup.device), None if directory else parent)
         check_stores_directory(stores)
         if directory is None:  # what a run that goes on has on the disk is a part of what it needs
-            check_disk(plan, stores or Path(run.directory))
-        self._started = directory is not None
-        self._directory = directory or RunDirectory.create(Path(run.directory), run.name)
-        self._residency = setup.residency(self._directory)
-        self._order = sample_order(setup)
-        cache = setup.implementations.cache
-        self._stores = None
-        if cache is not None:
-            self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
+            check_disk(plan, stores or parent)
+        self._resumes, self._lock = directory is not None, ExitStack()
+        if directory is None:
+            self._directory = RunDirectory.create(parent, run.name)
+            # Others would take it for one that was left without a step.
+            self._lock.enter_context(self._directory.locked())
+        else:
+            self._directory = RunDirectory(directory.path.absolute())
+        self._order, self._stores = sample_order(setup), None
+        try:
+            cache = setup.implementations.cache
+            if cache is not None:
+                if stores is not None and self._moved_from is not None:
+                    take_over(stores, str(self._moved_from), str(self._directory.path))
+                self._stores = Stores(cache, stores or self._directory.cache, self._directory.path)
+            self._residency = setup.residency(self._directory)
+        except BaseException:  # for want of memory, or by Ctrl-C
+            if not self._resumes:
+                self._leave_nothing_without_work()
+            raise
+
+    @property
+    def _moved_from(self) -> Path | None:
+        """Where the run was when it wrote its configuration, if that was elsewhere and it isn't there any more."""
+        before = Kept.of(self._directory.path).written_in
+        return None if before is None or before.exists() else before
 
     @property
     def directory(self) -> Path:
@@ -107,33 +140,37 @@ class Engine:
             StackwiseError: another process is working on the run, a file is damaged, or losses aren't finite.
             KeyboardInterrupt: somebody asked the run to stop; what is done is on disk.
         """
-        try:
-            with self._directory.locked():
+        with self._lock, computing_threads(self._setup.config.run.threads):
+            if self._resumes:
+                self._lock.enter_context(self._directory.locked())
+            try:
                 return self._run()
-        except BaseException:
-            if not self._started:  # nobody was told of it, and nothing was trained
+            except BaseException:
+                self._leave_nothing_without_work()
+                raise
+
+    def _leave_nothing_without_work(self) -> None:
+        """Delete a run that has taken no step, nor made boundaries for one."""
+        with suppress(StackwiseError):  # a manifest that is damaged is somebody's
+            if not has_work(self._directory.path):
                 shutil.rmtree(self._directory.path, ignore_errors=True)
-            raise
 
     def _run(self) -> RunResult:
         config, (done, measured_until) = self._setup.config, self._begin()
         with (
             Metrics(self._directory.metrics) as metrics,
             Recorder(
-                self._plan, config, self._directory.path.absolute(), metrics, self._setup.implementations.trackers
+                self._plan, config, self._directory.path, metrics, self._setup.implementations.trackers
             ) as recorder,
-            deterministic(),
+            own_state(self._setup.device),
         ):
 
             def tell(event: Event) -> None:
                 recorder.record(event)
                 self._listener(event)
 
-            self._started = True
             tell(RunStarted(self._plan, self._directory.path, config.run.name, len(done)))
-            now = environment(config, self._registry, self._setup.device)
-            if changed := differences(self._directory.read_json("environment.json"), now):
-                tell(EnvironmentChanged(tuple(changed)))
+            self._compare_environment(tell)
             if len(done) == len(self._plan.phases):  # what is left is measured, as a whole
                 metrics.cut_back(measured_until)
             with self._stopping.deferred():
@@ -150,6 +187,18 @@ class Engine:
                     self._directory.drop_weights()
                 self._directory.write_json(FINISHED, {**finished, "evaluated": True, "weights": keeps})
         return result
+
+    def _compare_environment(self, tell: Listener) -> None:
+        """Say what isn't as it was when the run began; another plugin is the run's own from now on."""
+        known = self._directory.read_json(ENVIRONMENT)
+        now = environment(self._setup.config, self._registry, self._setup.device)
+        if changed := differences(known, now):
+            tell(EnvironmentChanged(tuple(changed)))
+        known = known if isinstance(known, dict) else {}
+        if plugins := changed_plugins(known.get("plugins"), plugins_of(self._setup.config, self._registry)):
+            earlier = known.get("changed")
+            changes = [*(earlier if isinstance(earlier, list) else []), *plugins]
+            self._directory.write_json(ENVIRONMENT, {**known, "plugins": now["plugins"], "changed": changes})
 
     def _train(
         self, done: list[PhaseResult], measured_until: int, metrics: Metrics, tell: Listener
@@ -208,24 +257,43 @@ class Engine:
             The phases that are done, and how many bytes of metrics there were then.
         """
         config, directory = self._setup.config, self._directory
-        if directory.has(PROGRESS):
+        if has_step(directory.path):
             directory.manifest.recover()
-            check_same_plan(self._plan, directory)
+            check_same_plan(self._plan, directory, config.data)
             self._residency.load_ends(directory.read_ends(self._setup.spec))
             done, measured_until = _read_progress(directory)
-            if dump(config) != directory.read_text("config.toml"):  # a change that was accepted
-                directory.write_text("config.toml", dump(config))
+            self._update_config()
             self._save_rack(len(done))
             return done, measured_until
+        directory.clear()  # what a run without a step left
         with directory.together():
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
             self._write_ends(None)
-            directory.write_text("config.toml", dump(config))
+            write_config(directory, config, own_tokenizer=self._keep_files())
             directory.write_json(PLAN, self._plan.to_json())
-            directory.write_json("environment.json", environment(config, self._registry, self._setup.device))
+            directory.write_json(ENVIRONMENT, environment(config, self._registry, self._setup.device))
             directory.write_json(PROGRESS, {"phases": [], "metrics": 0})
         return [], 0
+
+    def _keep_files(self) -> bool:
+        """Copy what using the finished run takes into its directory; return whether the tokenizer is among it."""
+        keep_plugins(self._directory, self._registry)
+        return keep_tokenizer(self._directory, self._setup.config, self._setup.tokenizer)
+
+    def _update_config(self) -> None:
+        """Write the configuration anew where a change was accepted, or the run was moved."""
+        config, directory = self._setup.config, self._directory
+        about = directory.manifest.about(CONFIG)
+        same_place = about.get("written_in") == os.path.realpath(directory.path)
+        with directory.together():
+            own_tokenizer = self._keep_files()
+            text = configuration_text(directory, config, own_tokenizer=own_tokenizer)
+            if not same_place or text != directory.read_text(CONFIG):
+                known = about.get("contents")
+                write_config(
+                    directory, config, own_tokenizer=own_tokenizer, known=known if isinstance(known, dict) else None
+                )
 
     @property
     def _active_at_the_end(self) -> frozenset[int]:
@@ -422,6 +490,11 @@ class Engine:
         split = setup.corpus.validation
         if not len(split):
             return []
+
+        def progress(done: int, total: int) -> None:
+            tell(EvaluationProgress(done, total))
+            self._stopping.stop()
+
         return evaluate(
             self._residency,
             Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
@@ -429,7 +502,7 @@ class Engine:
             exits=self._plan.exits,
             active=self._active_at_the_end,
             streams=self._plan.streams,
-            progress=lambda done, total: tell(EvaluationProgress(done, total)),
+            progress=progress,
         )
 
 

@@ -83,6 +83,15 @@ class PhaseResumed:
 
 
 @frozen
+class CheckpointWritten:
+    """A checkpoint that somebody asked for is on disk."""
+
+    planned: PhasePlan
+    step: int
+    """How many of the phase's steps are in it."""
+
+
+@frozen
 class BadStep:
     """A step was left out, since its loss or its gradient isn't a finite number."""
 
@@ -188,6 +197,7 @@ Event = (
     | PhaseResumed
     | BoundaryProgress
     | StepDone
+    | CheckpointWritten
     | BadStep
     | LossSpike
     | Validated

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.draws import Drawer, Draws
-from stackwise_core.errors import StackwiseError
+from stackwise_core.errors import StackwiseError, is_out_of_memory
 from stackwise_core.interfaces.optimizer import Optimizer
+from stackwise_core.rack.not_finite import first_not_finite
 from stackwise_core.rack.rack import derived_seed
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.boundary import Boundary
@@ -23,6 +24,7 @@ from stackwise_core.training.checkpoint import Checkpoints
 from stackwise_core.training.events import (
     BadStep,
     BoundaryProgress,
+    CheckpointWritten,
     Listener,
     LossSpike,
     PhaseResult,
@@ -70,18 +72,32 @@ class Fit:
             StackwiseError: the loss or the gradient is not a finite number, too many steps in a row; no weight was
                 changed by them.
             KeyboardInterrupt: somebody asked the run to stop, and a checkpoint was written.
+            MemoryError, RuntimeError: memory ran out. A checkpoint of the last step is written where that is possible.
         """
         going = _Going.begin(self)
-        for draws, number in self._steps(going.state.step):
-            if draws is not None and going.step(draws, number) and self._is_plateau(going.state):
-                break
-            due = self.checkpoints is not None and draws is not None and self.checkpoints.is_due(going.state.step)
-            if due or self.stopping.requested:
-                going.save()
-                self.stopping.stop()
+        try:
+            self._take_steps(going)
+        except Exception as error:
+            if is_out_of_memory(error):
+                going.save_last_step()
+            raise
         if self.boundary is not None:
             self.boundary.rest()
         return going.result()
+
+    def _take_steps(self, going: _Going) -> None:
+        """Take the steps that are left, with a checkpoint where one is due or was asked for."""
+        for draws, number in self._steps(going.state.step):
+            if draws is not None and going.step(draws, number) and self._is_plateau(going.state):
+                break
+            going.is_between_steps = True
+            due = self.checkpoints is not None and draws is not None and self.checkpoints.is_due(going.state.step)
+            asked = self.stopping.takes_checkpoint()
+            if due or asked or self.stopping.requested:
+                going.save()
+                self.stopping.stop()
+            if asked and self.checkpoints is not None:
+                self.listener(CheckpointWritten(self.planned, going.state.step))
 
     def _is_plateau(self, state: PhaseState) -> bool:
         """Validate if it is time for that; whether the phase ends here."""
@@ -171,6 +187,8 @@ class _Going:
     earlier: PhaseState
     """As this process began."""
     losses: list[float]
+    is_between_steps: bool = True
+    """Whether all of this is as it is after so many whole steps, each with the validation that follows it."""
     began: float = Factory(time.perf_counter)
 
     @classmethod
@@ -213,6 +231,17 @@ class _Going:
             now = evolve(self.state, seconds=self.seconds, peak_bytes=self.peak_bytes, boundaries=self.boundaries)
             fit.checkpoints.write(now, self.losses, fit.residency, self.optimizer, self.scaler)
 
+    def save_last_step(self) -> None:
+        """Write a checkpoint though memory ran out, unless it did while weights were changed."""
+        if not self.is_between_steps:
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            self.save()
+        except Exception as error:
+            if not is_out_of_memory(error):  # else the one before it serves
+                raise
+
     def step(self, draws: list[Draws], number: int) -> bool:
         """Take an optimizer step; whether it was a good one."""
         fit, state, scaler = self.fit, self.state, self.scaler
@@ -227,6 +256,7 @@ class _Going:
             scaler.unscale_(self.optimizer)
         gradients = [each.grad for _, each in self.named if each.grad is not None]
         grad_norm = float(nn.utils.get_total_norm(gradients))
+        self.is_between_steps = False
         state.step += 1
         state.tokens += sum(batch.inputs.numel() for batch in draws)
         good = self._is_good(loss, grad_norm)
@@ -289,11 +319,15 @@ class _Going:
             return
         samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
         stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
+        ends = "."
+        if not math.isfinite(loss):
+            found = (first_not_finite(self.fit.residency, planned.phase.path, batch) for batch in draws)
+            ends = next((f": {each}" for each in found if each), ends)
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
         raise StackwiseError(
             f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
-            f"{samples}, ...: {reason}.{in_a_row} No weight was changed by it. A lower training.block_lr or a longer "
-            "training.warmup may help, in a run that begins with it (--fresh)."
+            f"{samples}, ...: {reason}{ends}{in_a_row} No weight was changed by it. A lower training.block_lr or a "
+            "longer training.warmup may help, in a run that begins with it (--fresh)."
         )
 
     def result(self) -> PhaseResult:

@@ -1,4 +1,4 @@
-"""Peak memory of this process, for the progress display and the final table."""
+"""Memory of the device: the room there is, and the peak that was taken of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from pathlib import Path
 
 import torch
 
+from stackwise_core.machine import Room, memory
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def device_memory(device: torch.device) -> Room:
+    """Return the memory that weights and activations have: a CUDA device's own, else what this process may use."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Room(total, free)
+    return memory()
 
 
 def reset_peak(device: torch.device) -> None:

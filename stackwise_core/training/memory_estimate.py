@@ -13,7 +13,7 @@ from stackwise_core.rack.allocator import MAPPED_FROM
 from stackwise_core.training.order import chunk_size
 from stackwise_core.training.parameter_count import ends_parameters
 from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
-from stackwise_core.training.phase_steps import largest_window, predicted_share
+from stackwise_core.training.phase_steps import largest_batch, largest_window, predicted_share
 from stackwise_core.training.setup import Setup
 
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
@@ -53,7 +53,7 @@ def phase_memory(
         trainable: how many weights train.
         in_memory: bytes of boundaries that a cache holds in memory.
     """
-    spec, training, formats = setup.spec, setup.config.training, setup.implementations.formats
+    spec, formats = setup.spec, setup.implementations.formats
 
     def held(stack: int) -> int:
         """Bytes of a stack as it is in memory."""
@@ -77,7 +77,7 @@ def phase_memory(
         weights=weights,
         gradients=4 * trainable,
         optimizer=optimizer,
-        activations=step_activations(phase, spec, training.batch_size * spec.seq_len, predicted, setup),
+        activations=step_activations(phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup),
         boundaries=in_memory + (0 if fits else window),
     )
     # A streamed stack is there twice while it is read: in full, as its file has it, and as it computes.

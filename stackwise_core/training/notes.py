@@ -9,12 +9,18 @@ from attrs import evolve, fields
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.sequences import Corpus
+from stackwise_core.data.token_stream import Coverage
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
 from stackwise_core.training.disk_estimate import boundary_bytes
+from stackwise_core.training.memory import device_memory
+from stackwise_core.training.out_of_reach import beyond_what_there_is
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.training.setup import Setup
+
+MOST_NAMES = 10
+"""Names that a note has."""
 
 
 def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
@@ -37,7 +43,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
     live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
     if cache is not None and live:
-        names = ", ".join(live)
+        names = several(live)
         said.append(
             f"The cache is off in {names}: adapters train in the trunk, so that its boundary changes with every step."
         )
@@ -63,26 +69,60 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                 )
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
+    said += setup.tokenizer.notes
     said += of_the_text(setup.corpus)
+    said += beyond_what_there_is(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
-    free = psutil.virtual_memory().available
-    peak = max(plan.memory.total for plan in planned)
-    if setup.device.type == "cpu" and peak > free:
-        said.append(f"The peak of {ByteSize(peak)} is more than the {ByteSize(free)} of memory that is free.")
+    room, peak = device_memory(setup.device), max(plan.memory.total for plan in planned)
+    # The peak includes what this process holds, which is no longer free.
+    there = room.free + (psutil.Process().memory_info().rss if setup.device.type == "cpu" else 0)
+    if peak > there:
+        limit = f", by {room.limit}" if room.limit else ""
+        said.append(
+            f"The peak of {ByteSize(peak)} is more than the {ByteSize(there)} that this process can have{limit}."
+        )
     return said
 
 
 def of_the_text(corpus: Corpus) -> list[str]:
     """Which source has which share of an epoch, where there are several, and what training doesn't get."""
-    said = []
+    said = list(corpus.notes)
     sources = [source for source in corpus.sources if source.train.rows]
     if len(sources) > 1:
         shares = [f"{source.train.samples} are of {source.name} (weight {source.weight:g})" for source in sources]
         said.append(f"Of the {len(corpus.train)} samples of an epoch {', '.join(shares[:-1])} and {shares[-1]}.")
+    if corpus.alone:
+        several = corpus.alone > 1
+        said.append(
+            f"{corpus.alone} sequence{'s' if several else ''} without a token that has one of its document before it "
+            f"{'are' if several else 'is'} left out: there is nothing to predict."
+        )
     if corpus.left_out:
         said.append(f"{corpus.left_out} tokens are left out of training: data.validation has equal passages.")
+    return said + of_the_coverage(corpus.train.coverage)
+
+
+def of_the_coverage(coverage: Coverage) -> list[str]:
+    """Which share of a text the tokenizer has no token for."""
+    said = []
+    if coverage.unknown:
+        said.append(
+            f"{_share(coverage.unknown, coverage.bytes)} of the text is unknown to the tokenizer: it is neither masked "
+            "nor scored, and counts for no bits/byte."
+        )
+    if coverage.dropped:
+        said.append(
+            f"{_share(coverage.dropped, coverage.bytes)} of the text has no token, since the tokenizer drops it (white "
+            "space, accents, characters that it lacks): bits/byte is of the rest."
+        )
     return said
+
+
+def _share(part: int, whole: int) -> str:
+    """A share of bytes; one that isn't nothing is never shown as nothing."""
+    percent = 100 * part / whole
+    return f"{percent:.3g} %" if percent >= 0.01 else "Less than 0.01 %"
 
 
 def adapts_below_what_trains(phase: Phase) -> bool:
@@ -108,8 +148,15 @@ def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
     """What to say of bands that don't cover (0, 1]."""
     if covered(bands) >= 0.995:
         return []
-    seen = ", ".join(dict.fromkeys(map(band_text, bands)))
+    seen = several(list(dict.fromkeys(map(band_text, bands))))
     return [f"Training sees the mask fractions {seen} and no others; the validation bound is over all of them."]
+
+
+def several(names: Sequence[str]) -> str:
+    """The names; of many, the first, the last and a count."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
 
 
 def band_text(band: tuple[float, float]) -> str:

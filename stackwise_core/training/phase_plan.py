@@ -54,10 +54,14 @@ class PhasePlan:
     """Whether its boundaries are made from those of the phase before."""
     same_boundary: bool
     """Whether its boundaries are those of the phase before."""
+    step_flops: float
+    """Floating-point operations of training steps."""
     flops: float
-    """Floating-point operations of training steps and boundaries."""
+    """The same with those of boundaries."""
     boundary: Prices | None
     """None where it starts at the tokens."""
+    seconds: float = 0.0
+    """Time that it will take on this machine, very roughly."""
 
 
 def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
@@ -93,6 +97,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         streams=streams,
         made_from_below=made_from_below(phase, before, setup),
         same_boundary=same_boundary(phase, below, setup),
+        step_flops=training,
         flops=training + (recomputed if cache is None else cached),
         boundary=Prices(resident.total, streamed.total, store_bytes((*before, phase), setup), cached, recomputed)
         if phase.frozen_prefix

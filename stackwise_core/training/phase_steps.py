@@ -27,6 +27,11 @@ def largest_window(setup: Setup) -> int:
     return max(samples for samples, _ in sample_order(setup).window_sizes(0))
 
 
+def largest_batch(setup: Setup) -> int:
+    """Return the sequences of the largest forward pass in training: ``batch_size``, or as many as there are."""
+    return min(setup.config.training.batch_size, largest_window(setup))
+
+
 def first_step(phase: Phase, order: Order) -> int:
     """Where in the stream of steps a phase begins."""
     return int(phase.begins) if phase.steps else order.step_at(phase.begins)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
-from stackwise_core.config.model import Config
+from stackwise_core.config.model import DataConfig
 from stackwise_core.config.source_run import PLAN
+from stackwise_core.data.sources import named_texts
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.options import ByteSize
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.shapes import check_shapes
 from stackwise_core.runs.source import Source
@@ -36,25 +34,16 @@ from stackwise_core.training.plan_checks import (
     settle_routes,
 )
 from stackwise_core.training.setup import Setup
+from stackwise_core.training.speed import Speed, measure_speed, phase_seconds
 from stackwise_core.training.trunk_streaming import streams_trunk
-from stackwise_core.writable import check_writable
 
 
 def _json_value(instance: object, attribute: object, value: object) -> object:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
-ESTIMATES = ("memory", "disk", "streams", "flops", "boundary")
+ESTIMATES = ("memory", "disk", "streams", "flops", "boundary", "seconds")
 """What a phase in JSON has of costs, and of what follows from them: the same phase may have others elsewhere."""
-HELPS = {
-    "process": "A larger budget helps.",
-    "weights": "A smaller rack, or a precision.trunk such as nf4, needs less.",
-    "gradients": "A smaller stack (rack.blocks_per_stack) needs less.",
-    "optimizer": 'A smaller stack (rack.blocks_per_stack), or optimizer = "adamw_8bit", needs less.',
-    "activations": "A smaller training.batch_size, with more training.gradient_accumulation, needs less.",
-    "boundaries": 'A smaller training.window needs less, and so does a cache that isn\'t in memory (use = "disk").',
-}
-"""What lessens each part of the memory."""
 
 
 @frozen
@@ -79,6 +68,13 @@ class Plan:
     """Fingerprint of the text and of how it was cut, in hexadecimal."""
     notes: tuple[str, ...]
     """What a user should know before starting."""
+    speed: Speed
+    """Of this machine, by a short measurement."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of all phases; validation comes on top."""
+        return sum(planned.seconds for planned in self.phases)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -90,6 +86,7 @@ class Plan:
             "exits": sorted(self.exits),
             "streams": self.streams,
             "notes": list(self.notes),
+            "speed": asdict(self.speed),
             "phases": [
                 {
                     **asdict(planned.phase, value_serializer=_json_value),
@@ -103,6 +100,7 @@ class Plan:
                     "disk": planned.disk,
                     "streams": planned.streams,
                     "flops": planned.flops,
+                    "seconds": planned.seconds,
                     "boundary": planned.boundary and asdict(planned.boundary),
                 }
                 for planned in self.phases
@@ -145,9 +143,12 @@ def make_plan(setup: Setup) -> Plan:
     if training.objective != "clm":
         check_placement(setup.noise, setup.corpus.train, setup.config.run.seed)
     planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
+    said = notes(planned, setup)
+    speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
+    timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
     return Plan(
         spec=setup.spec,
-        phases=tuple(planned),
+        phases=tuple(timed),
         routes=routes,
         exits=trained_exits(phases, routes, setup.source),
         window=largest_window(setup),
@@ -155,8 +156,13 @@ def make_plan(setup: Setup) -> Plan:
         streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
-        notes=(*(setup.source.notes(setup.spec) if setup.source else ()), *notes(planned, setup)),
+        notes=(*_source_notes(setup), *said),
+        speed=speed,
     )
+
+
+def _source_notes(setup: Setup) -> list[str]:
+    return setup.source.notes(setup.spec, setup.tokenizer.mask_id) if setup.source else []
 
 
 def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:
@@ -175,59 +181,11 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
     return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
-def stores_directory(config: Config) -> Path | None:
-    """Where the configuration has boundaries; None: in the run's own directory."""
-    directory = None if config.cache_backend is None else config.cache_backend.options.directory
-    return None if directory is None else Path(directory)
-
-
-def check_stores_directory(directory: Path | None) -> None:
-    """Refuse a ``cache_backend.directory`` that boundaries can't be written to."""
-    if directory is not None:
-        check_writable(directory, "cache_backend.directory")
-
-
-def check_disk(plan: Plan, directory: Path) -> None:
-    """Refuse a plan whose boundaries don't fit on the disk.
-
-    Args:
-        directory: where they will be, or the nearest folder above that exists.
-    """
-    while not directory.exists():
-        directory = directory.parent
-    needed, free = max(planned.disk for planned in plan.phases), shutil.disk_usage(directory).free
-    if needed > free:
-        raise UsageError(
-            f"The boundaries need {ByteSize(needed)} on disk, and {directory} has {ByteSize(free)} free. "
-            "Take another cache_backend.directory, a smaller cache_backend.capacity, fewer training.masks_per_sample, "
-            "or a shorter data.seq_len."
-        )
-
-
-def check_memory(plan: Plan, budget: ByteSize | None) -> None:
-    """Refuse a plan that needs more memory than the run may take.
-
-    Args:
-        budget: ``training.memory_budget``; None: nothing is refused.
-    """
-    most = max(plan.phases, key=lambda planned: planned.memory.total)
-    if budget is None or most.memory.total <= budget:
-        return
-    part, taken = max(asdict(most.memory).items(), key=lambda part: part[1])
-    helps, streamed = HELPS[part], most.memory.total
-    if most.boundary is not None and not most.streams:
-        streamed = most.boundary.streamed
-    if streamed < most.memory.total and (part != "process" or streamed <= budget):
-        helps = 'training.trunk_residency = "stream" needs less.'
-    taker = "Python and torch" if part == "process" else part
-    raise UsageError(
-        f'Phase "{most.phase.name}" needs {ByteSize(most.memory.total)} of memory, {ByteSize(taken)} of it for '
-        f"{taker}, and training.memory_budget is {budget}. {helps}"
-    )
-
-
-def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
+def check_same_plan(plan: Plan, directory: RunDirectory, data: DataConfig) -> None:
     """Refuse to go on with a run whose plan isn't what its configuration comes to now, or whose weights aren't its own.
+
+    Args:
+        data: what names the text now.
 
     Raises:
         UsageError: the corpus, the tokenizer or a plugin is another than when it began.
@@ -236,14 +194,20 @@ def check_same_plan(plan: Plan, directory: RunDirectory) -> None:
 
     def essence(values: dict[str, Any]) -> dict[str, Any]:
         phases = [{key: value for key, value in phase.items() if key not in ESTIMATES} for phase in values["phases"]]
-        return {**values, "phases": phases, "notes": [], "streams": None}
+        return {**values, "phases": phases, "notes": [], "streams": None, "speed": None}
 
     now = json.loads(json.dumps(essence(plan.to_json())))
     try:
-        same = now == essence(directory.read_json(PLAN))
+        before = essence(directory.read_json(PLAN))
     except (LookupError, TypeError, AttributeError):  # it is no plan at all
-        same = False
-    if not same:
+        before = {}
+    if before.get("tokenizer") == now["tokenizer"] and before.get("corpus") != now["corpus"]:
+        texts = ", ".join(text.corpus for text in named_texts(data))
+        raise UsageError(
+            f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
+            "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
+        )
+    if now != before:
         raise UsageError(
             f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
             "corpus, the tokenizer, a plugin or what rack.init_from names changed?"

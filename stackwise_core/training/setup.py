@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from attrs import asdict, evolve, frozen
 
@@ -23,12 +22,15 @@ from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.tracker import Tracker
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.machine import memory
 from stackwise_core.rack.allocator import keep_little
 from stackwise_core.rack.formats import Formats
 from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.residency import Residency
 from stackwise_core.registry import Registry
+from stackwise_core.runs.planned_rack import PlannedRack
 from stackwise_core.runs.source import Source
+from stackwise_core.training.memory import device_memory
 from stackwise_core.training.plan_checks import check_partition
 
 OF_FREE = 0.9
@@ -49,14 +51,13 @@ class Implementations:
 
 
 @frozen
-class Parts:
-    """What a configuration comes to, apart from the text."""
+class RackParts:
+    """All that a rack takes which isn't trained any more."""
 
     config: Config
     device: torch.device
-    implementations: Implementations
+    formats: Formats
     tokenizer: Tokenizer
-    noise: Noise
     spec: RackSpec
 
     def residency(self, masters: Masters) -> Residency:
@@ -66,7 +67,7 @@ class Parts:
             self.spec,
             mask_id=self.tokenizer.mask_id,
             seed=self.config.run.seed,
-            formats=self.implementations.formats,
+            formats=self.formats,
             device=self.device,
             masters=masters,
             window=self.window,
@@ -78,9 +79,7 @@ class Parts:
         asked = self.config.training.memory_budget
         if asked is not None:
             return asked
-        if self.device.type == "cuda":
-            return round(OF_FREE * torch.cuda.mem_get_info(self.device)[0])
-        return free_memory()
+        return round(OF_FREE * device_memory(self.device).free)
 
     @property
     def window(self) -> int:
@@ -88,6 +87,14 @@ class Parts:
         window = self.config.training.window
         assert window is not None  # set_up_parts has settled it
         return window
+
+
+@frozen
+class Parts(RackParts):
+    """What a configuration comes to, apart from the text."""
+
+    implementations: Implementations
+    noise: Noise
 
 
 @frozen
@@ -116,7 +123,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
-    corpus = prepare(config.data, parts.tokenizer, progress)
+    corpus = prepare(config.data, parts.tokenizer, progress, causal=config.training.objective == "clm")
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
 
 
@@ -129,20 +136,46 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
     """
     device = select_device(config.run.device)
     implementations = build_implementations(config, registry, device)
-    tokenizer = load_tokenizer(config.data.tokenizer, mask_token=config.data.mask_token)
+    tokenizer = load_tokenizer(
+        config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
+    )
     noise = Noise.of(_build(registry, "mask_schedule", config.mask_schedule, device), config.training)
-    config = evolve(config, training=evolve(config.training, window=settled_window(config)))
-    spec = implementations.mode.partition(rack_spec(config, tokenizer.vocab_size, noise))
+    config = _with_window(config)
+    spec = implementations.mode.partition(rack_spec(config, _vocab_size(config, tokenizer), noise.steps))
     check_partition(spec, origin(implementations.mode))
-    for precision in (implementations.formats.trunk, *implementations.formats.stacks.values()):
+    _check_formats(implementations.formats, spec)
+    return Parts(config, device, implementations.formats, tokenizer, spec, implementations, noise)
+
+
+def set_up_rack(config: Config, registry: Registry, planned: PlannedRack) -> RackParts:
+    """Build what a finished run's rack takes; of its plugins, those of ``RACK_HOOKS`` alone.
+
+    Args:
+        planned: what a mask schedule and a trainer mode once made of the configuration.
+
+    Raises:
+        UnavailableError: the device, a plugin or a package isn't there.
+        UsageError: the tokenizer can't serve, or a precision can't hold the rack.
+    """
+    device = select_device(config.run.device)
+    formats = build_formats(config, registry, device)
+    tokenizer = load_tokenizer(
+        config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
+    )
+    config = _with_window(config)
+    spec = planned.partition(rack_spec(config, _vocab_size(config, tokenizer), planned.time_fractions))
+    _check_formats(formats, spec)
+    return RackParts(config, device, formats, tokenizer, spec)
+
+
+def _with_window(config: Config) -> Config:
+    return evolve(config, training=evolve(config.training, window=settled_window(config)))
+
+
+def _check_formats(formats: Formats, spec: RackSpec) -> None:
+    for precision in (formats.trunk, *formats.stacks.values()):
         if reason := precision.refuses(spec):
             raise UsageError(reason)
-    return Parts(config, device, implementations, tokenizer, noise, spec)
-
-
-def free_memory() -> int:
-    """Bytes of main memory that a run may take where nobody says how many."""
-    return round(OF_FREE * psutil.virtual_memory().available)
 
 
 def settled_window(config: Config) -> int:
@@ -153,7 +186,7 @@ def settled_window(config: Config) -> int:
     training = config.training
     if training.window is not None:
         return training.window
-    budget = free_memory() if training.memory_budget is None else training.memory_budget
+    budget = OF_FREE * memory().free if training.memory_budget is None else training.memory_budget
     window, sequence = WINDOW, 4 * config.data.seq_len * config.rack.d_model
     while window > training.batch_size * training.gradient_accumulation and window * sequence > budget / 4:
         window //= 2
@@ -180,6 +213,20 @@ def select_device(name: str, asked_by: str = "run.device") -> torch.device:
 def build_implementations(config: Config, registry: Registry, device: torch.device) -> Implementations:
     """Make the chosen implementations from their options."""
     build = partial(_build, registry, device=device)
+    optimizer: Optimizer = build("optimizer", config.optimizer)
+    optimizer.check(device)
+    return Implementations(
+        formats=build_formats(config, registry, device),
+        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
+        mode=build("trainer_mode", config.trainer_mode),
+        optimizer=optimizer,
+        trackers=tuple(build("tracker", choice) for choice in config.tracker.values()),
+    )
+
+
+def build_formats(config: Config, registry: Registry, device: torch.device) -> Formats:
+    """Make the chosen precisions and adapters from their options."""
+    build = partial(_build, registry, device=device)
 
     def precision(choice: Choice) -> Precision:
         built: Precision = build("precision", choice)
@@ -192,21 +239,12 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
             f"precision.active = \"{config.precision.active.use}\": a stack's full weights can't train at it. Use it "
             "for precision.trunk."
         )
-    optimizer: Optimizer = build("optimizer", config.optimizer)
-    optimizer.check(device)
     adapters = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
-    formats = Formats(
+    return Formats(
         active=active,
         trunk=active if config.precision.trunk is None else precision(config.precision.trunk),
         stacks={stack: precision(choice) for stack, choice in config.precision.stacks.items()},
         adapters={name: build("adapter", choice) for name, choice in adapters.items() if choice is not None},
-    )
-    return Implementations(
-        formats=formats,
-        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
-        mode=build("trainer_mode", config.trainer_mode),
-        optimizer=optimizer,
-        trackers=tuple(build("tracker", choice) for choice in config.tracker.values()),
     )
 
 
@@ -214,8 +252,27 @@ def _build(registry: Registry, hook: str, choice: Choice, device: torch.device) 
     return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
 
 
-def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
-    """The rack's shape, before a trainer mode partitions it."""
+def _vocab_size(config: Config, tokenizer: Tokenizer) -> int:
+    """Return how many rows embedding and head have.
+
+    Raises:
+        UsageError: fewer are asked for than the tokenizer has ids.
+    """
+    rows = config.rack.vocab_size
+    if rows is not None and rows < tokenizer.vocab_size:
+        raise UsageError(
+            f"rack.vocab_size = {rows}, and {config.data.tokenizer} has ids up to {tokenizer.vocab_size - 1}, mask and "
+            f"padding counted. Set at least {tokenizer.vocab_size}, or leave it out."
+        )
+    return rows or tokenizer.vocab_size
+
+
+def rack_spec(config: Config, vocab_size: int, steps: tuple[float, ...]) -> RackSpec:
+    """The rack's shape, before a trainer mode partitions it.
+
+    Args:
+        steps: mask fractions of the discrete time steps.
+    """
     time_encoding = config.training.time_encoding if config.training.time == "input" else None
     return RackSpec(
         blocks=(config.rack.blocks_per_stack,) * config.rack.stacks,
@@ -223,6 +280,6 @@ def rack_spec(config: Config, vocab_size: int, noise: Noise) -> RackSpec:
         seq_len=config.data.seq_len,
         init_std=config.rack.init_std,
         time_encoding=time_encoding,
-        time_fractions=noise.steps if time_encoding else (),
+        time_fractions=steps if time_encoding else (),
         **rack_shape(config),
     )

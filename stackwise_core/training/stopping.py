@@ -1,18 +1,21 @@
-"""SIGINT and SIGTERM while a phase trains: the step is finished and a checkpoint written before the run stops."""
+"""Signals to a run: one that stops lets the step finish and a checkpoint be written, SIGUSR1 asks for a checkpoint."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that stop."""
+
+CHECKPOINT_SIGNAL = signal.SIGUSR1
 
 
 class Stopping:
-    """Whether somebody asked the run to stop.
+    """Whether somebody asked the run to stop, or for a checkpoint.
 
     Args:
         tell: called once, when the run is asked to stop and finishes its step first.
@@ -22,15 +25,17 @@ class Stopping:
         self._tell = tell
         self._deferring = False
         self.requested = False
+        self._checkpoint_requested = False
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
         """Handle the signals while this lasts, in the main thread; others get none."""
-        # One that is ignored stays so, as of a run in the background of a script.
-        heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        # One that is ignored stays so, as of a run in the background of a script or under nohup.
+        handlers = {**dict.fromkeys(SIGNALS, self._handle), CHECKPOINT_SIGNAL: self._note_checkpoint}
+        heeded = [each for each in handlers if signal.getsignal(each) is not signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():
             heeded = []
-        before = {each: signal.signal(each, self._handle) for each in heeded}
+        before = {each: signal.signal(each, handlers[each]) for each in heeded}
         try:
             yield
         finally:
@@ -39,10 +44,23 @@ class Stopping:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._deferring and not self.requested:
-            self.requested = True
-            self._tell()
+            self.request()
+            with suppress(OSError):  # a terminal that hung up can't be told
+                self._tell()
         else:
             raise KeyboardInterrupt
+
+    def _note_checkpoint(self, number: int, frame: FrameType | None) -> None:
+        self._checkpoint_requested = True
+
+    def request(self) -> None:
+        """Ask the run to stop where it can, as a first signal does."""
+        self.requested = True
+
+    def takes_checkpoint(self) -> bool:
+        """Whether a checkpoint was asked for since this was last asked."""
+        asked, self._checkpoint_requested = self._checkpoint_requested, False
+        return asked
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

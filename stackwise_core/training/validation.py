@@ -8,6 +8,7 @@ import torch
 from attrs import define, frozen
 
 from stackwise_core.data.draws import Drawer
+from stackwise_core.rack.not_finite import refuse_not_finite
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.objective import Objective
 
@@ -31,13 +32,19 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, residency: Residency, path: Sequence[int]) -> float:
-        """Nats a token at the exit of a path, from the tokens on."""
+        """Nats a token at the exit of a path, from the tokens on.
+
+        Raises:
+            StackwiseError: it isn't a finite number.
+        """
         samples = self.drawer.split.evenly_spaced(self.sequences)
         batches = [
             self.drawer.draw(samples[at : at + self.batch_size], 0) for at in range(0, len(samples), self.batch_size)
         ]
         total = 0.0
         for at_exit in residency.sweep(batches, path, path[-1:]):
+            what = "the held-out text has no loss"
+            refuse_not_finite(at_exit.cross_entropies, residency, path, at_exit.draws, what)
             total += self.objective.weighted_sum(at_exit.cross_entropies, at_exit.draws).item()
         return total / self.objective.normaliser(batches)
 

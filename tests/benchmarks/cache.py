@@ -41,8 +41,8 @@ from torch import Tensor
 from stackwise_core.config.load import load
 from stackwise_core.data.draws import Draws
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
+from stackwise_core.process_state import own_state
 from stackwise_core.training.boundary import Boundary, BoundaryCounts
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.flops import boundary_flops, step_flops
@@ -611,7 +611,7 @@ def main() -> None:
         if name in results:
             continue
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as directory, deterministic():
+        with tempfile.TemporaryDirectory() as directory, own_state():
             results[name] = measure(Path(directory))
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         if file is not None:

@@ -55,8 +55,8 @@ from stackwise_core.config.load import load
 from stackwise_core.data.corpus import documents
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.interfaces.cache_backend import Format, Layout
+from stackwise_core.process_state import own_state
 from stackwise_core.training.codec import decode, encode
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
@@ -94,10 +94,10 @@ def trained(directory: str, seed: int, *overrides: str) -> Path:
 def bounds(run: Path) -> list[list[float]]:
     """NELBO in nats a byte, [GROUPS, depths]: each part of the validation text on masks of its own."""
     finished = FinishedRun.open(run)
-    text, groups = finished.text(None), []
+    (text, _), groups = finished.text(None), []
     for group in range(GROUPS):
         part = evolve(text, numbers=text._numbers[group::GROUPS])
-        with deterministic():
+        with own_state():
             likelihoods = finished.likelihoods(finished.evaluation(part, draws=DRAWS, seed=group))
         groups.append([likelihood.nats_per_token for likelihood in likelihoods])
     return groups

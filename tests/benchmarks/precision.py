@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 from stackwise_core.config.load import load
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.process_state import own_state
 from stackwise_core.rack.blocks import rotary_tables
 from stackwise_core.rack.rack import AttentionContext, Stack, new_stack
 from stackwise_core.registry import Registry
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import build_implementations, set_up
@@ -180,7 +180,7 @@ def main() -> None:
     registry = Registry.discover()
     held = {name: precision(choice, registry) for name, choice in PRECISIONS.items()}
     if "times" not in results:
-        with deterministic():
+        with own_state():
             keep("times", step_times(held))
     rows = []
     with tempfile.TemporaryDirectory() as directory:

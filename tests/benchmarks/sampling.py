@@ -24,7 +24,7 @@ from torch import Tensor
 import stackwise_core as sw
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.inference.sampling import ORDERS, Sampling, sample
-from stackwise_core.training.determinism import deterministic
+from stackwise_core.process_state import own_state
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "sampling.md"
@@ -177,7 +177,7 @@ def main() -> None:
             name: sw.load_rack(path, device="cpu", stream=False)
             for name, path in {"default": first, "banded": banded}.items()
         }
-        with deterministic():
+        with own_state():
             PAGE.write_text(page(racks))
 
 

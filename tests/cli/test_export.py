@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -256,15 +257,24 @@ def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):
     assert "real is there already" in refused(ran.directory, tmp_path / "not there" / ".." / "real")
 
 
-def test_a_number_that_fp16_cannot_hold(tmp_path, ran):
-    """It would be infinite there; the tensor is named, and nothing is left."""
+@pytest.mark.parametrize(
+    ("number", "dtype", "said"),
+    [
+        (1e5, "fp16", "can't be held in fp16: 100000 at [0, 0]"),
+        (3.4e38, "bf16", "can't be held in bf16: 3.4e+38 at [0, 0]"),
+        (math.nan, "bf16", "isn't finite: nan at [0, 0]"),
+        (math.inf, "fp32", "isn't finite: inf at [0, 0]"),
+    ],
+)
+def test_a_number_that_a_format_cannot_hold(tmp_path, ran, number, dtype, said):
+    """It would be infinite there, or is already; the tensor is named, and nothing is left."""
     run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
     tensors = RunDirectory(run).read_stack(1)
-    tensors["layers.0.mlp.up_proj.weight"][0, 0] = 1e5
+    tensors["layers.0.mlp.up_proj.weight"][0, 0] = number
     RunDirectory(run).write_stack(1, tensors)
     (tmp_path / "out").mkdir()
-    message = refused(run, tmp_path / "out" / "hf", "--dtype", "fp16")
-    assert "model.layers.2.mlp.up_proj.weight has numbers that fp16 can't hold" in message
+    message = refused(run, tmp_path / "out" / "hf", "--dtype", dtype)
+    assert f"model.layers.2.mlp.up_proj.weight {said}" in message
 
 
 def test_a_depth_that_was_never_trained_is_refused(tmp_path, ran):

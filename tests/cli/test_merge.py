@@ -6,11 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stackwise_core.cli import main
+from stackwise_core.cli import main, pulse
 from stackwise_core.config.load import load_run
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.runs.directory import RunDirectory
+from tests.cli.test_pulse import AtTheEnd
 from tests.hashes import hashes
 from tests.tiny import run_tiny
 
@@ -42,7 +43,7 @@ def done(*arguments: object) -> None:
 
 def likelihood(run: Path) -> float:
     finished = FinishedRun.open(run)
-    return finished.likelihoods(finished.evaluation(finished.text(None), draws=2))[-1].nats_per_token
+    return finished.likelihoods(finished.evaluation(*finished.text(None), draws=2))[-1].nats_per_token
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,11 @@ def test_a_run_that_broke_off_is_refused(tmp_path, run):
     result = stackwise("merge", broken)
     assert result.exit_code == 2
     assert f'"stackwise run {broken}" goes on with it' in result.stderr
+
+
+def test_merging_is_heard_of(run, tmp_path, monkeypatch):
+    """On stderr, with the stack that it is at."""
+    monkeypatch.setattr(pulse, "Pulse", AtTheEnd)
+    result = stackwise("merge", run, "--to", tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("merging: stack 1 of 2, ")

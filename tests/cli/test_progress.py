@@ -1,5 +1,6 @@
 """The tables at the end of a run."""
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from stackwise_core.cli.progress import TimesColumn, print_result
+from stackwise_core.cli.bars import Bars, TimesColumn
+from stackwise_core.cli.progress import print_result
 from stackwise_core.training.events import PhaseResult, RunResult
 
 
@@ -47,3 +49,22 @@ def test_a_bar_says_the_time_left_until_it_is_done():
     assert TimesColumn().render(progress.tasks[0]).plain == "1:00, 1:30 left"
     progress.advance(task, 60)
     assert TimesColumn().render(progress.tasks[0]).plain == "1:00"
+
+
+@pytest.mark.parametrize("width", [44, 56, 70, 80, 96, 120])
+def test_a_bar_shows_its_numbers_whole(width):
+    """On a narrow terminal it is shorter, then gone; then speed and held-out loss are; counts and the loss stay."""
+    text = StringIO()
+    console = Console(file=text, width=width, force_terminal=True, color_system=None)
+    with Bars(console) as progress:
+        task = progress.add_task("cycle 10, stack 11", total=123456, measured="")
+        progress.add_task("  [dim]boundary[/]", total=1200, measured="[dim]passes[/]")
+        measured = "loss 6.722 (5.123 held out)  10.8k tokens/s"
+        progress.update(task, completed=23456, measured=measured, brief="loss 6.722")
+    line, boundary = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text.getvalue()).split("\r")[-1].splitlines()[:2]
+    assert len(line.rstrip()) <= width
+    assert "…" not in line + boundary
+    assert all(part in line for part in ("cycle 10, stack 11", "23456/123456", "loss 6.722"))
+    assert "0/1200" in boundary
+    assert (measured in line) == (width >= 96)
+    assert ("━" in line) == (width >= 96)

@@ -95,7 +95,7 @@ def test_samples_need_a_finished_run(run):
     [
         (["runs"], "expected the directory of a run, and there is no manifest.json in runs. Did you mean runs/first?"),
         (["runs/frist"], "there is no manifest.json in runs/frist. Did you mean runs/first?"),
-        (["runs/first", "nowhere"], "there is no manifest.json in nowhere."),
+        (["runs/first", "nowhere"], 'no run is called "nowhere"'),
         (["runs/first", "--output", "runs"], "--output runs: expected a file to write, found a directory."),
         (["runs/first", "--output", "no/a.html"], "expected a file to write, found in no, which is no directory."),
         (["runs/first", "--json", "--output", "a.html"], "--json prints, and --output names a page to write"),

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -6,8 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from stackwise_core import load_rack
 from stackwise_core.cli import main
 from stackwise_core.config.load import load_run
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.rack.rack import Stack
 from stackwise_core.rack.residency import Residency
@@ -57,7 +60,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 def likelihood(run: Path) -> float:
     finished = FinishedRun.open(run)
-    return finished.likelihoods(finished.evaluation(finished.text(None), draws=2))[-1].nats_per_token
+    return finished.likelihoods(finished.evaluation(*finished.text(None), draws=2))[-1].nats_per_token
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_a_restored_rack_is_what_its_masters_come_to_at_the_precision(tmp_path, 
     for stack in range(2):
         by_hand = Stack(finished.parts.spec, stack)
         by_hand.load_state_dict(RunDirectory(ran.directory).read_stack(stack))
-        plugin = finished.parts.implementations.formats.trunk
+        plugin = finished.parts.formats.trunk
         plugin.prepare(by_hand.requires_grad_(False), trainable=False)
         assert same(tensors(copy, stack), plugin.to_tensors(by_hand))
     off = abs(likelihood(copy) - likelihood(ran.directory))
@@ -229,3 +232,35 @@ def test_what_is_no_run_is_refused(tmp_path):
     result = restore(tmp_path, "--precision", "bf16")
     assert result.exit_code == 2
     assert "expected the directory of a run" in result.stderr
+
+
+def test_a_weight_beyond_the_precision_leaves_no_copy(tmp_path, ran):
+    """70000 is no fp16: restore, load_rack and what starts from it say which stack and tensor, and bf16 holds it."""
+    run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
+    weights = RunDirectory(run).read_stack(1)
+    weights["layers.0.mlp.up_proj.weight"][2, 3] = 70000.0
+    RunDirectory(run).write_stack(1, weights)
+    said = "stack 1, layers.0.mlp.up_proj.weight can't be held in fp16: 70000 at [2, 3]"
+    result = restore(run, "--precision", "fp16", "--to", tmp_path / "copy")
+    assert (result.exit_code, said in result.stderr) == (1, True)
+    assert not (tmp_path / "copy").exists()
+    with pytest.raises(StackwiseError, match=re.escape(said)):
+        load_rack(run, precision="fp16")
+    going_on = {"rack.stacks": 3, "rack.init_from": str(run), "precision": {"active": "fp32", "trunk": "fp16"}}
+    with pytest.raises(StackwiseError, match=re.escape(said)):
+        run_tiny(tmp_path, going_on | {"training.steps_per_stack": 1})
+    assert RunDirectory(restored(run, tmp_path / "copy", "--precision", "bf16")).has_stack(1)
+
+
+def test_a_rack_that_is_not_finite_has_no_likelihood(tmp_path, ran):
+    """One error with the stack and the tensor, and no NaN on stdout, also as JSON."""
+    run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
+    weights = RunDirectory(run).read_stack(1)
+    weights["layers.0.mlp.up_proj.weight"][2, 3] = float("nan")
+    RunDirectory(run).write_stack(1, weights)
+    for options in ([], ["--json"]):
+        result = CliRunner().invoke(main, ["evaluate", str(run), *options])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "stack 1, layers.0.mlp.up_proj.weight isn't finite: nan at [2, 3] (1 of 4096 numbers are like that).\n"
+        )

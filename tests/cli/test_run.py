@@ -108,6 +108,8 @@ def test_plan_prints_a_table_or_json_and_trains_nothing(here):
     table = CliRunner().invoke(main, ["plan", "small.toml"])
     assert table.exit_code == 0, table.output
     assert re.search(r"^stack 1 +boundary above stack 0 +stack 1 ", table.output, re.MULTILINE)
+    assert re.search(r"^phase .* FLOPs +time\n.* (s|min)\n", table.output, re.MULTILINE)
+    assert re.search(r"^time: about [\d.]+ (s|min) in all on this machine", table.output, re.MULTILINE)
     plan = json.loads(CliRunner().invoke(main, ["plan", "small.toml", "--json"]).stdout)
     assert [phase["entry"] for phase in plan["phases"]] == ["tokens", "boundary above stack 0"]
     assert plan["phases"][1]["disk"] > 0
@@ -141,7 +143,8 @@ def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, mes
 
 def test_too_large_a_model_says_so(here):
     """What doesn't fit into memory is no defect, and the message names the keys that need less."""
-    result = stackwise("run", "small.toml", "--set", "rack.d_ff=40000000000")
+    wide = ("--set", "rack.d_model=100000", "--set", "rack.d_ff=100000000")
+    result = stackwise("run", "small.toml", "--beyond-machine", *wide)
     assert result.returncode == 1
     assert "out of memory. In training a smaller training.batch_size" in result.stderr
 
@@ -447,7 +450,8 @@ def test_a_run_does_not_go_on_with_another_text(here):
     (here / "text.txt").write_text(TEXT.read_text().replace("light", "night"))
     result = CliRunner().invoke(main, ["run", "runs/small"])
     assert result.exit_code == 2
-    assert "runs/small can't go on: its configuration comes to another plan now" in result.stderr
+    said = f"runs/small can't go on: what it was trained on is no longer the text of {here / 'text.txt'}."
+    assert said in result.stderr
 
 
 def test_a_run_killed_between_its_first_commit_and_the_renames_goes_on(here):

@@ -96,7 +96,7 @@ def test_depth_and_precision_are_heeded(runs):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["maskd"], 2, "Did you mean masked?"),
+        (["maskd"], 2, 'Did you mean "masked"?'),
         (["masked", "--infill", "no gap"], 2, "--infill: expected a text with gaps"),
         (["masked", "--infill", "a [MASK:0]"], 2, "--infill:1:3: expected [MASK] or [MASK:20]"),
         (["masked", "--infill", "[MASK]", "--length", "3"], 2, "--infill with --length"),

@@ -21,6 +21,9 @@ class EveryName:
     def options_class(self, declared):
         return NoOptions
 
+    def names(self, hook):
+        return ["any"]
+
 
 LORA = {"use": "lora"}
 
@@ -30,6 +33,9 @@ LORA = {"use": "lora"}
     [
         ({"training": {"window": 15}}, "training.window"),
         ({"training": {"head": "trains"}}, "training.head"),
+        ({"data": {"special_ids": {"eos": 7}}}, "data.special_ids"),
+        ({"data": {"special_ids": {"eos": -1}, "tokenizer": "t.json"}}, "data.special_ids"),
+        ({"data": {"special_ids": {"mask": 3, "pad": 3}, "tokenizer": "t.json"}}, "data.special_ids"),
         ({"training": {"over": "depth", "weighting": "nelbo"}}, "training.weighting"),
         ({"training": {"time": "depth", "weighting": "nelbo"}}, "training.weighting"),
         ({"training": {"time": "depth", "over": "time"}}, "training.over"),

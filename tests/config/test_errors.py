@@ -4,7 +4,6 @@
 Comment lines at the top of a TOML give the case its ``--set`` and its environment.
 """
 
-import json
 import os
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -79,7 +78,7 @@ def test_unavailable_beside_a_mistake(monkeypatch):
 def test_as_json(monkeypatch):
     """The JSON form has the same facts as the text."""
     monkeypatch.chdir(GOLDEN)
-    report_ = json.loads(report("unknown_key").as_json())
+    report_ = report("unknown_key").as_json()
     assert report_["ok"] is False
     assert report_["problems"] == [
         {

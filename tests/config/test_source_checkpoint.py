@@ -189,6 +189,61 @@ def test_what_it_sets_must_be_the_checkpoint_s(copy):
     assert said.keys() == {f"rack.{key}" for key in ("d_ff", "rope_theta", "tie_embeddings", "n_heads", "stacks")}
 
 
+def test_the_mask_must_be_the_checkpoint_s(copy):
+    """Its row is trained; left out it follows, and another one is refused with what the checkpoint has."""
+    change(copy, mask_token_id=299)
+    toml = copy.parent / "stackwise.toml"
+    start = f'[rack]\ninit_from = "{copy}"\nstacks = 3\nblocks_per_stack = 1\n'
+
+    def complaint(data: str) -> tuple[str, str]:
+        toml.write_text(f"{start}[data]\n{data}")
+        with pytest.raises(ConfigError) as caught:
+            load(toml, environ={})
+        (problem,) = caught.value.problems
+        return problem.key, problem.message
+
+    toml.write_text(start)
+    assert load(toml, environ={})[0].data.special_ids == {"mask": 299}
+    found = f"expected the mask 299, as {copy} has, found"
+    assert complaint('mask_token = "<|end|>"') == ("data.mask_token", f'{found} "<|end|>", which is 0')
+    message = f"expected 299, as {copy} has, found 7"
+    assert complaint("special_ids = { mask = 7 }") == ("data.special_ids.mask", message)
+
+
+def test_bytes_have_the_mask_that_they_have(copy):
+    """A vocabulary of bytes with another mask isn't the built-in one's."""
+    from stackwise_core.config.source_vocabulary import byte_characters
+
+    model = {"type": "BPE", "vocab": byte_characters(), "merges": []}
+    (copy / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    toml = copy.parent / "stackwise.toml"
+    toml.write_text(f'[rack]\ninit_from = "{copy}"\nstacks = 3\nblocks_per_stack = 1\n[data]\ntokenizer = "bytes"')
+    change(copy, mask_token_id=256, pad_token_id=270)
+    assert load(toml, environ={})[0].rack.vocab_size == 300
+    change(copy, mask_token_id=299)
+    with pytest.raises(ConfigError, match=r'data\.tokenizer: expected the mask 299, .*; with "bytes" it is 256'):
+        load(toml, environ={})
+
+
+def test_contradictions_of_its_files_are_located_at_the_path(copy):
+    """Each is a problem of rack.init_from."""
+    change(copy, mask_token_id=299)
+    (copy / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<|end|>"}))
+    with pytest.raises(ConfigError, match=r"stackwise\.toml:3:13: rack\.init_from: .*: mask has two ids: "):
+        load_with(copy)
+
+
+def test_rows_follow_where_there_are_more_than_ids(tmp_path):
+    """The tokenizer needs 302 with mask and padding; more rows may be asked for, fewer not."""
+    save_checkpoint(tmp_path / "source", vocab_size=320)
+    assert load_with(tmp_path / "source").rack.vocab_size == 320
+    assert load_with(tmp_path / "source", vocab_size=384).rack.vocab_size == 384
+    with pytest.raises(ConfigError, match=r"rack\.vocab_size: expected 320, as .* has, found 310"):
+        load_with(tmp_path / "source", vocab_size=310)
+    save_checkpoint(tmp_path / "source", vocab_size=301)
+    assert load_with(tmp_path / "source").rack.vocab_size is None
+
+
 @pytest.mark.parametrize("right", [{"n_kv_heads": 3}, {"d_model": 72}, {"n_heads": 9}])
 def test_what_is_right_is_not_blamed_for_what_is_wrong(tmp_path, right):
     """Nine heads fit neither the default of any other key nor what is set wrongly."""
@@ -251,7 +306,7 @@ def test_pickled_weights_are_not_read(copy):
         ("model.safetensors.index.json", b'{"weight_map": []}'),
         ("tokenizer.json", b"{}"),
         ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}'),
-        ("tokenizer.json", b'{"model": {"vocab": {"a": 300}}}'),
+        ("tokenizer.json", b'{"model": {"type": "WordLevel", "vocab": {"a": 300}, "unk_token": "a"}}'),
         ("tokenizer.json", b'{"model": {"vocab": [[1]]}}'),
         ("tokenizer.json", b"\xff"),
     ],
@@ -278,12 +333,12 @@ def test_weights_cut_short_or_of_other_numbers(copy):
 
 
 def test_checking_needs_no_torch(copy):
-    """A configuration with a checkpoint is checked without it, also where it is wrong."""
+    """A configuration with a checkpoint is checked without it, its tokenizer by the library that is light."""
     load_with(copy)
     code = (
         "import sys\nfrom stackwise_core.config.load import load\n"
         f"load({str(copy.parent / 'stackwise.toml')!r}, environ={{}})\n"
-        "print([name for name in ('torch', 'transformers', 'tokenizers', 'peft') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

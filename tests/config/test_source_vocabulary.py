@@ -1,14 +1,10 @@
 import json
 
-import pytest
-
-from stackwise_core.config.source_vocabulary import byte_characters, other_vocabulary, read_vocabulary
-from stackwise_core.errors import UsageError
+from stackwise_core.config.source_vocabulary import byte_characters, other_vocabulary
 
 
-def write(path, vocabulary, added=()):
-    tokens = [{"id": id_, "content": token} for token, id_ in added]
-    path.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": tokens}))
+def write(path, vocabulary):
+    path.write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}}))
     return path
 
 
@@ -21,12 +17,6 @@ def test_the_characters_of_bytes_are_the_library_s():
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     text = "".join(map(chr, [*range(0x800), 0x20AC, 0x1F600]))
     assert bytes(library.encode(text).ids) == text.encode()
-
-
-def test_ids_of_each_kind_of_model(tmp_path):
-    """A table of a BPE or WordPiece model, pairs of a Unigram one; added tokens count."""
-    assert read_vocabulary(write(tmp_path / "a.json", {"a": 0, "b": 1}, [("c", 2)])) == {"a": 0, "b": 1, "c": 2}
-    assert read_vocabulary(write(tmp_path / "b.json", [["a", -1.0], ["b", -2.0]])) == {"a": 0, "b": 1}
 
 
 def test_the_same_ids_with_more_beyond(tmp_path):
@@ -49,9 +39,3 @@ def test_bytes_fit_a_vocabulary_of_bytes(tmp_path):
     for specials in ({}, {"[MASK]": 256, "[PAD]": 257}):
         assert other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | specials)) is None
     assert "hasn't its token" in other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | {"ab": 256}))
-
-
-def test_a_tokenizer_that_is_not_there(tmp_path):
-    """Said as any other mistake."""
-    with pytest.raises(UsageError, match=r"gone\.json can't be read: No such file"):
-        read_vocabulary(tmp_path / "gone.json")

@@ -51,7 +51,7 @@ def data(tmp_path):
 def prepared(tmp_path, data):
     """A function that writes texts, a file each, and prepares them."""
 
-    def run(texts, tokenizer="bytes", mask_token=None, progress=None, **options):
+    def run(texts, tokenizer="bytes", mask_token=None, progress=None, *, causal=False, **options):
         folder = tmp_path / "corpus"
         folder.mkdir(exist_ok=True)
         for old in folder.iterdir():
@@ -59,6 +59,6 @@ def prepared(tmp_path, data):
         for number, text in enumerate(texts):
             (folder / f"{number:04}.txt").write_bytes(text.encode())
         tokenizer = load_tokenizer(str(tokenizer), mask_token=mask_token)
-        return prepare(evolve(data, corpus=str(folder), **options), tokenizer, progress)
+        return prepare(evolve(data, corpus=str(folder), **options), tokenizer, progress, causal=causal)
 
     return run

@@ -1,7 +1,6 @@
 """Division into training and validation, and packing into rows, against a slow computation from the definition."""
 
 import struct
-from math import ceil
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
-from stackwise_core.data import packing, token_stream
+from stackwise_core.data import cutting, packing, token_stream
 from stackwise_core.data.corpus import Document
 from stackwise_core.data.packing import pack
-from stackwise_core.data.token_stream import Text, cut
+from stackwise_core.data.token_stream import Coverage, Text
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 
@@ -223,49 +222,20 @@ def test_batches_and_pieces_leave_no_trace(prepared, plain_bpe, monkeypatch):
     texts = [topics["if"], topics["while"], "é🙂" * 500, topics["lambda"]]
     whole = {tokenizer: prepared(texts, tokenizer, seq_len=32) for tokenizer in ("bytes", plain_bpe)}
     kept = {key: (read_back(corpus.train), read_back(corpus.validation)) for key, corpus in whole.items()}
-    monkeypatch.setattr(token_stream, "PIECE", 400)
+    monkeypatch.setattr(cutting, "PIECE", 400)
+    monkeypatch.setattr(cutting, "OVERLAP", 100)
     monkeypatch.setattr(token_stream, "BATCH", 1000)
     monkeypatch.setattr(packing, "BATCH", 1000)
     for key, corpus in whole.items():
         for file in corpus.directory.iterdir():
             file.unlink()
         again = prepared(texts, key, seq_len=32)
-        if key == "bytes":
-            assert (read_back(again.train), read_back(again.validation)) == kept[key]
+        assert (read_back(again.train), read_back(again.validation)) == kept[key]
         assert again.train.bytes + again.validation.bytes == len("".join(texts).encode())
-    monkeypatch.setattr(token_stream, "PIECE", 1 << 17)
-    corpus.directory.joinpath("manifest.json").unlink()
-    again = prepared(texts, plain_bpe, seq_len=32)
-    assert (read_back(again.train), read_back(again.validation)) == kept[plain_bpe]
-
-
-def test_pieces_of_lines_have_the_tokens_of_the_whole(plain_bpe, monkeypatch):
-    """A text cut at the starts of lines is tokenised as if it hadn't been."""
-    from pydoc_data.topics import topics
-
-    monkeypatch.setattr(token_stream, "PIECE", 2000)
-    tokenizer = load_tokenizer(str(plain_bpe), mask_token=None)
-    text = topics["classes"] if "classes" in topics else topics["class"]
-    pieces = list(cut([text]))
-    assert len(pieces) >= ceil(len(text) / 2000) > 1
-    assert "".join(pieces) == text
-    ids = np.concatenate([ids for ids, _ in tokenizer.encode(pieces)])
-    assert ids.tolist() == tokenizer.encode([text])[0][0].tolist()
-
-
-@pytest.mark.parametrize("text", ["word " * 300, "\n\n  x" * 300, "日本" * 800, "x" * 1000])
-def test_pieces_of_any_text(text, monkeypatch):
-    """Text without lines is cut before spaces, text without spaces anywhere; nothing is lost or longer than allowed."""
-    monkeypatch.setattr(token_stream, "PIECE", 64)
-    pieces = list(cut([text]))
-    assert "".join(pieces) == text
-    assert max(len(piece) for piece in pieces) <= 64
-    if text.startswith("word"):
-        assert all(piece.startswith(" word") for piece in pieces[1:])
 
 
 def test_bytes_that_no_token_stands_for(tmp_path):
-    """What a tokenizer drops between and around tokens counts with its neighbours, so bits a byte stay honest."""
+    """What a tokenizer drops between and around tokens counts with none of them, so that bits a byte stay a bound."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     library = Tokenizer(models.WordLevel({"[UNK]": 0, "é": 1, "b": 2}, unk_token="[UNK]"))
@@ -283,8 +253,25 @@ def test_bytes_that_no_token_stands_for(tmp_path):
         progress=None,
     )
     assert packed.all_tokens == packed.train.tokens == 3
-    assert packed.train.bytes == len("  é  b\n".encode()) + 2
+    assert packed.train.bytes == len("ébb".encode())
+    assert packed.coverage == Coverage(bytes=len("".join(texts).encode()), unknown=0, dropped=9)
     assert np.fromfile(tmp_path / "out" / "train.segments", "<i8").tolist() == [0, 2]
+
+
+def test_unknown_text_is_neither_scored_nor_counted(tmp_path):
+    """The bytes of unknown words are those of no neighbour, and a row of nothing else isn't a sample."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    library = Tokenizer(models.WordLevel({"?": 0, "ab": 1, "c": 2}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "t.json"), mask_token=None)
+    (tmp_path / "out").mkdir()
+    text = Text([Document("", ["собака ab c дом xyz c"])])
+    packed = pack([text], tokenizer, tmp_path / "out", seq_len=2, validation_fraction=0.0)
+    assert (packed.all_tokens, packed.train.tokens, packed.train.rows) == (6, 3, 3)
+    assert packed.train.bytes == len("abcc")
+    assert packed.coverage == Coverage(bytes=12 + 2 + 1 + 6 + 3 + 1 + 5, unknown=12 + 6 + 3, dropped=5)
 
 
 @pytest.mark.parametrize(("words", "size"), [(1 << 16, 2), ((1 << 16) + 1, 4)])

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attrs import evolve
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers
+from xxhash import xxh3_128
 
 from stackwise_core.data import sequences
-from stackwise_core.data.sequences import prepare
+from stackwise_core.data.sequences import INDICES, prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 
@@ -81,7 +84,7 @@ def test_two_preparations_have_the_same_rows(prepared, tmp_path):
     other = prepared(TEXTS, tokens_directory=str(tmp_path / "elsewhere"))
     assert one.directory != other.directory
     assert one.fingerprint == other.fingerprint
-    assert len(list(one.directory.iterdir())) == 7
+    assert len(list(one.directory.iterdir())) == 9
     for file in one.directory.iterdir():
         assert file.read_bytes() == (other.directory / file.name).read_bytes()
 
@@ -129,6 +132,20 @@ def test_no_validation_when_none_is_asked_for(prepared):
     assert (len(corpus.validation), corpus.validation.tokens, corpus.validation.bytes) == (0, 0, 0)
     assert corpus.validation.rows(np.array([], int)).tokens.shape == (0, 8)
     assert corpus.train.tokens == sum(map(len, TEXTS))
+
+
+def test_tokens_of_an_earlier_version_are_made_anew(prepared, caplog):
+    """Where it isn't known what of a text has no token, that is counted again, and nothing is called damaged."""
+    first = prepared(TEXTS)
+    path = first.directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["coverage"], manifest["xxh3_128"]
+    manifest["xxh3_128"] = xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    again = prepared(TEXTS)
+    assert (again.directory, again.train.coverage) == (first.directory, first.train.coverage)
+    assert "coverage" in json.loads(path.read_text())
+    assert not caplog.records
 
 
 def flip_a_bit(file):
@@ -208,7 +225,7 @@ def test_another_process_leaves_damage(prepared, data):
 PREPARE = """
 import sys, time
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sequences import prepare
+from stackwise_core.data.sequences import INDICES, prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 
 def progress(done, share):
@@ -246,7 +263,7 @@ def test_two_processes_at_the_same_time(prepared, tmp_path):
     for process in processes:
         assert process.communicate(timeout=60)[0] == line
         assert process.returncode == 0
-    assert [file.name for file in directory.iterdir()] == [expected.fingerprint]
+    assert [file.name for file in directory.iterdir() if file.name != INDICES] == [expected.fingerprint]
 
 
 def test_killed_in_the_middle(prepared, data, tmp_path):
@@ -386,7 +403,7 @@ def test_everything_is_synced_before_it_is_renamed(prepared, monkeypatch):
     monkeypatch.setattr(sequences, "sync", noting_sync)
     monkeypatch.setattr(Path, "rename", noting_rename)
     prepared(TEXTS)
-    files = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("rows", "segments", "tokens")]
+    files = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("alone", "rows", "segments", "tokens")]
     assert events == [*files, "manifest.json", "directory", "rename", "parent"]
 
 
@@ -398,3 +415,24 @@ def test_no_torch_and_no_tokenizers_for_bytes():
         "assert not {'torch', 'tokenizers'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "собака " * 60,
+            "92.3 % of the text is unknown to .*t.json .data.tokenizer., and of its 60 tokens 0 for training",
+        ),
+        (" \n" * 60, "there is not one character in it that the tokenizer has a token for"),
+    ],
+)
+def test_text_that_the_tokenizer_has_no_token_for(data, tmp_path, text, message):
+    """It isn't too little text: another tokenizer is what it needs."""
+    library = Library(models.WordLevel({"?": 0, "the": 1}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "t.json"))
+    (tmp_path / "text.txt").write_text(text)
+    changed = evolve(data, corpus=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+    with pytest.raises(UsageError, match=message):
+        prepare(changed, load_tokenizer(changed.tokenizer, mask_token=None))

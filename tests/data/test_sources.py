@@ -34,7 +34,7 @@ def words(name, count):
 def mixed(tmp_path):
     """A function that prepares texts by name, each with its weight, as sources."""
 
-    def run(texts, weights=(), held_out=None, tokenizer="bytes", **options):
+    def run(texts, weights=(), held_out=None, tokenizer="bytes", causal=False, **options):
         for name, documents in [*texts.items(), *([("held_out", held_out)] if held_out else [])]:
             lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
             (tmp_path / f"{name}.jsonl").write_text(lines)
@@ -45,7 +45,7 @@ def mixed(tmp_path):
             seq_len=SEQ_LEN,
             tokens_directory=str(tmp_path / "tokens"),
         )
-        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None))
+        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None), causal=causal)
 
     return run
 
@@ -190,6 +190,12 @@ def test_what_is_validated_on_is_not_trained_on(mixed):
     assert [source.validation.samples > 0 for source in corpus.sources] == [False, False, True]
 
 
+def test_a_short_text_for_validation(mixed):
+    """It is one padded row."""
+    corpus = mixed({"a": A}, held_out=["short"])
+    assert rows(corpus.validation) == [("short",)]
+
+
 def test_nothing_but_validation(mixed):
     """A corpus that is the validation text over again leaves nothing to train on, and says why."""
     with pytest.raises(UsageError) as caught:
@@ -308,3 +314,150 @@ def test_contradictions(tmp_path, override, keys):
     result = check(tmp_path, override)
     assert result.exit_code == 2
     assert all(key in result.output for key in keys)
+
+
+def snapshot(folder, splits):
+    """A data set's directory with a file a split, and a card."""
+    folder.mkdir()
+    for split, documents in splits.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+        (folder / f"{split}-00000.jsonl").write_text(lines)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A card\n")
+    return str(folder)
+
+
+def texts_of(split):
+    return "".join(text for sample in rows(split) for text in sample)
+
+
+def test_a_data_set_has_its_own_validation(mixed, tmp_path):
+    """Train is trained on and validation measured on, as if both were named; equal passages are left out."""
+    folder = snapshot(tmp_path / "set", {"train": [*A, *B[:3]], "validation": B, "test": words("c", 9)})
+    corpus = mixed({}, corpus=folder)
+    assert texts_of(corpus.train) == "".join(A)
+    assert texts_of(corpus.validation) == "".join(B)
+    assert corpus.left_out == len("".join(B[:3]))
+    named = mixed({}, corpus=f"{folder}#train", validation=f"{folder}#validation")
+    assert corpus.directory == named.directory
+    assert [source.name for source in corpus.sources] == [folder, f"{folder}#validation"]
+    assert corpus.notes == (
+        f"{folder}: split train is trained on; split validation is measured on; left out: split test, README.md.",
+    )
+
+
+@pytest.mark.parametrize("key", ["validation_fraction", "validation"])
+def test_what_the_configuration_says_of_validation_counts(mixed, tmp_path, key):
+    """A share or a text that is asked for takes the place of the data set's own split, which is in neither."""
+    folder = snapshot(tmp_path / "set", {"train": A, "validation": B})
+    (tmp_path / "held.txt").write_text("".join(words("c", 20)))
+    corpus = mixed({}, corpus=folder, **{key: 0.2 if key == "validation_fraction" else str(tmp_path / "held.txt")})
+    held_out = set.union(*map(names, rows(corpus.validation)))
+    assert held_out == ({"a"} if key == "validation_fraction" else {"c"})
+    assert set.union(*map(names, rows(corpus.train))) == {"a"}
+    assert f"left out: split validation (since data.{key} is set), README.md." in corpus.notes[0]
+
+
+def test_a_data_set_without_validation(mixed, tmp_path):
+    """A share of its training text is held out; its test text is in neither split."""
+    corpus = mixed({}, corpus=snapshot(tmp_path / "set", {"train": A, "test": B}))
+    assert sorted(texts_of(corpus.train) + texts_of(corpus.validation)) == sorted("".join(A))
+    assert len(corpus.validation) > 0
+
+
+def test_sources_have_their_own_validation(mixed, tmp_path):
+    """Each source's own validation split is measured on, once whatever its weight; no row holds text of two."""
+    one, two = ({"train": texts[10:], "dev": texts[:10]} for texts in (A, B))
+    sources = {
+        "a": SourceConfig(snapshot(tmp_path / "one", one), weight=2),
+        "b": SourceConfig(snapshot(tmp_path / "two", two)),
+    }
+    corpus = mixed({}, sources=sources)
+    assert texts_of(corpus.validation) == "".join([*A[:10], *B[:10]])
+    assert all(len(names(sample)) == 1 for sample in rows(corpus.validation))
+    assert [source.name for source in corpus.sources] == ["a", "b", "a#validation", "b#validation"]
+
+
+def test_all_sources_have_validation_or_none(mixed, tmp_path):
+    """Where some have a validation split and others don't, the configuration must say what to measure on."""
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in B))
+    sources = {
+        "a": SourceConfig(snapshot(tmp_path / "set", {"train": A, "validation": A})),
+        "b": SourceConfig(str(tmp_path / "b.jsonl")),
+    }
+    with pytest.raises(UsageError, match=r"b\.jsonl: expected a validation split of its own, as a has"):
+        mixed({}, sources=sources)
+    sources["a"] = evolve(sources["a"], corpus=f"{tmp_path}/set#train")
+    corpus = mixed({}, sources=sources, validation_fraction=0.1)
+    assert set.union(*map(names, rows(corpus.train))) == {"a", "b"}
+
+
+def test_all_of_it_is_in_its_validation(mixed, tmp_path):
+    """A data set whose training text is its validation text leaves nothing, and says which split it is."""
+    folder = snapshot(tmp_path / "set", {"train": A, "validation": A})
+    with pytest.raises(UsageError, match=r"all of it is in .*/set#validation too"):
+        mixed({}, corpus=folder)
+
+
+def test_check_lists_subsets(tmp_path):
+    """A card of several subsets is refused at the key that names it, before anything is read."""
+    (tmp_path / "set").mkdir()
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("de", "en"))
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    result = check(tmp_path, config='[data.sources.x]\ncorpus = "set"\n')
+    assert result.exit_code == 2
+    assert "run.toml:2:10: data.sources.x.corpus: " in result.output
+    assert "found 2 in" in result.output
+    assert "README.md: de, en. Name one, such as" in result.output
+
+
+def test_check_looks_at_its_validation(tmp_path):
+    """A fault in a data set's validation split, and a source without one, are found before anything runs."""
+    folder = tmp_path / "set"
+    snapshot(folder, {"train": A, "validation": []})
+    (folder / "validation-00000.jsonl").write_text("{}\n")
+    result = check(tmp_path, config='[data]\ncorpus = "set"\n')
+    assert 'validation-00000.jsonl:1: expected a field "text"' in result.output
+    (folder / "validation-00000.jsonl").write_text('{"text": "words"}\n')
+    config = '[data.sources.a]\ncorpus = "set"\n[data.sources.b]\ncorpus = "python-docs"\n'
+    result = check(tmp_path, config=config)
+    assert "run.toml:4:10: data.sources.b.corpus: python-docs: expected a validation split of its own" in result.output
+
+
+ONES = list("ABCDEFGHIJ")
+"""Documents of one token each, in which no token has one before it."""
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_samples_of_causal_language_modelling_are_counted_by_source(mixed, weight):
+    """Rows with nothing to predict are left out of each source's samples, with its weight, and counted in all."""
+    texts = {"a": [*ONES, "KL", "MNO"], "b": ["pqrst"] * 3}
+    options = {"weights": (weight, 1.0), "seq_len": 2, "validation_fraction": 0.0}
+    masked, causal = (mixed(texts, causal=causal, **options) for causal in (False, True))
+    read = masked.train.rows(np.arange(len(masked.train)))
+    some = [left == right > 0 for left, right in read.segments.tolist()]
+    assert 0 < some.count(True) < len(some)
+    assert len(causal.train) == some.count(True)
+    assert sum(source.train.samples for source in causal.sources) == len(causal.train)
+    assert causal.alone == some.count(False)
+    assert (masked.alone, causal.fingerprint) == (0, masked.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"texts": {"a": ONES}, "validation_fraction": 0.0}, r"a\.jsonl"),
+        ({"texts": {"b": words("b", 50)}, "held_out": ONES}, r"held_out\.jsonl"),
+        ({"texts": {"a": ONES * 10}, "validation_fraction": 0.2}, r"a\.jsonl"),
+    ],
+)
+def test_texts_with_nothing_to_predict_are_refused(mixed, options, named):
+    """Documents of one token can be trained and measured on with masks, and causally neither, which is said at once."""
+    assert len(mixed(**options).train)
+    with pytest.raises(UsageError, match=rf'^\S*{named}: nothing to predict with training.objective = "clm"'):
+        mixed(**options, causal=True)
+
+
+def test_a_validation_split_with_nothing_to_predict_is_refused(mixed):
+    """By its share, since it has no name of its own."""
+    with pytest.raises(UsageError, match=r"^the validation split \(data.validation_fraction = 0.01\): nothing to"):
+        mixed({"a": [*ONES, "KLMNOPQRST"]}, causal=True, validation_fraction=0.01)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from stackwise_core.data.tokenizer import _byte_offsets, load_tokenizer
+from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 
 MIXED = "naïve – 日本語 🙂 the\r\n\tend\0"
@@ -104,6 +104,32 @@ def test_usual_mask_and_pad_tokens(tmp_path, special, mask, pad):
     assert tokenizer.pad_id == (vocabulary[pad] if pad else len(vocabulary))
 
 
+def test_ids_that_are_special_beside_those_of_the_file(tmp_path):
+    """Given mask and padding are taken, the others are special too; all of it decides the fingerprint."""
+    path = save_words(tmp_path / "t.json", ["a", "b", "[MASK]"], ["[MASK]"])
+    given = load_tokenizer(str(path), mask_token=None, special_ids={"mask": 6, "pad": 5, "eos": 2})
+    assert (given.mask_id, given.pad_id, given.vocab_size) == (6, 5, 7)
+    assert given.special_ids == {0, 2, 3, 5, 6}
+    assert given.decode([1, 6, 5, 1]) == "a[MASK] a"
+    same = load_tokenizer(str(path), mask_token=None, special_ids={"mask": 3})
+    assert same.fingerprint == open_json(path).fingerprint
+    others = ({"mask": 6}, {"mask": 6, "pad": 5}, {"eos": 2}, {"eos": 1})
+    prints = {load_tokenizer(str(path), mask_token=None, special_ids=each).fingerprint for each in others}
+    assert len(prints | {same.fingerprint}) == 5
+    with pytest.raises(UsageError, match=r't\.json: data\.mask_token = "b" has the id 2, and data\.special_ids\.mask'):
+        load_tokenizer(str(path), mask_token="b", special_ids={"mask": 6})
+    with pytest.raises(UsageError, match=r"data\.special_ids: expected none"):
+        load_tokenizer("bytes", mask_token=None, special_ids={"mask": 6})
+
+
+def test_ids_that_stand_for_no_text(tmp_path):
+    """Special ones, gaps, and rows beyond the last; of bytes as well."""
+    library = Library(models.WordLevel({"[UNK]": 0, "a": 3}, unk_token="[UNK]"))
+    library.save(str(tmp_path / "t.json"))
+    assert open_json(tmp_path / "t.json").wordless_ids(8) == {0, 1, 2, 4, 5, 6, 7}
+    assert load_tokenizer("bytes", mask_token=None).wordless_ids(260) == {256, 257, 258, 259}
+
+
 def test_pad_is_never_the_mask(tmp_path):
     """Where the mask is what usually pads, padding gets an id of its own."""
     tokenizer = open_json(save_words(tmp_path / "t.json", ["a", "<pad>"], ["<pad>"]), "<pad>")
@@ -178,11 +204,6 @@ def test_offsets_never_fall(tmp_path):
     assert (np.diff(starts) >= 0).all()
     assert starts[0] >= 0
     assert starts[-1] < len(text.encode())
-
-
-def test_offsets_that_fall_are_held():
-    """A token that claims to start before the one before it starts with it."""
-    assert _byte_offsets("éab", [(0, 1), (2, 3), (1, 2), (2, 3)]).tolist() == [0, 3, 3, 3]
 
 
 def test_json_decode(masked_bpe, plain_bpe):

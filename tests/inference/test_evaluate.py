@@ -6,9 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from stackwise_core.data.sequences import Rows
+from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import (
     BandRoute,
     Evaluation,
@@ -231,7 +232,7 @@ class Sequences:
     def tokens(self) -> int:
         return self.table.size
 
-    bytes = 1000
+    bytes: int = 1000
 
     def __len__(self) -> int:
         return len(self.table)
@@ -362,3 +363,39 @@ def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
     nats = [likelihood.nats_per_token for likelihood in ran.result.likelihoods]
     assert nats == pytest.approx([total / predicted for total in totals], abs=1e-5)
     assert ran.result.likelihoods[0].tokens == predicted
+
+
+@pytest.mark.parametrize("objective", ["mask_diffusion", "clm"])
+def test_a_bound_that_is_no_number_is_an_error(tmp_path, objective):
+    """The first stack and tensor that isn't finite is named; without one, the stack whose result isn't."""
+    attention = {"rack.attention": "causal"} if objective == "clm" else {}
+    ran = run_tiny(tmp_path, {"training.objective": objective, "training.steps_per_stack": 1, **attention})
+    residency, causal = ran.engine._residency, objective == "clm"
+    before = measure(ran, causal=causal)
+    mlp, embedding = residency.stack(1).layers[0].mlp, residency.ends(0).embed_tokens.weight
+    harms = (
+        (
+            mlp.down_proj.weight[2:3, 3:4],
+            math.nan,
+            r"stack 1, layers\.0\.mlp\.down_proj\.weight isn't finite: nan at \[2, 3\]",
+        ),
+        (mlp.up_proj.weight, 3e38, r"what leaves stack 1, whose weights are all finite, isn't finite: (-?inf|nan)"),
+        (embedding[7:8, 5:6], math.nan, r"embed_tokens\.weight isn't finite: nan at \[7, 5\]"),
+    )
+    for weight, number, said in harms:
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(number * weight.sign() if math.isfinite(number) else torch.full_like(weight, number))
+        with pytest.raises(StackwiseError, match=f"^there is no likelihood: {said}"):
+            measure(ran, causal=causal)
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert measure(ran, causal=causal) == before
+
+
+def test_tokens_without_bytes_have_no_bits_a_byte():
+    """A text whose tokens stand for none of its bytes is an error, and not an infinite bound."""
+    nothing = evolve(SEQUENCES, bytes=0)
+    evaluation = Evaluation(nothing, mask_id=3, seed=1, draws=1)
+    with pytest.raises(StackwiseError, match="stand for no bytes"):
+        evaluate(JointRack(JOINTS), evaluation, routes=[BandRoute((0,), (0.0, 1.0))], exits={0})

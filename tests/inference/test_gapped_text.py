@@ -11,6 +11,7 @@ from stackwise_core.data.tokenizer import ByteTokenizer, load_tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.gapped_text import GappedText, Kind
 from stackwise_core.inference.templates import parts_of
+from tests.kinds_of_tokenizers import KINDS, save_kind
 from tests.tiny import TEXT
 
 BYTES = ByteTokenizer()
@@ -51,12 +52,10 @@ def tokenizers(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "marked", "words"])
 def test_given_text_comes_out_byte_for_byte(tokenizers, name):
-    """Around whatever fills the gaps each given part stands as it was typed, and its tokens are its own."""
+    """Around whatever fills the gaps each given part stands as it was typed."""
     tokenizer = tokenizers[name]
     text = GappedText.of(parts_of(TEMPLATE), tokenizer)
     assert int(text.missing.sum()) == 4
-    for part, length in zip(GIVEN, (text.lengths[0], text.lengths[2], text.lengths[4]), strict=True):
-        assert length == len(tokenizer.encode([part])[0][0])
     rng = np.random.default_rng(0)
     ordinary = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
     for _ in range(20):
@@ -81,6 +80,68 @@ def test_a_gap_filled_with_its_own_tokens_reads_as_before(tokenizers, name):
         if np.array_equal(again, ids[:length]):  # a prompt that was cut within a word may get other tokens
             text = GappedText.of([prompt, len(ids) - length], tokenizer)
             assert text.text(np.append(again, ids[length:])) == sentence
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A tokenizer of each kind."""
+    folder = tmp_path_factory.mktemp("kinds")
+    return {kind: load_tokenizer(str(save_kind(kind, folder)), mask_token=None) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_have_the_tokens_of_the_whole(kinds, kind):
+    """Where a gap takes the place of some tokens of a text, those of the parts beside it are as they were."""
+    tokenizer = kinds[kind]
+    line = "And God said, Let there be light: and there was light in 1492 places."
+    whole = tokenizer.encode_joined([line])
+    apart = 0
+    for first in range(1, whole.ids.size):
+        for stop in range(first + 1, min(first + 6, whole.ids.size)):
+            before, after = line[: whole.starts[first]], line[whole.starts[stop] :]
+            kept = [*whole.ids[:first], *whole.ids[stop:]]
+            if before and tokenizer.encode([before + after])[0][0].tolist() == kept:  # as if the gap hadn't been
+                text = GappedText.of([before, 2, after], tokenizer)
+                assert text.ids[~text.missing].tolist() == kept, (before, after)
+                apart += 1
+    assert apart > 3
+
+
+PARTS = [("look", 1, "ing"), ("", 2, "ing the light"), (3, "ing")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("parts", PARTS)
+def test_only_the_start_of_a_text_is_treated_as_one(kinds, kind, parts):
+    """A part after a gap has no mark of a beginning, and reads as it was given: "look[MASK]ing" has no space in it."""
+    tokenizer = kinds[kind]
+    text = GappedText.of(parts, tokenizer)
+    after = text.ids[len(text.ids) - text.lengths[-1] :].tolist()
+    if kind == "bert":  # which has no token for a space, but others for what follows a letter
+        names = [tokenizer._tokenizer.id_to_token(id_) for id_ in after]
+        assert names == (["##ing"] if parts[0] == "look" else ["in", "##g", "the", "light"][: len(names)])
+    elif kind == "words":
+        assert after == tokenizer.encode([parts[-1]])[0][0].tolist()
+    else:
+        assert tokenizer.decode_after([], after) == parts[-1]
+
+
+def test_what_follows_a_dropped_character_is_not_lost(tmp_path):
+    """The library misplaces tokens after a character that a model drops: parts are then tokenised one by one."""
+    path = save(Library(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])), tmp_path / "t.json")
+    tokenizer = load_tokenizer(path, mask_token=None)
+    assert GappedText.of(["xa", 1, "b"], tokenizer).ids.tolist() == [0, tokenizer.mask_id, 1]
+
+
+def test_stretches_after_a_mask_keep_their_space(kinds):
+    """What is filled after a token that is still masked isn't shown as the beginning of a text."""
+    for kind in ("metaspace first", "byte level, prefix space", "bert"):
+        tokenizer = kinds[kind]
+        text = GappedText.of(["And", 2], tokenizer)
+        ids = text.ids.copy()
+        ids[-1] = tokenizer.encode(["was light"])[0][0][-1]
+        (*_, last) = text.stretches(ids)
+        assert last.text.startswith(" "), kind
 
 
 def test_a_space_that_a_tokenizer_drops_is_not_doubled(tokenizers):

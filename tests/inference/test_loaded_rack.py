@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from stackwise_core import load_rack
-from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.rack.rack import Ends, Stack
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.setup import Parts
+from stackwise_core.training.setup import RackParts
 from tests.llama import llama_like
 from tests.tiny import run_tiny
 
@@ -111,7 +111,7 @@ def test_a_streamed_rack_holds_no_stack_and_computes_the_same(runs, monkeypatch)
     assert not any(index in streamed.run.residency for index in range(3))
     bytes_of_all = 4 * sum(streamed.spec.stack_parameters(index) for index in range(3))
     for budget, held in ((bytes_of_all - 1, 0), (bytes_of_all, 3)):
-        monkeypatch.setattr(Parts, "memory_budget", budget)
+        monkeypatch.setattr(RackParts, "memory_budget", budget)
         assert len(load_rack(runs["streamed"].directory).stacks) == held
 
 
@@ -264,3 +264,13 @@ def test_another_text_has_a_field_of_its_own(racks, tmp_path):
     with pytest.raises(UsageError, match='expected a field "text"'):
         racks["sequential"].evaluate(text)
     assert racks["sequential"].evaluate(corpus=text, text_field="body")[-1].tokens > 100
+
+
+@pytest.mark.parametrize("name", ["sequential", "clm", "banded"])
+def test_a_rack_that_is_not_finite_writes_nothing(runs, name):
+    """Sampling names the stack and the tensor in place of writing what NaN makes likeliest."""
+    rack = load_rack(runs[name].directory)
+    weight = rack.stacks["0"].layers[0].mlp.up_proj.weight
+    weight[2, 3] = torch.nan
+    with pytest.raises(StackwiseError, match=r"aren't finite: stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"):
+        rack.sample("In the", length=4)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackwise_core.data.draws import Stream, generator
+from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.inference.gapped_text import GappedText
 from stackwise_core.inference.sampling import ORDERS, Sampling, blocks_of, go_on, unmask
+from stackwise_core.inference.sampling import sample as fill
 from tests.joint import Joint
 
 JOINT = Joint()
@@ -361,6 +365,17 @@ def test_a_causal_rack_goes_on_from_left_to_right():
         following = found[:, 2:][found[:, 1:-1] == before]
         shares = np.bincount(following, minlength=4) / len(following)
         assert shares == pytest.approx(Chain.p[before].numpy(), abs=0.03)
+
+
+def test_a_causal_rack_writes_after_text_only():
+    """What comes right after a special token is predicted nowhere else, and so isn't sampled either."""
+    tokenizer = load_tokenizer("bytes", mask_token=None)
+    for last, refused in ((65, False), (tokenizer.pad_id, True)):
+        ids = np.array([65, 65, last, tokenizer.mask_id])
+        text = GappedText(("A", 1), (3, 1), ids, ids == tokenizer.mask_id, tokenizer)
+        expected = pytest.raises(UsageError, match="ends with the special token") if refused else nullcontext()
+        with expected:
+            fill(Chain(), text, Sampling(), seq_len=4, causal=True)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,15 @@ def test_texts_of_real_racks(racks, name, order):
     assert texts != rack.sample(**asked, num=5, seed=99)
 
 
+@pytest.mark.parametrize("changes", [{}, {"training.objective": "clm"}], ids=["masks", "clm"])
+def test_rows_that_stand_for_no_token_are_put_nowhere(tmp_path, changes):
+    """A rack of new weights, for which all rows are as likely, has most of them beyond the tokenizer."""
+    few = SHORT | {"rack.vocab_size": 2000, "rack.stacks": 1, "training.steps_per_stack": 1}
+    rack = sw.load_rack(run_tiny(tmp_path, few | changes).directory)
+    *_, last = rack.unmask(rack.text("In ", length=60), Sampling(num=2))
+    assert last.ids.max() < 256
+
+
 @pytest.mark.parametrize("order", ["random", "entropy"])
 def test_each_step_of_a_banded_rack_takes_the_route_of_its_fraction(racks, order, monkeypatch):
     """From all masked to none the fraction falls, and each stack of three serves its own third."""

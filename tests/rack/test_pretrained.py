@@ -83,16 +83,16 @@ def test_every_exit_begins_with_the_one_norm_and_the_last_one_counts(tmp_path):
         torch.testing.assert_close(ends[ours][300:], theirs.weight.mean(0).expand(2, -1).detach())
 
 
-def test_rows_of_padding_are_left_out(tmp_path):
-    """An embedding may have more rows than there are tokens; the plan says so, and what else becomes of the source."""
+def test_rows_beyond_the_tokenizer_are_kept(tmp_path):
+    """They may be the trained mask's. The plan says so, and what else becomes of the source."""
     model = save_checkpoint(tmp_path / "source", vocab_size=320)
     ran = start(tmp_path, tmp_path / "source", STILL | {"data.seq_len": 96})
-    assert torch.equal(master_logits(ran.directory, ran.setup.spec, IDS, attention="causal")[..., :300],
-                       logits(model)[..., :300])  # fmt: skip
+    assert torch.equal(master_logits(ran.directory, ran.setup.spec, IDS, attention="causal"), logits(model))
+    assert (ran.setup.tokenizer.mask_id, ran.setup.tokenizer.pad_id, ran.setup.spec.vocab_size) == (300, 301, 320)
     notes = "\n".join(ran.plan.notes)
-    assert "The 20 rows of its embedding that stand for no token are left out." in notes
+    assert "The 20 rows of its embedding that stand for no token of its tokenizer.json are kept." in notes
+    assert "No file of it names a mask token: it is 300, the first of those rows." in notes
     assert "trained with causal attention, and goes on with bidirectional" in notes
-    assert "Tokens that it doesn't have (2) begin as the mean of all others." in notes
     assert "made for 64 positions, and data.seq_len is 96" in notes
     only_rows = start(tmp_path, tmp_path / "source", STILL | {"data.seq_len": 96}, init="embedding", stacks=1)
     assert not [note for note in only_rows.plan.notes if "positions" in note or "attention" in note]
@@ -249,6 +249,19 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         start(tmp_path, tmp_path / "source")
 
 
+def test_a_mean_that_overflows_is_refused(tmp_path):
+    """The rows of tokens that the checkpoint lacks are the mean of all others, which finite numbers may not have."""
+    save_checkpoint(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][:, 3] = 3e38
+    save_file(weights, file)
+    with pytest.raises(
+        StackwiseError, match=r"the mean of model\.embed_tokens\.weight, .* isn't finite: inf at \[300, 3\]"
+    ):
+        start(tmp_path, tmp_path / "source", STILL)
+
+
 def test_a_tied_checkpoint_with_a_head_of_its_own_is_refused(tmp_path):
     """A copy of the embedding is fine; another head would be another model."""
     save_checkpoint(tmp_path / "source", tie_word_embeddings=True)
@@ -277,6 +290,68 @@ def test_what_was_exported_can_be_imported(tmp_path):
         assert again.setup.spec.vocab_size == 258
         before, after = (master_logits(each.directory, each.setup.spec, IDS % 256) for each in (first, again))
         assert torch.equal(before, after)
+
+
+NAMED = {
+    "tokenizer_config.json": {
+        "tokenizer_config": {"mask_token": "<m>", "pad_token": {"__type": "AddedToken", "content": "<p>"}}
+    },
+    "special_tokens_map.json": {"special_tokens_map": {"mask_token": {"content": "<m>"}, "pad_token": "<p>"}},
+    "an id of its own": {
+        "tokenizer_config": {
+            "mask_token": "<x>",
+            "pad_token": "<p>",
+            "added_tokens_decoder": {"302": {"content": "<x>", "special": True}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("files", NAMED.values(), ids=NAMED)
+def test_mask_and_padding_are_those_of_transformers(tmp_path, source, files):
+    """Wherever they are named; ids with gaps are numbered as its tokenizer numbers them."""
+    from transformers import AutoTokenizer
+
+    path = Path(shutil.copytree(source, tmp_path / "source"))
+    save_checkpoint(path, tie_word_embeddings=True, vocab_size=320)
+    content = json.loads((path / "tokenizer.json").read_text())
+    end = content["added_tokens"][0]
+    more = [{**end, "id": id_, "content": token} for id_, token in ((307, "<m>"), (310, "<p>"))]
+    (path / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": [end, *more]}))
+    for name, said in files.items():
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if name == "tokenizer_config" else {}
+        (path / f"{name}.json").write_text(json.dumps(said | kind))
+    theirs, ran = AutoTokenizer.from_pretrained(path), start(tmp_path, path, STILL)
+    ours = ran.setup.tokenizer
+    assert (ours.mask_id, ours.pad_id) == (theirs.mask_token_id, theirs.pad_token_id)
+    assert (ours.mask_id, ours.pad_id) == (302 if "<x>" in str(files) else 300, 301)
+    notes = "\n".join(ran.plan.notes)
+    assert "tokenizer.json gives <m> the id 307, and the tokenizers library 300, as it numbers them" in notes
+    assert ran.setup.spec.vocab_size == 320
+
+
+def test_an_adapter_that_was_folded_in_as_the_message_says(tmp_path, source):
+    """transformers loads what lies beside the weights; merged by peft and saved elsewhere, the rack has its logits."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    both = Path(shutil.copytree(source, tmp_path / "both"))
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(both), lora).save_pretrained(both)
+    with pytest.raises(UsageError, match=r"both has one that belongs over its weights\n.*merge_and_unload"):
+        start(tmp_path, both)
+    theirs = logits(LlamaForCausalLM.from_pretrained(both, attn_implementation="sdpa").eval())
+    (tmp_path / "adapter").mkdir()
+    for file in both.glob("adapter_*"):
+        file.rename(tmp_path / "adapter" / file.name)
+    folded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(both), tmp_path / "adapter").merge_and_unload()
+    folded.save_pretrained(tmp_path / "merged")
+    shutil.copy(both / "tokenizer.json", tmp_path / "merged")
+    ran = start(tmp_path, tmp_path / "merged", STILL)
+    ours = master_logits(ran.directory, ran.setup.spec, IDS, attention="causal")[..., :300]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    without = logits(LlamaForCausalLM.from_pretrained(source, attn_implementation="sdpa").eval())
+    assert (ours - without).abs().max() > 0.1
 
 
 def test_a_file_that_changed_since_it_was_checked(tmp_path, source):

@@ -1,9 +1,12 @@
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from attrs import evolve
 
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.rack.formats import Formats
@@ -11,9 +14,9 @@ from stackwise_core.rack.rack import INTO_RESIDUAL, new_ends, new_stack
 from stackwise_core.rack.residency import Residency
 from stackwise_peft.lora import Lora
 from stackwise_peft.options import LoraOptions
-from stackwise_precision.floats import Bf16, Fp32
+from stackwise_precision.floats import Bf16, Fp16, Fp32
 from stackwise_precision.fp8 import Fp8
-from stackwise_precision.options import Fp8Options
+from stackwise_precision.options import Fp8Options, Fp16Options
 
 SPEC = RackSpec(blocks=(1, 1, 1), vocab_size=40, seq_len=12, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
 MASK = 39
@@ -313,3 +316,53 @@ def test_an_adapter_that_is_not_named_is_frozen_and_active(tmp_path):
     held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "trunk"),)))
     assert {name.split(".")[-2] for name in requiring(held)} == {"trunk"}
     assert torch.equal(held.through(0, hidden, context), expected)  # a fresh LoRA changes nothing
+
+
+def test_a_weight_that_the_trunk_cannot_hold_is_named_with_its_stack():
+    """Beyond fp16, and not a number in full precision; whatever the format, the stack and the tensor are said."""
+    for trunk, value, said in (
+        (
+            Fp16(Fp16Options()),
+            70000.0,
+            r"^stack 1, layers\.0\.mlp\.up_proj\.weight can't be held in fp16: 70000 at \[2, 3\]",
+        ),
+        (Fp32(None), math.nan, r"^stack 1, layers\.0\.mlp\.up_proj\.weight isn't finite: nan at \[2, 3\]"),
+        (Fp8(Fp8Options()), math.inf, r"^stack 1, layers\.0\.mlp\.up_proj\.weight isn't finite: inf at \[2, 3\]"),
+    ):
+        masters = Shelf()
+        for index in range(3):
+            masters.write_stack(index, new_stack(SPEC, index, seed=1).state_dict())
+        masters[1]["layers.0.mlp.up_proj.weight"][2, 3] = value
+        rack = residency(masters=masters, trunk=trunk)
+        rack.bring((0,), active=())
+        with pytest.raises(StackwiseError, match=said):
+            rack.bring((0, 1), active=())
+
+
+class Careless(Fp16):
+    """A stranger's fp16, which looks at nothing."""
+
+    def prepare(self, stack, *, trainable):
+        stack.to(torch.float16)
+
+
+def test_a_precision_that_makes_infinite_weights_is_to_blame():
+    """The core looks at what any plugin made of finite masters, and names the plugin, the stack and the tensor."""
+    masters = Shelf()
+    masters.write_stack(0, new_stack(SPEC, 0, seed=1).state_dict())
+    rack = residency(masters=masters, trunk=Careless(Fp16Options()))
+    rack.bring((0,), active=())
+    masters[0]["layers.0.mlp.up_proj.weight"][2, 3] = 70000.0
+    rack.let_go([0])
+    with pytest.raises(
+        ContractError, match=r"prepare\(\) left layers\.0\.mlp\.up_proj\.weight of stack 0 with numbers"
+    ):
+        rack.bring((0,), active=())
+
+
+def test_ends_that_are_not_finite_are_refused():
+    """An embedding with a NaN in it is named when it is loaded."""
+    ends = new_ends(SPEC, MASK, seed=2).state_dict()
+    ends["embed_tokens.weight"][4, 5] = math.nan
+    with pytest.raises(StackwiseError, match=r"^embed_tokens\.weight isn't finite: nan at \[4, 5\]"):
+        residency().load_ends({None: ends})

@@ -1,16 +1,19 @@
 """What is read of a run's directory, finished or not, whole or not."""
 
 import json
+import math
 import os
 import random
+import re
 import shutil
 
 import pytest
 
 from stackwise_core.config.dump import dump
-from stackwise_core.report import tables
+from stackwise_core.report import tables, wording
 from stackwise_core.report.as_json import as_plain
 from stackwise_core.report.reading import read_run, read_runs
+from stackwise_core.report.run import Likelihood
 from stackwise_core.training.events import StepDone
 from tests.report.conftest import SHORT, lines
 from tests.tiny import TinyRun, run_tiny
@@ -256,3 +259,28 @@ def test_labels_differ(tmp_path, finished):
     labels = [run.label for run in read_runs([finished, tmp_path / "tiny", tmp_path / "tiny"])]
     assert len(set(labels)) == 3
     assert all("tiny" in label for label in labels)
+
+
+@pytest.mark.parametrize("bound", ['"nan"', "NaN", '"inf"'])
+def test_a_whole_rack_without_a_bound_has_none(run, bound):
+    """A bound that is no number is a gap, and no other depth's stands in its place; a shallower one is left out."""
+    written, before = (run / "metrics.jsonl").read_text().splitlines(), read_run(run)
+    assert len(before.likelihoods) == 3
+    for depth, left in ((3, []), (1, before.likelihoods[1:])):
+        harmed = [
+            re.sub(r'"nats_per_token": [\d.]+', f'"nats_per_token": {bound}', line, count=1)
+            if f'"depth": {depth},' in line
+            else line
+            for line in written
+        ]
+        (run / "metrics.jsonl").write_text("\n".join(harmed) + "\n")
+        found = read_run(run)
+        assert found.likelihoods == left
+        assert found.gaps == ["metrics.jsonl: 1 line has no number where one belongs"]
+
+
+def test_a_perplexity_beyond_floats_is_no_smaller_one():
+    """exp(1000) is more than any number that could stand for it as a bound."""
+    found = Likelihood(1, 1000.0, None, None, None, ())
+    assert found.perplexity == math.inf
+    assert wording.perplexity(found.perplexity) == ">\xa01.8e308"

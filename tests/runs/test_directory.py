@@ -248,3 +248,14 @@ def test_what_another_process_wrote_before_the_lock_is_known_within_it(run):
     with opened_earlier.locked():
         opened_earlier.write_text("other.txt", "mine")
     assert {"note.txt", "other.txt"} <= set(RunDirectory(run.path).manifest)
+
+
+@pytest.mark.parametrize("stack", [3, 1234])
+def test_a_rack_s_one_file_has_each_stack_s_own_number(run, stack):
+    """Also beyond a thousand stacks, whose numbers have four digits."""
+    run.write_text("config.toml", "")
+    run.write_stack(stack, TENSORS)
+    run.write_tensors(embedding_file(stack), {"embed_tokens.weight": torch.ones(2)})
+    run.write_rack(1)
+    names = load_file(run.path / run.rack_file(1)).keys()
+    assert names == {f"stacks.{stack}.{name}" for name in (*TENSORS, "embed_tokens.weight")}

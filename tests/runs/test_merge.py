@@ -121,3 +121,19 @@ def test_damaged_files_are_not_merged(tmp_path, parts, file):
     with pytest.raises(StackwiseError, match=rf"{file}: damaged"):
         merge(directory, parts, "stack")
     assert directory.adapters(0) == ["stack", "trunk"]
+
+
+def test_a_merge_that_is_not_finite_is_refused(tmp_path):
+    """The stack and the weight are named, and masters and adapter stay as they were."""
+    parts = parts_with(tmp_path, 1, {"stack": "lora"})
+    directory = filled(tmp_path, parts)
+    weights = directory.read_stack(0)
+    weights["layers.0.self_attn.q_proj.weight"][1, 2] = torch.nan
+    directory.write_stack(0, weights)
+    before = directory.checksums(0)
+    adapters = parts.implementations.formats.adapters
+    with pytest.raises(
+        StackwiseError, match=r'^stack 0, layers\.0\.self_attn\.q_proj.*weight with the adapter "stack"'
+    ):
+        merge_adapter(directory, parts.spec, adapters, 0, "stack")
+    assert directory.checksums(0) == before

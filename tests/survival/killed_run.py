@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from attrs import asdict, define
 
+from stackwise_core.process_state import own_state
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.checkpoint import Checkpoints
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.stopping import Stopping
@@ -124,6 +124,6 @@ def work(
 
 
 if __name__ == "__main__":
-    with deterministic():
+    with own_state():
         """Here rather than in each life, since torch imports a thousand modules for it."""
     print(json.dumps({name: survive(request) for name, request in json.loads(sys.argv[1]).items()}))

@@ -23,12 +23,12 @@ import torch
 from attrs import asdict, define
 
 from stackwise_core.data.draws import Draws
+from stackwise_core.process_state import own_state
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training import order
 from stackwise_core.training.boundary import Boundary
 from stackwise_core.training.codec import decode, encode
-from stackwise_core.training.determinism import deterministic
 from stackwise_core.training.events import Event, PhaseDone, PhaseStarted
 from stackwise_core.training.plan import Plan
 from tests.killing import forked, kill_before_change
@@ -170,6 +170,6 @@ def plant(run: TinyRun, directory: Path) -> None:
 
 if __name__ == "__main__":
     order.CHUNK_TOKENS = CHUNK_TOKENS
-    with deterministic():
+    with own_state():
         """Here rather than in each life, since torch imports a thousand modules for it."""
     print(json.dumps({name: survive(request) for name, request in json.loads(sys.argv[1]).items()}))

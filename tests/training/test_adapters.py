@@ -445,7 +445,7 @@ def test_restored_masters_are_quantised_again(tmp_path):
     assert json.loads((ran.directory / "finished.json").read_text())["active"] == [2]
     assert sorted(path.name for path in (ran.directory / "trunk").iterdir()) == ["000.safetensors", "001.safetensors"]
     finished = FinishedRun.open(ran.directory)
-    again = finished.likelihoods(finished.evaluation(finished.text(None)))
+    again = finished.likelihoods(finished.evaluation(*finished.text(None)))
     assert again[-1].nats_per_token == ran.result.likelihoods[-1].nats_per_token
 
 
@@ -455,6 +455,6 @@ def test_what_is_evaluated_is_left_as_it_is(tmp_path):
     shutil.rmtree(ran.directory / "trunk")
     before = {path: path.stat().st_mtime_ns for path in ran.directory.rglob("*")}
     finished = FinishedRun.open(ran.directory)
-    again = finished.likelihoods(finished.evaluation(finished.text(None)))
+    again = finished.likelihoods(finished.evaluation(*finished.text(None)))
     assert again[-1].nats_per_token == ran.result.likelihoods[-1].nats_per_token
     assert {path: path.stat().st_mtime_ns for path in ran.directory.rglob("*")} == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stackwise_core.errors import StackwiseError
+from stackwise_core.rack.not_finite import first_not_finite
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.events import BadStep, StepDone
 from stackwise_core.training.fit import Fit
@@ -110,3 +111,58 @@ def test_spikes_are_told_and_counted(tmp_path, monkeypatch):
     (spike,) = (line for line in lines if line["kind"] == "loss_spike")
     assert spike["step"] == SETTLED + 5
     assert spike["loss"] > 10 * spike["mean"]
+
+
+def test_a_run_that_gives_up_says_where_numbers_stop_being_finite(tmp_path):
+    """The stack and the weight are named after the loss."""
+
+    def before(ran: Ran) -> None:
+        place = ran.engine._residency.place
+
+        def placed(*arguments, **options) -> None:
+            place(*arguments, **options)
+            ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+
+        ran.engine._residency.place = placed
+
+    with pytest.raises(StackwiseError, match=r"the loss is nan: stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"):
+        run_tiny(tmp_path, ONE | {"training.max_bad_steps": 0}, before)
+
+
+def test_a_trunk_that_is_not_finite_makes_no_boundary(tmp_path):
+    """It is named when its boundary is made, however that is stored: scaled formats would make numbers of NaN."""
+
+    def before(ran: Ran) -> None:
+        place = ran.engine._residency.place
+
+        def placed(phase, **options) -> None:
+            place(phase, **options)
+            if phase.frozen_prefix:
+                ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+
+        ran.engine._residency.place = placed
+
+    changes = {"rack.stacks": 2, "training.steps_per_stack": 1, "cache_backend": {"use": "memory", "dtype": "int8"}}
+    with pytest.raises(
+        StackwiseError, match=r"^stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite: nan at \[2, 3\]"
+    ):
+        run_tiny(tmp_path, changes, before)
+
+
+@pytest.mark.parametrize("computed", ["fp16", "fp32"])
+def test_an_overflow_in_fp16_is_told_what_helps(tmp_path, computed):
+    """Weights that are finite give hidden states that aren't, which fp16 explains and fp32 doesn't."""
+    active = {"use": "fp16", "cpu_compute": "fp16"} if computed == "fp16" else {"use": "fp32"}
+    ran = run_tiny(tmp_path, {"rack.stacks": 1, "training.steps_per_stack": 1, "precision": {"active": active}})
+    residency = ran.engine._residency
+    largest = 6e4 if computed == "fp16" else 3e38
+    with torch.no_grad():
+        for weight in (
+            residency.stack(0).layers[0].mlp.up_proj.weight,
+            residency.stack(0).layers[0].mlp.gate_proj.weight,
+        ):
+            weight.copy_(largest * weight.sign())
+    draws = ran.engine._fit(ran.plan.phases[0], None, lambda event: None).drawer.draw(range(4), 0)
+    found = first_not_finite(residency, (0,), draws)
+    assert found.startswith("what leaves stack 0, whose weights are all finite, isn't finite: ")
+    assert ("It computes in fp16" in found) is (computed == "fp16")

@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.number_range import OutOfRange
 from stackwise_core.training.codec import decode, encode
 
 FORMATS = ("fp32", "bf16", "int8", "fp8", "int4")
@@ -70,3 +73,16 @@ def test_every_e4m3_code_is_read_right():
     entry = torch.cat((codes, torch.ones(1).view(torch.uint8)))[None, None]
     expected = codes.view(torch.float8_e4m3fn).float()
     assert torch.equal(decode(entry, Layout(tokens=1, d_model=254, dtype="fp8"))[0, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 3.4e38])
+def test_what_a_format_cannot_hold_is_refused(dtype, number):
+    """Codes and scales would make other, finite numbers of it; fp32's largest is held by all but bf16."""
+    hidden = hidden_states()
+    hidden[1, 2, 3] = number
+    if number == 3.4e38 and dtype != "bf16":
+        assert decode(encode(hidden, layout(dtype)), layout(dtype)).isfinite().all()
+        return
+    with pytest.raises(OutOfRange, match=r"^the boundary .*at \[1, 2, 3\] \(1 of 960"):
+        encode(hidden, layout(dtype), "the boundary")

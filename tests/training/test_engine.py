@@ -14,7 +14,7 @@ from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.rack.rack import new_stack
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.environment import software
+from stackwise_core.runs.software import software
 from stackwise_core.runs.stored_boundaries import read_records
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import (

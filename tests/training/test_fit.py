@@ -101,3 +101,28 @@ def test_each_part_has_its_own_learning_rate():
     rates = (2e-2, 2e-2, 3e-2, 1e-2, 5e-3, 0.0, 1e-2)
     decays = (0.1,) * 6 + (0.0,)
     assert list(found.values()) == [pytest.approx(pair) for pair in zip(rates, decays, strict=True)]
+
+
+def test_a_last_row_with_nothing_to_predict_is_no_step(tmp_path):
+    """Of 129 tokens the last has a row for itself: causally it has four sequences, with masks five."""
+    (tmp_path / "text.txt").write_text(("the quick brown fox jumps over a dog " * 20)[: 4 * 32 + 1])
+    alone = {
+        "data.corpus": str(tmp_path / "text.txt"),
+        "data.validation_fraction": 0.0,
+        "rack.stacks": 1,
+        "training.batch_size": 1,
+        "training.epochs_per_stack": 1,
+        "training.max_bad_steps": 0,
+    }
+    causal = run_tiny(tmp_path, alone | {"training.objective": "clm", "rack.attention": "causal"})
+    assert (len(causal.setup.corpus.train), causal.result.phases[0].steps, causal.result.phases[0].bad_steps) == (
+        4,
+        4,
+        0,
+    )
+    assert np.isfinite(causal.losses).all()
+    left_out = "1 sequence without a token that has one of its document before it is left out"
+    assert any(note.startswith(left_out) for note in causal.plan.notes)
+    for objective in ("mask_diffusion", "mlm"):
+        masked = run_tiny(tmp_path, alone | {"training.objective": objective})
+        assert (len(masked.setup.corpus.train), masked.result.phases[0].bad_steps) == (5, 0)

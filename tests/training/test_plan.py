@@ -15,8 +15,9 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.training.disk_estimate import boundary_bytes
 from stackwise_core.training.phase_boundaries import boundaries_by_draw
 from stackwise_core.training.phase_steps import sample_order
-from stackwise_core.training.plan import Plan, check_disk, make_plan
+from stackwise_core.training.plan import Plan, make_plan
 from stackwise_core.training.plan_checks import check_phases, settle_routes
+from stackwise_core.training.plan_limits import check_disk
 from stackwise_core.training.setup import select_device, set_up
 from stackwise_masking.schedules import Linear
 from tests.tiny import run_tiny, tiny_config
@@ -71,6 +72,7 @@ def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
         "training.steps_per_stack": 5,
         "training.batch_size": 64,
     }
+    plan_of(tmp_path, changes)  # which measures the machine, with operations of its own
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         ran = run_tiny(tmp_path, changes)
     assert ran.plan.phases[0].flops == pytest.approx(counter.get_total_flops(), rel=0.05)
@@ -104,6 +106,18 @@ def test_what_is_never_trained_is_said(tmp_path):
     whole = {"mask_schedule": {"use": "cosine", "min_fraction": 0.0, "max_fraction": 1.0}}
     assert "no others" not in said(whole)
     assert "no others" not in said(whole | {"training.over": "both"})
+
+
+def test_what_is_left_out_of_a_data_set_is_said(tmp_path):
+    """The plan names the splits that are trained and measured on, and what else lies there."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.txt").write_text(f"This is the text of {split}. " * 20)
+    data = {"corpus": str(folder), "seq_len": 32, "tokens_directory": str(tmp_path / "tokens")}
+    plan = plan_of(tmp_path, {"data": data})
+    said = f"{folder}: split train is trained on; split validation is measured on; left out: split test."
+    assert said in plan.notes
 
 
 def test_a_phase_without_masks_is_refused(tmp_path):

@@ -9,8 +9,8 @@ import torch
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.environment import differences
 from stackwise_core.runs.manifest import Manifest
+from stackwise_core.runs.software import differences
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.events import (
     EnvironmentChanged,

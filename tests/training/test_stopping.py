@@ -1,11 +1,23 @@
+import errno
 import json
 import os
 import signal
 
 import pytest
+import torch
 
+from stackwise_core.errors import is_out_of_memory
 from stackwise_core.runs.beginning import is_finished
-from stackwise_core.training.events import BoundaryProgress, EvaluationProgress, PhaseDone, PhaseResumed, StepDone
+from stackwise_core.training import fit
+from stackwise_core.training.events import (
+    BoundaryProgress,
+    CheckpointWritten,
+    EvaluationProgress,
+    PhaseDone,
+    PhaseResumed,
+    StepDone,
+)
+from stackwise_core.training.fit import Fit
 from stackwise_core.training.stopping import SIGNALS, Stopping
 from tests.tiny import run_tiny
 from tests.training.test_checkpoint import same
@@ -146,3 +158,84 @@ def test_a_run_that_stops_while_it_is_measured_goes_on_with_that(tmp_path, save_
     assert measured(run.directory) == measured(undisturbed.directory)
     kinds = [json.loads(line)["kind"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("likelihood") == len(result.likelihoods) > 0
+
+
+def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
+    """One is written after the step, its event tells of it, and the bits are those of an undisturbed run."""
+    events: list = []
+
+    def listen(event) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 2 and event.planned.phase.name == "stack 0":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if isinstance(event, CheckpointWritten):
+            assert run._directory.checkpoints() == ["0000-000000002"]
+
+    run = engine(tmp_path, CHANGES, listen)
+    with run._stopping.heeding():
+        run.run()
+    assert [event.step for event in events if isinstance(event, CheckpointWritten)] == [2]
+    assert same(bits(run.directory), bits(run_tiny(tmp_path / "undisturbed", CHANGES).directory))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_is_ignored_stays_so(number):
+    """As under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Stopping().heeding():
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_terminal_that_hung_up_cannot_be_told():
+    """The stop is noted all the same, and the step goes on."""
+
+    def tell() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    stopping = Stopping(tell)
+    with stopping.heeding(), stopping.deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stopping.requested
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:130] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("method", "goes_on_from"), [("_accumulate", 2), ("_is_plateau", 0), ("_is_good", 0)])
+def test_memory_that_runs_out_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch, error, method, goes_on_from):
+    """Where weights were being changed, or a validation was due, there is none, and the one before it serves."""
+    owner = Fit if hasattr(Fit, method) else fit._Going
+    calls, original = [], getattr(owner, method)
+
+    def fail(*arguments):
+        calls.append(True)
+        if len(calls) == 3:
+            raise error
+        return original(*arguments)
+
+    run = engine(tmp_path, CHANGES, lambda event: None)
+    monkeypatch.setattr(owner, method, fail)
+    with pytest.raises(type(error)):
+        run.run()
+    monkeypatch.undo()
+    events: list = []
+    engine(tmp_path, CHANGES, events.append, run.directory).run()
+    assert next((event.step for event in events if isinstance(event, PhaseResumed)), 0) == goes_on_from
+    assert same(bits(run.directory), bits(run_tiny(tmp_path / "undisturbed", CHANGES).directory))
+
+
+def test_torchs_own_error_is_one_of_memory():
+    """What its allocator on a CPU raises is no class of its own."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes don't fit"))
+    assert not is_out_of_memory(ValueError("out of memory"))

@@ -8,7 +8,8 @@ from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.options import ByteSize
 from stackwise_core.rack.residency import Residency
 from stackwise_core.training.engine import Engine
-from stackwise_core.training.plan import check_memory, make_plan
+from stackwise_core.training.plan import make_plan
+from stackwise_core.training.plan_limits import check_memory
 from stackwise_core.training.setup import WINDOW, set_up
 from tests.tiny import run_tiny, tiny_config
 
@@ -69,7 +70,7 @@ def test_a_finished_run_is_evaluated_as_it_was_trained(tmp_path, most_resident):
     ran = run_tiny(tmp_path, {"training.trunk_residency": "stream", "training.epochs_per_stack": 1})
     most_resident.clear()
     finished = FinishedRun.open(ran.directory)
-    likelihoods = finished.likelihoods(finished.evaluation(finished.text(None)))
+    likelihoods = finished.likelihoods(finished.evaluation(*finished.text(None)))
     assert tuple(likelihoods) == ran.result.likelihoods
     assert max(most_resident) == 1
 

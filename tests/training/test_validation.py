@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+from stackwise_core.errors import StackwiseError
+from stackwise_core.training.events import Validated
 from stackwise_core.training.validation import Plateau
 from tests.tiny import run_tiny
 
@@ -67,3 +69,40 @@ def test_a_predictor_that_knows_nothing_has_the_logarithm_of_the_vocabulary(tmp_
 def test_validation_is_due_every_so_many_steps(ran):
     """Counted from the phase's first step."""
     assert [step for step in range(1, 21) if validation_of(ran, 0).is_due(step)] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_causally_documents_of_one_token_have_no_part_in_it(tmp_path, batch_size):
+    """Held-out text of which most rows have nothing to predict is measured on the others, as the evaluation does."""
+    documents = ["a"] * 70 + ["The sun shone upon the hills, and the rain had not yet come."] + ["b"] * 70
+    (tmp_path / "held_out.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in documents))
+    changes = {
+        "data.validation": str(tmp_path / "held_out.jsonl"),
+        "training.objective": "clm",
+        "rack.attention": "causal",
+        "rack.stacks": 1,
+        "training.steps_per_stack": 2,
+        "training.batch_size": batch_size,
+        "training.patience": 1,
+        "evaluation.every": 1,
+    }
+    ran = run_tiny(tmp_path, changes)
+    validated = [event.loss for event in ran.events if isinstance(event, Validated)]
+    assert len(validated) == 2
+    assert ran.result.likelihoods[0].tokens == len(documents[70]) - 3  # it lies in three rows
+    assert validated[-1] == pytest.approx(ran.result.likelihoods[0].nats_per_token, abs=1e-6)
+
+
+def test_a_loss_that_is_no_number_is_no_validation(tmp_path):
+    """It would be the best there ever was; the stack and the tensor are named instead."""
+    changes = {"training.steps_per_stack": 1, "rack.stacks": 2, "evaluation.every": 5, "training.patience": 1}
+    ran = run_tiny(tmp_path, changes)
+    residency = ran.engine._residency
+    validation = validation_of(ran, 1)
+    assert math.isfinite(validation.loss(residency, (0, 1)))
+    with torch.no_grad():
+        residency.stack(1).layers[0].mlp.up_proj.weight[2, 3] = math.nan
+    with pytest.raises(
+        StackwiseError, match=r"^the held-out text has no loss: stack 1, layers\.0\.mlp\.up_proj\.weight"
+    ):
+        validation.loss(residency, (0, 1))

@@ -35,9 +35,8 @@ class _FourBit(FrozenPrecision):
         return ""
 
     def fault(self, linear: nn.Linear) -> str:
-        if reason := _misread(linear.in_features):
-            return f"its rows are {linear.in_features} weights wide; {reason}"
-        return super().fault(linear)
+        reason = _misread(linear.in_features)
+        return reason and f"its rows are {linear.in_features} weights wide; {reason}"
 
     def _block_size(self, linear: nn.Linear) -> int:
         """How many weights of a layer share a scale.

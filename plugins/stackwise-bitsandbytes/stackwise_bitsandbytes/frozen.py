@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stackwise_core.errors import StackwiseError, UnavailableError
 from stackwise_core.interfaces.precision import Precision
+from stackwise_core.number_range import NumberRange
 
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -33,11 +34,8 @@ class FrozenPrecision(Precision):
         """The largest weight that doesn't overflow on its way."""
 
     def fault(self, linear: nn.Linear) -> str:
-        """Why it can't hold a layer; empty where it can."""
-        low, high = (float(each) for each in linear.weight.detach().aminmax())
-        if max(-low, high) <= self.largest_weight:  # False where there is a NaN
-            return ""
-        return f"its weights go from {low:.6g} to {high:.6g}, expected finite ones up to {self.largest_weight:.6g}"
+        """Why it can't hold a layer of this shape; empty where it can."""
+        return ""
 
     @abstractmethod
     def quantised(self, linear: nn.Linear) -> nn.Linear:
@@ -85,9 +83,11 @@ class FrozenPrecision(Precision):
                 f"{self.name} is for frozen stacks: full weights can't train in it. Train them in bf16 "
                 "(precision.active), or train adapters on a frozen stack."
             )
+        numbers = NumberRange(self.name, self.largest_weight, "Take bf16 or fp32.")
         for name, linear in _linears(stack):
             if fault := self.fault(linear):
                 raise StackwiseError(f"{self.name} can't hold {name}.weight: {fault}.")
+            numbers.check(linear.weight, f"{name}.weight")
             stack.set_submodule(name, self.quantised(linear))
         self._mark(stack)
 

@@ -5,8 +5,19 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
+from stackwise_core.files import limit_of_open_files
+
 MOST = 64
 """A process may open some 1000 by default, and a run reads from two stores at a time."""
+
+SHARE = 8
+"""Where it may open few, one in so many is a store's."""
+
+
+def most_open_files() -> int:
+    """How many files a store keeps open."""
+    limit = limit_of_open_files()
+    return MOST if limit < 0 else max(1, min(MOST, limit // SHARE))
 
 
 class OpenFiles:
@@ -14,6 +25,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+        self._most = most_open_files()
 
     def descriptor(self, path: Path) -> int:
         """Of a file, to read from until another one is asked for.
@@ -23,7 +35,7 @@ class OpenFiles:
         """
         file = self._files.get(path)
         if file is None:
-            if len(self._files) == MOST:
+            if len(self._files) >= self._most:
                 self._files.popitem(last=False)[1].close()
             file = self._files[path] = path.open("rb", buffering=0)
         else:

@@ -8,6 +8,7 @@ header gives: a memory map would add every page it touches to the process's resi
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,8 @@ class Shard:
         """Tell the system that an activation is about to be read."""
         if hasattr(os, "posix_fadvise"):
             begin = self.begin + index * self.entry_bytes
-            os.posix_fadvise(descriptor, begin, self.entry_bytes, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # a file system that can't is as right without
+                os.posix_fadvise(descriptor, begin, self.entry_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def _namespace(path: Path) -> bytes:

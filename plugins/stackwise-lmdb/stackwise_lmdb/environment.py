@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import lmdb
 from lmdb.verify import VerifyError, verify
 
+from stackwise_core.errors import StackwiseError
 from stackwise_core.files import sync
 from stackwise_core.interfaces.cache_backend import Layout
 
@@ -30,6 +31,7 @@ FIRST_MAP = 1 << 30
 DATA, LOCK = "data.mdb", "lock.mdb"
 _LAYOUT, _ENTRIES, _INDEX = b"stackwise-lmdb", b"entries", b"index"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EIO}  # EIO: LMDB's word for half a write
+_LACKING = {errno.ENODEV, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _DAMAGE = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
@@ -70,6 +72,7 @@ class Environment:
             Damaged: it isn't whole, or of another layout.
             Gone: there is none, and it isn't to be made.
             NoRoom: it can't be made for want of room.
+            StackwiseError: the file system lacks a call that LMDB needs.
         """
         self.layout, self._namespace = layout, directory.name
         self._data, self._lock_file = directory / DATA, directory / LOCK
@@ -92,6 +95,14 @@ class Environment:
             if made and code in _FULL:
                 remove(directory)
                 raise NoRoom from error
+            if code in _LACKING:
+                if made:
+                    remove(directory)
+                raise StackwiseError(
+                    f"{directory}: LMDB maps and locks its files, and the file system here can't "
+                    f"({os.strerror(code)}). Name a cache_backend.directory on another one, or take "
+                    'cache_backend.use = "disk".'
+                ) from error
             if isinstance(error, _DAMAGE) or _problems(self._data):
                 raise Damaged from error
             if create and code in _FULL:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stackwise_core.errors import StackwiseError
+from stackwise_core.number_range import NumberRange
 
 LARGEST_WEIGHT = 2.0**16
 """No larger weights are encoded. Models have none, and decoding in 16 bits has the room for these."""
+ENCODED = NumberRange("8 bits or fewer", LARGEST_WEIGHT, "Take bf16 or fp32.")
 
 
 class Codebook(ABC):
@@ -65,16 +66,9 @@ class CodebookLinear(nn.Linear):
         """Take on a weight, fp32 [out, in].
 
         Raises:
-            StackwiseError: not all of it is finite and of a sensible size; ``name`` says which weight it was.
+            OutOfRange: not all of it is finite and of a sensible size; ``name`` says which weight it was.
         """
-        unfit = ~(weight.abs() <= LARGEST_WEIGHT)
-        if bool(unfit.any()):
-            row, column = unfit.nonzero()[0].tolist()
-            raise StackwiseError(
-                f"{name} can't be quantised: {weight[row, column].item()} at row {row}, column {column} "
-                f"({int(unfit.sum())} of {weight.numel()} weights are like that); "
-                f"expected finite numbers from -{LARGEST_WEIGHT:.0f} to {LARGEST_WEIGHT:.0f}."
-            )
+        ENCODED.check(weight, name)
         for buffer, tensor in self.codebook.encode(weight).items():
             self.get_buffer(buffer).copy_(tensor)
 

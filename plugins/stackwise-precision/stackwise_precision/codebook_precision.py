@@ -36,7 +36,7 @@ class CodebookPrecision(Precision):
 
         Raises:
             UsageError: full weights are to train.
-            StackwiseError: a weight isn't finite.
+            OutOfRange: a weight isn't finite, or is too large.
         """
         if trainable:
             raise UsageError("full weights can't train as codes; expected fp32, bf16 or fp16 for a stack that trains.")

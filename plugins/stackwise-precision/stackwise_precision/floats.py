@@ -6,7 +6,19 @@ import torch
 from torch import nn
 
 from stackwise_core.interfaces.precision import Precision
+from stackwise_core.number_range import NumberRange
 from stackwise_precision.bf16_device import require_bf16
+
+
+def _check(stack: nn.Module, dtype: torch.dtype, instead: str) -> None:
+    """Refuse weights that become infinite in a number format.
+
+    Raises:
+        OutOfRange: with the weight's name.
+    """
+    numbers = NumberRange.of(dtype, instead)
+    for name, weight in stack.state_dict().items():
+        numbers.check(weight, name)
 
 
 class Fp32(Precision):
@@ -31,6 +43,7 @@ class Bf16(Precision):
 
     def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
         if not trainable:
+            _check(stack, torch.bfloat16, "Take fp32.")
             stack.to(torch.bfloat16)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -46,6 +59,9 @@ class Fp16(Precision):
     bytes_per_weight = 2.0
 
     def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
+        device = next(stack.parameters()).device
+        if not trainable or self._compute(device) is torch.float16:
+            _check(stack, torch.float16, "Take bf16 or fp32.")
         if not trainable:
             stack.to(torch.float16)
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
+from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.number_range import OutOfRange
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
 from stackwise_precision.codebook_linear import CodebookLinear
 from stackwise_precision.floats import Bf16
@@ -80,7 +81,7 @@ def test_a_weight_that_is_not_finite_is_named(build):
     stack = frozen_stack()
     with torch.no_grad():
         stack.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
-    with pytest.raises(StackwiseError, match=r"layers\.1\.mlp\.up_proj\.weight can't be quantised: nan at row 3"):
+    with pytest.raises(OutOfRange, match=r"layers\.1\.mlp\.up_proj\.weight isn't finite: nan at \[3, 4\]"):
         build("bf16").prepare(stack, trainable=False)
 
 

@@ -1,8 +1,11 @@
 """What is held in which format, what computes in which, and the loss scaler."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from stackwise_core.number_range import OutOfRange
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
 from stackwise_precision.floats import Bf16, Fp16, Fp32
 from stackwise_precision.options import Bf16Options, Fp16Options, Fp32Options
@@ -96,6 +99,33 @@ def test_an_overflow_leaves_the_weights_alone():
     training_step(stack, scaler, optimizer, loss_factor=1.0)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in stack.state_dict().items())
     assert all(bool(tensor.isfinite().all()) for tensor in stack.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "held", "beyond", "instead"),
+    [(FP16, 65504.0, 70000.0, "Take bf16 or fp32"), (BF16, 3.3e38, 3.4e38, "Take fp32")],
+)
+def test_a_weight_that_would_become_infinite_is_refused(precision, held, beyond, instead):
+    """The largest that the format has is held; one beyond it is named, and the stack is left as it was."""
+    stack = frozen_stack()
+    stack.layers[1].mlp.up_proj.weight.data[3, 4] = held
+    precision.prepare(stack, trainable=False)
+    assert all(bool(tensor.isfinite().all()) for tensor in stack.state_dict().values())
+    stack = frozen_stack()
+    stack.layers[1].mlp.up_proj.weight.data[3, 4] = beyond
+    with pytest.raises(OutOfRange, match=rf"^layers\.1\.mlp\.up_proj\.weight can't be .*at \[3, 4\].*{instead}"):
+        precision.prepare(stack, trainable=False)
+    assert dtypes(stack) == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "refused"), [(FP16_THROUGHOUT, True), (FP16, False)])
+def test_a_stack_that_trains_in_fp16_must_fit_into_it(precision, refused):
+    """Its masters are fp32, and what computes in fp16 casts them at each step."""
+    stack = frozen_stack()
+    stack.layers[1].mlp.up_proj.weight.data[3, 4] = 70000.0
+    expected = pytest.raises(OutOfRange, match="can't be held in fp16") if refused else nullcontext()
+    with expected:
+        precision.prepare(stack, trainable=True)
 
 
 def test_the_scale_is_above_0():

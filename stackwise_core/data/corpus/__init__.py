@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from stackwise_core.data.corpus.compression import Consumed
 from stackwise_core.data.corpus.document import Document, TextField
-from stackwise_core.data.corpus.files import CorpusFile, find_files
+from stackwise_core.data.corpus.files import CorpusFile
+from stackwise_core.data.corpus.finding import find_files
 from stackwise_core.data.corpus.jsonl import read_jsonl
 from stackwise_core.data.corpus.parquet import read_parquet
 from stackwise_core.data.corpus.saved import read_saved
@@ -21,7 +22,7 @@ def documents(corpus: str, *, text_field: str = "text") -> Iterator[Document]:
     ones and blank lines are passed over. Bytes are kept as they are, line ends included, but for a byte order mark.
 
     Args:
-        corpus: as ``find_files`` has it.
+        corpus: as ``find_corpus`` has it.
         text_field: field of a line, or column, that holds the text.
 
     Raises:

@@ -7,6 +7,8 @@ from stackwise_core.data.corpus.files import CorpusFile
 from stackwise_core.errors import UsageError
 
 BOM = "\ufeff"
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
+"""Beginning of what a clone without Git LFS has in place of a large file."""
 LOOKED_AT = 8192
 """Bytes of a file's beginning from which it is guessed what it is."""
 
@@ -31,6 +33,8 @@ def decoded(raw: bytes, file: CorpusFile, *, line: int = 1, offset: int = 0) -> 
             f"{file.path}:{line + raw.count(10, 0, fault)}: expected UTF-8, found byte 0x{raw[fault]:02x} at "
             f"offset {offset + fault} of the {'decompressed ' if file.compression else ''}file; {_advice(file)}"
         )
+    if not offset and text.startswith(LFS_POINTER):
+        raise UsageError(f"{file.path}: expected text, found a pointer of Git LFS to it; git lfs pull fetches the file")
     return text if offset else text.removeprefix(BOM)
 
 

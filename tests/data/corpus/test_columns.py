@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from pyarrow import parquet
 
 from stackwise_core.data.corpus import columns, documents
 from stackwise_core.data.corpus.document import TextField
-from stackwise_core.data.corpus.files import find_files
+from stackwise_core.data.corpus.finding import find_files
 from stackwise_core.data.corpus.parquet import read_parquet
 from tests.data.corpus.conftest import TEXTS
 
@@ -129,16 +130,27 @@ def test_text_that_is_no_utf8(tmp_path, complaint):
     assert "Invalid UTF8" in complaint(tmp_path)[1]
 
 
-def test_splits_are_chosen_by_their_directory(tmp_path, complaint, texts):
-    """A DatasetDict is refused with the names of its splits; the directory of one is a corpus."""
+def test_splits_of_a_saved_dict(tmp_path, complaint, texts):
+    """Of a DatasetDict train is read; others are named, by their directory too; one that isn't there is refused."""
     dataset = datasets.Dataset.from_dict(COLUMNS)
     datasets.DatasetDict(train=dataset, test=dataset.select([1, 2])).save_to_disk(tmp_path / "both")
-    assert complaint(tmp_path / "both") == (
+    assert texts(tmp_path / "both") == TEXTS
+    assert texts(f"{tmp_path}/both#test") == texts(tmp_path / "both" / "test") == TEXTS[1:3]
+    shutil.rmtree(tmp_path / "both" / "test")
+    assert texts(tmp_path / "both") == TEXTS
+    assert "expected files of split test" in complaint(f"{tmp_path}/both#test")[1]
+    assert complaint(f"{tmp_path}/both#tests") == (
         2,
-        f"{tmp_path}/both: expected one split, found a DatasetDict of train, test: name a split's own directory, such "
-        f"as {tmp_path}/both/train",
+        f'{tmp_path}/both: expected one of its splits (train, test), found "tests"; the nearest is '
+        f'"{tmp_path}/both#test"',
     )
-    assert texts(tmp_path / "both" / "test") == TEXTS[1:3]
+
+
+@pytest.mark.parametrize("splits", ["train", [3], ["../train"], [""]])
+def test_splits_inside_it_only(tmp_path, complaint, splits):
+    """A list of splits that names anything but directories inside is refused."""
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    assert complaint(tmp_path)[1].startswith(f"{tmp_path}/dataset_dict.json: expected a list of names, splits")
 
 
 @pytest.mark.parametrize("name", ["../a.arrow", "/etc/passwd", "..", "", 3, None, "a\0b"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stackwise_core.data.corpus.files import EXPECTED, find_files
+from stackwise_core.data.corpus.files import EXPECTED
+from stackwise_core.data.corpus.finding import find_files
 
 
 def found(corpus):

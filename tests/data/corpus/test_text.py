@@ -1,10 +1,11 @@
 """Texts that are read in parts: the same as read whole, whatever the parts."""
 
+import gzip
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stackwise_core.data import token_stream
 from stackwise_core.data.corpus import documents, text
 
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
@@ -54,13 +55,12 @@ def test_parts_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
         next(parts)
 
 
-@relaxed
-@given(content=st.text("ab \n", max_size=300), part=st.integers(1, 70))
-def test_pieces_do_not_depend_on_parts(monkeypatch, content, part):
-    """What is tokenised at once is decided by the text alone."""
-    monkeypatch.setattr(token_stream, "PIECE", 32)
-    parts = [content[start : start + part] for start in range(0, len(content), part)]
-    pieces = list(token_stream.cut(parts))
-    assert pieces == list(token_stream.cut([content]))
-    assert "".join(pieces) == content
-    assert all(0 < len(piece) <= 32 for piece in pieces)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_pointer_is_no_text(tmp_path, complaint, name):
+    """A data set that was cloned without Git LFS has pointers in place of its files."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    (tmp_path / name).write_bytes(gzip.compress(pointer) if name.endswith("gz") else pointer)
+    code, message = complaint(tmp_path / name)
+    assert code == 2
+    assert "found a pointer of Git LFS" in message
+    assert "git lfs pull" in message

@@ -1,0 +1,84 @@
+"""What is at the paths of a configuration, as hashes: a path that leads to the same is the same path."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from stackwise_core.config.kept import MANIFEST
+from stackwise_core.config.layers import KeyPath
+from stackwise_core.config.model import Config
+from stackwise_core.config.paths import with_paths
+from stackwise_core.config.source_checkpoint import CONFIG, TOKENIZER, read_source
+from stackwise_core.config.source_run import SourceRun
+from stackwise_core.config.words import dotted
+from stackwise_core.errors import UsageError
+from stackwise_core.files import sha256
+
+ENDS = 1 << 20
+"""Bytes at either end of a file with weights that stand for all of it."""
+SOURCE = "rack.init_from"
+
+
+def paths(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and the value of each path, those of plugins' options too."""
+    found: list[tuple[str, str]] = []
+
+    def note(path: KeyPath, value: str) -> str:
+        found.append((dotted(path), value))
+        return value
+
+    with_paths(config, note)
+    yield from found
+
+
+def contents(config: Config) -> dict[str, str]:
+    """Return hashes by dotted key, of those paths whose content decides a run's numbers.
+
+    Texts aren't among them, whose fingerprint is a plan's, nor plugin files, which the environment has, nor folders
+    that a run writes to.
+    """
+    return {key: hash_ for key, value in paths(config) if (hash_ := content(key, value)) is not None}
+
+
+def content(key: str, value: str) -> str | None:
+    """Return the hash of what a key's path leads to; None where that isn't such a path, or nothing is there."""
+    if key == SOURCE:
+        return source_hash(value)
+    table, _, rest = key.partition(".")
+    if table == "run" or (table == "data" and rest != "tokenizer") or not os.path.isfile(value):
+        return None
+    try:
+        return sha256(Path(value))
+    except OSError:
+        return None
+
+
+def source_hash(directory: str) -> str | None:
+    """Return what tells a run or a checkpoint from others, wherever it lies; None where there is none.
+
+    A run's manifest has the hashes of its weights. Of a checkpoint's files, both ends are read: its weights are copied
+    when a run begins, and then nothing depends on them any more.
+    """
+    try:
+        source = read_source(directory)
+    except (UsageError, ValueError):
+        return None
+    try:
+        if isinstance(source, SourceRun):
+            files = json.loads((source.path / MANIFEST).read_text(encoding="utf-8"))["files"]
+            weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+            return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for name in sorted({CONFIG, TOKENIZER, *(file for file, _ in source.files.values())}):
+            path = source.path / name
+            size = path.stat().st_size
+            digest.update(f"{name} {size};".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(ENDS))
+                file.seek(max(ENDS, size - ENDS))
+                digest.update(file.read(ENDS))
+        return digest.hexdigest()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None

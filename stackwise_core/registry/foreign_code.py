@@ -1,0 +1,17 @@
+"""A plugin's code, kept apart while it is imported and asked."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from stackwise_core.process_state import preserved_state
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """Run a plugin's code: what it prints goes to stderr, and what it sets of the process's state is put back."""
+    with preserved_state(), redirect_stdout(sys.stderr or io.StringIO()):
+        yield

@@ -1,0 +1,21 @@
+"""The working directory while a plugin's code is imported: relative paths of whoever imports it stay right."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def kept_working_directory() -> Iterator[None]:
+    """Go back at the end to the working directory of the beginning, if there is one and code within has left it."""
+    try:
+        before = os.open(os.curdir, os.O_RDONLY)
+    except OSError:  # it was deleted, or may not be read
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.fchdir(before)
+        os.close(before)

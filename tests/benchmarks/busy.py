@@ -1,0 +1,113 @@
+"""What a run loses on a busy machine, by how OpenMP's threads wait for one another.
+
+    .venv/bin/python tests/benchmarks/busy.py [--rounds 3] [--at-once 3] [--steps 300]
+
+A rack of one stack of stackwise.toml is trained, alone and several times at once, with threads that spin as torch has
+it by default (GOMP_SPINCOUNT=300000, GNU's own default) and with threads that sleep (what Stackwise sets). Each round
+has all four cases one after another, so that whatever else the machine does weighs on all of them. Tokens a second are
+the run's own, of its slowest process; the result is the median of the rounds. The weights of all runs with as many
+steps are compared.
+
+Takes some two minutes a round on two cores. Nothing else should use them. Writes docs/benchmarks/busy.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from stackwise_core.files import sha256
+from stackwise_core.machine import processors
+from stackwise_core.openmp import WAITING
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks" / "busy.md"
+SPINS, SLEEPS = {"GOMP_SPINCOUNT": "300000"}, {}
+CRAWLS = 15
+"""Where threads spin and cores are short, so many times fewer steps are taken."""
+PROSE = """# A busy machine
+
+A rack of one stack of `stackwise.toml` on {cores} cores, alone and {many} times at once, each process with {cores}
+threads. Tokens a second of the slowest process; medians of {rounds} rounds, each of which has all four cases. The
+command: `.venv/bin/python tests/benchmarks/busy.py`.
+
+| threads that wait | alone | {many} at once |
+| --- | ---: | ---: |
+{rows}
+
+With threads that sleep at barriers, a run alone does {alone:.2f} of what it does with threads that spin, and {many} at
+once do {busy:.0f} times as much. The weights are the same to the bit: {same} of {runs} runs of {steps} steps.
+
+Spinning threads hold a core that the thread they wait for may need. So Stackwise has them sleep, unless the environment
+says how they wait (`OMP_WAIT_POLICY`, `GOMP_SPINCOUNT`, `KMP_BLOCKTIME` or `KMP_LIBRARY`). It must be said before torch
+is loaded: in a script of yours, import `stackwise_core` first. Fewer threads a run (`run.threads`, `OMP_NUM_THREADS`)
+help as well where several runs share a machine.
+"""
+
+
+def train(folder: Path, number: int, steps: int, policy: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a run in a folder of its own."""
+    taken = {name: value for name, value in os.environ.items() if name not in (*WAITING, "OMP_NUM_THREADS")}
+    changes = ["rack.stacks=1", "trainer_mode.shares=[]", "cache_backend.use=memory", "evaluation.sequences=2"]
+    changes += [f"training.steps_per_stack={steps}", f"run.threads={processors()}", f"run.directory={folder}/{number}"]
+    changes += [f"data.tokens_directory={folder}/tokens"]
+    command = [sys.executable, "-m", "stackwise_core.cli", "run", str(ROOT / "stackwise.toml"), "--json"]
+    command += [word for change in changes for word in ("--set", change)]
+    return subprocess.Popen(
+        command, env=taken | policy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder
+    )
+
+
+def measure(folder: Path, at_once: int, steps: int, policy: dict[str, str], weights: list[tuple[int, str]]) -> float:
+    """Tokens a second of the slowest of several runs at once; their weights' hashes go to ``weights``, by steps."""
+    steps = steps // CRAWLS if policy and at_once > 1 else steps
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        running = [train(Path(place), number, steps, policy) for number in range(at_once)]
+        said = [json.loads(process.communicate()[0]) for process in running]
+        weights += [(steps, sha256(Path(result["directory"]) / "stacks" / "000.safetensors")) for result in said]
+    return min(result["phases"][0]["tokens_per_second"] for result in said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    asked = parser.parse_args()
+    measured: dict[tuple[str, int], list[float]] = {}
+    weights: list[tuple[int, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), 1, CRAWLS, SLEEPS, [])  # files and kernels are read once
+        for _ in range(asked.rounds):
+            for at_once in (1, asked.at_once):
+                for name, policy in (("spin", SPINS), ("sleep", SLEEPS)):
+                    speed = measure(Path(folder), at_once, asked.steps, policy, weights)
+                    measured.setdefault((name, at_once), []).append(speed)
+                    print(f"{name}, {at_once} at once: {speed:.0f} tokens/s", flush=True)
+    median = {case: statistics.median(speeds) for case, speeds in measured.items()}
+    rows = [
+        f"| {name} | {median[name, 1] / 1000:.1f}k | {median[name, asked.at_once] / 1000:.2f}k |"
+        for name in ("spin", "sleep")
+    ]
+    long = [digest for steps, digest in weights if steps == asked.steps]
+    page = PROSE.format(
+        cores=processors(),
+        many=asked.at_once,
+        rounds=asked.rounds,
+        rows="\n".join(rows),
+        alone=median["sleep", 1] / median["spin", 1],
+        busy=median["sleep", asked.at_once] / median["spin", asked.at_once],
+        same=max(map(long.count, long)),
+        runs=len(long),
+        steps=asked.steps,
+    )
+    PAGE.write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
