@@ -140,7 +140,7 @@ def noisy(folder, monkeypatch) -> Path:
         (["plugins", "--json"], {"past Python", "of the import", "of the hook"}),
         (["plugins", "show", "noisy", "--json"], {"of the import", "of the hook", "of the factory's import"}),
     ],
-    ids=lambda arguments: " ".join(arguments)[:12],
+    ids=["check", "plugins", "show"],
 )
 def test_what_a_plugin_prints_does_not_get_into_json(noisy, arguments, noise):
     """Whenever it prints, and though it writes past Python; it is on stderr instead."""
