@@ -7,6 +7,7 @@
         min_fraction: float = option(0.15, "Fraction at progress 0.", check=between(0, 1))
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -94,8 +95,11 @@ def in_thousands(number: float, units: Sequence[str]) -> str:
     """Return a number in three digits and the unit that leaves one to three of them before the point.
 
     Args:
-        units: each a thousand times the one before. A number that is beyond them is a power of ten.
+        units: each a thousand times the one before. A number that is beyond them is a power of ten; one that isn't
+            finite is ``inf`` or ``nan``.
     """
+    if not math.isfinite(number):
+        return f"{number}"
     for power, unit in enumerate(units):
         digits = f"{number / 1000**power:.3g}"
         if abs(float(digits)) < 1000:  # after rounding: 999,999 is 1M

@@ -1,6 +1,7 @@
 """Shared by all tests: one thread a worker, a clean environment, and distributions that a test makes up."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ from stackwise_core.cli import pulse
 
 # Two workers on two cores: more threads would only wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Under nohup and the like it would be ignored, which tests of endings take for the user's wish.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine isn't to make commands say more than a quiet one.
 pulse.SECONDS_OF_SILENCE = 3600.0

@@ -1,13 +1,16 @@
 """Every exception's one message on stderr, and its exit code."""
 
 import errno
+import os
 import traceback
 from contextlib import suppress
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.text import Text
 
+from stackwise_core.cli.shown_paths import shown
 from stackwise_core.config.errors import printable
 from stackwise_core.errors import StackwiseError, is_out_of_memory
 from stackwise_core.files import limit_of_open_files
@@ -39,7 +42,7 @@ def report(error: Exception, debug: bool) -> int:
         return 1
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {shown(Path(os.fsdecode(error.filename)))}" if error.filename else ""
         _say(f"{reason}{where}{_advice(error)}")
         return 1
     plugin = culprit(error)

@@ -242,7 +242,8 @@ def test_numbers_that_are_not_finite_stay_valid_json(run):
     store.close()
     statistics = as_json("measure", run, "cc")["stores"][0]["statistics"]
     assert (statistics["largest"], statistics["rms"], statistics["errors"]["int8"]) == (None, None, None)
-    assert cache("measure", run, "cc").exit_code == 0
+    result = cache("measure", run, "cc")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_store_with_nothing_in_it_has_no_measures(run):

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 import pytest
 
 from stackwise_core.cli.quantities import count, rough_duration
@@ -24,6 +26,7 @@ from stackwise_core.options import ByteSize
         (7.5e26, "750Y"),
         (2.4e27, "2.4 x 10^27"),
         (1e40, "1 x 10^40"),
+        (math.inf, "inf"),
     ],
 )
 def test_counts_have_three_digits_and_a_letter(number, text):

@@ -115,7 +115,7 @@ def test_told_to_go_on_it_is_begun(here, monkeypatch, way):
             assert "goes on" not in result.output
     assert not (here / "runs" / "small").exists()
     changed = sw.load_config("small.toml", overrides={"rack.stacks": 1, "training.steps_per_stack": 1})
-    assert sw.run(changed, beyond_machine=True).directory == Path("runs/small")
+    assert sw.run(changed, beyond_machine=True).directory == here / "runs" / "small"
 
 
 def test_weights_that_memory_does_not_hold_leave_nothing(here, monkeypatch):
