@@ -13,7 +13,7 @@ from stackwise_core.interfaces.optimizer import Optimizer
 BLOCK = 256
 """Numbers of an 8-bit moment that share an fp32 scale."""
 CODES = 256
-"""Values that 8 bits stand for."""
+"""Number of values that 8 bits can encode."""
 
 
 class _BitsandbytesAdamW(Optimizer):
@@ -33,21 +33,21 @@ class _BitsandbytesAdamW(Optimizer):
 
 
 class AdamW8bit(_BitsandbytesAdamW):
-    """Two moments in 8 bits; tensors of fewer than 4096 weights keep 32."""
+    """AdamW with two moments in 8 bits; tensors of fewer than 4096 weights keep 32."""
 
     state_bytes = 2 * (1 + 4 / BLOCK)
     made = bnb.optim.AdamW8bit
 
 
 class PagedAdamW(_BitsandbytesAdamW):
-    """Two moments in fp32, which move to main memory when a CUDA device is full."""
+    """AdamW with two moments in fp32, which move to main memory when a CUDA device is full."""
 
     state_bytes = 8.0
     made = bnb.optim.PagedAdamW32bit
 
 
 class PagedAdamW8bit(_BitsandbytesAdamW):
-    """Two moments in 8 bits, which move to main memory when a CUDA device is full."""
+    """AdamW with two moments in 8 bits, which move to main memory when a CUDA device is full."""
 
     state_bytes = 2 * (1 + 4 / BLOCK)
     made = bnb.optim.PagedAdamW8bit

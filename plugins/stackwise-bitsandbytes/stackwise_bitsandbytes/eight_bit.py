@@ -7,15 +7,15 @@ from stackwise_bitsandbytes.frozen import FrozenPrecision
 
 
 class Int8(FrozenPrecision):
-    """Weights in int8; activations stay in the compute format."""
+    """Precision with weights in int8; activations stay in the compute format."""
 
     name = "int8"
     marks_stack_as = "is_loaded_in_8bit"
     tells = "SCB"
     bytes_per_weight = 1 + 4 / 512
-    """For rows of 512 weights: a row has one scale of 4 bytes."""
+    """Bytes a weight, for rows of 512 weights: a row has one scale of 4 bytes."""
     largest_weight = torch.finfo(torch.float16).max
-    """bitsandbytes quantises through fp16."""
+    """Bytes a weight, for rows of 512 weights: a row has one scale of 4 bytes."""
 
     def quantised(self, linear: nn.Linear) -> nn.Linear:
         from stackwise_bitsandbytes.layers import quantise_8bit

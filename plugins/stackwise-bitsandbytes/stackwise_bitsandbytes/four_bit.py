@@ -15,7 +15,7 @@ class _FourBit(FrozenPrecision):
 
     @property
     def bytes_per_weight(self) -> float:
-        """Half a byte, and a scale a block: 4 bytes, or 1 and 4 more for every 256 blocks."""
+        """Bytes a weight: half a byte, and a scale a block: 4 bytes, or 1 and 4 more for every 256 blocks."""
         scale = 1 + 4 / 256 if self.options.double_quant else 4
         return 0.5 + scale / self.options.block_size
 
@@ -39,7 +39,7 @@ class _FourBit(FrozenPrecision):
         return reason and f"its rows are {linear.in_features} weights wide; {reason}"
 
     def _block_size(self, linear: nn.Linear) -> int:
-        """How many weights of a layer share a scale.
+        """Return the number of weights of a layer that share a scale.
 
         On CPUs with AVX-512, bitsandbytes 0.50 decodes rows whose width is a multiple of 16, but not of the block
         size, as if each began a block of its own. Such a layer gets the largest block that divides its rows.
@@ -61,7 +61,7 @@ class _FourBit(FrozenPrecision):
 
 
 def _misread(width: int) -> str:
-    """Why rows of a width can't be had; empty where they can."""
+    """Return why rows of this width can't be decoded; empty where they can."""
     if width % 32 != 16:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""What the precisions that quantise by bitsandbytes share."""
+"""Base class of the precisions that quantise with bitsandbytes."""
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -14,41 +14,41 @@ COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class FrozenPrecision(Precision):
-    """Quantises each linear layer of a stack, for good; norms stay in fp32."""
+    """Precision that quantises each linear layer of a stack, for good; norms stay in fp32."""
 
     trainable = False
     quantises = True
     name: str
-    """What the TOML calls it."""
+    """Name in the TOML."""
     marks_stack_as: str
     """The attribute, set on the stack as transformers sets it on its models, by which peft knows these layers."""
 
     @property
     def compute(self) -> torch.dtype:
-        """What matrix products compute in."""
+        """Number format of matrix products."""
         return COMPUTE[self.options.compute]
 
     @property
     @abstractmethod
     def largest_weight(self) -> float:
-        """The largest weight that doesn't overflow on its way."""
+        """The largest weight that can be quantised without overflow."""
 
     def fault(self, linear: nn.Linear) -> str:
-        """Why it can't hold a layer of this shape; empty where it can."""
+        """Return why a layer of this shape can't be held; empty where it can."""
         return ""
 
     @abstractmethod
     def quantised(self, linear: nn.Linear) -> nn.Linear:
-        """A layer of the same weights, quantised on their device."""
+        """Return a quantised layer of the same weights, on their device."""
 
     @abstractmethod
     def read(self, linear: nn.Linear, tensors: dict[str, Tensor]) -> nn.Linear:
-        """A layer from its own tensors, on the device of a layer of its shape."""
+        """Return a layer read from its own tensors, on the device of a layer of its shape."""
 
     @property
     @abstractmethod
     def tells(self) -> str:
-        """A tensor that a layer of this precision has in a file, and a layer of no other has."""
+        """Name of a tensor that a layer of this precision has in a file, and a layer of no other has."""
 
     def check(self, device: torch.device) -> None:
         if device.type == "cpu":
@@ -111,7 +111,7 @@ class FrozenPrecision(Precision):
 
 
 def _linears(stack: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """Every linear layer of a stack's blocks, by name."""
+    """List every linear layer of a stack's blocks, by name."""
     found = [(name, module) for name, module in stack.named_modules() if isinstance(module, nn.Linear)]
     assert all(linear.bias is None for _, linear in found), "a block's layers have no biases"
     return found

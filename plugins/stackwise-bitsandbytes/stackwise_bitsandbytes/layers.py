@@ -17,7 +17,7 @@ QuantType = Literal["nf4", "fp4"]
 def _empty_linear4bit(like: nn.Linear, compute: torch.dtype) -> bnb.nn.Linear4bit:
     layer = bnb.nn.Linear4bit(like.in_features, like.out_features, bias=False, compute_dtype=compute, device="meta")
     # Otherwise one evaluation on a CPU with AVX512-BF16 repacks the weight in place for a kernel that has no
-    # backward: training steps then lose the gradients to the layer's input without a word.
+    # backward: training steps then lose the gradients to the layer's input silently.
     layer.support_avx512bf16_for_cpu = False
     return layer
 
@@ -32,7 +32,7 @@ def _filled(layer: bnb.nn.Linear4bit, weight: bnb.nn.Params4bit) -> bnb.nn.Linea
 def quantise_4bit(
     linear: nn.Linear, quant_type: QuantType, block_size: int, double_quant: bool, compute: torch.dtype
 ) -> bnb.nn.Linear4bit:
-    """A linear layer without bias, quantised on its device."""
+    """Quantise a linear layer without bias, on its device."""
     layer = _empty_linear4bit(linear, compute)
     weight = bnb.nn.Params4bit(
         linear.weight.detach(),
@@ -46,7 +46,7 @@ def quantise_4bit(
 
 
 def read_4bit(like: nn.Linear, tensors: Mapping[str, Tensor], compute: torch.dtype) -> bnb.nn.Linear4bit:
-    """A layer from what its ``state_dict`` gave, on the device of a layer of its shape."""
+    """Return a layer from the tensors of its ``state_dict``, on the device of a layer of its shape."""
     layer = _empty_linear4bit(like, compute)
     statistics = {name: tensor for name, tensor in tensors.items() if name != "weight"}
     weight = bnb.nn.Params4bit.from_prequantized(tensors["weight"], statistics, device=like.weight.device, module=layer)
@@ -54,7 +54,7 @@ def read_4bit(like: nn.Linear, tensors: Mapping[str, Tensor], compute: torch.dty
 
 
 class _ProductWithInt8(torch.autograd.Function):
-    """x [..., in] times an int8 weight's transpose; nothing but the weight is kept for the backward pass."""
+    """Product of x [..., in] and an int8 weight's transpose; only the weight is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class _ProductWithInt8(torch.autograd.Function):
 
 
 def dequantised_int8(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """codes x scales / 127: int8 [out, in] with the largest weight of each row float32 [out].
+    """Compute codes x scales / 127: int8 [out, in] with the largest weight of each row float32 [out].
 
     Absmax quantisation of rows: Dettmers et al. 2022 (LLM.int8(), arXiv 2208.07339), section 2.1.
     """
@@ -97,12 +97,12 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):
 
 
 def quantise_8bit(linear: nn.Linear, compute: torch.dtype) -> FrozenLinear8bit:
-    """A linear layer without bias, quantised on its device, through fp16."""
+    """Quantise a linear layer without bias, on its device, through fp16."""
     codes, scales, _ = bnb.functional.int8_vectorwise_quant(linear.weight.detach().half())
     return FrozenLinear8bit(codes, scales, compute)
 
 
 def read_8bit(like: nn.Linear, tensors: Mapping[str, Tensor], compute: torch.dtype) -> FrozenLinear8bit:
-    """A layer from what its ``state_dict`` gave, on the device of a layer of its shape."""
+    """Return a layer from the tensors of its ``state_dict``, on the device of a layer of its shape."""
     device = like.weight.device
     return FrozenLinear8bit(tensors["weight"].to(device), tensors["SCB"].to(device), compute)
