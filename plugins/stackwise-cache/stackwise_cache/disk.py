@@ -79,7 +79,7 @@ class DiskStore(ActivationStore):
         self._keep_capacity()
 
     def _enter(self, shard: Shard) -> None:
-        """Find the shard's entries in it from now on."""
+        """Add a shard's entries to the index."""
         keys = shard.keys()
         self._release(self._places.keys() & keys)
         self._numbered += 1
@@ -90,7 +90,7 @@ class DiskStore(ActivationStore):
         shard.living = len(self._places) - others
 
     def _release(self, keys: Iterable[Key]) -> None:
-        """Find these entries no more; a shard of which none is left is deleted."""
+        """Remove these entries from the index; a shard of which none is left is deleted."""
         for key in keys:
             number = self._places.pop(key, WAITING) >> SHIFT
             if number != WAITING:
@@ -178,7 +178,7 @@ class DiskStore(ActivationStore):
         self._stats.evicted += self._forget(next(iter(self._shards)))
 
     def _evict_waiting(self, count: int) -> None:
-        """Give up the oldest of the entries that aren't written yet."""
+        """Evict the oldest of the entries that aren't written yet."""
         oldest = self._waiting[:count]
         self._stats.evicted += len(oldest)
         self.discard(oldest)
@@ -265,7 +265,7 @@ class DiskStore(ActivationStore):
 
 
 def _modified(entry: os.DirEntry[str]) -> int:
-    """When a shard was written; 0 where another store has deleted it since it was listed."""
+    """Return when a shard was written; 0 where another store has deleted it since it was listed."""
     try:
         return entry.stat().st_mtime_ns
     except FileNotFoundError:
@@ -273,7 +273,7 @@ def _modified(entry: os.DirEntry[str]) -> int:
 
 
 class Disk(CacheBackend):
-    """As large as the disk, and there again for the next process."""
+    """Backend as large as the disk, whose entries are there again for the next process."""
 
     options: DiskOptions
     durable = True

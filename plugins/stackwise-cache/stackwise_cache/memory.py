@@ -79,7 +79,7 @@ class MemoryStore(ActivationStore):
 
 
 class Memory(CacheBackend):
-    """Fast, and gone with the process."""
+    """Backend in memory: fast, and gone with the process."""
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> MemoryStore:
         return MemoryStore(layout, capacity)

@@ -1,4 +1,4 @@
-"""Files that were read last stay open: to open one takes as long as to read a small entry."""
+"""Files kept open after they were last read: opening one takes as long as reading a small entry."""
 
 import os
 from collections import OrderedDict
@@ -11,11 +11,11 @@ MOST = 64
 """A process may open some 1000 by default, and a run reads from two stores at a time."""
 
 SHARE = 8
-"""Where it may open few, one in so many is a store's."""
+"""Divisor of a low limit of open files: a store keeps at most one in so many of them."""
 
 
 def most_open_files() -> int:
-    """How many files a store keeps open."""
+    """Return how many files a store keeps open."""
     limit = limit_of_open_files()
     return MOST if limit < 0 else max(1, min(MOST, limit // SHARE))
 
@@ -28,7 +28,7 @@ class OpenFiles:
         self._most = most_open_files()
 
     def descriptor(self, path: Path) -> int:
-        """Of a file, to read from until another one is asked for.
+        """Return the descriptor of a file, to read from until another one is asked for.
 
         Raises:
             FileNotFoundError: it isn't there any more.

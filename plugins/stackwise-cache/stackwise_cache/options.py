@@ -8,7 +8,7 @@ from stackwise_core.options import at_least, option
 
 @frozen
 class MemoryOptions(CacheOptions):
-    """The memory backend has those of every backend."""
+    """Options of the memory backend: those of every backend."""
 
 
 @frozen

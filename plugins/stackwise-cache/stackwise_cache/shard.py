@@ -22,11 +22,11 @@ from stackwise_core.tensor_file import NAMES, DamagedTensors, packed_header, rea
 
 
 class DamagedShard(ValueError):
-    """The file isn't a shard of this layout."""
+    """Error for a file that isn't a shard of this layout."""
 
 
 def checksum(namespace: bytes, key: Key, activation: memoryview) -> bytes:
-    """16 bytes that tell whether an activation is what was written, under this key and in this namespace.
+    """Compute 16 bytes that tell whether an activation is the one written under this key and in this namespace.
 
     A key says nothing of the weights below, so that a shard of another store would pass without the namespace.
     """
@@ -37,23 +37,23 @@ def checksum(namespace: bytes, key: Key, activation: memoryview) -> bytes:
 
 @define(eq=False)
 class Shard:
-    """A shard that is there to be read, and the index of its entries.
+    """A shard that can be read, and the index of its entries.
 
     It doesn't open its file: a large store has more shards than a process may open.
     """
 
     path: Path
     namespace: bytes
-    """Its directory's name."""
+    """Name of the shard's directory."""
     size: int
     count: int
     entry_bytes: int
     begin: int
-    """Where the first activation is in the file."""
+    """Offset of the first activation in the file, in bytes."""
     packed_keys: bytes
     checksums: bytes
     living: int = 0
-    """How many of its entries the store still finds."""
+    """Number of its entries that the store still finds."""
 
     @classmethod
     def open(cls, path: Path, layout: Layout) -> "Shard":
@@ -115,7 +115,7 @@ class Shard:
         return cls(path, namespace, begin + end, count, layout.bytes_per_entry, begin, packed_keys, checksums)
 
     def keys(self) -> list[Key]:
-        """The key of each entry."""
+        """List the key of each entry."""
         return np.frombuffer(self.packed_keys, "V16").tolist()
 
     def read(self, index: int, descriptor: int, into: memoryview) -> bool:
@@ -144,7 +144,7 @@ def _namespace(path: Path) -> bytes:
 
 
 def _contents(count: int, layout: Layout) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """The tensors of a shard of so many entries, in the file's order."""
+    """Return the tensors of a shard of so many entries, in the file's order: dtype and shape by name."""
     return {
         "activations": (layout.torch_dtype, (count, *layout.shape)),
         "checksums": (torch.uint8, (count, 16)),
