@@ -51,15 +51,15 @@ Found = TypeVar("Found")
 
 
 class Damaged(Exception):
-    """The environment can't be trusted, or holds entries of another layout."""
+    """Error of an environment that can't be trusted, or holds entries of another layout."""
 
 
 class Gone(Exception):
-    """The files that were opened aren't there any more."""
+    """Error of an environment whose files were deleted or replaced since they were opened."""
 
 
 class NoRoom(Exception):
-    """The disk can't take what was to be written; what was there before still is."""
+    """Error of a full disk: what was to be written isn't, and what was there before still is."""
 
 
 class Environment:
@@ -165,7 +165,7 @@ class Environment:
         return (self._lmdb.info()["last_pgno"] + 1) * self._page
 
     def _files(self) -> list[tuple[int, int]]:
-        """Which files are in place."""
+        """List device and inode of the files that are in place."""
         if self.readonly:
             stats = [os.stat(self._data)]
         else:
@@ -183,7 +183,7 @@ class Environment:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """One thread at a time, since a map that grows moves; LMDB's errors become ours."""
+        """Let one thread at a time in, since a map that grows moves; turn LMDB's errors into this module's."""
         with self._lock:
             try:
                 yield
@@ -212,7 +212,7 @@ class Environment:
         return getattr(self, "_lmdb", None) is not None
 
     def read(self, work: "Callable[[Reader], Found]") -> Found:
-        """What ``work`` finds in one consistent state.
+        """Return what ``work`` finds in one consistent state.
 
         Raises:
             Damaged, Gone: see there.
@@ -292,27 +292,30 @@ class Reader:
         self._transaction, self._entries, self._index = transaction, entries, index
 
     def count(self) -> int:
-        """How many keys there are."""
+        """Return the number of keys."""
         return self._transaction.stat(self._index)["entries"]
 
     def has(self, key: bytes) -> bool:
-        """Whether there is an entry."""
+        """Return whether a key has an entry."""
         return self._transaction.get(key, db=self._index) is not None
 
     def entry(self, key: bytes) -> memoryview | None:
-        """The entry of a key; empty if its key is there and it isn't."""
+        """Return the entry of a key; empty where the key is indexed but its entry is missing."""
         serial = self._transaction.get(key, db=self._index)
         if serial is None:
             return None
         return memoryview(self._transaction.get(serial, b"", db=self._entries))
 
     def keys(self) -> list[bytes]:
-        """All keys."""
+        """List all keys."""
         with self._transaction.cursor(self._index) as cursor:
             return [bytes(key) for key in cursor.iternext(values=False)]
 
     def written_from(self, serial: int, wanted: Callable[[memoryview], bool]) -> int:
-        """Show entries in the order of writing to ``wanted``, until it says no; the serial number to go on from."""
+        """Show entries in the order of writing to ``wanted``, until it says no.
+
+        Return the serial number to resume from.
+        """
         with self._transaction.cursor(self._entries) as cursor:
             more = cursor.set_range(_serial(serial))
             while more and wanted(memoryview(cursor.value())):
@@ -322,7 +325,7 @@ class Reader:
 
 
 class Writer(Reader):
-    """A state that is in the making."""
+    """Transaction that writes: a state in the making."""
 
     def delete(self, key: bytes) -> None:
         """Delete a key and its entry, if they are there."""
@@ -345,7 +348,9 @@ _OPENING = threading.RLock()
 
 
 def attach(directory: Path, layout: Layout, create: bool) -> Environment:
-    """The environment of a directory, shared by this process's stores, closed when the last of them lets go of it.
+    """Return the environment of a directory.
+
+    This process's stores share it; it closes when the last of them lets it go.
 
     Raises:
         Damaged, Gone, NoRoom: see :class:`Environment`.
@@ -379,7 +384,7 @@ def remove(directory: Path) -> None:
 
 
 def _after_fork() -> None:
-    """A child opens its own: LMDB's locks and reader slots are its parent's."""
+    """Close a forked child's copies. It opens its own: LMDB's locks and reader slots are its parent's."""
     global _OPENING
     _OPENING = threading.RLock()
     for environment in list(_OPEN.values()):
@@ -401,7 +406,7 @@ def _serial(number: int) -> bytes:
 
 
 def _size(path: Path) -> int:
-    """0 where there is none."""
+    """Return the size of a file in bytes; 0 where there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -409,7 +414,7 @@ def _size(path: Path) -> int:
 
 
 def _problems(data: Path) -> bool:
-    """Whether the file is there and isn't a sound environment. It is read, not mapped."""
+    """Return whether the file is there and isn't a sound environment. It is read, not mapped."""
     if not _size(data):
         return False
     try:

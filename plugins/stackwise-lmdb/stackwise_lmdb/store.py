@@ -54,7 +54,7 @@ class LmdbStore(ActivationStore):
             self._evict(self._room)
 
     def _attach(self, create: bool) -> Environment | None:
-        """The environment, if there is one or it is to be made; a damaged one is deleted and counted."""
+        """Return the environment, if there is one or it is to be made; a damaged one is deleted and counted."""
         if self._environment is not None and self._environment.alive:
             return self._environment
         self._let_go()
@@ -86,7 +86,7 @@ class LmdbStore(ActivationStore):
         self._unused_from = 0
 
     def _read(self, work: Callable[[Reader], Found], nothing: Found) -> Found:
-        """What ``work`` finds on disk, or ``nothing`` where there is nothing."""
+        """Return what ``work`` finds on disk, or ``nothing`` where there is no environment."""
         while environment := self._attach(create=False):
             try:
                 return environment.read(work)
@@ -197,7 +197,7 @@ class LmdbStore(ActivationStore):
             self._hidden.add(key)
 
     def _evict(self, most: int) -> list[Key]:
-        """Hide the least recently used entries until at most so many are left; which these were."""
+        """Hide the least recently used entries until at most so many are left, and return their keys."""
         surplus = max(0, self._count() - most)
         if not surplus:
             return []
@@ -209,7 +209,7 @@ class LmdbStore(ActivationStore):
         return victims
 
     def _unused(self, most: int) -> list[Key]:
-        """Entries that this store has not used, in the order of writing."""
+        """List entries that this store has not used, in the order of writing."""
 
         def find(reader: Reader) -> tuple[list[Key], int]:
             keys: list[Key] = []
@@ -271,7 +271,7 @@ class LmdbStore(ActivationStore):
 
 
 def _packed(key: Key, activation: Tensor) -> bytearray:
-    """An entry as it is written."""
+    """Return an entry as the bytes that are written."""
     packed = bytearray(HEAD + activation.nbytes)
     payload = np.frombuffer(packed, dtype=np.uint8)[HEAD:]
     payload[:] = activation.contiguous().view(torch.uint8).flatten().numpy()
@@ -280,7 +280,7 @@ def _packed(key: Key, activation: Tensor) -> bytearray:
 
 
 def _unpacked(key: Key, packed: bytearray | memoryview, into: np.ndarray) -> bool:
-    """Copy an entry's activation into uint8 [bytes]; whether it is what was written under this key."""
+    """Copy an entry's activation into uint8 [bytes], and return whether it is what was written under this key."""
     if len(packed) != HEAD + into.size:
         return False
     into[:] = np.frombuffer(packed, dtype=np.uint8, offset=HEAD)
@@ -294,7 +294,7 @@ def _checksum(key: Key, activation: np.ndarray) -> bytes:
 
 
 class Lmdb(CacheBackend):
-    """As large as the disk, in one file that grows and is reused, but never shrinks."""
+    """Backend as large as the disk, in one file that grows and is reused, but never shrinks."""
 
     options: LmdbOptions
     durable = True
