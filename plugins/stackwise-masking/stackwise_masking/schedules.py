@@ -10,7 +10,7 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 
 class Constant(MaskSchedule):
-    """f(p) = fraction."""
+    """Constant schedule, f(p) = fraction."""
 
     def fraction(self, progress: Tensor) -> Tensor:
         # Adding 0 * p keeps the result on autograd's graph, with the slope 0 that it has.
@@ -18,11 +18,11 @@ class Constant(MaskSchedule):
 
 
 class Shaped(MaskSchedule):
-    """f(p) = min + g(p) (max - min)."""
+    """Schedule between two fractions, f(p) = min + g(p) (max - min)."""
 
     @abstractmethod
     def shape(self, progress: Tensor) -> Tensor:
-        """g, monotone from g(0) = 0 to g(1) = 1."""
+        """Compute g, monotone from g(0) = 0 to g(1) = 1."""
 
     def fraction(self, progress: Tensor) -> Tensor:
         low, high = self.options.min_fraction, self.options.max_fraction
@@ -30,14 +30,17 @@ class Shaped(MaskSchedule):
 
 
 class Linear(Shaped):
-    """g(p) = p. From 0 to 1 this is the schedule of MDLM (arXiv 2406.07524) and LLaDA, with loss weight 1/t."""
+    """Linear schedule, g(p) = p.
+
+    From 0 to 1 this is the schedule of MDLM (arXiv 2406.07524) and LLaDA, with loss weight 1/t.
+    """
 
     def shape(self, progress: Tensor) -> Tensor:
         return progress
 
 
 class Exponential(Shaped):
-    """g(p) = (e^p - 1)/(e - 1)."""
+    """Exponential schedule, g(p) = (e^p - 1)/(e - 1)."""
 
     def shape(self, progress: Tensor) -> Tensor:
         grown = torch.expm1(progress) / math.expm1(1.0)
@@ -46,7 +49,7 @@ class Exponential(Shaped):
 
 
 class Cosine(Shaped):
-    """g(p) = (1 - cos pi p)/2."""
+    """Cosine schedule, g(p) = (1 - cos pi p)/2."""
 
     def shape(self, progress: Tensor) -> Tensor:
         return (1.0 - torch.cos(math.pi * progress)) / 2.0
