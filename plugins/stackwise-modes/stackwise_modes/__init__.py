@@ -1,1 +1,1 @@
-"""Trainer modes for Stackwise: which phases a rack is trained in."""
+"""Trainer modes for Stackwise: plans of the phases in which a rack is trained."""

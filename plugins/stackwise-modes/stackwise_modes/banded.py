@@ -11,7 +11,10 @@ from stackwise_modes.cycles import refuse_less_than_a_step
 
 
 class Banded(TrainerMode):
-    """Independent stacks of equal probability mass (DiffusionBlocks, arXiv 2506.14202), in short phases and cycles."""
+    """Mode of independent stacks of equal probability mass (DiffusionBlocks, arXiv 2506.14202).
+
+    They train in short phases and cycles.
+    """
 
     def partition(self, rack: RackSpec) -> RackSpec:
         return evolve(rack, ends="per_stack" if self.options.shared == "per_stack" else "shared")
@@ -45,5 +48,5 @@ class Banded(TrainerMode):
 
 
 def _band(stack: int, stacks: int) -> tuple[float, float]:
-    """Equal stretches of progress, and so of probability; the stack at the bottom has the lightest noise."""
+    """Return equal stretches of progress, and so of probability; the stack at the bottom has the lightest noise."""
     return (stack / stacks, (stack + 1) / stacks)

@@ -10,7 +10,10 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 
 
 class Blockwise(TrainerMode):
-    """A phase a stack: the first trains with embedding and head, each later one alone on top of what is frozen."""
+    """Mode of a phase a stack.
+
+    The first trains with embedding and head, each later one alone on top of what is frozen.
+    """
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
         stacks = stacks_to_build(rack, "blockwise")
@@ -21,7 +24,7 @@ class Blockwise(TrainerMode):
 
 
 class Layerwise(Blockwise):
-    """Blockwise over a rack that is cut into stacks of one block each."""
+    """The blockwise mode over a rack that is cut into stacks of one block each."""
 
     def partition(self, rack: RackSpec) -> RackSpec:
         return evolve(rack, blocks=(1,) * sum(rack.blocks))

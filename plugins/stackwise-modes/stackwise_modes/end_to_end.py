@@ -9,7 +9,10 @@ from stackwise_modes.cycles import one_at_a_time
 
 
 class EndToEnd(TrainerMode):
-    """Everything trains at once, or one stack at a time, for as long as all stacks together would have had."""
+    """Mode in which everything trains at once, or one stack at a time.
+
+    It lasts as long as all stacks would have had together.
+    """
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
         budget.only_over_time('trainer mode "end_to_end"')

@@ -1,4 +1,4 @@
-"""New stacks over a trunk that runs live on fresh masks, or that goes on training with them."""
+"""New stacks over a trunk that runs live on fresh masks, or that trains along with them."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from stackwise_core.interfaces.trainer_mode import TrainerMode
 
 
 class Fused(TrainerMode):
-    """A phase a stack. The stacks below it are frozen and see each sample under a new mask each epoch, or train too."""
+    """Mode of a phase a stack.
+
+    The stacks below it are frozen and see each sample under a new mask each epoch, or train too.
+    """
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
         stacks = stacks_to_build(rack, "fused")

@@ -14,7 +14,7 @@ from stackwise_modes.cycles import one_at_a_time
 
 
 class Progressive(TrainerMode):
-    """One stack joins after the other; what stands already is frozen, or adapts to it.
+    """Mode in which one stack joins after the other; those that stand already are frozen, or adapt.
 
     Appended stacks stand on the boundary of the trunk. Prepended ones get their gradient through the frozen stacks
     above them, so that there is no boundary to keep.
@@ -47,7 +47,7 @@ class Progressive(TrainerMode):
         return phases
 
     def _finale(self, rack: RackSpec, budget: Budget, share: float, begins: float) -> list[Phase]:
-        """The last stretch, with the whole rack in the path."""
+        """Plan the last stretch, with the whole rack in the path."""
         if self.options.finale_scope == "stackwise":
             phases = one_at_a_time(rack, budget, share, self.options.cycles, begins, self.options.finale_lr, "finale")
         else:
