@@ -12,7 +12,7 @@ STEP_CURVES = ("loss", "grad_norm", "tokens_per_second", "peak_bytes", "masked")
 
 
 class Curves(Tracker):
-    """Writes what can be drawn; bad steps and spikes have no curve of their own."""
+    """Tracker that writes the measurements that can be drawn; bad steps and spikes have no curve of their own."""
 
     options: TensorBoardOptions
 
@@ -46,12 +46,12 @@ class Curves(Tracker):
         self._files.close()
 
     def _before(self, phase: int) -> int:
-        """Steps that are planned before a phase."""
+        """Return the number of steps planned before a phase."""
         return sum(each.steps for each in self._phases[:phase])
 
 
 def _of_depth(likelihood: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """A likelihood's numbers; its depth is their step."""
+    """Yield a likelihood's numbers by name; its depth is their step."""
     for name in ("nats_per_token", "bits_per_byte"):
         yield name, likelihood[name]
     for each in likelihood["bands"]:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: one folder a phase, each step once, also where a run was killed and went on.
+"""TensorBoard's event files: one folder a phase, each step once, even where a run was killed and resumed.
 
 Events are framed and encoded by tensorboard itself. The files are opened here, because its own writer has a thread, so
 that an error comes late and from nowhere, and names files by the clock, by which a later file may come first.
@@ -21,7 +21,10 @@ _LONGEST_NAME = 80
 
 
 class EventFiles:
-    """Writes scalars into a directory that ``tensorboard --logdir`` reads; what is written is there at once."""
+    """Writer of scalars into a directory that ``tensorboard --logdir`` reads.
+
+    Each is in the file as soon as it is written.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -29,7 +32,7 @@ class EventFiles:
         self._next: tuple[str, int] | None = None
 
     def begin(self, folder: str, step: int) -> None:
-        """Have what is written from now on belong to a folder, TensorBoard's "run".
+        """Start a folder, TensorBoard's "run": all that is written from now on belongs to it.
 
         Args:
             step: what an earlier process wrote there of this step, and of later ones, no longer counts.
@@ -84,7 +87,7 @@ class EventFiles:
 
 
 class _Whole:
-    """Writes all of a record or fails: a disk that is nearly full takes a part."""
+    """File that writes all of a record or fails: on a nearly full disk a plain write takes a part."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -95,7 +98,7 @@ class _Whole:
 
 
 def _next_file(folder: Path) -> FileIO:
-    """A new file that TensorBoard reads after those that are there: it goes by their names."""
+    """Create a new file that TensorBoard reads after those that are there: it orders them by their names."""
     numbers = [int(path.name.split(".")[3]) for path in folder.glob(f"{_STEM}[0-9]*.stackwise")]
     path = folder / f"{_STEM}{max(numbers, default=0) + 1:010d}.stackwise"
     return FileIO(path, "x")
