@@ -1,4 +1,4 @@
-"""What the core registers; it imports nothing but the hook specs."""
+"""Implementations that the core registers; it imports nothing but the hook specs."""
 
 from stackwise_core.hookspecs import Implementation, hookimpl
 
