@@ -31,14 +31,14 @@ COMMANDS = (
     "export",
     "cache",
 )
-"""Each is the command of its own name in the module of its own name."""
+"""Names of the commands; each is in the module of its own name."""
 
 
 class CommandLine(click.Group):
-    """Imports its commands lazily, and turns every exception into a message and an exit code."""
+    """Command group that imports its commands lazily, and turns every exception into a message and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order in which a newcomer meets them."""
+        """List the commands in the order in which a newcomer meets them."""
         return [*COMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

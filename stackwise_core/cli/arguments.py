@@ -63,7 +63,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_other_than_utf8(arguments: Sequence[str]) -> None:
-    """See that every argument is UTF-8, as the files are in which names are kept.
+    """Refuse arguments that aren't UTF-8, as the files are in which names are kept.
 
     Raises:
         UsageError: one isn't.
@@ -79,7 +79,7 @@ def refuse_other_than_utf8(arguments: Sequence[str]) -> None:
 
 
 def refuse_other_than_run(directory: Path) -> None:
-    """See that a run, finished or not, wrote the directory.
+    """Refuse a directory that no run, finished or not, wrote.
 
     Raises:
         UsageError: none did; it has the run that was probably meant.

@@ -16,10 +16,10 @@ _ROOMY = 1000
 
 
 class TimesColumn(ProgressColumn):
-    """Time taken, and the time left while there is some."""
+    """Column of the time taken, and the time left while there is some."""
 
     def render(self, task: Task) -> Text:
-        """Such as ``1:02, 3:04 left``."""
+        """Render times such as ``1:02, 3:04 left``."""
         taken = task.finished_time if task.finished else task.elapsed
         said = "" if taken is None else duration(taken)
         if not task.finished and task.time_remaining is not None:
@@ -28,14 +28,14 @@ class TimesColumn(ProgressColumn):
 
 
 class _MeasuredColumn(ProgressColumn):
-    """What a task's ``measured`` says, or its ``brief`` where there is one and little room."""
+    """Column that shows a task's ``measured``, or its ``brief`` where it has one and there is little room."""
 
     def __init__(self, brief: bool) -> None:
         super().__init__()
         self._brief = brief
 
     def render(self, task: Task) -> Text:
-        """Such as ``loss 3.123  45k tokens/s``, in brief ``loss 3.123``."""
+        """Render measurements such as ``loss 3.123  45k tokens/s``, in brief ``loss 3.123``."""
         measured = task.fields["measured"]
         return Text.from_markup(task.fields.get("brief", measured) if self._brief else measured)
 

@@ -42,7 +42,7 @@ ALL_COLUMNS = 100
 
 @frozen
 class Kept:
-    """What is in the directory of a run's boundaries."""
+    """The stores in the directory of a run's boundaries."""
 
     run: Path
     directory: Path
@@ -55,7 +55,7 @@ class Kept:
 
     @classmethod
     def by(cls, run: Path, plugins: Sequence[str]) -> Kept:
-        """Look at what a run keeps.
+        """Return the boundaries that a run keeps.
 
         Raises:
             UsageError: it is no run, or keeps nothing on disk.
@@ -84,12 +84,12 @@ class Kept:
 
     @property
     def namespaces(self) -> list[str]:
-        """All that is there, in the order of the tables."""
+        """Namespaces of all stores that are there, in the order of the tables."""
         return [*(each.namespace for each in self.boundaries), *self.unknown]
 
     @property
     def own(self) -> list[str]:
-        """What the run itself keeps."""
+        """Namespaces that the run itself keeps."""
         if not self.is_shared:
             return self.namespaces
         own = {self.run.resolve()}
@@ -99,7 +99,7 @@ class Kept:
         return [each.namespace for each in self.boundaries if Path(each.run).resolve() in own]
 
     def named(self, prefixes: Sequence[str]) -> list[str]:
-        """The namespaces that begin so, in the order of the tables.
+        """List the namespaces that begin with one of the prefixes, in the order of the tables.
 
         Raises:
             UsageError: none does, or more than one.
@@ -119,7 +119,7 @@ class Kept:
         return [each for each in self.namespaces if each in chosen]
 
     def short(self, namespace: str) -> str:
-        """As much of a name as tells it from the others."""
+        """Return as much of a name as tells it from the others."""
         others = [each for each in self.namespaces if each != namespace]
         length = SHORTEST_NAME
         while length < len(namespace) and any(each.startswith(namespace[:length]) for each in others):
@@ -127,16 +127,16 @@ class Kept:
         return namespace[:length]
 
     def place(self, namespace: str) -> str:
-        """Where in the rack the boundary is."""
+        """Return where in the rack the boundary is."""
         trunk = next((each.trunk for each in self.boundaries if each.namespace == namespace), None)
         return "unknown" if trunk is None else above(trunk)
 
     def open(self, boundary: StoredBoundary) -> ActivationStore:
-        """Its store, which is only read or dropped."""
+        """Open a boundary's store, which is only read or dropped."""
         return self.backend.open(self.directory / boundary.namespace, boundary.layout, None)
 
     def say_how_to_keep(self) -> None:
-        """Explain why there is nothing."""
+        """Explain why no boundary is kept."""
         options = self.backend.options
         if self.is_shared and self.namespaces:
             why = f"None of the {len(self.namespaces)} stores there is of this run; name one to have it all the same."
@@ -307,22 +307,22 @@ def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) 
 
 
 def above(trunk: Sequence[int]) -> str:
-    """Where a boundary is."""
+    """Return where a boundary is, in words."""
     return f"above stack {trunk[-1]}"
 
 
 def stores_text(number: int) -> str:
-    """``1 store``, ``2 stores``."""
+    """Return ``1 store``, ``2 stores``."""
     return f"{number} store{'' if number == 1 else 's'}"
 
 
 def bytes_in(directory: Path) -> int:
-    """Size of the files in a directory and those below."""
+    """Return the bytes of all files in a directory and those below it."""
     return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())
 
 
 def print_stores(console: Console, kept: Kept, stats: dict[str, CacheStats], sizes: dict[str, int]) -> None:
-    """A row a store, and one for each directory that has no record."""
+    """Print a row a store, and one for each directory that has no record."""
     rows = [
         {
             "store": kept.short(each.namespace),
@@ -346,7 +346,7 @@ def print_stores(console: Console, kept: Kept, stats: dict[str, CacheStats], siz
 
 
 def print_measures(console: Console, kept: Kept, measured: Sequence[tuple[StoredBoundary, Measured]]) -> None:
-    """A row a store; a narrow terminal does without their names."""
+    """Print a row a store; a narrow terminal does without their names."""
     formats = [name for name in ("int8", "fp8", "int4") if any(name in errors_of(each) for _, each in measured)]
     rows = [
         {
@@ -367,7 +367,7 @@ def print_measures(console: Console, kept: Kept, measured: Sequence[tuple[Stored
 
 
 def errors_of(measured: Measured) -> dict[Format, float]:
-    """The relative error of each smaller format, where there is something to be in error."""
+    """Return the relative error of each smaller format; nothing where no entry was measured."""
     return {} if measured.statistics is None else measured.statistics.errors
 
 
@@ -388,7 +388,7 @@ def _as_json(boundary: StoredBoundary, measured: Measured) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """A value with null for numbers that JSON has none for."""
+    """Return a value with null for numbers that JSON has none for."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,4 +1,4 @@
-"""``stackwise check``: whether a configuration is right, and what it comes to; without torch."""
+"""``stackwise check``: a configuration's faults, or a summary of it where it has none; without torch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Every exception's one message on stderr, and its exit code."""
+"""Exit codes and messages: every exception becomes one message on stderr."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 def report(error: Exception, debug: bool) -> int:
-    """Print what went wrong, after its traceback where ``debug`` asks for that; give the exit code."""
+    """Print what went wrong, after its traceback where ``debug`` asks for that; return the exit code."""
     if isinstance(error, click.Abort):  # what click makes of KeyboardInterrupt
         with suppress(OSError):  # a terminal that hung up
             click.echo("\ninterrupted", err=True)  # behind the terminal's own ^C
@@ -54,7 +54,7 @@ def report(error: Exception, debug: bool) -> int:
 
 
 def _advice(error: OSError) -> str:
-    """What to do about an error of the system that doesn't say so itself."""
+    """Return what to do about an error of the system that doesn't say so itself."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f". This process may open {limit_of_open_files()} files at a time; ulimit -n raises that."
     if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOLCK):

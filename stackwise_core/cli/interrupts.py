@@ -1,4 +1,4 @@
-"""Signals that end a command with its word, as Ctrl-C does."""
+"""Signals that end a command with a message, as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Have signals that would end the process without a word raise ``KeyboardInterrupt``; ignored ones stay so."""
+    """Raise ``KeyboardInterrupt`` for signals that would end the process silently; ignored ones stay ignored."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     heeded = [each for each in SIGNALS if in_main_thread and signal.getsignal(each) is signal.SIG_DFL]
     for each in heeded:

@@ -18,7 +18,7 @@ BEYOND = "> 1.8e308"
 def print_likelihoods(
     console: Console, likelihoods: Sequence[Likelihood], routes: Sequence[BandRoute], text: str = "validation"
 ) -> None:
-    """A row a depth, and then a row for each band of the whole rack; ``text`` says what was measured on."""
+    """Print a row a depth, and then a row for each band of the whole rack; ``text`` says what was measured on."""
     bound = f"{text} {'NELBO' if likelihoods[-1].bands else 'NLL'}"
     rows, before = [], None
     for likelihood in likelihoods:
@@ -57,5 +57,5 @@ def print_likelihoods(
 
 
 def error_text(standard_error: float | None) -> str:
-    """``± 0.0123``, or a dash where one sequence has none."""
+    """Return ``± 0.0123``, or a dash where one sequence has none."""
     return "-" if standard_error is None else f"± {standard_error:.4f}"

@@ -46,7 +46,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     parts = set_up_rack(config, registry, planned)
 
     def own_name(choice: Choice) -> Choice:
-        """By the name that isn't an alias: "qlora" is nf4 with adapters, and the copy has none."""
+        """Return the choice by the name that isn't an alias: "qlora" is nf4 with adapters, and the copy has none."""
         declared = registry.resolve("precision", choice.use)
         return evolve(choice, use=declared.full_name if ":" in choice.use else declared.name)
 

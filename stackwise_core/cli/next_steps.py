@@ -1,4 +1,4 @@
-"""The commands that a finished run can be given to, as its end names them."""
+"""Commands that can be run on a finished run, as its end names them."""
 
 from __future__ import annotations
 

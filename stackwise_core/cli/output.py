@@ -1,4 +1,4 @@
-"""Standard output: what its encoding lacks is replaced, and with ``--json`` nothing but JSON gets there."""
+"""Standard output: characters that its encoding lacks are replaced, and with ``--json`` nothing but JSON gets there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STDOUT, STDERR = 1, 2
 
 
 def replace_what_cannot_be_encoded() -> None:
-    """Have standard output show a question mark for a character that its encoding lacks."""
+    """Show a question mark for a character that the encoding of standard output or standard error lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
 
 
 def discard_output() -> None:
-    """Let go of what standard output has yet to write, and no longer can: the interpreter would fail over it."""
+    """Discard what standard output has yet to write, and no longer can: the interpreter would fail over it."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -34,10 +34,10 @@ def discard_output() -> None:
 
 
 class Console(rich.console.Console):
-    """A console whose reader may go away: that is an error like any other, not the end of the program."""
+    """Console whose reader may go away: that is an error like any other, not the end of the program."""
 
     def on_broken_pipe(self) -> None:
-        """Leave the error to whoever prints."""
+        """Raise the error to the caller that prints."""
         raise
 
 

@@ -81,7 +81,7 @@ def _row(planned: PhasePlan) -> dict[str, str]:
 
 
 def time_text(plan: Plan) -> str:
-    """What all phases will take together, and where that comes from."""
+    """Return the estimated time of all phases together, and what it was estimated from."""
     products, copied = count(plan.speed.operations), ByteSize(plan.speed.copied)
     return (
         f"time: about {rough_duration(plan.seconds)} in all on this machine, if nothing else uses it; estimated from a "
@@ -90,14 +90,14 @@ def time_text(plan: Plan) -> str:
 
 
 def masks_text(planned: PhasePlan) -> str:
-    """``fresh``, ``4 fixed``, or a dash where nothing is masked."""
+    """Return ``fresh``, ``4 fixed``, or a dash where nothing is masked."""
     if planned.band is None:
         return "-"
     return "fresh" if planned.phase.masks == "resampled" else f"{planned.phase.masks_per_sample} fixed"
 
 
 def what_trains(planned: PhasePlan) -> str:
-    """``embedding, stack 0, head``."""
+    """List what trains: ``embedding, stack 0, head``."""
     phase = planned.phase
     parts = ["embedding"] if phase.embedding else []
     if phase.trains:
@@ -108,7 +108,7 @@ def what_trains(planned: PhasePlan) -> str:
 
 
 def _range(stacks: Collection[int]) -> str:
-    """``0``, ``0-3`` or ``0, 2``."""
+    """Return ``0``, ``0-3`` or ``0, 2``."""
     ordered = sorted(stacks)
     if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}-{ordered[-1]}"

@@ -1,4 +1,4 @@
-"""``stackwise plugins``: what is installed, in which state, and with which options."""
+"""``stackwise plugins``: the plugins that are installed, their states, and their options."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,7 +227,7 @@ def _properties(registry: Registry, declared: Declared) -> list[tuple[str, str]]
 
 
 def _title(hook: str) -> str:
-    """A hook's name, and that its contract may change."""
+    """Return a hook's name, with a mark where its contract may change."""
     return f"{hook} (provisional)" if hook in PROVISIONAL else hook
 
 

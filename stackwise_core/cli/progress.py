@@ -1,4 +1,4 @@
-"""A run as it goes on: bars on a terminal, lines in a pipe."""
+"""Progress of a run: bars on a terminal, lines in a pipe."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ SECONDS_BETWEEN_LINES = 5.0
 ALL_RESULT_COLUMNS = 80
 """Columns of a terminal that the whole table of phases fits into."""
 WITH_PEAK = 96
-"""And a bar with the peak of memory."""
+"""Columns of a terminal from which on a bar shows the peak of memory, too."""
 LOSS_MEMORY = 0.95
 """Share of the shown loss that each step keeps: single steps are noisy, by their draws of the mask fraction."""
 
 
 @contextmanager
 def tokenising(console: Console, what: str) -> Iterator[Callable[[int, float], None]]:
-    """Show that something goes on, and while text is tokenised for it how much, how fast, and the time left.
+    """Show that work is under way, and while text is tokenised for it how much, how fast, and the time left.
 
     Args:
-        what: such as ``"planning"``; a corpus that was tokenised before is found without a word.
+        what: such as ``"planning"``; a corpus that was tokenised before is found silently.
     """
     begun: tuple[float, int, float] | None = None
     text, began, doing, far = 0, time.monotonic(), what, ""
@@ -131,14 +131,14 @@ class SmoothedLoss:
         self._sum = self._weight = 0.0
 
     def add(self, loss: float) -> float:
-        """Take a step's loss in, and give the mean."""
+        """Add a step's loss, and return the mean."""
         self._sum = LOSS_MEMORY * self._sum + (1 - LOSS_MEMORY) * loss
         self._weight = LOSS_MEMORY * self._weight + (1 - LOSS_MEMORY)
         return self._sum / self._weight
 
 
 class Terminal:
-    """A bar for each phase, with loss, speed, and time left."""
+    """Display with a bar for each phase, with loss, speed, and time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -194,7 +194,7 @@ class Terminal:
             print_result(self._console, event.result)
 
     def _peak(self, peak_bytes: int) -> str:
-        """Left out where a terminal is narrow; the table at the end has it, too."""
+        """Return the peak of memory; left out where a terminal is narrow, as the table at the end shows it, too."""
         return f"  peak {ByteSize(peak_bytes)}" if self._console.width >= WITH_PEAK else ""
 
     def stop(self) -> None:
@@ -203,7 +203,7 @@ class Terminal:
 
 
 class Lines:
-    """A line now and then, for logs and pipes."""
+    """Display with a line now and then, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._spoke = console, 0.0
@@ -216,11 +216,11 @@ class Lines:
         self._spoke = time.monotonic()
 
     def _still(self) -> str:
-        """Say what takes so long."""
+        """Return what takes so long."""
         return f"{self._doing}, {duration(time.monotonic() - self._since)} so far"
 
     def __call__(self, event: Event) -> None:
-        """Say an event, if it is time for that."""
+        """Print a line about an event, if it is time for one."""
         self._doing, self._since = following(event), time.monotonic()
         self._pulse.postpone()  # it is for what takes long by itself; of many short steps there is a line in time
         quiet = time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES
@@ -284,7 +284,7 @@ def following(event: Event) -> str:
 
 
 def where(started: RunStarted) -> str:
-    """Where the run is, and of one that goes on, with what."""
+    """Return where the run is, and for a resumed one which phase is next."""
     directory, phases = shown(started.directory), started.plan.phases
     if not started.phases_done:
         earlier = directory.with_name(started.name)
@@ -294,24 +294,24 @@ def where(started: RunStarted) -> str:
 
 
 def elsewhere(event: EnvironmentChanged) -> str:
-    """What isn't as it was when the run began."""
+    """Return what differs from when the run began."""
     return f"note: the bits may differ from those of an undisturbed run: {'; '.join(event.differences)}"
 
 
 def resumed(event: PhaseResumed) -> str:
-    """From where a phase goes on, and which checkpoints couldn't be used."""
+    """Return from where a phase resumes, and which checkpoints couldn't be used."""
     planned, damaged = event.planned, "".join(f"{problem}\n" for problem in event.damaged)
     place = f"with step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
     return f"{damaged}{planned.phase.name}: goes on {place}"
 
 
 def written(event: CheckpointWritten) -> str:
-    """That the checkpoint is there which was asked for."""
+    """Report that the checkpoint which was asked for is written."""
     return f"{event.planned.phase.name}: checkpoint after step {event.step} of {event.planned.steps}"
 
 
 def warning(event: BadStep | LossSpike) -> str:
-    """What was odd about a step."""
+    """Describe what was odd about a step."""
     where = f"{event.planned.phase.name}: step {event.step}"
     if isinstance(event, BadStep):
         return f"{where} left out: {event.reason}"
@@ -319,12 +319,12 @@ def warning(event: BadStep | LossSpike) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage, or a dash of nothing."""
+    """Return a percentage, or a dash where the whole is nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """The tables at the end of a run: what each phase took, and what each stack added."""
+    """Print the tables at the end of a run: what each phase took, and what each stack added."""
     rows = [
         {
             "phase": phase.name,

@@ -13,14 +13,14 @@ from rich.console import Console
 from stackwise_core.cli.quantities import duration
 
 SECONDS_OF_SILENCE = 5.0
-"""After so much of it a line is due."""
+"""Seconds of silence after which a line is due."""
 
 
 class Pulse:
-    """A thread that says what goes on, whenever nothing was said for a while.
+    """Thread that says what is being done, whenever nothing was said for a while.
 
     Args:
-        text: called for the line; what it says may change as the work goes on.
+        text: called for the line; what it says may change during the work.
         stderr: whether lines go there.
     """
 
@@ -32,7 +32,7 @@ class Pulse:
         self._thread.start()
 
     def postpone(self) -> None:
-        """Begin the silence anew, since something was said, or has happened."""
+        """Restart the silence, since something was said, or has happened."""
         self._spoke = time.monotonic()
 
     def stop(self) -> None:
@@ -54,7 +54,7 @@ class Pulse:
 
 @contextmanager
 def working(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """Show that something goes on until it ends; yield what takes how far it is, such as ``"3 of 12 stacks"``.
+    """Show until the end that work is under way; yield a function for its progress, such as ``"3 of 12 stacks"``.
 
     Only one of these, or of rich's live displays, may be on a terminal at a time.
     """

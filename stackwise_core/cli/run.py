@@ -1,4 +1,4 @@
-"""``stackwise run``: train what a configuration describes, or go on with a run that broke off."""
+"""``stackwise run``: train what a configuration describes, or resume an interrupted run."""
 
 import shlex
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def run(
 
 
 def _what_next(directory: Path, unshown: OSError | None) -> str:
-    """What to do about a run that was interrupted or has failed.
+    """Return what to do about a run that was interrupted or has failed.
 
     Args:
         unshown: why its progress couldn't be shown any more, if that is why it was stopped.

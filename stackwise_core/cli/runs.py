@@ -1,4 +1,4 @@
-"""``stackwise runs``: the runs that there are, and how far each is; without torch."""
+"""``stackwise runs``: the runs of a directory, and how far each is; without torch."""
 
 import time
 from datetime import UTC, datetime
@@ -88,7 +88,7 @@ def runs(directory: Path | None, as_json: bool) -> None:
 
 
 def age(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h`` or ``9 days``; never rounded up."""
+    """Return an age as ``45 s``, ``12 min``, ``3 h`` or ``9 days``; never rounded up."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= (2 if unit == "days" else 1) * size:
             return f"{int(seconds // size)} {unit}"

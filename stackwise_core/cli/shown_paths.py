@@ -1,4 +1,4 @@
-"""Paths as they are shown: from the folder that the command was given in, whatever the working directory is by then."""
+"""Paths as they are shown: relative to the folder that the command was given in, whatever the working directory is."""
 
 import os
 from pathlib import Path

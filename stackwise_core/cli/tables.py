@@ -77,7 +77,7 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def _parts(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
-    """Divide a table into such as fit, each with its first column; one of two columns is divided no further."""
+    """Divide a table into parts that fit, each with its first column; one of two columns is divided no further."""
     first, *others = columns
     parts: list[list[_Column]] = [[first]]
     for column in others:
@@ -111,7 +111,10 @@ def _print_ruled(console: Console, columns: Sequence[_Column]) -> None:
 
 
 def _text_widths(columns: Sequence[_Column], width: int) -> list[int | None]:
-    """Share what numbers leave of a terminal among the columns of text; None for numbers, which take what they need."""
+    """Share the room that numbers leave of a terminal among the columns of text.
+
+    None for numbers, which take what they need.
+    """
     widths = [column.narrow if column.is_text else None for column in columns]
     left = width - _width([column.narrow for column in columns])
     while left > 0:

@@ -1,4 +1,4 @@
-"""``stackwise verify``: whether a run's files are as they were written."""
+"""``stackwise verify``: a check that a run's files are as they were written."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def verify(directory: Path, as_json: bool) -> None:
                 if problem := manifest.problem(name):
                     problems[name] = problem
                 read += manifest.about(name)["bytes"]
-            # A run that is going on may have replaced what it was just compared with.
+            # A run in progress may have replaced what it was just compared with.
             if not problems or (directory / MANIFEST).read_bytes() == said:
                 break
     files = len(list(manifest))
