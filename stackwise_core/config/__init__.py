@@ -1,1 +1,1 @@
-"""The configuration: its tables, how TOML becomes them, and errors that say where and what instead."""
+"""The configuration: its tables, how TOML becomes them, and errors with location and nearest right value."""

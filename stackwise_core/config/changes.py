@@ -1,4 +1,4 @@
-"""What differs between the configuration that a run began with and the one that it is to go on with."""
+"""Differences between the configuration that a run began with and the one that it is resumed with."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ ANY_TIME = frozenset(
         "training.trunk_residency",
     }
 )
-"""Keys outside ``[checkpoint]`` that a run may change as it goes on, since no weight depends on them; on the threads
+"""Keys outside ``[checkpoint]`` that a resumed run may change, since no weight depends on them; on the threads
 only the last bits of sums do, as on the machine."""
 FREE = frozenset({"run.plugins", "data.tokens_directory", "cache_backend.directory"})
 """Keys that say where something is, and nothing else. What a plugin file computes is the environment's to compare."""
@@ -38,7 +38,7 @@ class Change:
     before: Any
     now: Any
     sound: bool
-    """Whether the weights that come out don't depend on it."""
+    """Whether the resulting weights don't depend on the key."""
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
@@ -64,7 +64,7 @@ def changes(before: Config, now: Config, known: Mapping[str, str] = MappingProxy
 
 
 def _is_same(key: str, before: Any, now: Any, known: str | None, found: str | None) -> bool:
-    """Whether a key's values mean the same.
+    """Return whether a key's values mean the same.
 
     Args:
         known: the hash of what was at the path of before.
@@ -79,12 +79,12 @@ def _is_same(key: str, before: Any, now: Any, known: str | None, found: str | No
 
 
 def is_text(key: str) -> bool:
-    """Whether a dotted key names a text."""
+    """Return whether a dotted key names a text."""
     return key in ("data.corpus", "data.validation") or (key.startswith("data.sources.") and key.endswith(".corpus"))
 
 
 def with_window_of(before: Config, now: Config) -> Config:
-    """A configuration with another's ``training.window``, which a run settles when it begins."""
+    """Return a configuration with another's ``training.window``, which a run settles when it begins."""
     return evolve(now, training=evolve(now.training, window=before.training.window))
 
 

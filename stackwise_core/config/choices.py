@@ -1,4 +1,4 @@
-"""Which keys of the configuration choose an implementation of a hook, and what they chose."""
+"""Keys of the configuration that choose an implementation of a hook, and the implementations that they chose."""
 
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
@@ -19,11 +19,11 @@ class HookField:
     path: tuple[str, ...]
     hook: str
     keys: type | None
-    """For a table of choices, such as ``precision.stacks``: int where it is by whole number, str where by name."""
+    """Type of the keys of a table of choices, such as ``precision.stacks``: int for whole numbers, str for names."""
 
 
 def hook_fields(table: type = Config, path: tuple[str, ...] = ()) -> Iterator[HookField]:
-    """Every key that chooses, in the order of the model."""
+    """Yield every key that chooses, in the order of the model."""
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if hook := attribute.metadata.get("hook"):
@@ -38,7 +38,7 @@ def key_type(attribute: "attrs.Attribute[Any]") -> type | None:
 
 
 def chosen(config: Config) -> Iterator[tuple[str, str, Choice]]:
-    """Dotted key, hook and choice wherever a configuration chooses: ``("precision.stacks.3", "precision", ...)``."""
+    """Yield dotted key, hook and choice for each choice that is made: ``("precision.stacks.3", "precision", ...)``."""
     for field in hook_fields():
         value: Any = config
         for key in field.path:

@@ -1,4 +1,4 @@
-"""What is at the paths of a configuration, as hashes: a path that leads to the same is the same path."""
+"""Hashes of the content at the paths of a configuration: two paths with the same content count as the same path."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Plain TOML values to attrs classes, strictly: nothing is coerced, nothing unknown passes, every fault is kept."""
+"""Strict conversion of plain TOML values to attrs classes: no coercion, no unknown keys, all faults are kept."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -31,7 +31,7 @@ _BOOLEAN_OR_NUMBER = re.compile(r"true|false|[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.I
 
 
 class Fault(Exception):
-    """One thing that is wrong with a value; its path is in cattrs' notes on the exceptions around it."""
+    """One fault of a value; its path is in cattrs' notes on the exceptions around it."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Fault(Exception):
         self.part: Part = part
         self.help = help
         self.known = None if known is None else tuple(known)
-        """Of an unknown key: those that its table knows."""
+        """Keys that the table of an unknown key knows."""
         self.siblings = tuple(siblings)
         """Keys of the same table that may be to blame as well."""
         self.others = tuple(others)
@@ -57,12 +57,12 @@ class Fault(Exception):
         self.unavailable = unavailable
 
     def culprits(self, path: KeyPath) -> list[KeyPath]:
-        """The keys that may be to blame, the fault's own first."""
+        """List the keys that may be to blame, the fault's own first."""
         return [path, *((*path[:-1], sibling) for sibling in self.siblings), *self.others]
 
 
 def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None) -> Config:
-    """A plain dict, as tomli gives it, to the configuration.
+    """Convert a plain dict, as tomli gives it, to the configuration.
 
     Args:
         hooks: those whose implementations are asked for; None: all. Options of the others stay as they are written.
@@ -74,7 +74,7 @@ def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None)
 
 
 def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
-    """All faults in what ``convert`` raised, each with its key path."""
+    """Yield all faults in what ``convert`` raised, each with its key path."""
     for note in getattr(error, "__notes__", ()):
         if isinstance(note, AttributeValidationNote):
             path = (*path, note.name)
@@ -88,7 +88,7 @@ def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Faul
 
 
 class _Refused(ClassValidationError):
-    """A table with faults."""
+    """Marker of a table with faults."""
 
     partial: Any
     """An instance that lacks the attributes which were refused, for the checks that need the others."""
@@ -112,7 +112,7 @@ class _Tables:
         self.converter.register_structure_hook_func(attrs.has, self.read)
 
     def read(self, value: Any, table: type, kind: str = "key") -> Any:
-        """One table as an instance of its class; ``kind`` is what its keys are called in errors."""
+        """Read one table as an instance of its class; ``kind`` is what its keys are called in errors."""
         if not isinstance(value, Mapping):
             raise Fault(f"expected a table, found {found(value)}", help=_array_of_tables(value))
         attrs.resolve_types(table)
@@ -342,7 +342,7 @@ def _mapping(type_: Any, converter: Converter) -> Callable[[Any, Any], Any]:
 def _contents(
     table: Mapping[Any, Any], read_key: Callable[[Any], Any], read: Callable[[Any], Any], kind: Any, name: str
 ) -> dict[Any, Any]:
-    """What a table with any keys holds."""
+    """Read the content of a table that may have any keys."""
     contents: dict[Any, Any] = {}
     errors: list[Exception] = []
     for key, content in table.items():
@@ -372,14 +372,14 @@ def _stack_number(key: Any) -> int:
 
 
 def _whole_number(key: Any) -> int:
-    """A table's key, which TOML only has as text; one spelling each, so that no two keys mean the same."""
+    """Read a table's key, which TOML only has as text. One spelling each, so that no two keys mean the same."""
     if isinstance(key, bool) or not _WHOLE_NUMBER.fullmatch(str(key)):
         raise Fault(f"expected a whole number as key, such as 3, found {shown(key)}", part="key")
     return int(key)
 
 
 def _shape(kind: Any) -> type | None:
-    """``list`` of what is written as an array, ``dict`` of what is written as a table."""
+    """Return ``list`` for what is written as an array, ``dict`` for what is written as a table."""
     kind = get_origin(kind) or kind
     if kind in (list, tuple):
         return list
@@ -422,7 +422,7 @@ def _check(instance: Any, attribute: "attrs.Attribute[Any]", known: set[str], *,
 
 
 def _across(keys: tuple[str, ...], message: str) -> Fault:
-    """A fault of several keys, which stands at the first that was set."""
+    """Return a fault of several keys, which stands at the first that was set."""
     first, *others = [tuple(key.split(".")) for key in keys]
     fault = Fault(message, others=others)
     fault.__notes__ = [AttributeValidationNote("", key, Config) for key in first]

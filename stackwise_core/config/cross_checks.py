@@ -14,7 +14,7 @@ _CHECKS: list[Callable[[Config], Iterable[Misfit]]] = []
 
 
 def cross_checks(config: Config) -> Iterator[Misfit]:
-    """The keys that don't fit together, the likeliest culprit first, and why.
+    """Yield the keys that don't fit together, the likeliest culprit first, and why.
 
     Args:
         config: may lack attributes, where tables of it were refused; what needs those isn't checked.

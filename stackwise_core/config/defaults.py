@@ -1,4 +1,4 @@
-"""What a key is worth where nothing sets it."""
+"""Values of keys that nothing sets."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from stackwise_core.config.model import Config
 
 
 def default_of(attribute: "attrs.Attribute[Any]") -> Any:
-    """A field's default, a dict where it stands for what the TOML would have said; NOTHING where it has none."""
+    """Return a field's default; a dict where it stands for what the TOML would have said; NOTHING where it has none."""
     factory: Any = getattr(attribute.default, "factory", None)
     return factory() if factory else attribute.default
 
 
 def default_uses() -> dict[str, Any]:
-    """The tables with the ``use`` of each hook that has a default."""
+    """Return the tables with the ``use`` of each hook that has a default."""
     data: dict[str, Any] = {}
     for field in hook_fields():
         table, owner = data, Config

@@ -13,7 +13,7 @@ from stackwise_core.options import ByteSize
 
 
 def dump(config: Config) -> str:
-    """Every table and key with its resolved value, defaults written out; what is None is left out.
+    """Return every table and key with its resolved value, defaults written out. None is left out.
 
     Raises:
         UsageError: a name or a path isn't UTF-8.
@@ -24,7 +24,7 @@ def dump(config: Config) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A configuration, or a part of it, as what TOML has: tables, lists and plain values."""
+    """Return a configuration, or a part of it, as what TOML has: tables, lists and plain values."""
     if isinstance(value, Choice):
         return {"use": value.use, **plain(value.options)}
     if attrs.has(type(value)):

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: where, what was expected, and the nearest right thing."""
+"""Configuration errors: location, what was expected, nearest valid value."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,10 @@ _LONGEST_LINE = 160
 
 @frozen
 class Place:
-    """Where a value was set. Files have lines and columns (from 1); ``--set`` and the environment have neither."""
+    """The location where a value was set.
+
+    Files have lines and columns (from 1); ``--set`` and the environment have neither.
+    """
 
     origin: str
     """``"stackwise.toml"``, ``"--set training.batch_size=0"`` or ``"environment variable STACKWISE_..."``."""
@@ -22,13 +25,13 @@ class Place:
     source: str = ""
     """The line's text, without its end."""
     width: int = 1
-    """How many characters of the line are meant."""
+    """Number of characters of the line that are meant."""
 
     def __str__(self) -> str:
         return self.origin if self.line is None else f"{self.origin}:{self.line}:{self.column}"
 
     def excerpt(self) -> list[str]:
-        """The source line with carets under the characters that are meant; nothing where there is no line."""
+        """Return the source line with carets under the characters that are meant; nothing where there is no line."""
         if self.line is None or self.column is None:
             return []
         start, source = self.column - 1, printable(self.source)
@@ -43,7 +46,7 @@ class Place:
 
 @frozen
 class Problem:
-    """One thing that is wrong."""
+    """One problem of a configuration."""
 
     message: str
     key: str = ""
@@ -62,7 +65,7 @@ class Problem:
         return printable("\n".join(lines), keep="\n\t")
 
     def as_json(self) -> dict[str, Any]:
-        """The same as a JSON object; ``line`` and ``column`` are null where there are none."""
+        """Return the same as a JSON object; ``line`` and ``column`` are null where there are none."""
         return {
             "place": self.place.origin if self.place else None,
             "line": self.place.line if self.place else None,
@@ -88,20 +91,23 @@ class ProblemsError(StackwiseError):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """``{"ok": false, "problems": [...]}`` for ``stackwise check --json``."""
+        """Return ``{"ok": false, "problems": [...]}`` for ``stackwise check --json``."""
         return {"ok": False, "problems": [problem.as_json() for problem in self.problems]}
 
 
 class ConfigError(ProblemsError, UsageError):
-    """The configuration asks for something that can't be."""
+    """Error of a configuration that asks for something that can't be."""
 
 
 class ConfigUnavailable(ProblemsError, UnavailableError):
-    """The configuration is right, but plugins or packages that it names aren't there."""
+    """Error of a right configuration whose plugins or packages aren't there."""
 
 
 def error_for(problems: Sequence[Problem]) -> ProblemsError:
-    """The exception for some problems, caused by the unavailable plugin's own error where that is all there is."""
+    """Return the exception for some problems.
+
+    Where each of them is an unavailable plugin's, its cause is the first plugin's own error.
+    """
     if not all(problem.unavailable for problem in problems):
         return ConfigError(problems)
     error = ConfigUnavailable(problems)
@@ -110,7 +116,7 @@ def error_for(problems: Sequence[Problem]) -> ProblemsError:
 
 
 def printable(text: str, keep: str = "\t") -> str:
-    """The text without control characters and lone surrogates, which would upset a terminal."""
+    """Return the text without control characters and lone surrogates, which would upset a terminal."""
     return "".join(character if character.isprintable() or character in keep else "\ufffd" for character in text)
 
 

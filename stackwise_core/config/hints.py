@@ -1,4 +1,4 @@
-"""What was probably meant by a key or a value that nothing knows."""
+"""Hints at the key or value that was probably meant by an unknown one."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ SEVERAL_VALIDATION_TEXTS = 'several files are one text as a directory or a glob,
 
 
 def meant(path: KeyPath, known: Sequence[str], layer: Layer | None) -> str:
-    """A help text for an unknown key.
+    """Return a help text for an unknown key.
 
     Args:
         path: the key's path.
@@ -80,7 +80,7 @@ def instead(path: KeyPath, value: Any) -> str:
 
 
 def setting_meant(variable: str) -> str | None:
-    """The variable that was probably meant by one without a double underscore, if it looks like a setting at all.
+    """Return the variable that was probably meant by one without a double underscore, if it looks like a setting.
 
     Args:
         variable: without the prefix of ours.

@@ -1,4 +1,4 @@
-"""Copies that a run's directory keeps of files that lie elsewhere, and where it was, as its manifest says."""
+"""Entries of a run's manifest: copies of files that lie elsewhere, and where the directory was."""
 
 import json
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ class KeptPlugin:
 
 @frozen
 class Kept:
-    """What the manifest of a run says of the files that its configuration names."""
+    """Entries of a run's manifest about the files that its configuration names."""
 
     written_in: Path | None = None
     """The run's directory, without links, when config.toml was written."""
     contents: Mapping[str, str] = MappingProxyType({})
-    """By the dotted key of a path, a hash of what was there."""
+    """Hashes of the content at paths when the run was written, by the dotted keys of the paths."""
     plugins: Mapping[str, KeptPlugin] = MappingProxyType({})
-    """By the file's name."""
+    """Copies of local plugin files, by the file's name."""
 
     @classmethod
     def of(cls, directory: Path) -> "Kept":

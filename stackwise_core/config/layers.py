@@ -22,11 +22,11 @@ class Layer(ABC):
 
     data: dict[str, Any]
     folder: Path
-    """What relative paths in it are taken from."""
+    """Folder that relative paths in it are taken from."""
 
     @abstractmethod
     def place(self, path: KeyPath, part: Part) -> Place | None:
-        """Where a key or its value was set in this layer."""
+        """Return where a key or its value was set in this layer."""
 
 
 @frozen
@@ -69,7 +69,7 @@ class Merged:
     """The layer of each value; of a table, the highest layer that has it."""
 
     def overlay(self, layer: Layer) -> None:
-        """Put a layer over those that are there."""
+        """Add a layer over those that are there."""
         self._overlay(self.data, layer.data, (), layer)
         if not isinstance(layer, SettingsLayer):
             self.origins[()] = layer
@@ -104,19 +104,19 @@ class Merged:
         return found
 
     def origin(self, path: KeyPath) -> Layer | None:
-        """The layer that set what is at a path, or what it is a part of."""
+        """Return the layer that set the value at a path, or what it is a part of."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
         return None
 
     def sets(self, path: KeyPath) -> bool:
-        """Whether some layer has just this path, the defaults aside; a place in an array is its array's."""
+        """Return whether some layer has just this path, the defaults aside; a place in an array is its array's."""
         layer = self.origins.get(tuple(takewhile(lambda step: isinstance(step, str), path)))
         return layer is not None and not isinstance(layer, PlainLayer)
 
     def place(self, paths: Sequence[KeyPath], part: Part) -> Place | None:
-        """Where the first of some paths that was set stands; failing that, the table of the first."""
+        """Return where the first of some paths that was set stands; failing that, the table of the first."""
         path = next((path for path in paths if self.sets(path)), None)
         if path is None:
             path, part = paths[0], "key"
@@ -164,4 +164,7 @@ class SettingsLayer(Layer):
 
 
 class EnvironmentLayer(SettingsLayer):
-    """``STACKWISE_TRAINING__BATCH_SIZE=8``: a double underscore stands for the dot, and makes a variable a setting."""
+    """Layer of environment variables, ``STACKWISE_TRAINING__BATCH_SIZE=8``.
+
+    A double underscore stands for the dot, and makes a variable a setting.
+    """

@@ -1,4 +1,4 @@
-"""From a TOML file to a checked configuration, and the registry that its plugins come from."""
+"""Loading: from a TOML file to a checked configuration, and the registry that its plugins come from."""
 
 import copy
 import functools
@@ -58,7 +58,7 @@ def load(
             already is read without: what it started from may be gone.
         in_run: whether the file is in a run's directory, which may be somebody else's: it extends no other file, and
             no code is taken from there unless ``plugins`` names it.
-        hooks: those whose implementations are needed; None: all. Of the others the options stay as the file has them,
+        hooks: those whose implementations are needed; None: all. Of the others the options stay as in the file,
             and their plugins may be missing.
         trusted: plugin files that the user's own configuration names, absolute: as those of ``plugins``.
         more_checks: gives the keys that something else is wrong with, which only a layer above this one can tell.
@@ -110,7 +110,7 @@ def _warn(warning: str) -> None:
 
 
 def _is_other(file: Path, named: Sequence[Path]) -> bool:
-    """Whether a plugin file has another name than all of these."""
+    """Return whether a plugin file has another name than all of these."""
     return file.stem not in [each.stem for each in named]
 
 
@@ -155,7 +155,7 @@ def load_run_at_precision(
     plugins: Sequence[str] = (),
     hooks: Collection[str] | None = None,
 ) -> tuple[Config, Registry]:
-    """The configuration of a run, with a precision by name, or as TOML has one, for its trunk.
+    """Load the configuration of a run, with a precision by name, or as TOML has one, for its trunk.
 
     Args:
         asked_by: what the precision was given with, for messages.
@@ -179,7 +179,9 @@ def load_run_at_precision(
 
 
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:
-    """A configuration from a plain dict, with the checks of ``load``; relative paths are the working directory's.
+    """Return a configuration from a plain dict, with the checks of ``load``.
+
+    Relative paths are the working directory's.
 
     Raises:
         ConfigError: as ``load``, without places.

@@ -23,7 +23,7 @@ class LeftOut:
     """A file that a configuration names and that isn't loaded."""
 
     index: int
-    """Its place in ``[run] plugins``."""
+    """Place of the file in ``[run] plugins``."""
     path: Path
     reason: str
     help: str = ""
@@ -36,7 +36,7 @@ class LeftOut:
         return Problem(self.reason, f"run.plugins[{self.index}]", place, self.help)
 
     def plugin(self) -> Plugin:
-        """Return a plugin that can't be used, so that whoever asks for what it declares is told why."""
+        """Return a plugin that can't be used, so that a user who asks for what it declares is told why."""
         stem = self.path.stem
         # Never imported: the plugin has a problem.
         nothing = "none:none"
@@ -58,9 +58,9 @@ class LocalPlugins:
     """The plugin files of a configuration."""
 
     named: list[Path]
-    """Those of ``-p``."""
+    """Files of ``-p``."""
     listed: dict[Path, int] = field(factory=dict)
-    """Those of ``[run] plugins`` that are loaded, with their places."""
+    """Files of ``[run] plugins`` that are loaded, with their places."""
     left_out: list[LeftOut] = field(factory=list)
 
     @classmethod
@@ -125,7 +125,7 @@ def replaced(named: Sequence[Path], kept: Kept) -> Iterator[str]:
 
 
 def _left_out(index: int, written: str, path: Path, run: Path | None, kept: Kept) -> LeftOut | None:
-    """Why a file isn't loaded, or None if it is."""
+    """Return why a file isn't loaded, or None if it is."""
     copy = None if run is None else kept.plugins.get(path.name)
     left_out = LeftOut(index, path, "", declares=() if copy is None else copy.declares)
     there = os.path.isfile(path)
@@ -148,5 +148,5 @@ def _left_out(index: int, written: str, path: Path, run: Path | None, kept: Kept
 
 
 def _brought_along(written: str, path: Path, run: Path) -> bool:
-    """Whether a plugin came with a run's directory; a run itself writes absolute paths of what is elsewhere."""
+    """Return whether a plugin came with a run's directory; a run itself writes absolute paths of what is elsewhere."""
     return not os.path.isabs(written) or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run))

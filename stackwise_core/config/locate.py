@@ -13,7 +13,8 @@ from stackwise_core.config.errors import Place
 
 Part = Literal["key", "value"]
 Body = list[tuple[Any, Any]]
-"""What tomlkit keeps of a table: keys and items in the order of the text, comments and blank lines without a key."""
+"""Content of a table as tomlkit keeps it: keys and items in the order of the text, comments and blank lines without a
+key."""
 
 _SENTINEL = "stackwise-looks-for-this-7f3a"
 
@@ -23,7 +24,7 @@ class _Spot:
     body: Body
     index: int
     rest: tuple[str | int, ...]
-    """What of the path lies within the value: places in an array, or nothing."""
+    """The part of the path that lies within the value: places in an array, or nothing."""
 
 
 @define
@@ -35,7 +36,7 @@ class TomlText:
     _parsed: Any = field(default=None, init=False)
 
     def place(self, path: tuple[str | int, ...], part: Part) -> Place:
-        """Where the key at a path stands, or its value; the nearest table where the path isn't in the text."""
+        """Return where the key at a path stands, or its value; the nearest table where the path isn't in the text."""
         try:
             if self._parsed is None:
                 self._parsed = tomlkit.parse(self.text)
@@ -46,7 +47,7 @@ class TomlText:
         return Place(self.name)
 
     def at(self, offset: int, width: int = 1) -> Place:
-        """The place of a character of the text. A width is cut at the line's end; 0 means the whole line."""
+        """Return the place of a character of the text. A width is cut at the line's end; 0 means the whole line."""
         line, column = self.text.count("\n", 0, offset), offset - (self.text.rfind("\n", 0, offset) + 1)
         source = self.text.split("\n")[line]
         if not width:
@@ -106,7 +107,7 @@ class TomlText:
         return self.at(offset + max(place, 0), len(getattr(element, "as_string", lambda: "-")()))
 
     def _sentinel(self, original: str) -> Place:
-        """Where the sentinel that stands for a piece of the text comes out."""
+        """Return the place at which the sentinel that stands for a piece of the text comes out."""
         dumped, width = self._parsed.as_string(), len(original.rstrip())
         offset = dumped.find(_SENTINEL)
         if offset >= 0 and dumped[:offset] == self.text[:offset]:
@@ -124,7 +125,7 @@ class TomlText:
 
 
 def _spots(body: Body, path: tuple[str | int, ...]) -> Iterator[_Spot]:
-    """The entries of a path. A table may be written in several pieces; each of them is walked."""
+    """Yield the entries of a path. A table may be written in several pieces; each of them is walked."""
     if not path:
         return
     for index, (key, item) in enumerate(body):

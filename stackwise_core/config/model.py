@@ -27,7 +27,7 @@ class Choice:
     use: str
     """The name as written: ``"disk"``, or ``"distribution:disk"`` where two distributions have one of that name."""
     options: Any
-    """An instance of the implementation's own options class; a dict, as the file has it, where that isn't needed."""
+    """An instance of the implementation's own options class; a dict, as in the file, where that isn't needed."""
 
 
 LONGEST_RUN_NAME = LONGEST_NAME - 15
@@ -366,7 +366,7 @@ class TrainingConfig:
 
     @property
     def noise_over(self) -> Literal["time", "depth", "both"]:
-        """``over``, or what it is where it was left out."""
+        """Meaning of the schedule's progress: ``over``, or its default where it was left out."""
         return self.over or ("depth" if self.time == "depth" else "time")
 
     @property

@@ -14,16 +14,16 @@ from stackwise_core.config.model import Choice, Config
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 Change = Callable[[KeyPath, str], str]
-"""Gives a path in place of another, of which it is told the key."""
+"""Function that returns a path in place of another, given its key."""
 
 
 def absolute(value: str, folder: Path) -> str:
-    """A path in full; ``~`` is the home directory."""
+    """Return a path in full; ``~`` is the home directory."""
     return str(folder.absolute() / os.path.expanduser(value))
 
 
 def with_absolute_paths(config: Config, merged: Merged) -> Config:
-    """Return a copy in which every path that some layer set is absolute; a default stays as it is."""
+    """Return a copy with all explicitly set paths made absolute. Defaults are kept."""
 
     def found(path: KeyPath, value: str) -> str:
         layer = merged.origins.get(path)
@@ -68,8 +68,10 @@ def with_paths(instance: T, change: Change, path: KeyPath = ()) -> T:
 
 
 def is_there(value: str) -> bool:
-    """Whether there is something at a path, at that of a data set whose split it names (``PATH#SPLIT``), or at the
-    beginning of a glob that has no wildcard in it."""
+    """Return whether a path exists.
+
+    A data set's path may name a split (``PATH#SPLIT``); of a glob, the beginning without a wildcard is looked for.
+    """
     path = Path(value if os.path.lexists(value) else value.partition("#")[0])
     while glob.has_magic(str(path)):
         path = path.parent
@@ -77,7 +79,7 @@ def is_there(value: str) -> bool:
 
 
 def _choice(choice: Choice, change: Change, path: KeyPath) -> Choice:
-    if isinstance(choice.options, dict):  # as the file has them: its plugin wasn't asked for
+    if isinstance(choice.options, dict):  # as in the file: its plugin wasn't asked for
         return choice
     # Its options stand beside its `use`, in the same table.
     return attrs.evolve(choice, options=with_paths(choice.options, change, path))
@@ -92,7 +94,7 @@ def _each(value: Any, names: tuple[str, ...], change: Callable[[str], str]) -> A
 
 
 def _found(layer: Layer, value: str) -> str:
-    """What a path in a layer leads to."""
+    """Return the path that a path in a layer leads to."""
     if not isinstance(layer, RunLayer) or os.path.isabs(value):
         return absolute(value, layer.folder)
     here = os.path.normpath(os.path.join(os.path.realpath(layer.folder), value))

@@ -6,7 +6,7 @@ from stackwise_core.config.model import Config
 
 
 def rack_shape(config: Config) -> dict[str, Any]:
-    """What two racks must share for one to hold the other's weights, by the names that ``RackSpec`` has for it."""
+    """Return all that two racks must share for one to hold the other's weights, by the names of ``RackSpec``."""
     rack = config.rack
     return {
         "d_model": rack.d_model,

@@ -1,4 +1,4 @@
-"""What there is to configure: an options class as rows of key, type, default and help."""
+"""Reference of the configuration: an options class as rows of key, type, default and help."""
 
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
@@ -17,14 +17,14 @@ class OptionRow:
 
     key: str
     type: str
-    """As people write it: ``"integer"``, ``"array of strings"``, ``'"auto", "cpu" or "cuda"'``."""
+    """Type as people write it: ``"integer"``, ``"array of strings"``, ``'"auto", "cpu" or "cuda"'``."""
     default: str
-    """As the TOML would say it; ``"left out"`` for None; empty where the key is required."""
+    """Default as the TOML would say it; ``"left out"`` for None; empty where the key is required."""
     help: str
 
 
 def describe(options_class: type) -> list[OptionRow]:
-    """The keys of an attrs class in their order; those of a table within it as ``table.key``."""
+    """List the keys of an attrs class in their order; those of a table within it as ``table.key``."""
     attrs.resolve_types(options_class)
     return [row for attribute in attrs.fields(options_class) if attribute.init for row in _rows(attribute)]
 
@@ -44,7 +44,7 @@ def _rows(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
 
 
 def _rows_of_tables(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
-    """The keys of the tables that a table with any keys holds, as ``sources.NAME.corpus``."""
+    """List the keys of the tables within a table with free keys, as ``sources.NAME.corpus``."""
     of = get_args(attribute.type)
     if get_origin(attribute.type) is not dict or not attrs.has(of[1]):
         return []

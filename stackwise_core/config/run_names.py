@@ -84,5 +84,5 @@ def configuration_or_run_named(name: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it could be a run's name: a single part of a path."""
+    """Return whether it could be a run's name: a single part of a path."""
     return name not in ("", os.curdir, os.pardir) and os.path.basename(name) == name

@@ -1,4 +1,4 @@
-"""Reads the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
+"""Reader of the layers: files with what they extend, ``STACKWISE_*`` variables, ``--set``."""
 
 import logging
 import os
@@ -20,7 +20,8 @@ from stackwise_core.config.words import a, found
 from stackwise_core.registry.nearest import nearest
 
 _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-"""What Kubernetes tells every container of a service whose name begins with ``stackwise``, without the prefix."""
+"""Names of the variables that Kubernetes sets in every container for a service whose name begins with ``stackwise``,
+without the prefix."""
 _DEEPEST = 40
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
-    """A file and those that it extends, the lowest first.
+    """Read a file and those that it extends, the lowest first.
 
     Raises:
         ConfigError: a file can't be read, isn't TOML, or extends itself.
@@ -55,7 +56,7 @@ def read_files(path: str | os.PathLike[str]) -> list[FileLayer]:
 
 
 def read_run_file(path: str | os.PathLike[str]) -> FileLayer:
-    """The configuration in a run's directory, which extends no other file.
+    """Read the configuration in a run's directory, which extends no other file.
 
     Raises:
         ConfigError: the file can't be read, isn't TOML, or extends another.
@@ -68,7 +69,7 @@ def read_run_file(path: str | os.PathLike[str]) -> FileLayer:
 
 
 def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
-    """The values of all ``STACKWISE_*`` variables with a double underscore; a note of others that look like one."""
+    """Read the values of all ``STACKWISE_*`` variables with a double underscore; note others that look like one."""
     layer = EnvironmentLayer()
     for variable in sorted(environ):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OF_REGISTRY:
@@ -82,7 +83,7 @@ def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
 
 
 def read_overrides(overrides: Overrides) -> tuple[SettingsLayer, list[Problem]]:
-    """The values of all overrides, and what is wrong with those that aren't such."""
+    """Return the values of all overrides, and the problems of those that aren't valid ones."""
     layer, problems = SettingsLayer(), []
     if isinstance(overrides, Mapping):
         settings = [(key, f'overrides["{key}"]', plain(value)) for key, value in overrides.items()]
@@ -143,7 +144,7 @@ def _read_file(name: str, extends: Place | None) -> FileLayer:
 
 
 def _near(name: str) -> str:
-    """A hint at what was meant: a file in that folder with a like name, or a run."""
+    """Return a hint at what was meant: a file in that folder with a like name, or a run."""
     folder, wanted = os.path.split(name)
     try:  # without their ending, which is like itself
         stems = [entry.removesuffix(".toml") for entry in sorted(os.listdir(folder or ".")) if entry.endswith(".toml")]
@@ -171,7 +172,7 @@ def _value(text: str) -> Any:
 
 
 def _dotted_key(text: str) -> tuple[str, ...]:
-    """The parts of a dotted key, quoted ones too; none where it isn't one."""
+    """Return the parts of a dotted key, quoted ones too; none where it isn't one."""
     try:
         data: Any = tomli.loads(f"{text.strip()} = 0")
     except (ValueError, RecursionError):
@@ -184,7 +185,7 @@ def _dotted_key(text: str) -> tuple[str, ...]:
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether tables and arrays are nested more deeply, found without recursion."""
+    """Return whether tables and arrays are nested more deeply, found without recursion."""
     level = [value]
     for _ in range(levels):
         level = [

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says, apart from the library that runs it: special tokens, sampling, the text of a token."""
+"""Content of a tokenizer.json, apart from the library that runs it: special tokens, sampling, the text of a token."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -30,7 +30,7 @@ class Settled:
     sampling: tuple[str, ...]
     """Settings that made ids random, and are off, such as ``model.dropout = 0.1``."""
     shaping: tuple[str, ...]
-    """Those that cut or filled up what a text becomes, and are off."""
+    """Settings that cut or filled up the ids of a text, and are off."""
 
 
 def settle(content: Content) -> Settled:
@@ -57,7 +57,7 @@ def unknown_token(content: Content) -> str | None:
 
 
 def has_token_for_any_text(content: Content, vocabulary: Collection[str], alphabet: Collection[str]) -> bool:
-    """Whether all bytes are tokens, so that nothing is unknown, though the file may name a token for it.
+    """Return whether all bytes are tokens. Then nothing is unknown, though the file may name a token for it.
 
     Args:
         content: the tokenizer.json.

@@ -1,4 +1,4 @@
-"""The one reader of a tokenizer.json: its tokens and their ids, as the tokenizers library has them."""
+"""The one reader of a tokenizer.json: its tokens and their ids, as in the tokenizers library."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -27,7 +27,7 @@ class Vocabulary:
     ids: Mapping[str, int]
     """Id of each token, those of added tokens too."""
     special: Mapping[int, str]
-    """Added tokens that the file calls special, by id."""
+    """Special tokens among the added ones, by id."""
     renumbered: Mapping[str, tuple[int, int]] = field(factory=dict)
     """Ids that the file gives added tokens, and those of the library where they are others."""
 
@@ -60,8 +60,8 @@ class SpecialIds:
         """Find mask and padding: as they are given, or by a usual name, or as new ids beyond all others.
 
         Args:
-            mask_token: as ``data.mask_token`` has it.
-            special_ids: as ``data.special_ids`` has them.
+            mask_token: as in ``data.mask_token``.
+            special_ids: as in ``data.special_ids``.
 
         Raises:
             UsageError: there is no such mask token, or it isn't the one of ``special_ids``.
@@ -111,7 +111,7 @@ def _vocabulary(path: Path, content: bytes) -> Vocabulary:
 
 
 def parse_tokenizer(path: Path, content: bytes) -> "tokenizers.Tokenizer":
-    """Have the tokenizers library read a tokenizer.json.
+    """Parse a tokenizer.json with the tokenizers library.
 
     Raises:
         UsageError: it isn't one; ``path`` is named.

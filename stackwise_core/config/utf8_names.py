@@ -11,7 +11,7 @@ ADVICE = "rename it: a run writes its names and paths down as UTF-8"
 
 
 def names_beyond_utf8(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Every text of plain tables and lists that isn't UTF-8, with its key."""
+    """Yield every text of plain tables and lists that isn't UTF-8, with its key."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from names_beyond_utf8(key, (*path, key))
@@ -27,7 +27,7 @@ def names_beyond_utf8(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath,
 
 
 def refuse_names_beyond_utf8(value: Any) -> None:
-    """See that plain tables and lists can be written down.
+    """Refuse plain tables and lists that can't be written down.
 
     Raises:
         UsageError: a text in them isn't UTF-8.

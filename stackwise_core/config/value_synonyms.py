@@ -1,4 +1,4 @@
-"""Words of other trainers and libraries for a value of ours."""
+"""Words of other trainers and libraries for values of Stackwise."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""How types, values and keys are called in errors and in the configuration reference."""
+"""Words for types, values and keys, in errors and in the configuration reference."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _LONGEST_VALUE = 40
 
 
 def noun(type_: Any, *, plural: bool = False) -> str:
-    """What a type is called: ``"integer"``, ``"array of strings"``, ``'"auto" or "cpu"'``; None isn't mentioned."""
+    """Return the name of a type: ``"integer"``, ``"array of strings"``, ``'"auto" or "cpu"'``; None isn't mentioned."""
     origin, arguments = get_origin(type_), get_args(type_)
     if type_ in _NOUNS:
         return _NOUNS[type_][plural]
@@ -50,7 +50,7 @@ def noun(type_: Any, *, plural: bool = False) -> str:
 
 
 def a(type_: Any) -> str:
-    """The noun with its article, where it takes one: ``"an integer"``, ``'"auto" or an array of strings'``."""
+    """Return the noun with its article, where it takes one: ``"an integer"``, ``'"auto" or an array of strings'``."""
     if get_origin(type_) in (Union, UnionType):
         return either([a(part) for part in get_args(type_) if part is not NoneType])
     word = noun(type_)
@@ -58,17 +58,17 @@ def a(type_: Any) -> str:
 
 
 def with_article(word: str) -> str:
-    """``"a precision"``, ``"an adapter"``."""
+    """Return ``"a precision"``, ``"an adapter"``."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def either(words: Sequence[str]) -> str:
-    """``"a, b or c"``."""
+    """Return ``"a, b or c"``."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def shown(value: Any, longest: int | None = _LONGEST_VALUE) -> str:
-    """A value as TOML would write it, cut short where it is long."""
+    """Return a value as TOML would write it, cut short where it is long."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, str):
@@ -84,7 +84,7 @@ def shown(value: Any, longest: int | None = _LONGEST_VALUE) -> str:
 
 
 def found(value: Any) -> str:
-    """A value of the wrong type, with the type that it has where that isn't plain."""
+    """Describe a value of the wrong type, with the type that it has where that isn't plain."""
     if isinstance(value, str):
         return f"the string {shown(value)}"
     if isinstance(value, (list, tuple)):
@@ -99,7 +99,7 @@ def found(value: Any) -> str:
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """A key path as TOML writes it, with array places in brackets: ``run.plugins[0]``."""
+    """Return a key path as TOML writes it, with array places in brackets: ``run.plugins[0]``."""
     text = ""
     for step in path:
         if isinstance(step, int):
