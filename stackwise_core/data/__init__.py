@@ -1,1 +1,1 @@
-"""From text to token sequences, and from sequences to draws."""
+"""Data: from text to token sequences, and from sequences to draws."""

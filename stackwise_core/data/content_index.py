@@ -35,14 +35,14 @@ class _Known:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells one state of a file from another: size, nanoseconds of both times of change, inode."""
+    """Return what tells one state of a file from another: size, nanoseconds of both times of change, inode."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @define
 class ContentIndex:
-    """What is known of some files, and where that is kept."""
+    """Index of the hashes of some files, and the file that keeps it."""
 
     path: Path
     _known: dict[str, _Known] = field(factory=dict, init=False)
@@ -65,7 +65,7 @@ class ContentIndex:
         return index
 
     def hash_all(self, paths: Sequence[Path]) -> list[str]:
-        """The hash of each file, in order; those that may have changed are read. Others are forgotten.
+        """Return the hash of each file, in order; those that may have changed are read. Others are forgotten.
 
         Raises:
             StackwiseError: a file changed while it was read.
@@ -81,7 +81,7 @@ class ContentIndex:
         return [self._known[os.path.abspath(path)].digest for path in paths]
 
     def changed(self) -> str | None:
-        """The first file whose content isn't what was hashed, if there is one."""
+        """Return the first file whose content isn't what was hashed, if there is one."""
         for name, known in self._known.items():
             try:
                 same = known.settled and stamp_of(Path(name)) == known.stamp
@@ -92,7 +92,7 @@ class ContentIndex:
         return None
 
     def save(self) -> None:
-        """Keep it for the next run. Where it can't be written the next run reads all files, and is as right."""
+        """Save the index for the next run. Where it can't be written the next run reads all files, and is as right."""
         files = {name: [*known.stamp, known.digest] for name, known in self._known.items() if known.settled}
         if files == self._on_disk:
             return

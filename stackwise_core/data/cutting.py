@@ -18,7 +18,7 @@ PIECE = 1 << 17  # characters; a longer text is tokenised in windows, so that me
 OVERLAP = 1024
 """Characters that a window has of the text on either side of it."""
 SHIFTS = 16
-"""How many places are tried at which a window could begin, so that it comes to the same tokens as the one before it."""
+"""Number of places that are tried as the beginning of a window, until it gives the same tokens as the one before it."""
 
 MOST_JOINED = 32
 """Pieces that are tokenised as one where there is no other way to the tokens of the whole."""
@@ -34,9 +34,9 @@ class Window:
 
     text: str
     before: int = 0
-    """How many characters belong to the window before."""
+    """Number of characters that belong to the window before."""
     after: int = 0
-    """How many belong to the window after."""
+    """Number of characters that belong to the window after."""
 
     @property
     def stands_alone(self) -> bool:
@@ -45,12 +45,12 @@ class Window:
 
     @property
     def begin(self) -> int:
-        """Where its own text begins, in UTF-8 bytes."""
+        """Offset at which its own text begins, in UTF-8 bytes."""
         return len(self.text[: self.before].encode())
 
     @property
     def end(self) -> int:
-        """Where its own text ends, in UTF-8 bytes."""
+        """Offset at which its own text ends, in UTF-8 bytes."""
         return len(self.without_after().text.encode())
 
     def without_before(self) -> "Window":
@@ -111,7 +111,7 @@ def _seam(text: str, start: int) -> int:
 
 
 def meet(left: Tokenised, right: Tokenised, encode: Encode) -> tuple[Joined | None, Tokenised]:
-    """Find where a text goes over from a window's tokens to the next one's.
+    """Find where a text passes from a window's tokens to the next one's.
 
     Where the tokens around the seam aren't the same in both, as in digits that are taken by threes, the right window is
     begun anew at or just before a token of the left one. Where this doesn't help either, as in a word that is longer

@@ -20,7 +20,7 @@ from stackwise_core.data.sequences import Rows, Split
 
 
 class Stream(IntEnum):
-    """What randomness is for; streams share no number."""
+    """Purposes of randomness; streams share no number."""
 
     TRAINING = 0
     EVALUATION = 1
@@ -31,7 +31,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, number: int, stream: Stream, item: int = 0) -> np.random.Generator:
-    """The generator of one item (a sample, say) under (seed, number) in a stream."""
+    """Return the generator of one item (a sample, say) under (seed, number) in a stream."""
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, stream, item]))
 
 
@@ -55,7 +55,7 @@ class Draws:
     targets: Tensor
     """int64 [N], the ids to predict at these positions."""
     scored: int
-    """How many tokens of the batch could have been predicted."""
+    """Number of tokens of the batch that could have been predicted."""
 
     @property
     def rows(self) -> Tensor:
@@ -81,7 +81,10 @@ def corrupt(
 
 
 def shifted(rows: Rows, samples: np.ndarray) -> Draws:
-    """Every token from those before it, within its document: what causal language modelling (``clm``) trains on."""
+    """Return draws that predict every token from those before it in its document.
+
+    Causal language modelling (``clm``) trains on these.
+    """
     predicted = np.flatnonzero(rows.predictable(causal=True))
     nothing = torch.zeros(len(samples), dtype=torch.float64)
     return Draws(
@@ -98,7 +101,7 @@ def shifted(rows: Rows, samples: np.ndarray) -> Draws:
 
 @frozen
 class Corruption:
-    """What masked positions hold in place of the mask token: BERT's mixture (arXiv 1810.04805, section 3.1)."""
+    """Mixture of what masked positions hold in place of the mask token, as BERT's (arXiv 1810.04805, section 3.1)."""
 
     random: float = 0.0
     """Share of the masked positions that holds a token drawn evenly from the vocabulary without the mask."""
@@ -120,7 +123,7 @@ class Corruption:
 
 @frozen
 class Drawer:
-    """Makes a phase's draws of a split."""
+    """Source of a phase's draws of a split."""
 
     split: Split
     noise: Noise
@@ -134,11 +137,11 @@ class Drawer:
     causal: bool = False
     """Whether nothing is masked and each token is predicted from those before it."""
     corruption: Corruption | None = None
-    """None: every masked position holds the mask token."""
+    """Mixture at masked positions; None: every one of them holds the mask token."""
     stream: Stream = Stream.TRAINING
 
     def draw(self, samples: Iterable[int], number: int) -> Draws:
-        """The draws of these samples with this number."""
+        """Return the draws of these samples with this number."""
         samples = np.asarray(list(samples), dtype=np.int64)
         rows = self.split.rows(samples)
         if self.causal:

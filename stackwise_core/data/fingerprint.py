@@ -11,14 +11,15 @@ from stackwise_core.data.sources import Source, share_held_out
 from stackwise_core.data.tokenizer import Tokenizer
 
 FORMAT = 3
-"""Of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
+"""Version of the files; part of the directory's name, so that a change of it prepares every corpus anew."""
 COUNTING = 2
-"""Of how long texts are cut for a tokenizer.json, and which bytes its tokens stand for; part of the name likewise."""
+"""Version of how long texts are cut for a tokenizer.json, and of the bytes that tokens stand for; part of the name
+likewise."""
 NOTHING = xxh3_128(b"").hexdigest()
 
 
 def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: DataConfig, tokenizer: Tokenizer) -> str:
-    """The hash of all that decides the rows; names of files and sources don't, nor do empty texts."""
+    """Return the hash of all that decides the rows; names of files and sources don't, nor do empty texts."""
     texts = [
         (
             [

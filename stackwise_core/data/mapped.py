@@ -10,7 +10,7 @@ from stackwise_core.lacking_calls import MAP
 
 
 def map_array(path: Path, dtype: "np.dtype[Any] | str") -> NDArray[Any]:
-    """A file's numbers, read when they are used; an empty file, which can't be mapped, is an empty array."""
+    """Return a file's numbers, read when they are used; an empty file, which can't be mapped, is an empty array."""
     if not path.stat().st_size:
         return np.zeros(0, dtype)
     with MAP.where_there_is(path):

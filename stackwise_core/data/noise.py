@@ -23,7 +23,7 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 
 def nelbo_weights(schedule: MaskSchedule, progress: Tensor, stretch: tuple[float, float]) -> Tensor:
-    """(b - a) |f'(s)| / f(s) of each progress s [B] in the stretch (a, b); 0 where nothing is ever masked."""
+    """Compute (b - a) |f'(s)| / f(s) of each progress s [B] in the stretch (a, b); 0 where nothing is ever masked."""
     with torch.enable_grad():
         s = progress.detach().clone().requires_grad_()
         fraction = fractions(schedule, s)
@@ -35,7 +35,7 @@ def nelbo_weights(schedule: MaskSchedule, progress: Tensor, stretch: tuple[float
 
 @frozen(slots=False)
 class Noise:
-    """What a progress means: its mask fraction, and what a masked token's cross entropy weighs there."""
+    """Noise of a progress: its mask fraction, and the weight of a masked token's cross entropy there."""
 
     schedule: MaskSchedule
     steps: tuple[float, ...] = ()
@@ -47,7 +47,7 @@ class Noise:
 
     @classmethod
     def of(cls, schedule: MaskSchedule, training: TrainingConfig) -> Noise:
-        """As ``training.time_steps`` and ``training.time_step_fractions`` have it.
+        """Build from ``training.time_steps`` and ``training.time_step_fractions``.
 
         Raises:
             ContractError: the schedule isn't one.
@@ -70,30 +70,30 @@ class Noise:
 
     @cached_property
     def _step_weights(self) -> Tensor:
-        """(f_i - f_(i-1)) / f_i of every step [T]; 0 where nothing is ever masked."""
+        """Weights (f_i - f_(i-1)) / f_i of every step [T]; 0 where nothing is ever masked."""
         below = torch.cat([torch.tensor([self.start], dtype=torch.float64), self._fractions[:-1]])
         return torch.where(self._fractions > 0, (self._fractions - below) / self._fractions, 0.0)
 
     def step(self, progress: Tensor) -> Tensor:
-        """The time step of each progress, int64."""
+        """Return the time step of each progress, int64."""
         along = 1 - progress if self.falls else progress
         # Rounded, since 1/3 of 3 steps is one step and not a little less.
         return torch.round(along * len(self.steps), decimals=9).long().clamp(max=len(self.steps) - 1)
 
     def fraction(self, progress: Tensor) -> Tensor:
-        """The mask fraction of each progress."""
+        """Return the mask fraction of each progress."""
         if not self.steps:
             return fractions(self.schedule, progress)
         return self._fractions[self.step(progress)].to(progress.dtype)
 
     def weights(self, progress: Tensor, stretch: tuple[float, float]) -> Tensor:
-        """What a masked token's cross entropy weighs at each progress [B] of the stretch, under the NELBO."""
+        """Return the weight of a masked token's cross entropy at each progress [B] of the stretch, under the NELBO."""
         if not self.steps:
             return nelbo_weights(self.schedule, progress, stretch)
         return (stretch[1] - stretch[0]) * len(self.steps) * self._step_weights[self.step(progress)].to(progress.dtype)
 
     def band(self, stretch: tuple[float, float]) -> tuple[float, float]:
-        """The mask fractions that a stretch of progress stands for, at its two ends; equal ends are one fraction."""
+        """Return the mask fractions at the two ends of a stretch of progress; equal ends are one fraction."""
         if not self.steps or stretch[0] == stretch[1]:
             low, high = self.fraction(torch.tensor(stretch, dtype=torch.float64)).tolist()
             return low, high
@@ -105,7 +105,7 @@ class Noise:
 
 
 def interpolated(given: Sequence[float] | Mapping[int, float], count: int) -> tuple[float, ...]:
-    """The fractions of all time steps: a list as it is, a table with its gaps filled linearly and its ends held."""
+    """Return the fractions of all time steps: a list as it is, a table's gaps filled linearly and its ends held."""
     if not isinstance(given, Mapping):
         return tuple(given)
     known = sorted(given)

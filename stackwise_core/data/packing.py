@@ -1,4 +1,7 @@
-"""From documents to the files of a prepared corpus: tokenise, divide into training and validation, pack into rows."""
+"""Packing: from documents to the files of a prepared corpus.
+
+Tokenise, divide into training and validation, fill rows.
+"""
 
 import itertools
 import math
@@ -24,7 +27,7 @@ Chosen = NDArray[np.bool_]
 
 @frozen
 class PackedSplit:
-    """What the manifest says of a split, or of a source's part of it."""
+    """Record of a split in the manifest, or of a source's part of it."""
 
     samples: int = 0
     """Rows that an epoch visits, repeats counted."""
@@ -53,7 +56,7 @@ class PackedSplit:
 
 @frozen
 class PackedText:
-    """What became of one text."""
+    """Record of how one text was packed."""
 
     documents: int
     train: PackedSplit
@@ -62,7 +65,7 @@ class PackedText:
 
 @frozen
 class Packing:
-    """What became of a corpus."""
+    """Record of how a corpus was packed."""
 
     all_tokens: int
     """Tokens in all documents, special ones counted."""
@@ -73,12 +76,12 @@ class Packing:
 
     @property
     def train(self) -> PackedSplit:
-        """Of all texts."""
+        """Training split of all texts."""
         return sum((text.train for text in self.texts), PackedSplit())
 
     @property
     def validation(self) -> PackedSplit:
-        """Of all texts."""
+        """Validation split of all texts."""
         return sum((text.validation for text in self.texts), PackedSplit())
 
 
@@ -90,9 +93,9 @@ class _Passages:
     """Token positions in the stream."""
     ends: Positions
     texts: Positions
-    """Which text each belongs to."""
+    """Number of the text that each belongs to."""
     units: Positions
-    """Which unit of the stream each begins with."""
+    """Number of the unit of the stream that each begins with."""
     bytes: Positions
     """UTF-8 bytes of its tokens that can be scored."""
     opens_document: NDArray[np.bool_]
@@ -103,7 +106,7 @@ class _Passages:
         return self.ends - self.starts
 
     def where(self, chosen: Chosen) -> "_Passages":
-        """The chosen passages. One whose predecessor isn't chosen opens a segment as a new document would."""
+        """Return the chosen passages. One whose predecessor isn't chosen opens a segment as a new document would."""
         follows = np.concatenate([[False], chosen[:-1]])
         opens = self.opens_document | ~follows
         return _Passages(
@@ -116,7 +119,7 @@ class _Passages:
         )
 
     def cut(self, numbers: Positions, rows: int, seq_len: int, stream: TokenStream) -> "_Passages":
-        """Each of these passages as two, of which the first fills so many rows."""
+        """Cut each of these passages in two, of which the first fills so many rows."""
         after, units, starts = numbers + 1, self.units[numbers] + rows, self.starts[numbers] + rows * seq_len
         rests = self.bytes.copy()
         heads = stream.bytes_from(np.stack([self.units[numbers], units], axis=1).ravel())[::2]
@@ -203,7 +206,7 @@ def _cut(stream: TokenStream, seq_len: int, validation_fraction: float) -> _Pass
 
 
 def _digests(stream: TokenStream, passages: _Passages) -> NDArray[np.uint64]:
-    """The hash of each passage's ids: [passages, 2], of which the first is the more significant."""
+    """Return the hash of each passage's ids: [passages, 2], of which the first is the more significant."""
     hashed = bytearray()
     for _, spans in _spans(passages):
         first, last = spans[0][0], spans[-1][1]
@@ -216,7 +219,7 @@ def _digests(stream: TokenStream, passages: _Passages) -> NDArray[np.uint64]:
 def _divide(
     passages: _Passages, texts: Sequence[Text], digests: NDArray[np.uint64], validation_fraction: float
 ) -> tuple[Chosen, Chosen]:
-    """Which passages are for validation, and which for nothing, since they would be on both sides."""
+    """Return which passages are for validation, and which for nothing, since they would be on both sides."""
     held_out = np.array([text.is_validation for text in texts])[passages.texts]
     if not held_out.any():
         return _lowest(digests, passages.sizes, validation_fraction * passages.sizes.sum()), held_out
@@ -234,7 +237,10 @@ def _training_sections(
     stream: TokenStream,
     seq_len: int,
 ) -> Iterator[_Section]:
-    """Each text's training passages; of a weight such as 2.5 those that are visited three times, then the others."""
+    """Yield each text's training passages.
+
+    Of a weight such as 2.5 those that are visited three times come first, then the others.
+    """
     for number, text in enumerate(texts):
         chosen = trained & (passages.texts == number)
         own = passages.where(chosen)
@@ -269,7 +275,7 @@ def _share_of(
 
 
 def _lowest(digests: NDArray[np.uint64], sizes: Positions, wanted: float) -> Chosen:
-    """The passages of the lowest hashes until they come to so many tokens, equal ones together."""
+    """Return the passages of the lowest hashes until their tokens reach the wanted number, equal ones together."""
     groups = _groups(digests)
     group_sizes = np.bincount(groups, weights=sizes)
     before = np.cumsum(group_sizes) - group_sizes
@@ -277,7 +283,7 @@ def _lowest(digests: NDArray[np.uint64], sizes: Positions, wanted: float) -> Cho
 
 
 def _groups(digests: NDArray[np.uint64]) -> Positions:
-    """For each passage the rank of its hash among all that differ."""
+    """Return for each passage the rank of its hash among all distinct ones."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))
     ordered = digests[order]
     is_new = np.ones(len(order), bool)
@@ -290,7 +296,7 @@ def _groups(digests: NDArray[np.uint64]) -> Positions:
 def _write_split(
     path: Path, stream: TokenStream, sections: Sequence[_Section], tokenizer: Tokenizer, seq_len: int
 ) -> dict[int, list[PackedSplit]]:
-    """Write the files of a split; what was written by text."""
+    """Write the files of a split, and return what was written by text."""
     written: dict[int, list[PackedSplit]] = {section.text: [] for section in sections}
     rows = 0
     with (
@@ -349,7 +355,7 @@ def _repeat(file: BinaryIO, start: int, size: int, times: int) -> None:
 def _blocks(
     stream: TokenStream, passages: _Passages, tokenizer: Tokenizer, seq_len: int
 ) -> Iterator[tuple[NDArray[Any], Chosen]]:
-    """Rows of these passages [rows, seq_len], and which of their tokens can be scored; the last row is padded."""
+    """Yield rows of these passages [rows, seq_len], and which of their tokens can be scored; the last row is padded."""
     real = real_tokens(tokenizer)
     rest = stream.ids(0, 0)
     for last, spans in _spans(passages):
@@ -362,7 +368,7 @@ def _blocks(
 
 
 def _spans(passages: _Passages) -> Iterator[tuple[bool, list[tuple[int, int]]]]:
-    """Passages, some million tokens at a time, and whether these are the last."""
+    """Yield passages, some million tokens at a time, and whether these are the last."""
     groups = np.cumsum(passages.sizes) // BATCH
     firsts = [*np.flatnonzero(np.diff(groups, prepend=-1)).tolist(), groups.size]
     for first, stop in itertools.pairwise(firsts):

@@ -1,4 +1,4 @@
-"""Which tokens an objective predicts: what decides samples, losses, measurements and refusals alike."""
+"""Rule for which tokens an objective predicts: it decides samples, losses, measurements and refusals alike."""
 
 from typing import Any
 

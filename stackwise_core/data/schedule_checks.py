@@ -1,4 +1,4 @@
-"""What a mask schedule gives, held against what its interface promises: the schedule may be anybody's."""
+"""Checks of a mask schedule's output against its interface: the schedule may be anybody's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 POINTS = 65
-"""At how many places a schedule is looked at before a run."""
+"""Number of places at which a schedule is checked before a run."""
 ROUNDING = 1e-9
-"""By how much a fraction may miss [0, 1]: no run is to stop at 1.0000000000000002."""
+"""Tolerance by which a fraction may miss [0, 1]: no run is to stop at 1.0000000000000002."""
 
 
 def fractions(schedule: MaskSchedule, progress: Tensor) -> Tensor:
-    """The mask fraction at each progress, of its shape and dtype.
+    """Return the mask fraction at each progress, of its shape and dtype.
 
     Raises:
         ContractError: it isn't that, or one of them is no number in [0, 1].
@@ -56,7 +56,7 @@ def check_schedule(schedule: MaskSchedule, stretch: tuple[float, float]) -> None
 def placed(
     schedule: MaskSchedule, tokens: np.ndarray, scorable: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The masked positions, bool [tokens], that a schedule chooses in a sequence; none that isn't scorable.
+    """Return the masked positions, bool [tokens], that a schedule chooses in a sequence; none that isn't scorable.
 
     Raises:
         ContractError: it gave something else.

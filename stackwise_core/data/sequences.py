@@ -39,7 +39,7 @@ UNFINISHED = ".unfinished-"
 ABANDONED_AFTER = 24 * 60 * 60  # seconds in which an unfinished directory wasn't written to
 
 Progress = Callable[[int, float], None]
-"""Told how many UTF-8 bytes of text are tokenised, and what share of all that is, from 0 to 1."""
+"""Function that is called with the UTF-8 bytes of text tokenised so far, and their share of all, from 0 to 1."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Rows:
 
     @property
     def scorable(self) -> NDArray[np.bool_]:
-        """[n, seq_len]: which tokens may be masked and scored."""
+        """Mask [n, seq_len] of the tokens that may be masked and scored."""
         return self.predictable(causal=False)
 
     def predictable(self, *, causal: bool) -> NDArray[np.bool_]:
@@ -74,7 +74,7 @@ class Split:
     bytes: int
     """UTF-8 bytes that these tokens stand for."""
     coverage: Coverage
-    """Of all text, of which this is a part."""
+    """Coverage of all text, of which this is a part."""
     _numbers: NDArray[np.int64] = field(repr=False)
     _alone: NDArray[np.int64] = field(repr=False)
     _packed: NDArray[Any] = field(repr=False)
@@ -91,7 +91,7 @@ class Split:
         return evolve(self, numbers=self._numbers[~np.isin(self._numbers, self._alone)])
 
     def evenly_spaced(self, count: int | None) -> NDArray[np.int64]:
-        """Ids of so many samples, from the first to the last; None: of all."""
+        """Return the ids of so many samples, from the first to the last; None: of all."""
         count = len(self) if count is None else min(count, len(self))
         return np.unique(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
@@ -114,13 +114,13 @@ class Split:
 
 @frozen
 class SourceCounts:
-    """What a text contributes."""
+    """Counts of a text's contribution."""
 
     name: str
     """A source's name, or where the text is."""
     weight: float
     documents: int
-    """How many there are with a token."""
+    """Number of documents with a token."""
     train: PackedSplit
     validation: PackedSplit
 
@@ -139,7 +139,7 @@ class Corpus:
     """Hash of all that decides the rows: text, weights, tokenizer, seq_len, validation_fraction."""
     directory: Path
     notes: tuple[str, ...] = ()
-    """Which splits of data sets these are, and what else lies there and isn't read."""
+    """Notes on which splits of data sets these are, and what else lies there and isn't read."""
     alone: int = 0
     """Rows that are no samples, since causal language modelling has nothing to predict in them."""
 
@@ -155,7 +155,7 @@ class Corpus:
 
     @property
     def documents(self) -> int:
-        """How many there are with a token."""
+        """Number of documents with a token."""
         return sum(source.documents for source in self.sources)
 
 
@@ -266,7 +266,7 @@ def _named(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) ->
 
 
 def _name_of(sources: Sequence[Source]) -> str:
-    """What the index of these texts is called: by where they are, whatever is there now."""
+    """Return the name of these texts' index: it depends on where they are, not on what is there now."""
     where = [os.path.abspath(source.named.corpus) for source in sources]
     return xxh3_128(json.dumps(where).encode()).hexdigest()
 
@@ -313,7 +313,7 @@ def _make(
 
 @define
 class _Reading:
-    """How much of the files was read."""
+    """Progress of reading the files."""
 
     size: int
     done: int = 0

@@ -1,4 +1,4 @@
-"""From documents to one long stream of token ids on disk, with the bounds of the documents in it."""
+"""Token stream: all documents as one long row of token ids on disk, with the bounds of the documents in it."""
 
 import os
 from array import array
@@ -31,16 +31,16 @@ UNIT = np.dtype("<u4")
 
 Positions = NDArray[np.int64]
 Progress = Callable[[int], None]
-"""Told how many UTF-8 bytes of text are tokenised so far."""
+"""Function that is called with the UTF-8 bytes of text tokenised so far."""
 
 
 @frozen
 class Text:
-    """Documents that are packed together, and what for."""
+    """Documents that are packed together, and their purpose."""
 
     documents: Iterable[Document]
     weight: float = 1.0
-    """How many times an epoch passes over those of its passages that are trained on."""
+    """Number of times that an epoch passes over those of its passages that are trained on."""
     is_validation: bool = False
     """Whether all of it is for validation, and nothing of the other texts."""
 
@@ -51,9 +51,9 @@ class Coverage:
 
     bytes: int
     unknown: int
-    """Of what the tokenizer has no token for but its unknown one."""
+    """Bytes of text for which the tokenizer has only its unknown token."""
     dropped: int
-    """Of what has no token at all, such as white space between words."""
+    """Bytes of text that has no token at all, such as white space between words."""
 
 
 @frozen
@@ -63,7 +63,7 @@ class TokenStream:
     tokens: int
     document_starts: Positions
     document_texts: Positions
-    """Which text each document belongs to."""
+    """Number of the text that each document belongs to."""
     coverage: Coverage
     _directory: Path = field(repr=False)
     _dtype: "np.dtype[np.unsignedinteger]" = field(repr=False)
@@ -79,16 +79,16 @@ class TokenStream:
         return np.diff(np.append(self.document_starts, self.tokens))
 
     def documents_of(self, text: int) -> int:
-        """How many documents of a text have tokens."""
+        """Return how many documents of a text have tokens."""
         return int((self.document_texts == text).sum())
 
     def ids(self, start: int, end: int) -> NDArray[np.unsignedinteger]:
-        """Ids [end - start], read from the file rather than mapped, so that memory stays flat."""
+        """Return ids [end - start], read from the file rather than mapped, so that memory stays flat."""
         width = self._dtype.itemsize
         return np.frombuffer(os.pread(self._file.fileno(), (end - start) * width, start * width), self._dtype)
 
     def bytes_from(self, units: Positions) -> Positions:
-        """UTF-8 bytes of the tokens that can be scored, from each of these units up to the next, or the end."""
+        """Return the UTF-8 bytes of the tokens that can be scored, from each of these units to the next, or the end."""
         if not units.size:
             return np.zeros(0, np.int64)
         return np.add.reduceat(map_array(self._directory / UNITS, UNIT), units, dtype=np.int64)
@@ -101,12 +101,12 @@ class TokenStream:
 
 
 def token_dtype(tokenizer: Tokenizer) -> "np.dtype[np.unsignedinteger]":
-    """The type of ids on disk: two bytes where the vocabulary fits, else four; little-endian everywhere."""
+    """Return the type of ids on disk: two bytes where the vocabulary fits, else four; little-endian everywhere."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 def real_tokens(tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    """Which ids are no special token: [vocab_size]."""
+    """Return which ids are no special token: [vocab_size]."""
     real = np.ones(tokenizer.vocab_size, bool)
     real[sorted(tokenizer.special_ids)] = False
     return real
@@ -117,7 +117,7 @@ class _Piece:
     """A text of bounded size."""
 
     number: int
-    """Of the text that it is from."""
+    """Number of the text that it is from."""
     opens: bool
     """Whether it is the first of its document."""
     window: Window
@@ -167,15 +167,15 @@ def _numbers(values: "array[int]") -> Positions:
 
 @define
 class _Units:
-    """Sums up the bytes of each unit as tokens come in, and writes them."""
+    """Writer of the units: it sums up the bytes of each unit as tokens come in."""
 
     _file: BinaryIO
     _seq_len: int
     _begun: NDArray[np.unsignedinteger] = field(factory=lambda: np.zeros(0, UNIT), init=False)
-    """[1]: what there is of the last unit; [0] before the first."""
+    """Bytes so far of the last unit, [1]; [0] before the first."""
 
     def add(self, widths: NDArray[np.integer], starts: "array[int]", first: int) -> None:
-        """Take the bytes of some tokens [n] in.
+        """Add the bytes of some tokens [n].
 
         Args:
             starts: where all documents so far begin in the stream.
@@ -199,12 +199,12 @@ class _Units:
         self._begun = sums[-1:]
 
     def finish(self) -> None:
-        """Write the last one."""
+        """Write the last unit."""
         self._file.write(self._begun.tobytes())
 
 
 def _encoded(batches: Iterable[list[_Piece]], tokenizer: Tokenizer) -> Iterator[tuple[list[_Piece], Joined]]:
-    """Batches with their tokens, in order; the next ones are read and tokenised meanwhile."""
+    """Yield batches with their tokens, in order; the next ones are read and tokenised meanwhile."""
     waiting: deque[tuple[list[_Piece], Future[Joined]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for batch in batches:
@@ -240,7 +240,7 @@ def _own_tokens(
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces that are tokenised together: whole documents, or windows of long ones."""
+    """Yield pieces that are tokenised together: whole documents, or windows of long ones."""
     batch: list[_Piece] = []
     size = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: one token a byte, or any tokenizer.json."""
+"""Tokenizers, from text to token ids and back: one token a byte, or any tokenizer.json."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from stackwise_core.errors import UsageError
 Ids = NDArray[np.int32]
 
 LONG_TOKENS = 64
-"""How many tokens of a vocabulary are tokenised several times, to see that chance has no part in it."""
+"""Number of a vocabulary's tokens that are tokenised several times, to see that chance has no part in it."""
 
 
 @frozen
@@ -64,18 +64,18 @@ class Joined:
 
 
 class Tokenizer(ABC):
-    """Turns texts into ids from 0 to ``vocab_size - 1`` and back."""
+    """Converter of texts into ids from 0 to ``vocab_size - 1`` and back."""
 
     vocab_size: int
-    """How many ids there are, the added ones counted."""
+    """Number of ids, the added ones counted."""
     mask_id: int
-    """Stands where a token is hidden."""
+    """Id that stands where a token is hidden."""
     pad_id: int
-    """Fills the end of a row that no text is left for; never equal to ``mask_id``."""
+    """Id that fills the end of a row that no text is left for; never equal to ``mask_id``."""
     special_ids: frozenset[int]
     """Mask, pad, and every token that the tokenizer's file names as special: never masked, attended to, or scored."""
     unknown_ids: frozenset[int] = frozenset()
-    """Those of them that stand for text which the tokenizer has no token for."""
+    """Ids among them that stand for text which the tokenizer has no token for."""
     is_bytewise: bool = False
     """Whether each byte is a token, so that a text can be cut anywhere."""
     notes: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def load_tokenizer(spec: str, *, mask_token: str | None, special_ids: Mapping[st
     Args:
         spec: ``"bytes"``, or the path of a tokenizer.json.
         mask_token: the token of the tokenizer.json to mask with; None looks for a usual one, or adds an id.
-        special_ids: as ``data.special_ids`` has them: ids that are special beside those that the file calls so.
+        special_ids: as in ``data.special_ids``: ids that are special beside those that the file calls so.
 
     Raises:
         UsageError: the file isn't there or is no tokenizer, or it has no such mask token.
@@ -140,7 +140,7 @@ def load_tokenizer(spec: str, *, mask_token: str | None, special_ids: Mapping[st
 
 
 def _between_masks(ids: Iterable[int], mask_id: int) -> Iterable[list[int] | None]:
-    """Runs of ids without a mask, and None for each mask."""
+    """Yield runs of ids without a mask, and None for each mask."""
     for is_mask, run in groupby((int(token) for token in ids), key=lambda token: token == mask_id):
         if is_mask:
             yield from (None for _ in run)
@@ -149,7 +149,7 @@ def _between_masks(ids: Iterable[int], mask_id: int) -> Iterable[list[int] | Non
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0 to 255 are the bytes of UTF-8; then come mask and pad."""
+    """Tokenizer of bytes: ids 0 to 255 are the bytes of UTF-8; then come mask and pad."""
 
     vocab_size = 258
     mask_id = 256
@@ -167,13 +167,16 @@ class ByteTokenizer(Tokenizer):
         return Joined(ids, widths=ones, counts=sizes, sizes=sizes, starts=starts, ends=starts + ones)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Bytes that are no UTF-8, as a model may put them together, become U+FFFD."""
+        """Return the text. Bytes that are no UTF-8, as a model may put them together, become U+FFFD."""
         runs = _between_masks((token for token in ids if token != self.pad_id), self.mask_id)
         return "".join(MASK_TOKENS[0] if run is None else bytes(run).decode("utf-8", "replace") for run in runs)
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json, as the ``tokenizers`` library reads it; what would make ids random is switched off."""
+    """Tokenizer from a tokenizer.json, as the ``tokenizers`` library reads it.
+
+    What would make ids random is switched off.
+    """
 
     def __init__(self, path: Path, mask_token: str | None, special_ids: Mapping[str, int]) -> None:
         from tokenizers.pre_tokenizers import ByteLevel
@@ -206,7 +209,7 @@ class JsonTokenizer(Tokenizer):
             self.notes = (f"{path}: switched off, so that a text always has the same ids: {', '.join(off)}.",)
         decisive = b"tokenizer.json %d %d " % (self.mask_id, self.pad_id) + raw
         others = self.special_ids - {self.mask_id, self.pad_id, *vocabulary.special}
-        if others:  # as data.special_ids has them, or other parts of the file than its added tokens
+        if others:  # as in data.special_ids, or other parts of the file than its added tokens
             decisive = b"special %r " % (sorted(others),) + decisive
         if settled.sampling:
             decisive += repr(settled.sampling).encode()
@@ -254,7 +257,7 @@ class JsonTokenizer(Tokenizer):
             )
 
     def wordless_ids(self, rows: int) -> frozenset[int]:
-        """See ``Tokenizer``; ids may have gaps."""
+        """Return the ids below ``rows`` that stand for no text; ids may have gaps."""
         return self.special_ids | (frozenset(range(rows)) - self._known)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -277,7 +280,9 @@ class JsonTokenizer(Tokenizer):
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What the library can't do with a file is the file's fault. It raises plain Exception, or panics, which isn't one.
+    """Blame the file for what the library can't do with it.
+
+    The library raises plain Exception, or panics, which isn't one.
 
     Raises:
         UsageError: with what the library said.

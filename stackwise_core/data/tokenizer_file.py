@@ -33,7 +33,7 @@ def check_tokenizer_file(path: Path) -> None:
 
 
 def read_tokenizer_file(path: Path) -> bytes:
-    """What is in it.
+    """Read the file.
 
     Raises:
         UsageError: as ``check_tokenizer_file``.
