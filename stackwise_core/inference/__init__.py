@@ -1,1 +1,1 @@
-"""Using a rack: its likelihood."""
+"""Use of a trained rack: its likelihood, and texts from it."""

@@ -1,4 +1,4 @@
-"""What a caller asks of a loaded rack, checked before anything is computed."""
+"""Checks of what a caller asks of a loaded rack, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_SEED = 2**63 - 1
 
 
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """A whole number in a range.
+    """Return a whole number in a range.
 
     Raises:
         UsageError: it is something else; the message names the argument.
@@ -26,7 +26,7 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
 
 
 def text(name: str, value: object) -> str:
-    """A text that can be written as UTF-8.
+    """Return a text that can be written as UTF-8.
 
     Raises:
         UsageError: it is something else; the message names the argument.

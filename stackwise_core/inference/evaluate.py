@@ -37,7 +37,10 @@ NEGLIGIBLE = 1e-12
 
 
 def binomial_tail(trials: int, probability: float) -> np.ndarray:
-    """P(X >= l) for l = 1..trials, X binomial: the regularised incomplete beta function I_p(l, trials - l + 1)."""
+    """Compute P(X >= l) for l = 1..trials, X binomial.
+
+    It is the regularised incomplete beta function I_p(l, trials - l + 1).
+    """
     if probability <= 0 or probability >= 1:
         return np.full(trials, float(probability >= 1))
     successes = np.arange(trials + 1)
@@ -49,7 +52,7 @@ def binomial_tail(trials: int, probability: float) -> np.ndarray:
 
 
 def count_weights(tokens: int, band: tuple[float, float]) -> np.ndarray:
-    """What the mean cross entropy at l = 1..tokens masked positions weighs in a sequence's NELBO over a band."""
+    """Compute the weight of the mean cross entropy at l = 1..tokens masked positions in the NELBO over a band."""
     return binomial_tail(tokens, band[1]) - binomial_tail(tokens, band[0])
 
 
@@ -61,7 +64,7 @@ class BandRoute:
     band: tuple[float, float]
 
     def serves(self, fraction: float) -> bool:
-        """Whether a fraction is this route's; one between two routes is the lower one's, and 0 the lowest's."""
+        """Return whether a fraction is this route's; one between two routes is the lower one's, and 0 the lowest's."""
         return self.band[0] < fraction <= self.band[1] or fraction == self.band[0] == 0
 
 
@@ -79,15 +82,15 @@ class Likelihood:
     """An upper bound on the negative log-likelihood of held-out text, at one depth of the rack."""
 
     depth: int
-    """How many stacks the text passed; of a banded rack, how many stacks share its bands."""
+    """Number of stacks that the text passed; of a banded rack, number of stacks that share its bands."""
     nats_per_token: float
     standard_error: float | None
-    """Of nats_per_token, over sequences and masks; one sequence has none."""
+    """Standard error of nats_per_token, over sequences and masks; one sequence has none."""
     bits_per_byte: float
     tokens: int
     """Scored tokens that were measured on."""
     bands: tuple[BandLikelihood, ...]
-    """What it is the sum of; empty for causal language modelling, which is no bound but the likelihood itself."""
+    """Parts whose sum it is; empty for causal language modelling, which is no bound but the likelihood itself."""
 
     @property
     def perplexity(self) -> float:
@@ -99,7 +102,7 @@ class Likelihood:
 
 
 def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mask counts spread evenly over 1..L.
+    """Draw mask counts spread evenly over 1..L.
 
     Args:
         scored: int [n], scored tokens L of each sequence.
@@ -117,7 +120,7 @@ def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) 
 
 
 def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> tuple[float, float | None]:
-    """Nats a token over all sequences, and its standard error.
+    """Compute nats a token over all sequences, and the standard error.
 
     Args:
         nelbo: float [n], each sequence's estimate in nats a token.
@@ -136,7 +139,7 @@ def mean_and_error(nelbo: np.ndarray, scored: np.ndarray, order: np.ndarray) -> 
 
 @frozen
 class Evaluation:
-    """What is measured on, and how closely."""
+    """Settings of a measurement: the text, and how closely it is measured."""
 
     split: Split
     mask_id: int
@@ -144,14 +147,14 @@ class Evaluation:
     draws: int
     """Masks a sequence."""
     sequences: int | None = None
-    """How many sequences of the split to use, evenly spaced; None: all."""
+    """Number of sequences of the split to use, evenly spaced; None: all."""
     batch_size: int = 16
     bands: int = 4
-    """Equal intervals of the mask fraction that a sequential rack's bound is divided into."""
+    """Number of equal intervals of the mask fraction that a sequential rack's bound is divided into."""
     causal: bool = False
     """Whether each token is predicted from those before it, and nothing is masked."""
     notes: tuple[str, ...] = ()
-    """What a user should know of the text."""
+    """Notes on the text for the user."""
 
     def __attrs_post_init__(self) -> None:
         for name, least in (("draws", 1), ("bands", 1), ("batch_size", 1)):
@@ -162,7 +165,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, config: Config, split: Split, mask_id: int, **changes: Any) -> Evaluation:
-        """As a configuration has it, but for the changes."""
+        """Build from a configuration, with the changes in place of its settings."""
         settings: dict[str, Any] = {
             "seed": config.run.seed,
             "draws": config.evaluation.draws,
@@ -179,7 +182,7 @@ class Evaluation:
         return self.split.evenly_spaced(self.sequences)
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Places among the samples, int64 [B]."""
+        """Yield places among the samples, int64 [B]."""
         places = np.arange(len(self.samples))
         for start in range(0, len(places), self.batch_size):
             yield places[start : start + self.batch_size]
@@ -196,7 +199,7 @@ def evaluate(
     streams: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Likelihood]:
-    """The NELBO of a rack, all of it on the same masks.
+    """Compute the NELBO of a rack, all of it on the same masks.
 
     Args:
         routes: how the rack uses its stacks, in the order of their bands. One route is measured at each of its exits;
@@ -258,7 +261,7 @@ def _add_bounds(
     scored: np.ndarray,
     tell: Callable[[float], None],
 ) -> None:
-    """Add what the masks come to, in nats a token, to nelbo [exits to read at, bands, sequences].
+    """Add the sums over masks, in nats a token, to nelbo [exits to read at, bands, sequences].
 
     Args:
         counts: int [sequences, draws], how many tokens are masked.
@@ -288,7 +291,7 @@ def _add_bounds(
 
 
 def _corrupted(evaluation: Evaluation, samples: np.ndarray, counts: np.ndarray, places: np.ndarray, draw: int) -> Draws:
-    """The sequences at some places of the sample, each with as many masked tokens as counts [n] has for it."""
+    """Return the sequences at some places of the sample, each with as many masked tokens as counts [n] has for it."""
     rows = evaluation.split.rows(samples[places])
     mask = np.zeros(rows.tokens.shape, dtype=bool)
     for row, place in enumerate(places):
@@ -307,7 +310,7 @@ def _evaluate_causal(
     streams: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[Likelihood]:
-    """The negative log-likelihood itself, of every token that has one before it in its document."""
+    """Compute the negative log-likelihood itself, of every token that has one before it in its document."""
     split, samples = evaluation.split, evaluation.samples
     residency.bring(route.path, active=active, streamed=route.path if streams else ())
     read = _exits_of(route, exits)
@@ -337,7 +340,7 @@ def _up_to(path: Sequence[int], stack: int) -> Sequence[int]:
 
 
 def _exits_of(route: BandRoute, exits: Collection[int]) -> list[int]:
-    """Stacks of a route to read at: those with a trained exit, and in any case the last."""
+    """Return the stacks of a route to read at: those with a trained exit, and in any case the last."""
     return [stack for stack in route.path if stack in exits or stack == route.path[-1]]
 
 
@@ -348,7 +351,7 @@ def _bits_per_byte(nats_per_token: float, split: Split) -> float:
 
 
 def _mean_by_sequence(at_exit: AtExit) -> np.ndarray:
-    """The mean cross entropy of each sequence's predicted tokens, float64 [B]."""
+    """Compute the mean cross entropy of each sequence's predicted tokens, float64 [B]."""
     rows, size = at_exit.draws.rows.numpy(), len(at_exit.draws.inputs)
     per_row = np.maximum(np.bincount(rows, minlength=size), 1)
     return np.bincount(rows, weights=at_exit.cross_entropies.double().cpu().numpy(), minlength=size) / per_row

@@ -56,7 +56,7 @@ class FinishedRun:
     corpus: str
     """Fingerprint of the text that it was trained and measured on."""
     notes: tuple[str, ...] = ()
-    """What differs from when it was run, and may change its numbers."""
+    """Differences from when it was run that may change its numbers."""
 
     @classmethod
     def open(
@@ -72,7 +72,7 @@ class FinishedRun:
         Args:
             device: in place of the run's own ``run.device``.
             precision: the name of one that all stacks are frozen at, in place of the run's own.
-            plugins: as ``-p`` has them.
+            plugins: as for ``-p``.
 
         Raises:
             UsageError: it isn't a run, its plan can't be read, it never finished, or there is no such precision.
@@ -112,7 +112,7 @@ class FinishedRun:
 
     @property
     def bytes(self) -> float:
-        """What all its stacks take in memory together, without adapters."""
+        """Bytes that all its stacks occupy in memory together, without adapters."""
         spec, formats = self.parts.spec, self.parts.formats
         widths = (
             4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight
@@ -176,7 +176,7 @@ class FinishedRun:
         return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
 
     def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
-        """The run's own settings for a split, with these of them changed.
+        """Return the run's own settings for a split, with these of them changed.
 
         Args:
             notes: what a user should know of the split.
@@ -187,7 +187,7 @@ class FinishedRun:
     def likelihoods(
         self, evaluation: Evaluation, progress: Callable[[int, int], None] | None = None
     ) -> list[Likelihood]:
-        """The bound at every depth; see ``evaluate``."""
+        """Compute the bound at every depth; see ``evaluate``."""
         return evaluate(
             self.residency,
             evaluation,

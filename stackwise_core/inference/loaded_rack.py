@@ -51,7 +51,7 @@ class LoadedRack(nn.Module):
         self._bring()
 
     def _bring(self) -> None:
-        """Have all stacks where they are to be."""
+        """Bring all stacks to where they are to be."""
         every = sorted({stack for route in self.run.routes for stack in route.path})
         self.run.residency.bring(every, active=self.run.active, streamed=every if self.run.streams else ())
         if not self.run.streams:
@@ -60,7 +60,7 @@ class LoadedRack(nn.Module):
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Have torch compute with as many threads as in the run."""
+        """Compute with as many torch threads as in the run."""
         with computing_threads(self.run.parts.config.run.threads):
             yield
 
@@ -72,17 +72,17 @@ class LoadedRack(nn.Module):
 
     @property
     def spec(self) -> RackSpec:
-        """Its shape."""
+        """Shape of the rack."""
         return self.run.parts.spec
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What its text becomes ids with."""
+        """Tokenizer of its text."""
         return self.run.parts.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which it computes."""
         return self.run.parts.device
 
     @property
@@ -102,19 +102,19 @@ class LoadedRack(nn.Module):
 
     @property
     def routes(self) -> tuple[BandRoute, ...]:
-        """How it uses its stacks, by the mask fraction."""
+        """Routes through its stacks, by the mask fraction."""
         return self.run.routes
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
-        """After how many stacks it can be read out; of a banded rack, whose stacks stand side by side, the whole."""
+        """Numbers of stacks after which it can be read out; of a banded rack, whose stacks stand side by side, all."""
         if len(self.routes) > 1:
             return (len({stack for route in self.routes for stack in route.path}),)
         path = self.routes[0].path
         return tuple(place for place, stack in enumerate(path, 1) if stack in self.run.exits or place == len(path))
 
     def at_depth(self, depth: int | None) -> AtDepth:
-        """The rack as it is after so many stacks; None: all of them.
+        """Return the rack as it is after so many stacks; None: all of them.
 
         Raises:
             UsageError: the head was never trained to read there.
@@ -125,7 +125,7 @@ class LoadedRack(nn.Module):
         return AtDepth(self, depth or self.depths[-1])
 
     def path(self, fraction: float, depth: int | None = None) -> tuple[int, ...]:
-        """The stacks that a sequence passes of which this share is masked."""
+        """Return the stacks that a sequence passes of which this share is masked."""
         route = next(route for route in self.routes if route.serves(fraction))
         return route.path if depth is None or len(self.routes) > 1 else route.path[:depth]
 
@@ -138,14 +138,14 @@ class LoadedRack(nn.Module):
         fraction: Tensor | None = None,
         depth: int | None = None,
     ) -> Tensor:
-        """Logits [B, T, V], the mask token's as the head gives it.
+        """Compute logits [B, T, V], the mask token's as the head gives it.
 
         Args:
             ids: int [B, T], the mask token where a token is hidden.
             segments: int [B, T], 0 at padding, else the number of a document within its sequence, which sees no other.
                 None: each sequence is one document.
             fraction: float64 [B], shares of the tokens that are masked, which choose the route of a banded rack and are
-                what a rack with a time input is told. None: as ``ids`` has them.
+                what a rack with a time input is told. None: as counted in ``ids``.
             depth: after how many stacks to read.
 
         Raises:
@@ -172,11 +172,11 @@ class LoadedRack(nn.Module):
     def predict(
         self, inputs: Tensor, segments: Tensor | None, fraction: float, where: Tensor, depth: int | None = None
     ) -> Tensor:
-        """Logits float32 [N, V] of what tokens may stand at some positions; the mask token's is -inf.
+        """Compute logits float32 [N, V] of the tokens possible at some positions; the mask token's is -inf.
 
         Args:
             inputs: int64 [B, T] ids.
-            segments: int [B, T], as ``forward`` has them.
+            segments: int [B, T], as for ``forward``.
             fraction: the share of the tokens that is masked in each sequence.
             where: int64 [N], flat positions of ``inputs``; of a causal rack those before the tokens in question.
             depth: after how many stacks to read.
@@ -188,7 +188,7 @@ class LoadedRack(nn.Module):
         return self.at_depth(depth).predict(inputs, segments, fraction, where)
 
     def _checked(self, ids: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids and segments, if they are such as the rack can take."""
+        """Return ids and segments, if they are such as the rack can take."""
         if not isinstance(ids, Tensor):
             raise UsageError(f"expected ids as a tensor, found {type(ids).__name__}")
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.seq_len or not len(ids):
@@ -203,7 +203,7 @@ class LoadedRack(nn.Module):
         return ids, segments
 
     def _ready(self) -> None:
-        """Have all stacks in memory again, where an evaluation of bands has let some go."""
+        """Bring all stacks into memory again, where an evaluation of bands has let some go."""
         if any(int(index) not in self.run.residency for index in self.stacks):
             self._bring()
 
@@ -220,7 +220,7 @@ class LoadedRack(nn.Module):
         batch_size: int | None = None,
         tokenised: Progress | None = None,
     ) -> Evaluation:
-        """What ``evaluate`` measures on; the run's own settings where one is left out.
+        """Return the settings that ``evaluate`` measures with; the run's own where one is left out.
 
         Args:
             corpus: a text in place of the run's validation split, as ``data.corpus``.
@@ -230,7 +230,7 @@ class LoadedRack(nn.Module):
             bands: intervals of the mask fraction.
             seed: of the masks.
             batch_size: sequences a forward pass.
-            tokenised: as ``stackwise_core.plan`` has it.
+            tokenised: as for ``stackwise_core.plan``.
 
         Raises:
             UsageError: the text can't be read, there is too little of it, or a number is out of its range.
@@ -259,11 +259,11 @@ class LoadedRack(nn.Module):
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Likelihood]:
-        """Upper bounds on the negative log-likelihood of a text, by depth, the whole rack's last.
+        """Compute upper bounds on the negative log-likelihood of a text, by depth, the whole rack's last.
 
         Args:
             corpus: a text in place of the run's validation split, or what ``evaluation`` gave.
-            text_field, draws, sequences, bands, seed, batch_size: as ``evaluation`` has them.
+            text_field, draws, sequences, bands, seed, batch_size: as for ``evaluation``.
             progress: called with the sequences done so far, and all that there are to do.
 
         Raises:
@@ -284,7 +284,7 @@ class LoadedRack(nn.Module):
             return self.run.likelihoods(evaluation, progress)
 
     def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
-        """A text with gaps to fill.
+        """Return a text with gaps to fill.
 
         Args:
             prompt: what it begins with.
@@ -345,12 +345,12 @@ class LoadedRack(nn.Module):
         block: int | None = None,
         seed: int | None = None,
     ) -> list[str]:
-        """Texts that begin with a prompt, or whose gaps are filled.
+        """Sample texts that begin with a prompt, or whose gaps are filled.
 
         Args:
-            prompt, length, infill: as ``text`` has them.
+            prompt, length, infill: as for ``text``.
             depth: after how many stacks to read.
-            num, steps, order, temperature, top_p, block, seed: as ``Sampling`` has them; the run's own seed where it is
+            num, steps, order, temperature, top_p, block, seed: as for ``Sampling``; the run's own seed where it is
                 left out.
 
         Raises:
@@ -365,7 +365,7 @@ class LoadedRack(nn.Module):
 
 
 def _in_own_state(steps: Iterator[Step]) -> Iterator[Step]:
-    """Take each step in a state of our own; whoever asks for them goes on in the caller's in between."""
+    """Take each step in a state of our own; between steps the caller's state is back."""
     while True:
         with own_state():
             step = next(steps, None)
@@ -384,7 +384,7 @@ class AtDepth:
     @own_state()
     @torch.no_grad()
     def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
-        """As ``LoadedRack.predict``, of ids that are known to be right: a sampler asks at every step."""
+        """Compute the same as ``LoadedRack.predict``, without checking the ids: a sampler asks at every step."""
         self.rack._ready()
         path, fractions = (
             self.rack.path(fraction, self.depth),
