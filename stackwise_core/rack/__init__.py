@@ -1,1 +1,1 @@
-"""The model."""
+"""The model: blocks, stacks, embedding and head, and where they are held."""

@@ -1,4 +1,4 @@
-"""What a process holds is what it uses: freed memory goes back to the system.
+"""Settings of the C library's allocator: freed memory goes back to the system, so a process holds what it uses.
 
 The C library keeps small freed blocks in its heap, and cuts new ones out of it; a large block between them can't leave.
 Blocks above its threshold are mapped by themselves and leave when they are freed, but it raises the threshold to the
@@ -25,7 +25,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 @cache
 def _c_library() -> Any:
-    """The C library; None where it can't be had."""
+    """Return the C library; None where it can't be had."""
     try:
         return ctypes.CDLL(None)
     except (OSError, TypeError):
@@ -34,7 +34,7 @@ def _c_library() -> Any:
 
 @cache
 def keep_little() -> None:
-    """Have the process's C library return large blocks when they are freed, for good; where it can (glibc)."""
+    """Return large blocks to the system when they are freed, from now on; where the C library can (glibc)."""
     set_option = getattr(_c_library(), "mallopt", None)
     if set_option is not None:
         set_option(M_MMAP_THRESHOLD, MAPPED_FROM)

@@ -29,7 +29,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def rotary_tables(spec: RackSpec, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, W] of rotary positions (Su et al. 2021), in Llama's rotate-half layout."""
+    """Compute cosines and sines [T, W] of rotary positions (Su et al. 2021), in Llama's rotate-half layout."""
     half = torch.arange(0, spec.head_dim, 2, dtype=torch.int64, device=device).to(torch.float32)
     inverse_frequencies = 1.0 / (spec.rope_theta ** (half / spec.head_dim))  # [W/2]
     angles = torch.outer(torch.arange(tokens, device=device, dtype=torch.float32), inverse_frequencies)

@@ -1,4 +1,4 @@
-"""In which number formats a rack's stacks are, and which adapters they may have."""
+"""Number formats of a rack's stacks, and the adapters that they may have."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Formats:
     active: Precision
     trunk: Precision
     stacks: Mapping[int, Precision] = {}
-    """Of single stacks when they are frozen."""
+    """Precisions of single stacks when they are frozen."""
     adapters: Mapping[str, Adapter] = {}
-    """By name: what makes a stack's adapters of that name."""
+    """Makers of stacks' adapters, by the adapters' names."""
 
     def precision(self, index: int, role: Role) -> Precision:
-        """The precision of a stack in a role."""
+        """Return the precision of a stack in a role."""
         return self.active if role == "active" else self.stacks.get(index, self.trunk)

@@ -1,4 +1,4 @@
-"""Where stacks are kept that aren't in memory."""
+"""Interface of the place that keeps stacks which aren't in memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 
 
 class Masters(Protocol):
-    """Where stacks' full-precision tensors and adapters are kept, by the stack's index."""
+    """Keeper of stacks' full-precision tensors and adapters, by the stack's index."""
 
     def has_stack(self, index: int) -> bool:
-        """Whether a stack was written."""
+        """Return whether a stack was written."""
 
     def read_stack(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a stack that was written, read anew: who asks may change them."""
+        """Return the tensors of a stack that was written, read anew: the caller may change them."""
 
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a stack's tensors."""
 
     def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
-        """A frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is still the same."""
+        """Return a frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is unchanged."""
 
     def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
         """Keep a frozen stack as a precision holds it."""
 
     def adapters(self, index: int) -> Collection[str]:
-        """Names of the adapters that a stack has."""
+        """Return the names of the adapters that a stack has."""
 
     def adapter(self, index: int, name: str) -> Path:
-        """The directory of an adapter's files."""
+        """Return the directory of an adapter's files."""
 
     def checksums(self, index: int) -> object:
-        """Checksums of a stack's masters and adapters, as a JSON value."""
+        """Return checksums of a stack's masters and adapters, as a JSON value."""

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite on their way through a rack: what to say in place of a loss that is no number."""
+"""Diagnosis of a loss that is no finite number: the place in the rack where numbers stop being finite."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def refuse_weights(residency: Residency, path: Sequence[int], what: str) -> None
 
 @torch.no_grad()
 def first_not_finite(residency: Residency, path: Sequence[int], draws: Draws) -> str:
-    """Say which weight, or which stack's result, is the first on a path that isn't finite; empty where all are.
+    """Return which weight, or which stack's result, is the first on a path that isn't finite; empty where all are.
 
     The batch passes the path once more for it, from the tokens on.
     """
@@ -67,7 +67,7 @@ def first_not_finite(residency: Residency, path: Sequence[int], draws: Draws) ->
 
 
 def _weights(residency: Residency, index: int, path: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a stack and of its adapters, and before the first and after the last stack those of the ends."""
+    """Yield the weights of a stack and of its adapters, and those of the ends at the first and the last stack."""
     if index == path[0]:
         yield from ((name, each) for name, each in residency.ends(index).named_parameters() if "embed_" in name)
     yield from ((f"stack {index}, {name}", each) for name, each in residency.tensors(index).items())
@@ -77,7 +77,7 @@ def _weights(residency: Residency, index: int, path: Sequence[int]) -> Iterator[
 
 
 def _of_fp16(residency: Residency, index: int) -> str:
-    """Say what helps a stack that computes in fp16; empty where it doesn't."""
+    """Return what helps a stack that computes in fp16; empty where it computes in another format."""
     kind = residency.device.type
     with residency.precision(index).autocast(residency.device):
         computes_in_fp16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
@@ -85,7 +85,7 @@ def _of_fp16(residency: Residency, index: int) -> str:
 
 
 def _first(tensors: Iterator[tuple[str, Tensor]] | list[tuple[str, Tensor]]) -> str:
-    """Say what of the first tensor that isn't finite isn't; empty where all are."""
+    """Describe the first tensor that isn't finite; empty where all are."""
     for name, tensor in tensors:
         if tensor.is_floating_point():
             try:

@@ -1,4 +1,4 @@
-"""Stack, embedding and head: the modules of a rack, and how they begin."""
+"""Modules of a rack: stack, embedding and head, and their initial weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stackwise_core.rack.blocks import Block, RMSNorm, rotary_tables
 ROWS_MULTIPLE = 256
 """The head's matrix products have a multiple of this many rows in training."""
 FEW_ROWS_MULTIPLE = 32
-"""And of this many where few tokens are to be predicted."""
+"""Multiple that the number of rows is padded to where few tokens are to be predicted."""
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 """The projections of a block that write into the residual stream."""
 
 
 class AttentionContext(NamedTuple):
-    """What attention needs besides the hidden states, the same for every block of a batch."""
+    """Inputs of attention besides the hidden states, the same for every block of a batch."""
 
     cos: Tensor
     """[T, W]"""
@@ -40,7 +40,7 @@ class Stack(nn.Module):
         self.norm = RMSNorm(spec.d_model, eps=spec.norm_eps)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Pass hidden states [B, T, D] through the blocks; the exit norm is the head's affair."""
+        """Pass hidden states [B, T, D] through the blocks; the exit norm belongs to the head."""
         for block in self.layers:
             x = block(x, *context)
         return x
@@ -66,7 +66,7 @@ class TimeEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(rows, spec.d_model))
 
     def forward(self, fraction: Tensor) -> Tensor:
-        """Vectors [B, D] of mask fractions float64 [B]."""
+        """Return vectors [B, D] of mask fractions float64 [B]."""
         if len(self.steps):
             nearest = (fraction[:, None] - self.steps).abs().argmin(dim=1)
             if self.learned:
@@ -96,7 +96,7 @@ class Ends(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def context(self, segments: Tensor) -> AttentionContext:
-        """Who sees whom, from segments int [B, T] (0: padding and special tokens, else a document of the row).
+        """Compute who sees whom, from segments int [B, T] (0: padding and special tokens, else a document of the row).
 
         A token sees the tokens of its own document. A token of segment 0 is seen by none but itself, which keeps its
         softmax defined.
@@ -112,17 +112,17 @@ class Ends(nn.Module):
         return AttentionContext(cos, sin, visible[:, None])
 
     def embed(self, inputs: Tensor, fraction: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""
+        """Return hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""
         hidden: Tensor = self.embed_tokens(inputs)
         return hidden if self.embed_time is None else hidden + self.embed_time(fraction)[:, None]
 
     def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
-        """Logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
+        """Compute logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(norm(hidden), weight)
 
     def predictions(self, hidden: Tensor, norm: nn.Module, rows_multiple: int = FEW_ROWS_MULTIPLE) -> Tensor:
-        """Logits [N, V] of what tokens there may be under hidden states [N, D], in fp32 or better.
+        """Compute logits [N, V] of the tokens possible under hidden states [N, D], in fp32 or better.
 
         The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
         MDLM, arXiv 2406.07524).
@@ -135,13 +135,13 @@ class Ends(nn.Module):
         return logits
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
-        """Cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
+        """Compute cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
         logits = self.predictions(hidden, norm, ROWS_MULTIPLE)
         return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def derived_seed(seed: int, *what: object) -> int:
-    """A seed for one part of the model: its weights depend on the run's seed and its own name alone."""
+    """Return a seed for one part of the model: its weights depend on the run's seed and its own name alone."""
     digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -151,7 +151,7 @@ def _generator(seed: int, *what: object) -> torch.Generator:
 
 
 def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:
-    """Embedding and head as they begin: normal with standard deviation ``init_std``."""
+    """Return embedding and head as they begin: normal with standard deviation ``init_std``."""
     ends = Ends(spec, mask_id)
     nn.init.normal_(ends.embed_tokens.weight, std=spec.init_std, generator=_generator(seed, "embed_tokens"))
     if ends.lm_head is not None:
@@ -167,7 +167,7 @@ def silence(stack: Stack) -> None:
 
 
 def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
-    """A stack as it begins.
+    """Return a stack as it begins.
 
     Matrices are normal with standard deviation ``init_std``, the two of each block that write into the residual
     stream with 1/sqrt(2 x blocks of the rack) of that (GPT-2, Radford et al. 2019, section 2.3). A block's weights
@@ -186,7 +186,7 @@ def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
 
 
 def stack_of(spec: RackSpec, index: int, tensors: Mapping[str, Tensor]) -> Stack:
-    """A stack whose parameters are these tensors themselves, not copies."""
+    """Return a stack whose parameters are these tensors themselves, not copies."""
     with torch.device("meta"):
         stack = Stack(spec, index)
     stack.load_state_dict(tensors, assign=True)
@@ -194,7 +194,7 @@ def stack_of(spec: RackSpec, index: int, tensors: Mapping[str, Tensor]) -> Stack
 
 
 def blank_stack(spec: RackSpec, index: int, device: torch.device) -> Stack:
-    """A stack whose weights mean nothing yet; until they are written to, they take no memory."""
+    """Return a stack whose weights mean nothing yet; until they are written to, they take no memory."""
     with torch.device("meta"):
         stack = Stack(spec, index)
     return stack.to_empty(device=device)

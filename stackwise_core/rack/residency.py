@@ -1,4 +1,4 @@
-"""Which stack is where, and at which precision.
+"""Residency of stacks: where each one is held, and at which precision.
 
 Of the stacks of the path in use some are in memory for as long as it is. The others, *streamed*, are read when the
 hidden states of a whole window pass them, and leave the memory before the next one comes: however deep the rack is, one
@@ -61,7 +61,7 @@ class Resident:
 
 @frozen
 class Arrangement:
-    """How the stacks of the path in use are to be, wherever they are."""
+    """Arrangement of the stacks of the path in use: how each is to be held, wherever it is."""
 
     path: tuple[int, ...] = ()
     active: frozenset[int] = frozenset()
@@ -75,7 +75,7 @@ class AtExit(NamedTuple):
 
     stack: int
     batch: int
-    """Its number."""
+    """Number of the batch."""
     draws: Draws
     cross_entropies: Tensor
     """[N], of what the batch predicts."""
@@ -137,7 +137,7 @@ class Residency:
             (above.embed_tokens if above.lm_head is None else above.lm_head).requires_grad_()
 
     def _trainable(self, index: int, name: str) -> list[nn.Parameter]:
-        """The weights of a stack's adapter, which its adapter made trainable."""
+        """Return the weights of a stack's adapter that the adapter made trainable."""
         adapter = self._formats.adapters[name]
         weights = list(adapter.trainable(self._residents[index].stack, [name]))
         if not all(isinstance(each, nn.Parameter) for each in weights):
@@ -158,7 +158,7 @@ class Residency:
         adapters: Mapping[int, Collection[str]] = MappingProxyType({}),
         streamed: Collection[int] = (),
     ) -> None:
-        """Have the stacks of a path in memory, with their adapters, and no others.
+        """Bring the stacks of a path into memory, with their adapters, and no others.
 
         Args:
             active: stacks to prepare for training; the others are frozen.
@@ -177,7 +177,7 @@ class Residency:
                     """Its masters are written now, and so it can be read again, or copied."""
 
     def _settle(self, index: int) -> None:
-        """Have a stack of the path in memory, as it is to be."""
+        """Bring a stack of the path into memory, as it is to be."""
         role: Role = "active" if index in self._arranged.active else "trunk"
         names = tuple(sorted({*self._masters.adapters(index), *self._arranged.adapters.get(index, ())}))
         resident = self._residents.get(index)
@@ -187,7 +187,7 @@ class Residency:
 
     @contextmanager
     def visiting(self, index: int) -> Iterator[None]:
-        """Have a stack of the path in memory while this lasts; a streamed one is read for it."""
+        """Keep a stack of the path in memory while this lasts; a streamed one is read for it."""
         if index in self._residents:
             yield
             return
@@ -243,7 +243,7 @@ class Residency:
                 self._refuse(name, index, precision)
 
     def _refuse(self, name: str, index: int, precision: Precision) -> None:
-        """Say whose fault it is that a tensor of a prepared stack isn't finite: its master's, or the precision's."""
+        """Return whose fault it is that a tensor of a prepared stack isn't finite: its master's, or the precision's."""
         for weight, master in self._in_full(index).state_dict().items():
             FINITE.check(master, f"stack {index}, {weight}")
         raise ContractError(
@@ -264,7 +264,7 @@ class Residency:
             adapter.attach(stack, name, index, self.spec.stacks)
 
     def _in_full(self, index: int) -> Stack:
-        """A stack from its master, or a new one."""
+        """Return a stack from its master, or a new one."""
         if self._masters.has_stack(index):
             return stack_of(self.spec, index, self._masters.read_stack(index))
         path, start = self._arranged.path, self._arranged.start
@@ -281,7 +281,7 @@ class Residency:
         return stack
 
     def ends(self, index: int) -> Ends:
-        """The embedding below a stack and the head above it."""
+        """Return the embedding below a stack and the head above it."""
         return self._ends[index if self.spec.ends == "per_stack" else 0]
 
     def load_ends(self, given: Mapping[int | None, Mapping[str, Tensor]]) -> None:
@@ -297,7 +297,7 @@ class Residency:
                 ends.load_state_dict(given[owner], strict=False)
 
     def all_ends(self) -> Iterator[tuple[int | None, Ends]]:
-        """Each pair of ends and the stack whose own it is, None where all share it."""
+        """Yield each pair of ends and the stack whose own it is, None where all share it."""
         for owner, ends in self._ends.items():
             yield (owner if self.spec.ends == "per_stack" else None), ends
 
@@ -305,15 +305,15 @@ class Residency:
         return index in self._residents
 
     def stack(self, index: int) -> Stack:
-        """The module of a stack of the path in use."""
+        """Return the module of a stack of the path in use."""
         return self._residents[index].stack
 
     def precision(self, index: int) -> Precision:
-        """The precision that a stack of the path in use is at."""
+        """Return the precision that a stack of the path in use is at."""
         return self._formats.precision(index, "active" if index in self._arranged.active else "trunk")
 
     def fingerprint(self, index: int) -> str:
-        """A hash of all that decides what a frozen stack computes but for the software: masters, adapters, precision.
+        """Compute a hash of all that decides a frozen stack's output but software: masters, adapters, precision.
 
         It is taken of the files' checksums, so that the stack needn't be read.
         """
@@ -323,13 +323,13 @@ class Residency:
         return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def master(self, index: int) -> dict[str, Tensor]:
-        """The full-precision weights of a stack that trains, by name."""
+        """Return the full-precision weights of a stack that trains, by name."""
         resident = self._residents[index]
         assert resident.role == "active"
         return resident.own
 
     def training_state(self) -> dict[str, Tensor]:
-        """All that a training step may change of the rack, by name: what trains, and buffers of stacks that do."""
+        """Return all that a training step may change of the rack, by name: what trains, and such stacks' buffers."""
         buffers = {
             f"stacks.{index}.{name}": each
             for index, resident in sorted(self._residents.items())
@@ -359,7 +359,7 @@ class Residency:
             now[name].copy_(tensor)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
-        """A stack's own weights as it holds them, by name."""
+        """Return a stack's own weights as it holds them, by name."""
         return self._residents[index].own
 
     def save_adapter(self, index: int, name: str, directory: Path) -> None:
@@ -367,11 +367,11 @@ class Residency:
         self._formats.adapters[name].save(self.stack(index), name, directory)
 
     def embed(self, index: int, inputs: Tensor, fraction: Tensor) -> Tensor:
-        """Hidden states [B, T, D] that enter a stack from input ids [B, T] at mask fractions float64 [B]."""
+        """Return hidden states [B, T, D] that enter a stack from input ids [B, T] at mask fractions float64 [B]."""
         return self.ends(index).embed(inputs.to(self.device), fraction.to(self.device))
 
     def context(self, segments: Tensor) -> AttentionContext:
-        """Who sees whom, from segments int [B, T]; the same for every stack."""
+        """Compute who sees whom, from segments int [B, T]; the same for every stack."""
         return self._ends[0].context(segments.to(self.device))
 
     def through(self, index: int, hidden: Tensor, context: AttentionContext) -> Tensor:
@@ -391,7 +391,7 @@ class Residency:
         return passed
 
     def _not_a_stack(self, index: int, hidden: Tensor, what: str) -> ContractError:
-        """The error that a stack is which no longer takes hidden states to hidden states."""
+        """Return the error for a stack that no longer takes hidden states to hidden states."""
         adapters = [origin(self._formats.adapters[name]) for name in self._residents[index].adapters]
         beside = f", with {' and '.join(adapters)} on it," if adapters else ""
         expected = f"expected {hidden.dtype} {list(hidden.shape)}, as it went in"
@@ -419,7 +419,7 @@ class Residency:
             first += len(group)
 
     def _group(self, batches: Iterator[Draws]) -> list[Draws]:
-        """The next batches to pass the stacks together."""
+        """Return the next batches to pass the stacks together."""
         group = [*islice(batches, 1)]
         if not self._arranged.streamed:
             return group
@@ -431,12 +431,12 @@ class Residency:
         return group
 
     def cross_entropy(self, index: int, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
+        """Compute cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
         with self.precision(index).autocast(self.device):
             return self.ends(index).cross_entropy(hidden, targets, self.stack(index).norm)
 
     def predict(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor) -> Tensor:
-        """Logits [N, V] of what tokens there may be at flat positions [N] of ids [B, T]; the mask's is -inf."""
+        """Compute logits [N, V] of possible tokens at flat positions [N] of ids [B, T]; the mask's is -inf."""
 
         def read(index: int, hidden: Tensor) -> Tensor:
             chosen = hidden.flatten(0, 1).index_select(0, where.to(self.device))
@@ -445,7 +445,7 @@ class Residency:
         return self._read_out(path, inputs, segments, fraction, read)
 
     def logits(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor) -> Tensor:
-        """Logits [B, T, V] of ids [B, T] at the end of a path, as the head gives them."""
+        """Compute logits [B, T, V] of ids [B, T] at the end of a path, as the head gives them."""
 
         def read(index: int, hidden: Tensor) -> Tensor:
             return self.ends(index).logits(hidden, self.stack(index).norm)
@@ -460,7 +460,7 @@ class Residency:
         fraction: Tensor,
         read: Callable[[int, Tensor], Tensor],
     ) -> Tensor:
-        """What ``read`` makes of the hidden states [B, T, D] at the exit of a path's last stack."""
+        """Return the result of ``read`` on the hidden states [B, T, D] at the exit of a path's last stack."""
         hidden, context = self.embed(path[0], inputs, fraction), self.context(segments)
         for index in path:
             with self.visiting(index):
@@ -471,7 +471,7 @@ class Residency:
         raise AssertionError("a path has stacks")
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """What trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0.layers.0...``."""
+        """List what trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0...``."""
         found = [
             (name, parameter)
             for ends in self._ends.values()
