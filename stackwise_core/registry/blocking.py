@@ -1,4 +1,4 @@
-"""Which plugins are left out before anything of them is imported."""
+"""Choice of the plugins that are left out before anything of them is imported."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ CORE = "stackwise-core"
 
 
 def normalised(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
+    """Return a distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @frozen
 class Blocking:
-    """What ``-p`` and the environment say about plugins, by entry point or by distribution."""
+    """Settings of ``-p`` and the environment about plugins, by entry point or by distribution."""
 
     selected: frozenset[str]
     blocked: frozenset[str]
@@ -42,7 +42,7 @@ class Blocking:
         )
 
     def problem(self, plugin: Plugin) -> Problem | None:
-        """Why a plugin is left out; None where it is loaded. The command line beats the environment."""
+        """Return why a plugin is left out; None where it is loaded. The command line beats the environment."""
         names = {normalised(plugin.name), normalised(plugin.distribution)}
         if names & self.blocked:
             return Problem("block", f"blocked by -p no:{min(names & self.blocked)}", "Leave that out to load it.")

@@ -1,4 +1,4 @@
-"""From found to declared: every plugin is loaded by itself, and one that fails becomes a record of why."""
+"""Discovery: from found to declared. Every plugin is loaded by itself, and one that fails becomes a record of why."""
 
 import importlib.util
 import re
@@ -84,7 +84,7 @@ def _metadata(distribution: Distribution | None, key: str) -> str | None:
 
 
 def _checked(files: Sequence[Path]) -> list[Path]:
-    """The files in full and each once, if they can be imported under their stems."""
+    """Return the files in full and each once, if they can be imported under their stems."""
     by_stem: dict[str, Path] = {}
     for path in (file.resolve() for file in files):
         _check_file(path)
@@ -170,7 +170,7 @@ def _load(plugin: Plugin, load: Callable[[], object]) -> Plugin:
 
 
 def _fault(result: object) -> str | None:
-    """What is wrong with the value that a hook returned."""
+    """Return what is wrong with the value that a hook returned."""
     if not isinstance(result, list):
         return f"returned {_a(result)}; expected a list of Implementation"
     names = set()
@@ -204,7 +204,10 @@ def _a(value: object) -> str:
 
 
 def _without_repeats(plugin: Plugin, earlier: Sequence[Plugin]) -> Plugin:
-    """Break a plugin that repeats a name of its distribution: no ``distribution:name`` could tell the two apart."""
+    """Mark a plugin as broken that repeats a name of its distribution.
+
+    No ``distribution:name`` could tell the two apart.
+    """
     taken = {
         (declared.distribution, declared.hook, name): other.name
         for other in earlier

@@ -1,4 +1,4 @@
-"""Why a name can't be used. ``state`` is the short form for the listing."""
+"""Errors of a name that can't be used. ``state`` is the short form for the listing."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from stackwise_core.registry.records import Declared, Plugin
 
 
 class UnknownImplementation(UsageError):
-    """No plugin that is known has the name."""
+    """Error for a name that no known plugin has."""
 
     def __init__(self, hook: str, use: str, known: Sequence[str], nearest: str | None, note: str = "") -> None:
         guess = f' Did you mean "{nearest}"?' if nearest else ""
@@ -18,7 +18,7 @@ class UnknownImplementation(UsageError):
 
 
 class AmbiguousImplementation(UsageError):
-    """Several distributions have the name."""
+    """Error for a name that several distributions have."""
 
     state = "ambiguous"
 
@@ -30,7 +30,7 @@ class AmbiguousImplementation(UsageError):
 
 
 class NotInstalled(UnavailableError):
-    """One of our packages has the name, but isn't there, or is there in a version that doesn't have it."""
+    """Error for a name of one of our packages, which isn't there, or only in a version without it."""
 
     def __init__(self, hook: str, use: str, package: str, installed: Plugin | None) -> None:
         if installed is None:
@@ -42,7 +42,7 @@ class NotInstalled(UnavailableError):
 
 
 class BlockedPlugin(UnavailableError):
-    """What is asked for belongs to a plugin that was blocked before it was imported."""
+    """Error for a name of a plugin that was blocked before it was imported."""
 
     def __init__(self, asked: str, plugin: Plugin) -> None:
         super().__init__(f"{asked}: {plugin.complaint}")
@@ -50,7 +50,7 @@ class BlockedPlugin(UnavailableError):
 
 
 class BrokenPlugin(UnavailableError):
-    """What is asked for belongs to a plugin that couldn't be loaded; its own exception is the cause."""
+    """Error for a name of a plugin that couldn't be loaded; its own exception is the cause."""
 
     def __init__(self, asked: str, plugin: Plugin) -> None:
         super().__init__(f"{asked}: {plugin.complaint}")
@@ -59,7 +59,7 @@ class BrokenPlugin(UnavailableError):
 
 
 class OtherHookApi(UnavailableError):
-    """The implementation was written for another version of the hooks."""
+    """Error for an implementation that was written for another version of the hooks."""
 
     def __init__(self, declared: Declared) -> None:
         api = declared.implementation.api
@@ -72,7 +72,7 @@ class OtherHookApi(UnavailableError):
 
 
 class MissingPackages(UnavailableError):
-    """Modules that the implementation needs can't be imported."""
+    """Error for an implementation whose needed modules can't be imported."""
 
     def __init__(self, declared: Declared, missing: Sequence[str]) -> None:
         names = ", ".join(missing)
@@ -85,7 +85,7 @@ class MissingPackages(UnavailableError):
 
 
 class WrongDevice(UnavailableError):
-    """The implementation doesn't run on the device."""
+    """Error for an implementation that doesn't run on the device."""
 
     def __init__(self, declared: Declared, device: str) -> None:
         super().__init__(
@@ -95,7 +95,7 @@ class WrongDevice(UnavailableError):
 
 
 class FailedImplementation(UnavailableError):
-    """The plugin's own code raised, or isn't what its declaration promises."""
+    """Error of a plugin whose own code raised, or isn't what its declaration promises."""
 
     def __init__(self, declared: Declared, stage: str, reason: str) -> None:
         super().__init__(

@@ -1,4 +1,6 @@
-"""Which of our packages has which name, so that an error can name the package to install. Nothing here is imported.
+"""Names of the implementations in our packages, so that an error can name the package to install.
+
+Nothing here is imported.
 
 Aliases stand behind the names.
 """

@@ -1,4 +1,4 @@
-"""What the registry knows of a plugin, and of each implementation that it declares."""
+"""Records of a plugin, and of each implementation that it declares."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ Stage = Literal["block", "import", "hook", "declaration"]
 
 
 def label(distribution: str, version: str | None) -> str:
-    """``"stackwise-cache 0.1.0"``, or ``"my_plugin.py"`` for a local file, which has no version."""
+    """Return ``"stackwise-cache 0.1.0"``, or ``"my_plugin.py"`` for a local file, which has no version."""
     return f"{distribution} {version}" if version else f"{distribution}.py"
 
 
@@ -25,16 +25,16 @@ class Declared:
     distribution: str
     """A local file's stem counts as its distribution."""
     version: str | None
-    """None for a local file."""
+    """Version of the distribution; None for a local file."""
 
     @property
     def name(self) -> str:
-        """What ``use =`` says."""
+        """Name that ``use =`` gives."""
         return self.implementation.name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that ``use =`` may say, the name first and then its aliases."""
+        """Names that ``use =`` may give, the name first and then its aliases."""
         return (self.name, *self.implementation.aliases)
 
     @property
@@ -45,7 +45,7 @@ class Declared:
 
     @property
     def full_name(self) -> str:
-        """What ``use =`` says where another distribution has one of the same name."""
+        """Name that ``use =`` gives where another distribution has one of the same name."""
         return f"{self.distribution}:{self.name}"
 
     @property
@@ -61,13 +61,13 @@ class Declared:
 
 @frozen
 class Problem:
-    """Why a plugin isn't used."""
+    """The reason why a plugin isn't used."""
 
     stage: Stage
     message: str
     hint: str
     exception: BaseException | None = None
-    """What the plugin raised, with its traceback."""
+    """Exception that the plugin raised, with its traceback."""
 
     def __str__(self) -> str:
         failed = "" if self.stage == "block" else f"failed at {self.stage}: "
@@ -82,16 +82,16 @@ class Plugin:
     """The entry point's name; a local file's stem."""
     distribution: str
     version: str | None
-    """None for a local file."""
+    """Version of the distribution; None for a local file."""
     source: str
     """The entry point's value, or the file's path."""
     declared: tuple[Declared, ...] = ()
-    """What it declares; of a broken plugin, what it declared before it broke."""
+    """Implementations that it declares; of a broken plugin, those that it declared before it broke."""
     problem: Problem | None = None
 
     @property
     def state(self) -> Literal["declared", "broken", "blocked"]:
-        """Only what a ``declared`` plugin declares can be used."""
+        """State of the plugin. Only the implementations of a ``declared`` one can be used."""
         if self.problem is None:
             return "declared"
         return "blocked" if self.problem.stage == "block" else "broken"
@@ -108,6 +108,6 @@ class Plugin:
 
     @property
     def complaint(self) -> str:
-        """Of a broken or blocked plugin: what is wrong with it, and what to do."""
+        """Complaint about a broken or blocked plugin: what is wrong with it, and what to do."""
         verb = "is " if self.state == "blocked" else ""
         return f'the plugin "{self.name}" of {self.package} {verb}{self.problem}'

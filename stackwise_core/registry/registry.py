@@ -1,4 +1,4 @@
-"""From declared to built: a name becomes an implementation, and that an object."""
+"""The registry, from declared to built: a name becomes an implementation, and that an object."""
 
 import importlib
 import importlib.util
@@ -64,7 +64,7 @@ class Registry:
         return cls(discover(select, files, os.environ if environ is None else environ))
 
     def implementations(self, hook: str) -> list[Declared]:
-        """Everything that can be asked for at a hook, sorted by distribution, in each plugin's own order."""
+        """List everything that can be asked for at a hook, sorted by distribution, in each plugin's own order."""
         usable = (plugin for plugin in self.plugins if plugin.state == "declared")
         return [declared for plugin in usable for declared in plugin.declared if declared.hook == hook]
 
@@ -73,7 +73,7 @@ class Registry:
         return sorted(set(_names(self.implementations(hook))))
 
     def resolve(self, hook: str, use: str) -> Declared:
-        """The implementation that ``use = "name"`` or ``use = "distribution:name"`` means; an alias is a name too.
+        """Return the implementation of ``use = "name"`` or ``use = "distribution:name"``; an alias is a name too.
 
         Raises:
             UnknownImplementation: nobody has the name.
@@ -92,7 +92,7 @@ class Registry:
         return matches[0]
 
     def named(self, use: str) -> list[Declared]:
-        """Everything that ``name`` or ``distribution:name`` means, whatever the hook, ready or not.
+        """List everything that ``name`` or ``distribution:name`` means, whatever the hook, ready or not.
 
         Raises:
             UnavailableError: it is known, but not installed, blocked or broken.
@@ -114,7 +114,7 @@ class Registry:
         raise UsageError(f'no plugin has the name "{use}".{guess} "stackwise plugins" lists them all.')
 
     def state(self, declared: Declared) -> str:
-        """In a word or two, whether ``use =`` its name or an alias would work: ``"ready"``, or what is in the way."""
+        """Return in a word or two whether ``use =`` its name or an alias would work: ``"ready"``, or the obstacle."""
         obstacle = _obstacle(declared)
         if obstacle:
             return obstacle.state
@@ -171,7 +171,7 @@ class Registry:
             raise FailedImplementation(declared, "build", f"{type(error).__name__}: {error}") from error
 
     def _missing(self, hook: str, use: str) -> StackwiseError:
-        """Why a name has no usable implementation."""
+        """Return the error that says why a name has no usable implementation."""
         distribution, name = _split(use)
         official = OFFICIAL[hook].get(name)
         package = distribution or official
@@ -208,7 +208,7 @@ class Registry:
 
 
 def _unavailable(asked: str, plugin: Plugin) -> UnavailableError:
-    """The error that a broken or blocked plugin is, once something needs it."""
+    """Return the error for a broken or blocked plugin that something needs."""
     return BlockedPlugin(asked, plugin) if plugin.state == "blocked" else BrokenPlugin(asked, plugin)
 
 
@@ -230,7 +230,7 @@ def _full_names(declared: Iterable[Declared]) -> list[str]:
 
 
 def _seems_to_have(plugin: Plugin, name: str, package: str | None) -> bool:
-    """Whether a plugin that never declared anything is the one that a name was meant to come from."""
+    """Return whether a plugin that never declared anything is the one that a name was meant to come from."""
     if package is not None:
         return normalised(plugin.distribution) == package
     words = {plugin.name, *re.split(r"[-_.]", plugin.distribution)}
