@@ -1,1 +1,1 @@
-"""What a run leaves on disk."""
+"""Files of a run: its directory, manifest and metrics, and what is made of finished runs."""

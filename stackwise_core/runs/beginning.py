@@ -1,4 +1,4 @@
-"""What a run begins from: a configuration, or a run of its name that broke off."""
+"""Beginning of a run: from a configuration, or from an interrupted run of its name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stackwise_core.writable import check_writable
 
 
 class Finished(UsageError):
-    """There is nothing to go on with: all of the run is done."""
+    """Refusal to resume a run that is done."""
 
 
 @frozen
@@ -34,19 +34,19 @@ class Configuration:
     config: Config
     registry: Registry
     plugins: tuple[str, ...] = ()
-    """As ``-p`` had them."""
+    """Plugins as ``-p`` gave them."""
     directory: Path | None = None
-    """The run that it is to go on with; None: there is none, or it hasn't been looked for."""
+    """Directory of the run to resume; None: there is none, or it hasn't been looked for."""
 
 
 def begin(configuration: Configuration, *, fresh: bool = False, accept_change: bool = False) -> Configuration:
-    """Find the last run of the configuration's name, if that broke off: it is gone on with. Nothing is written.
+    """Find the last run of the configuration's name, which is resumed if it was interrupted. Nothing is written.
 
     One that took no step holds no name: its directory is begun anew, with this configuration.
 
     Args:
         fresh: whether a new one is to begin in any case.
-        accept_change: whether to go on though keys have changed, where no weight depends on what has, or though
+        accept_change: whether to resume though keys have changed, where no weight depends on what has, or though
             plugins have within a phase.
 
     Raises:
@@ -74,8 +74,8 @@ def read(source: str | os.PathLike[str], *, overrides: Overrides = (), plugins: 
     """Read a TOML file, or the configuration of the run in a directory.
 
     Args:
-        overrides: as ``--set`` has them, or values by key.
-        plugins: as ``-p`` has them.
+        overrides: as for ``--set``, or values by key.
+        plugins: as for ``-p``.
 
     Raises:
         UsageError: it is neither, or there are mistakes in it.
@@ -90,7 +90,7 @@ def read(source: str | os.PathLike[str], *, overrides: Overrides = (), plugins: 
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether all of a run is trained and measured."""
+    """Return whether all of a run is trained and measured."""
     if FINISHED not in Manifest(directory):
         return False
     try:
@@ -111,7 +111,7 @@ def broken_off(parent: Path, name: str) -> Path | None:
 
 
 def _begun(directory: Path) -> Path:
-    """A directory that a run was begun in.
+    """Return a directory that a run was begun in.
 
     Raises:
         UsageError: none was.
@@ -136,9 +136,9 @@ def _begun(directory: Path) -> Path:
 
 
 def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Config:
-    """The configuration that a run goes on with: the one that it began with, but for changes that were accepted.
+    """Return the configuration that a run resumes with: the one that it began with, but for changes that were accepted.
 
-    Paths are as the new one has them, where they lead to the same.
+    Paths are those of the new one, where they lead to the same.
     """
     config, registry = configuration.config, configuration.registry
     trusted = [Path(file) for file in config.run.plugins]
@@ -176,7 +176,7 @@ def _listed(changed: Sequence[object]) -> str:
 
 
 def _plugins_changed_within_a_phase(directory: Path, config: Config, registry: Registry) -> list[str]:
-    """What isn't as it was of the plugins that decide numbers, if a checkpoint within a phase is what is gone on from.
+    """List changes of the plugins that decide numbers, if the run resumes from a checkpoint within a phase.
 
     Raises:
         StackwiseError: environment.json isn't what was written.

@@ -1,4 +1,4 @@
-"""Whether a process works on a run, found without taking the run's lock: that would get in the process's way."""
+"""Detection of a process that works on a run, without taking the run's lock: that would get in the process's way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def locked_files() -> frozenset[str]:
 
 
 def is_worked_on(directory: Path, locked: frozenset[str]) -> bool:
-    """Whether a process holds the lock of a run's directory.
+    """Return whether a process holds the lock of a run's directory.
 
     Args:
         locked: from ``locked_files``.

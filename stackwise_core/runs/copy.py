@@ -67,7 +67,7 @@ def copy_run(
 
 
 def beside(run: Path, suffix: str) -> Path:
-    """The directory ``RUN-SUFFIX``."""
+    """Return the directory ``RUN-SUFFIX``."""
     named = run if run.name not in ("", "..") else Path(os.path.abspath(run))
     return named.with_name(f"{named.name}-{suffix}")
 

@@ -7,11 +7,11 @@ runs/NAME/
   adapters/000/NAME/{adapter_config.json, adapter_model.safetensors}    peft's own files
   trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
   tokenizer.json  plugins/my_plugin.py  copies of the files that data.tokenizer and run.plugins name
-  progress.json     what each phase came to, written with its weights
+  progress.json     each phase's measurements, written with its weights
   finished.json     written after the last phase
   resume/           the last two checkpoints within a phase
   manifest.json     size and SHA-256 of each of these
-  metrics.jsonl     grows while the run goes on, so it stands in no manifest
+  metrics.jsonl     grows during the run, so it is in no manifest
   cache/            boundaries, deleted when they are no longer needed
 """
 
@@ -41,21 +41,21 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Busy(StackwiseError):
-    """Another process is working on the run."""
+    """Refusal of a run that another process is working on."""
 
 
 def embedding_file(stack: int | None) -> str:
-    """Name of the embedding's file: a stack's own, or None for the one that all share."""
+    """Return the name of the embedding's file: a stack's own, or None for the one that all share."""
     return "embedding.safetensors" if stack is None else f"stacks/{stack:03d}.embedding.safetensors"
 
 
 def head_file(stack: int | None) -> str:
-    """Name of an untied head's file: a stack's own, or None for the one that all share."""
+    """Return the name of an untied head's file: a stack's own, or None for the one that all share."""
     return "head.safetensors" if stack is None else f"stacks/{stack:03d}.head.safetensors"
 
 
 class RunDirectory:
-    """Reads and writes the files of one run; every file in the manifest is whole and as it was written."""
+    """Reader and writer of one run's files; every file in the manifest is whole and as it was written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,7 +115,7 @@ class RunDirectory:
         self.manifest = Manifest(self.path)
 
     def together(self) -> AbstractContextManager[None]:
-        """What is written in it counts at its end, all of it or nothing."""
+        """Make what is written within it count at its end, all of it or nothing."""
         return self.manifest.together()
 
     def write_text(self, name: str, text: str, **about: Any) -> None:
@@ -183,7 +183,7 @@ class RunDirectory:
         return tensors
 
     def read_ends(self, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
-        """Embedding and head by the stack whose own they are, None for those that all share.
+        """Read embedding and head by the stack whose own they are, None for those that all share.
 
         Raises:
             StackwiseError: a file is missing, or isn't what was written.
@@ -196,16 +196,16 @@ class RunDirectory:
         return ends
 
     def has(self, name: str) -> bool:
-        """Whether a file was written."""
+        """Return whether a file was written."""
         return name in self.manifest
 
     @staticmethod
     def stack_file(index: int) -> str:
-        """Name of the file of a stack's masters."""
+        """Return the name of the file of a stack's masters."""
         return f"stacks/{index:03d}.safetensors"
 
     def has_stack(self, index: int) -> bool:
-        """Whether a stack's weights were written."""
+        """Return whether a stack's weights were written."""
         return self.has(self.stack_file(index))
 
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
@@ -217,13 +217,13 @@ class RunDirectory:
         return self.read_tensors(self.stack_file(index))
 
     def stack_bytes(self, index: int) -> int:
-        """Size of the file of a stack's masters."""
+        """Return the size of the file of a stack's masters, in bytes."""
         size: int = self.manifest.about(self.stack_file(index))["bytes"]
         return size
 
     @staticmethod
     def prepared_file(index: int) -> str:
-        """Name of the file of a frozen stack at the trunk's precision."""
+        """Return the name of the file of a frozen stack at the trunk's precision."""
         return f"trunk/{index:03d}.safetensors"
 
     def write_prepared(self, index: int, precision: object, tensors: Mapping[str, Tensor]) -> None:
@@ -232,7 +232,7 @@ class RunDirectory:
         self.write_tensors(self.prepared_file(index), tensors, precision=precision, master=master)
 
     def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
-        """A frozen stack as a precision holds it; None where that isn't kept, or the masters are others now.
+        """Read a frozen stack as a precision holds it; None where that isn't kept, or the masters are others now.
 
         Raises:
             StackwiseError: it isn't what was written.
@@ -251,7 +251,7 @@ class RunDirectory:
 
     @staticmethod
     def rack_file(number: int) -> str:
-        """Name of the file of the whole rack as it was after so many phases."""
+        """Return the name of the file of the whole rack as it was after so many phases."""
         return f"racks/{number:03d}.safetensors"
 
     def write_rack(self, number: int) -> None:
@@ -290,7 +290,7 @@ class RunDirectory:
         return self.read_json(f"{RESUME}/{name}.json"), self.read_tensors(f"{RESUME}/{name}.safetensors")
 
     def checkpoints(self) -> list[str]:
-        """Names of the states within a phase, in alphabetical order."""
+        """List the names of the states within a phase, in alphabetical order."""
         paths = (PurePosixPath(name) for name in self.manifest)
         return sorted(path.stem for path in paths if path.parts[0] == RESUME and path.suffix == ".json")
 
@@ -301,12 +301,12 @@ class RunDirectory:
                 self.manifest.drop(f"{RESUME}/{name}.{suffix}")
 
     def adapters(self, index: int) -> list[str]:
-        """Names of the adapters that a stack has."""
+        """List the names of the adapters that a stack has."""
         folder = f"adapters/{index:03d}/"
         return sorted({name.split("/")[2] for name in self.manifest if name.startswith(folder)})
 
     def checksums(self, index: int) -> dict[str, str]:
-        """SHA-256 of a stack's masters and of its adapters' files, by name."""
+        """Return the SHA-256 of a stack's masters and of its adapters' files, by name."""
         folder = f"adapters/{index:03d}/"
         names = [name for name in self.manifest if name == self.stack_file(index) or name.startswith(folder)]
         return {name: self.manifest.about(name)["sha256"] for name in names}
@@ -323,7 +323,7 @@ class RunDirectory:
                 self.manifest.write(f"adapters/{index:03d}/{name}/{file}", fill)
 
     def adapter(self, index: int, name: str) -> Path:
-        """The directory of an adapter, after checking its files.
+        """Return the directory of an adapter, after checking its files.
 
         Raises:
             StackwiseError: one is missing, or isn't what was written.
@@ -339,7 +339,7 @@ class RunDirectory:
 
 
 def _prefix(path: PurePosixPath) -> str | None:
-    """What a weight of a file gets before its name in a rack's one file; None where the file holds none."""
+    """Return the prefix of a file's weights in a rack's one file; None where the file holds none."""
     if path.suffix != ".safetensors":
         return None
     if path.parts[0] == "adapters":

@@ -1,4 +1,4 @@
-"""How a run ended: what finished.json says, and whether the files are those of the rack that it says."""
+"""The end of a run: the content of finished.json, and a check that the files are those of its rack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stackwise_core.runs.shapes import check_shapes
 
 
 def read_ending(directory: RunDirectory) -> dict[str, Any]:
-    """What a finished run wrote: ``phases``, and ``active``, the stacks that trained last.
+    """Read what a finished run wrote: ``phases``, and ``active``, the stacks that trained last.
 
     Raises:
         StackwiseError: it is missing, isn't what was written, or isn't what a run writes.

@@ -1,4 +1,4 @@
-"""What a run runs on: versions of the software that it uses, and the device."""
+"""Environment of a run: versions of the software that it uses, and the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stackwise_core.runs.software import software
 
 
 def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
-    """What the run ran on: versions of the core, its plugins and torch, and the device."""
+    """Return what the run runs on: versions of the core, its plugins and torch, and the device."""
     return {
         **software(config, registry, INTERFACES),
         "python": platform.python_version(),
@@ -27,5 +27,5 @@ def environment(config: Config, registry: Registry, device: torch.device) -> dic
 
 
 def device_name(device: torch.device) -> str:
-    """What computes: the GPU's model, or the kind of processor."""
+    """Return what computes: the GPU's model, or the kind of processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

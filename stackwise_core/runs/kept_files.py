@@ -1,4 +1,4 @@
-"""Writing what a run's directory keeps: its configuration, and copies of the files that using it takes."""
+"""Writer of the files that a run's directory keeps: its configuration, and copies of the files that using it takes."""
 
 from __future__ import annotations
 

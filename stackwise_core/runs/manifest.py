@@ -1,4 +1,4 @@
-"""Which files a directory holds, each whole and with a checksum; those that are written together count together.
+"""Manifest of a directory: its files, each whole and with a checksum. Those that are written together count together.
 
 ``manifest.json`` names every file with its size and SHA-256. A new file is written beside its place (``NAME.7.new``,
 with the number of the commit) and entered in the manifest as pending, which is the instant from which it counts; then
@@ -26,15 +26,15 @@ OTHER_CHECKSUM = f"damaged; its checksum isn't the one in {MANIFEST}"
 
 @frozen
 class _Content:
-    """What manifest.json says."""
+    """Content of manifest.json."""
 
     files: Mapping[str, dict[str, Any]] = MappingProxyType({})
     commit: int = 0
-    """How many times files were written or dropped."""
+    """Number of times that files were written or dropped."""
     pending: frozenset[str] = frozenset()
     """Files of the last commit that may not be in their place yet."""
     dropped: frozenset[str] = frozenset()
-    """What the last commit dropped and may still be there."""
+    """Files that the last commit dropped, and that may still be there."""
 
 
 class Manifest:
@@ -62,7 +62,7 @@ class Manifest:
         return iter(sorted(self._content.files))
 
     def about(self, name: str) -> dict[str, Any]:
-        """What is known of a file: ``bytes``, ``sha256``, and what was said when it was written."""
+        """Return what is known of a file: ``bytes``, ``sha256``, and what was said when it was written."""
         return self._content.files[name]
 
     def write(self, name: str, fill: Callable[[Path], None], **about: Any) -> None:
@@ -91,7 +91,7 @@ class Manifest:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is written and dropped in it takes effect at its end, all of it or nothing."""
+        """Make what is written and dropped within it take effect at its end, all of it or nothing."""
         if self._staged is not None:
             yield
             return
@@ -130,12 +130,12 @@ class Manifest:
         self._delete("*.new", ".*.tmp")
 
     def where(self, name: str) -> Path:
-        """The path at which a file is at this moment."""
+        """Return the path at which a file is at this moment."""
         beside = self._beside(name)
         return beside if name in self._content.pending and beside.exists() else self.directory / name
 
     def checked(self, name: str) -> Path:
-        """The path of a file, once it was compared with its entry.
+        """Return the path of a file, once it was compared with its entry.
 
         Raises:
             StackwiseError: it is missing, or isn't what was written.
@@ -145,7 +145,7 @@ class Manifest:
         return path
 
     def present(self, name: str) -> Path:
-        """The path of a file that is there, and as long as its entry says; ``compare`` is for its content.
+        """Return the path of a file that is there, and as long as its entry says; ``compare`` is for its content.
 
         Raises:
             StackwiseError: it is missing, or of another size.
@@ -165,7 +165,7 @@ class Manifest:
             raise StackwiseError(f"{self.directory / name}: {OTHER_CHECKSUM}.")
 
     def problem(self, name: str) -> str | None:
-        """What is wrong with a file, or None."""
+        """Return what is wrong with a file, or None."""
         absence = self._absence(name)
         if absence is None and sha256(self.where(name)) != self.about(name)["sha256"]:
             return OTHER_CHECKSUM
@@ -180,12 +180,12 @@ class Manifest:
         return None
 
     def _is_ours(self, folder: Path) -> bool:
-        """Whether a folder is within the directory, and not by name alone: a link could lead to anything."""
+        """Return whether a folder is within the directory, and not by name alone: a link could lead to anything."""
         here = Path(os.path.realpath(self.directory))
         return Path(os.path.realpath(folder)) == here / folder.relative_to(self.directory)
 
     def _beside(self, name: str) -> Path:
-        """Where a file of the last commit is until it is renamed. No other commit's has this name."""
+        """Return the path of a file of the last commit until it is renamed. No other commit's has this name."""
         return self.directory / f"{name}.{self._content.commit}.new"
 
     def _delete(self, *patterns: str) -> None:
@@ -263,7 +263,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a name leads to a file within the directory, other than the manifest itself."""
+    """Return whether a name leads to a file within the directory, other than the manifest itself."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     return inside and "\\" not in name and name.isprintable() and path != PurePosixPath(MANIFEST)

@@ -16,7 +16,10 @@ def _not_through_a_link(name: str, flags: int) -> int:
 
 
 class Metrics:
-    """Appends measurements to a file. Numbers that aren't finite are written as text, which JSON has no number for."""
+    """Writer that appends measurements to a file.
+
+    Numbers that aren't finite are text, as JSON has no number for them.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,12 +45,12 @@ class Metrics:
             raise
 
     def settle(self) -> int:
-        """Make durable what was written; the file's size in bytes."""
+        """Make durable what was written, and return the file's size in bytes."""
         sync_open(self._file.fileno(), self._path)
         return os.fstat(self._file.fileno()).st_size
 
     def cut_back(self, size: int) -> None:
-        """Forget what was written after ``settle`` had given a size."""
+        """Delete what was written after ``settle`` had returned a size."""
         if os.fstat(self._file.fileno()).st_size > size:
             self._file.truncate(size)
 

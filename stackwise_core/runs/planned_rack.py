@@ -1,4 +1,4 @@
-"""The rack of a finished run as its plan has it: what a trainer mode and a mask schedule made of the configuration."""
+"""The rack of a finished run as in its plan: how a trainer mode and a mask schedule completed the configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stackwise_core.runs.directory import RunDirectory
 
 @frozen
 class PlannedRack:
-    """What a plan says of a rack beyond its configuration."""
+    """Record of a rack in a plan, beyond its configuration."""
 
     blocks: tuple[int, ...]
     ends: Literal["shared", "per_stack"]

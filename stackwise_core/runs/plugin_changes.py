@@ -12,7 +12,7 @@ from stackwise_core.runs.software import changed_plugins, plugins_of
 
 
 def plugin_changes(directory: RunDirectory, config: Config, registry: Registry) -> tuple[str, ...]:
-    """Return what to say of plugins that a finished rack computes with and that aren't as its run had them.
+    """Return what to say of plugins that a finished rack computes with and that differ from its run's.
 
     What somebody chose in place of the run's own, as another precision, isn't compared.
     """

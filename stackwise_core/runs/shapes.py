@@ -1,4 +1,4 @@
-"""Whether a run's weights are those of its rack, as the headers of their files say; nothing else of them is read."""
+"""Check that a run's weights are those of its rack, by the headers of their files; nothing else of them is read."""
 
 from __future__ import annotations
 

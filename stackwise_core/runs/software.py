@@ -1,4 +1,4 @@
-"""Versions of the software that a run uses, and what isn't as it was when the run began; without torch."""
+"""Versions of the software that a run uses, and what changed of it since the run began; without torch."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def plugins_of(config: Config, registry: Registry, hooks: Collection[str] = INTE
 
 
 def _hash_of_file(registry: Registry, declared: Declared) -> str:
-    """What a local plugin has in place of a version."""
+    """Return the hash that a local plugin has in place of a version."""
     sources = [plugin.source for plugin in registry.plugins if plugin.local]
     return sha256(next(Path(source) for source in sources if Path(source).stem == declared.distribution))
 
 
 def differences(before: object, now: Mapping[str, object]) -> list[str]:
-    """Return what isn't as environment.json has it, such as ``torch: 2.13.0 -> 2.14.0``; bits may depend on it."""
+    """Return the differences from environment.json, such as ``torch: 2.13.0 -> 2.14.0``; bits may depend on them."""
     known = before if isinstance(before, dict) else {}
     found: list[str] = []
     for key, value in now.items():
@@ -77,10 +77,10 @@ def differences(before: object, now: Mapping[str, object]) -> list[str]:
 
 
 def changed_plugins(before: object, now: Mapping[str, Any]) -> list[str]:
-    """Return the plugins that aren't as environment.json has them: ``stackwise-geospan 1.0 -> 1.1``, a file's name.
+    """Return the plugins that differ from environment.json: ``stackwise-geospan 1.0 -> 1.1``, a file's name.
 
     Args:
-        before: ``plugins`` as the file has it.
+        before: ``plugins`` of the file.
         now: ``plugins`` of ``software``; what it doesn't have isn't compared.
     """
     known, found = before if isinstance(before, dict) else {}, []
@@ -110,7 +110,7 @@ def _is_hash(version: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value that may come from somebody else's file, on a line."""
+    """Return a value that may come from somebody else's file, on a line."""
     if value is None:
         return "unknown"
     text = value if isinstance(value, str) and value.isprintable() else repr(value)

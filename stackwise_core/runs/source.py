@@ -1,4 +1,4 @@
-"""The rack of another run, or of a checkpoint, as the beginning of this one: which of its blocks become which stack."""
+"""The rack of another run, or of a checkpoint, as the beginning of this one: its blocks are dealt to stacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stackwise_core.runs.source_weights import RunWeights
 
 
 class Weights(Protocol):
-    """Where a source's weights are, in full precision, by our names."""
+    """Reader of a source's weights, in full precision, by our names."""
 
     @property
     def has_own_ends(self) -> bool:
@@ -33,13 +33,13 @@ class Weights(Protocol):
         """
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
-        """Tensors of a stack made of these blocks, and of the norm that the last of them is read out through."""
+        """Return the tensors of a stack made of these blocks, and of the norm that reads out the last of them."""
 
     def ends(self, spec: RackSpec, block: int | None) -> dict[str, Tensor]:
-        """Embedding and untied head of a rack: those that all stacks share, or those of the stack with a block."""
+        """Return embedding and untied head of a rack: those that all stacks share, or those of a block's stack."""
 
     def embedding(self, spec: RackSpec) -> dict[str, Tensor]:
-        """The token embedding alone, and an untied head made of the source's head or, without one, of it."""
+        """Return the token embedding alone, and an untied head made of the source's head or, without one, of it."""
 
 
 @frozen
@@ -48,7 +48,7 @@ class Source:
 
     run: SourceRun | SourceCheckpoint
     stacks: dict[int, range]
-    """By stack of this rack, the source's blocks that it is made of."""
+    """Blocks of the source that each stack of this rack is made of."""
     exits: frozenset[int]
     """Stacks of this rack whose exit the source was read at."""
 

@@ -13,7 +13,7 @@ from stackwise_core.runs.shapes import check_shapes
 
 @frozen
 class RunWeights:
-    """See ``Weights`` in ``runs/source.py``."""
+    """Reader of a run's weights: the ``Weights`` of ``runs/source.py``."""
 
     run: SourceRun
     directory: RunDirectory
@@ -38,7 +38,7 @@ class RunWeights:
         check_shapes(self.directory, theirs)
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
-        """Tensors of a stack made of these blocks, read out through the norm of the last one's stack."""
+        """Return the tensors of a stack made of these blocks, read out through the norm of the last one's stack."""
         owners = [self._owner(block) for block in blocks]
         theirs = {owner: self.directory.read_stack(owner) for owner in dict.fromkeys(owners)}
         tensors = {"norm.weight": theirs[owners[-1]]["norm.weight"]}
@@ -52,7 +52,7 @@ class RunWeights:
         return tensors
 
     def ends(self, spec: RackSpec, block: int | None) -> dict[str, Tensor]:
-        """Embedding and untied head: those that all stacks share, or those of the stack with a block."""
+        """Return embedding and untied head: those that all stacks share, or those of the stack with a block."""
         owner = None if block is None else self._owner(block)
         tensors = self.directory.read_tensors(embedding_file(owner))
         if not spec.tie_embeddings:
@@ -60,7 +60,7 @@ class RunWeights:
         return tensors
 
     def embedding(self, spec: RackSpec) -> dict[str, Tensor]:
-        """The token embedding; an untied head is the run's own, or the embedding where that is its head."""
+        """Return the token embedding; an untied head is the run's own, or the embedding where that is its head."""
         rows = self.directory.read_tensors(embedding_file(None))["embed_tokens.weight"]
         if spec.tie_embeddings:
             return {"embed_tokens.weight": rows}
@@ -68,5 +68,5 @@ class RunWeights:
         return {"embed_tokens.weight": rows, "lm_head.weight": own.get("lm_head.weight", rows)}
 
     def _owner(self, block: int) -> int:
-        """The run's stack that a block of it belongs to."""
+        """Return the run's stack that a block of it belongs to."""
         return next(stack for stack in range(len(self.run.blocks)) if block < sum(self.run.blocks[: stack + 1]))

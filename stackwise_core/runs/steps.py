@@ -1,4 +1,4 @@
-"""Whether a run has taken a step: without one there is nothing to go on with, and it holds no name."""
+"""Check that a run has taken a step: without one there is nothing to resume, and it holds no name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def has_step(directory: Path) -> bool:
     try:
         progress = json.loads(manifest.where(PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return True  # who goes on with it says what is wrong
+        return True  # who resumes it says what is wrong
     return not isinstance(progress, dict) or progress.get("phases") != []
 
 

@@ -1,4 +1,4 @@
-"""Which boundary each store of a directory holds: a record ``NAMESPACE.json`` beside the store ``NAMESPACE/``."""
+"""Records of which boundary each store of a directory holds: ``NAMESPACE.json`` beside the store ``NAMESPACE/``."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _GET_RID = "Without the file, its store is one that nothing is known of."
 
 @frozen
 class StoredBoundary:
-    """What is known of a store without opening it."""
+    """Record of a store, readable without opening it."""
 
     namespace: str
     """The name of its directory."""
@@ -30,13 +30,13 @@ class StoredBoundary:
     trunk: tuple[int, ...]
     """The stacks below it, one at least, in the order in which they are passed."""
     layout: Layout
-    """Of its entries."""
+    """Layout of its entries."""
     made_of: dict[str, object]
     """The settings that decide its bits, as JSON values: torch's version, the tokenizer's fingerprint, precisions."""
 
 
 def write_record(directory: Path, boundary: StoredBoundary) -> None:
-    """Say what the store of a namespace is, in place of what was said before; makes the directory."""
+    """Write the record of a namespace's store, in place of an earlier one; makes the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     data = {"format": FORMAT, **asdict(boundary)}
     del data["namespace"]  # the file's own name
@@ -44,7 +44,9 @@ def write_record(directory: Path, boundary: StoredBoundary) -> None:
 
 
 def read_records(directory: Path) -> list[StoredBoundary]:
-    """The records in a directory, the shortest trunk first and then by phase; none where there is no directory.
+    """Read the records in a directory, the shortest trunk first and then by phase.
+
+    There are none where there is no directory.
 
     Raises:
         StackwiseError: a file is no such record.
@@ -56,12 +58,12 @@ def read_records(directory: Path) -> list[StoredBoundary]:
 
 
 def is_namespace(name: str) -> bool:
-    """Whether a file or directory has the name of a store."""
+    """Return whether a file or directory has the name of a store."""
     return re.fullmatch("[0-9a-f]{32}", name) is not None
 
 
 def owner(directory: Path, namespace: str) -> str | None:
-    """The run whose record a store has; None where there is none that can be read."""
+    """Return the run whose record a store has; None where there is none that can be read."""
     try:
         record = _read(_record(directory, namespace))
     except StackwiseError:
@@ -95,7 +97,7 @@ def _record(directory: Path, namespace: str) -> Path:
 
 
 def _read(path: Path) -> StoredBoundary | None:
-    """A record; None where the run has dropped it since it was found."""
+    """Read a record; None where the run has dropped it since it was found."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         found = data["format"]
