@@ -1,4 +1,4 @@
-"""What every adapter must hold."""
+"""Contract that every adapter must hold."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
 
 
 class AdapterContract:
-    """Subclass it and provide the fixture ``adapter``; one subclass for each precision that it should stand on."""
+    """Contract of an adapter: subclass it and provide the fixture ``adapter``, once for each precision to stand on."""
 
     tolerance = 1e-5
     """Largest difference, relative and absolute, of outputs that should be the same but for rounding."""
     precision: Precision | None = None
-    """What the stacks are at; None for fp32."""
+    """Precision of the stacks; None for fp32."""
 
     @pytest.fixture
     def adapter(self) -> Adapter:
-        """The adapter to test; with dropout, if it has any, at 0."""
+        """Return the adapter to test; with dropout, if it has any, at 0."""
         raise NotImplementedError("the subclass provides the fixture `adapter`")
 
     def new_stack(self) -> nn.Module:
-        """A frozen stack with the same weights each time."""
+        """Return a frozen stack with the same weights each time."""
         stack = frozen_stack()
         if self.precision is not None:
             self.precision.prepare(stack, trainable=False)
@@ -45,21 +45,21 @@ class AdapterContract:
 
     @pytest.fixture
     def stack(self) -> nn.Module:
-        """The stack that a test puts adapters on."""
+        """Return the stack that a test puts adapters on."""
         return self.new_stack()
 
     def forward(self, stack: nn.Module, x: Tensor) -> Tensor:
-        """Hidden states [B, T, D] at the exit of a stack."""
+        """Compute hidden states [B, T, D] at the exit of a stack."""
         with nullcontext() if self.precision is None else self.precision.autocast(torch.device("cpu")):
             return stack(x, everything_visible())
 
     def output(self, stack: nn.Module) -> Tensor:
-        """Hidden states at the stack's exit, for one fixed input."""
+        """Compute hidden states at the stack's exit, for one fixed input."""
         with torch.no_grad():  # with a gradient, attention may compute in another format
             return self.forward(stack.eval(), hidden_states())
 
     def close(self, left: Tensor, right: Tensor) -> bool:
-        """Whether two outputs are the same but for rounding."""
+        """Return whether two outputs are the same but for rounding."""
         return torch.allclose(left, right, rtol=self.tolerance, atol=self.tolerance)
 
     def filled(self, adapter: Adapter, stack: nn.Module, name: str, seed: int) -> None:
@@ -78,7 +78,7 @@ class AdapterContract:
         assert self.close(self.output(stack), filled)
 
     def test_an_adapter_is_in_the_path(self, adapter: Adapter, stack: nn.Module) -> None:
-        """Its weights change the output, and on every place in the rack."""
+        """The weights of an adapter change the output, at every place in the rack."""
         before = self.output(stack)
         adapter.attach(stack, "late", 3, 4)
         fill(adapter.trainable(stack, ["late"]), 1)
@@ -119,7 +119,7 @@ class AdapterContract:
             assert all(parameter.requires_grad == asks for parameter in own)
 
     def test_frozen_adapters_stay_active(self, adapter: Adapter, stack: nn.Module) -> None:
-        """Which adapter trains makes no difference to the output."""
+        """The output doesn't depend on which adapter trains."""
         for seed, name in enumerate(("first", "second")):
             self.filled(adapter, stack, name, seed)
         both = self.output(stack)

@@ -1,4 +1,4 @@
-"""What every cache backend must hold."""
+"""Contract that every cache backend must hold."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ KILLS = 4
 
 
 def key_of(number: int) -> Key:
-    """16 bytes that no other number has."""
+    """Return 16 bytes that no other number has."""
     return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
 
 
 def keys_of(*numbers: int) -> list[Key]:
-    """Their keys, in order."""
+    """Return the keys of these numbers, in order."""
     return [key_of(number) for number in numbers]
 
 
 def entries_of(layout: Layout, *numbers: int) -> Tensor:
-    """What the tests put under these numbers' keys: [n, tokens, row], each of other bits than the others."""
+    """Return the entries that the tests put under these numbers' keys.
+
+    They are [n, tokens, row], each of other bits than the others.
+    """
     rows = []
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
@@ -60,7 +63,7 @@ def everything_is_right(store: ActivationStore, expected: dict[Key, Tensor]) -> 
 
 
 def readable_numbers(store: ActivationStore, layout: Layout, numbers: Sequence[int]) -> list[int]:
-    """Those of the numbers whose entries the store gives. All that it gives must be right."""
+    """Return those of the numbers whose entries the store gives. All that it gives must be right."""
     found = []
     for number in numbers:
         try:
@@ -86,29 +89,29 @@ def goes_on_after_damage(opened: Callable[[], ActivationStore], layout: Layout, 
 
 
 class CacheBackendContract:
-    """Subclass it and provide the fixture ``backend``.
+    """Contract of a cache backend: subclass it and provide the fixture ``backend``.
 
     Give a backend that gathers entries before it writes them a small unit (4 entries), so that the tests meet it.
     """
 
     @pytest.fixture
     def backend(self) -> CacheBackend:
-        """The backend to test."""
+        """Return the backend to test."""
         raise NotImplementedError("the subclass provides the fixture `backend`")
 
     @pytest.fixture(params=["bf16", "fp32", "int8"])
     def layout(self, request: pytest.FixtureRequest) -> Layout:
-        """Activations [16, 32] in each format."""
+        """Return the layout of activations [16, 32] in each format."""
         return Layout(tokens=16, d_model=32, dtype=request.param)
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
-        """Where the store is; nothing is there yet."""
+        """Return the directory of the store; nothing is there yet."""
         return tmp_path / "cache" / "namespace"
 
     @pytest.fixture
     def store(self, backend: CacheBackend, directory: Path, layout: Layout) -> ActivationStore:
-        """An empty store without a limit."""
+        """Return an empty store without a limit."""
         return backend.open(directory, layout, None)
 
     def test_gives_what_was_put(self, store: ActivationStore, layout: Layout) -> None:
@@ -149,7 +152,7 @@ class CacheBackendContract:
         assert (store.stats().writes, store.stats().duplicates, store.stats().entries) == (2, 2, 2)
 
     def test_entries_are_the_stores_own(self, store: ActivationStore, layout: Layout) -> None:
-        """What the caller does to its tensors afterwards changes nothing in the store."""
+        """A caller's later changes to its tensors change nothing in the store."""
         given = entries_of(layout, 1, 2)
         store.put(keys_of(1, 2), given)
         given.zero_()
@@ -273,7 +276,7 @@ class CacheBackendContract:
         assert (before.entries, before.writes, before.reads) == (0, 0, 0)
 
     def test_flushed_entries_are_there_again(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """What a durable store flushed or closed is found by the next one; a capacity holds from the start."""
+        """Entries that a durable store flushed or closed are found by the next one; a capacity holds from the start."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         store = backend.open(directory, layout, None)
@@ -288,7 +291,7 @@ class CacheBackendContract:
         assert small.stats().bytes <= 7 * layout.bytes_per_entry
 
     def test_flushed_entries_survive_a_kill(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """What a durable store flushed outlives a kill -9 of its process, and whatever else is there is right."""
+        """Entries that were flushed outlive a kill -9 of the process, and whatever else is there is right."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         expected = {key_of(number): entries_of(layout, number) for number in range(16)}
@@ -310,7 +313,7 @@ class CacheBackendContract:
     def test_flushed_entries_survive_kills_at_any_instant(
         self, backend: CacheBackend, directory: Path, layout: Layout
     ) -> None:
-        """Whenever its process is killed: what was flushed is there, the rest is right, and nothing is damaged."""
+        """A store that is killed at any instant keeps what was flushed; the rest is right, and nothing is damaged."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
 
@@ -333,7 +336,7 @@ class CacheBackendContract:
             assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
 
     def test_damage_is_found(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """Of a durable store whose files were harmed each entry is right or missing, and can be put again."""
+        """Every entry of a durable store whose files were harmed is right or missing, and can be put again."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         rng, numbers = np.random.default_rng(7), range(12)
@@ -356,7 +359,7 @@ class CacheBackendContract:
             assert code == 0, harm.__name__
 
     def test_readers_beside_a_writer(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """While one process writes, evicts and drops, others open the store: all that they are given is right."""
+        """Other processes that open a store while one writes, evicts and drops are given nothing that isn't right."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         expected = {key_of(number): entries_of(layout, number)[0] for number in range(60)}
@@ -410,7 +413,7 @@ class CacheBackendContract:
         assert not directory.exists()
 
     def test_it_agrees_with_a_dict(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """Through hundreds of random puts, gets, flushes, drops and reopenings a store and a dict stay equal."""
+        """A store and a dict stay equal through hundreds of random puts, gets, flushes, drops and reopenings."""
         rng = np.random.default_rng(5)
         store, model = backend.open(directory, layout, None), dict[int, int]()
         for serial in range(250):

@@ -13,7 +13,10 @@ import pytest
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Start a process that does this work and ends; gives its id. What it raises is printed, and its code is then 1."""
+    """Start a process that does this work and ends; return its id.
+
+    What it raises is printed, and its code is then 1.
+    """
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
     child = os.fork()
@@ -31,12 +34,12 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 
 def code_of(child: int) -> int:
-    """Wait for its end; its exit code, or the negative number of the signal that ended it."""
+    """Wait for a process's end; return its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed(work: Callable[[Callable[[int], None]], None], seconds: float) -> int:
-    """Start a process that works for ever, kill it with SIGKILL, and give the last number that it has told.
+    """Start a process that works for ever, kill it with SIGKILL, and return the last number that it has told.
 
     Args:
         work: is given a function that tells a number, such as how many entries are durable by now.

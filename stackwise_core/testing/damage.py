@@ -1,4 +1,4 @@
-"""Harm that comes to files: one function a kind, to be called with the files of a store."""
+"""Damage to files: one function a kind, to be called with the files of a store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Harm = Callable[[np.random.Generator, Sequence[Path]], None]
 
 
 def flip(rng: np.random.Generator, files: Sequence[Path]) -> None:
-    """A bit in every 4 kB of each file."""
+    """Flip a bit in every 4 kB of each file."""
     for path in files:
         content = bytearray(path.read_bytes())
         for place in range(0, len(content), 4096):
@@ -21,20 +21,20 @@ def flip(rng: np.random.Generator, files: Sequence[Path]) -> None:
 
 
 def cut(rng: np.random.Generator, files: Sequence[Path]) -> None:
-    """Every third file."""
+    """Cut every third file short."""
     for path in files[::3]:
         with path.open("rb+") as file:
             file.truncate(int(rng.integers(max(1, path.stat().st_size))))
 
 
 def delete(rng: np.random.Generator, files: Sequence[Path]) -> None:
-    """Every third file."""
+    """Delete every third file."""
     for path in files[::3]:
         path.unlink()
 
 
 def replace(rng: np.random.Generator, files: Sequence[Path]) -> None:
-    """Every third file, by the content of another one."""
+    """Replace every third file's content by that of another one."""
     for path in files[::3]:
         others = [other for other in files if other != path]
         if others:

@@ -1,4 +1,4 @@
-"""What a piece of code imports, seen in a Python process of its own."""
+"""Imports of a piece of code, seen in a Python process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEAVY = ("numpy", "torch", "transformers")
 
 
 def heavy_imports(code: str, heavy: Collection[str] = HEAVY) -> list[str]:
-    """Which of some modules a piece of code has imported when it ends.
+    """List those of some modules that a piece of code has imported when it ends.
 
     Raises:
         AssertionError: the code failed; with its traceback.

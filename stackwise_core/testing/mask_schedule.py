@@ -1,4 +1,4 @@
-"""What every mask schedule must hold."""
+"""Contract that every mask schedule must hold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from stackwise_core.interfaces.mask_schedule import MaskSchedule
 
 
 class MaskScheduleContract:
-    """Subclass it and provide the fixture ``schedule``."""
+    """Contract of a mask schedule: subclass it and provide the fixture ``schedule``."""
 
     @pytest.fixture
     def schedule(self) -> MaskSchedule:
-        """The schedule to test."""
+        """Return the schedule to test."""
         raise NotImplementedError("the subclass provides the fixture `schedule`")
 
     def test_fractions_are_between_0_and_1(self, schedule: MaskSchedule) -> None:

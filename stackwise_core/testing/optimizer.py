@@ -1,4 +1,4 @@
-"""What every optimizer must hold."""
+"""Contract that every optimizer must hold."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.training.optimizer_state import check_optimizer_state, load_optimizer_state, optimizer_state
 
 WIDTH = 64
-"""Of a square matrix: 4096 weights, from which on optimizers in 8 bits use them."""
+"""Width of a square matrix: 4096 weights, from which on optimizers in 8 bits use them."""
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
-    """A matrix and a vector."""
+    """Return a matrix and a vector."""
     generator = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((WIDTH, WIDTH), (WIDTH,))]
 
 
 def groups_of(weights: list[nn.Parameter], lr: float = 0.01, weight_decay: float = 0.0) -> list[dict[str, object]]:
-    """A group each, as the engine makes them."""
+    """Return a group for each weight, as the engine makes them."""
     return [{"params": [weight], "lr": lr, "weight_decay": weight_decay} for weight in weights]
 
 
@@ -37,11 +37,11 @@ def take_steps(made: torch.optim.Optimizer, weights: list[nn.Parameter], steps: 
 
 
 class OptimizerContract:
-    """Subclass it and provide the fixture ``optimizer``."""
+    """Contract of an optimizer: subclass it and provide the fixture ``optimizer``."""
 
     @pytest.fixture
     def optimizer(self) -> Optimizer:
-        """The optimizer to test."""
+        """Return the optimizer to test."""
         raise NotImplementedError("the subclass provides the fixture `optimizer`")
 
     def test_it_minimises(self, optimizer: Optimizer) -> None:
@@ -97,7 +97,7 @@ class OptimizerContract:
         assert torch.equal(weights[1], before[1])
 
     def test_equal_gradients_give_equal_weights(self, optimizer: Optimizer) -> None:
-        """To the bit, whatever other generators gave, or a run that goes on would be another."""
+        """Equal gradients give equal weights to the bit, whatever other generators gave, also in a resumed run."""
         ends = []
         for seed in (1, 2):
             weights = parameters()

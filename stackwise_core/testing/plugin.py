@@ -1,4 +1,4 @@
-"""What every plugin must hold: its records describe what is there, and listing it is light."""
+"""Contract that every plugin must hold: its records describe what is there, and listing it is light."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stackwise_core.testing.fresh import heavy_imports
 
 
 def declared_in(module: str) -> Iterator[tuple[str, Implementation]]:
-    """Each hook that a module implements, with each implementation that it gives.
+    """Yield each hook that a module implements, with each implementation that it gives.
 
     Raises:
         pluggy.PluginValidationError: a function marked as a hook has no hook's name.
@@ -31,16 +31,16 @@ def declared_in(module: str) -> Iterator[tuple[str, Implementation]]:
 
 
 def target(path: str) -> Any:
-    """What ``"package.module:Name"`` names."""
+    """Return the object that ``"package.module:Name"`` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 class PluginContract:
-    """Subclass it and name the module that the entry point names."""
+    """Contract of a plugin: subclass it and name the module that the entry point names."""
 
     hooks: str
-    """Such as ``"my_package.hooks"``."""
+    """Module of the hooks, such as ``"my_package.hooks"``."""
 
     def test_it_registers_something(self) -> None:
         """Every hook is spelt as it is specified, and each gives records of this API version."""

@@ -1,4 +1,4 @@
-"""What every precision must hold."""
+"""Contract that every precision must hold."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CPU = torch.device("cpu")
 
 
 def output(precision: Precision, stack: nn.Module, x: Tensor) -> Tensor:
-    """Hidden states [B, T, D] at the exit of a prepared stack."""
+    """Compute hidden states [B, T, D] at the exit of a prepared stack."""
     with precision.autocast(CPU):
         return stack(x, everything_visible())
 
 
 def frozen_bytes(precision: Precision, stack: nn.Module) -> int:
-    """Bytes of a prepared stack's tensors."""
+    """Return the bytes of a prepared stack's tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in precision.to_tensors(stack).values())
 
 
 def bits_of(precision: Precision, stack: nn.Module) -> dict[str, tuple[torch.dtype, bytes]]:
-    """A prepared stack's tensors as they would be in a file."""
+    """Return a prepared stack's tensors as they would be in a file."""
     tensors = precision.to_tensors(stack)
     return {
         name: (tensor.dtype, tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -38,23 +38,23 @@ def bits_of(precision: Precision, stack: nn.Module) -> dict[str, tuple[torch.dty
 
 
 def differing(ones: Mapping[str, object], others: Mapping[str, object]) -> list[str]:
-    """Names under which two mappings don't hold the same; a message with all the bytes would take minutes to make."""
+    """List the names under which two mappings differ; a message with all the bytes would take minutes to make."""
     return sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
 
 
 class PrecisionContract:
-    """Subclass it, provide the fixture ``precision``, and state ``largest_error``."""
+    """Contract of a precision: subclass it, provide the fixture ``precision``, and state ``largest_error``."""
 
     largest_error: float
     """Largest error of a frozen stack's output, relative to what fp32 gives and to what the stack adds."""
 
     @pytest.fixture
     def precision(self) -> Precision:
-        """The precision to test."""
+        """Return the precision to test."""
         raise NotImplementedError("the subclass provides the fixture `precision`")
 
     def test_a_frozen_stack_computes_the_same(self, precision: Precision) -> None:
-        """What a frozen stack adds to the residual stream is that of fp32, within the error that is stated."""
+        """A frozen stack adds to the residual stream as in fp32, within the error that is stated."""
         stack, x = frozen_stack(), hidden_states()
         expected = stack(x, everything_visible())
         precision.prepare(stack, trainable=False)

@@ -11,12 +11,12 @@ from stackwise_core.rack.rack import AttentionContext, Stack, new_stack
 
 
 def small_rack(*blocks: int) -> RackSpec:
-    """A rack of these stacks (by default two, of one block each), 64 wide, with grouped queries."""
+    """Return a rack of these stacks (by default two, of one block each), 64 wide, with grouped queries."""
     return RackSpec(blocks=blocks or (1, 1), vocab_size=50, seq_len=12, d_model=64, n_heads=4, n_kv_heads=2, d_ff=192)
 
 
 def frozen_stack(seed: int = 0, spec: RackSpec | None = None) -> Stack:
-    """A stack of two blocks (or a rack's first) in fp32, with weights of a trained one's size, all frozen."""
+    """Return a stack of two blocks (or a rack's first) in fp32, with weights of a trained one's size, all frozen."""
     spec = spec or small_rack(2)
     stack = new_stack(spec, 0, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -30,10 +30,10 @@ def frozen_stack(seed: int = 0, spec: RackSpec | None = None) -> Stack:
 
 
 def hidden_states(seed: int = 0) -> Tensor:
-    """Hidden states [3, 12, 64] in fp32, as they enter :func:`frozen_stack`."""
+    """Return hidden states [3, 12, 64] in fp32, as they enter :func:`frozen_stack`."""
     return torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(seed))
 
 
 def everything_visible() -> AttentionContext:
-    """What attention needs besides :func:`hidden_states`, with nothing hidden."""
+    """Return the inputs of attention besides :func:`hidden_states`, with nothing hidden."""
     return AttentionContext(*rotary_tables(small_rack(), 12, torch.device("cpu")), visible=None)

@@ -12,13 +12,13 @@ from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBacken
 
 @pytest.fixture
 def layout() -> Layout:
-    """Activations [16, 32] in fp32."""
+    """Return the layout of activations [16, 32] in fp32."""
     return Layout(tokens=16, d_model=32, dtype="fp32")
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where the store is; nothing is there yet."""
+    """Return the directory of the store; nothing is there yet."""
     return tmp_path / "namespace"
 
 

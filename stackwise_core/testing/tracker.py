@@ -1,4 +1,4 @@
-"""What every tracker must hold."""
+"""Contract that every tracker must hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BAND = {"band": (0.0, 1.0), "nats_per_token": 2.0, "standard_error": 0.1, "token
 
 
 def measurements(phase: int, steps: range) -> Iterator[Measurement]:
-    """A phase's, one of each kind that it can have."""
+    """Yield a phase's measurements, one of each kind that it can have."""
     for step in steps:
         numbers = {"loss": 3.0, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1e4, "peak_bytes": 10**8}
         values = {**numbers, "learning_rates": {"stacks": 1e-3}, "masked": None if step % 2 else 0.5}
@@ -24,30 +24,30 @@ def measurements(phase: int, steps: range) -> Iterator[Measurement]:
 
 
 def likelihoods() -> Iterator[Measurement]:
-    """Those of a finished run by depth; causal language modelling has no bands."""
+    """Yield the likelihoods of a finished run by depth; causal language modelling has no bands."""
     for depth, bands in ((1, [BAND]), (2, [])):
         numbers = {"depth": depth, "nats_per_token": 2.0, "standard_error": None, "bits_per_byte": 3.0, "tokens": 30}
         yield Measurement(kind="likelihood", phase=None, step=depth, values={**numbers, "bands": bands})
 
 
 class TrackerContract:
-    """Subclass it and provide the fixture ``tracker``."""
+    """Contract of a tracker: subclass it and provide the fixture ``tracker``."""
 
     @pytest.fixture
     def tracker(self) -> Tracker:
-        """The tracker to test."""
+        """Return the tracker to test."""
         raise NotImplementedError("the subclass provides the fixture `tracker`")
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> TrackedRun:
-        """A run of two phases."""
+        """Return a run of two phases."""
         phases = (TrackedPhase("stack 0", 4), TrackedPhase("stack 1, again", 3))
         directory = tmp_path / "runs" / "first"
         directory.mkdir(parents=True)
         return TrackedRun(name="first", directory=directory, phases=phases, config={"run": {"name": "first"}})
 
     def test_it_takes_a_whole_run(self, tracker: Tracker, run: TrackedRun) -> None:
-        """Every kind of measurement, of every phase, to the end."""
+        """A tracker takes every kind of measurement, of every phase, to the end."""
         tracker.begin(run)
         for place, phase in enumerate(run.phases):
             tracker.begin_phase(place, 0)
@@ -58,7 +58,7 @@ class TrackerContract:
         tracker.close()
 
     def test_it_goes_on_where_a_process_ended(self, tracker: Tracker, run: TrackedRun) -> None:
-        """A phase goes on from a checkpoint, with steps that were told of before; an early stop skips the rest."""
+        """A phase resumes from a checkpoint, with steps that were told of before; an early stop skips the rest."""
         tracker.begin(run)
         tracker.begin_phase(0, 2)
         for measurement in measurements(0, range(3, 5)):
@@ -67,7 +67,7 @@ class TrackerContract:
         tracker.close()
 
     def test_it_can_be_closed_at_once(self, tracker: Tracker, run: TrackedRun) -> None:
-        """A run may break off before its first phase, or have none left."""
+        """A run may be interrupted before its first phase, or have none left."""
         tracker.begin(run)
         tracker.close()
 
@@ -83,7 +83,7 @@ class TrackerContract:
         assert [each.values for each in told] == before
 
     def test_the_run_s_own_files_are_left_alone(self, tracker: Tracker, run: TrackedRun) -> None:
-        """Whatever it writes into the run's directory has a name of its own, and files that are there stay."""
+        """A tracker writes into the run's directory under names of its own, and files that are there stay."""
         theirs = {name: run.directory / name for name in ("config.toml", "metrics.jsonl", "plan.json")}
         for name, file in theirs.items():
             file.write_text(name)

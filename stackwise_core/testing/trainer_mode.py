@@ -1,4 +1,4 @@
-"""What every trainer mode must hold."""
+"""Contract that every trainer mode must hold."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 
 
 
 def plan(mode: TrainerMode, rack: RackSpec, budget: Budget) -> tuple[RackSpec, list[Phase]]:
-    """The rack as the mode cuts it, and the phases."""
+    """Return the rack as the mode cuts it, and the phases."""
     partitioned = mode.partition(rack)
     return partitioned, mode.plan(partitioned, budget)
 
 
 class _Identity(MaskSchedule):
-    """f(s) = s."""
+    """Schedule f(s) = s."""
 
     def fraction(self, progress: Tensor) -> Tensor:
         return progress
 
 
 class TrainerModeContract:
-    """Subclass it and provide the fixture ``mode``; ``budget`` may be overridden as well."""
+    """Contract of a trainer mode: subclass it and provide the fixture ``mode``; ``budget`` may be overridden."""
 
     @pytest.fixture
     def mode(self) -> TrainerMode:
-        """The trainer mode to test."""
+        """Return the trainer mode to test."""
         raise NotImplementedError("the subclass provides the fixture `mode`")
 
     @pytest.fixture
     def budget(self) -> Budget:
-        """The budget to plan with."""
+        """Return the budget to plan with."""
         return Budget()
 
     @pytest.fixture(params=RACKS, ids=lambda rack: "blocks " + "-".join(map(str, rack.blocks)))
     def rack(self, request: pytest.FixtureRequest) -> RackSpec:
-        """A rack as configured, before the mode cuts it into stacks of its own."""
+        """Return a rack as configured, before the mode cuts it into stacks of its own."""
         return request.param
 
     def test_partition_loses_no_block(self, mode: TrainerMode, rack: RackSpec) -> None:
@@ -112,5 +112,5 @@ class TrainerModeContract:
 
 
 def _expression(instance: attrs.AttrsInstance) -> str:
-    """Python that makes an attrs instance of plain values again."""
+    """Return Python that makes an attrs instance of plain values again."""
     return f"{type(instance).__qualname__}(**{attrs.asdict(instance)!r})"
