@@ -1,1 +1,1 @@
-"""Phases executed: objective, boundaries, optimisation, and the engine that runs a plan."""
+"""Execution of phases: objective, boundaries, optimisation, and the engine that runs a plan."""

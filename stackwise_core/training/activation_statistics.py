@@ -1,4 +1,4 @@
-"""What the activations of a store are like, and what a smaller number format would make of them."""
+"""Statistics of the activations in a store, and the errors that smaller number formats would make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERS_AT_ONCE = 1 << 23
 
 @frozen
 class ActivationStatistics:
-    """Of all tokens that were seen, at every position of their sequences, padding too."""
+    """Statistics of all tokens that were seen, at every position of their sequences, padding too."""
 
     rms: float
     """Root mean square of all numbers."""
@@ -30,7 +30,7 @@ class ActivationStatistics:
     outlier: float
     """The largest RMS of a feature over all tokens, as a multiple of the features' mean RMS: an outlier channel's."""
     outlier_feature: int
-    """Which feature that is."""
+    """Index of that feature."""
     dimensions: float
     """The participation ratio of the features' covariance, from 1 to d_model: how many directions share the variance.
 
@@ -44,23 +44,23 @@ class ActivationStatistics:
 
 @frozen
 class Measured:
-    """What the entries of one store are like."""
+    """Measurement of one store's entries."""
 
     entries: int
-    """How many were read."""
+    """Number of entries that were read."""
     damaged: int
-    """How many could not be, and what the store found damaged when it was opened."""
+    """Number of entries that could not be read, with those that the store found damaged when it was opened."""
     bytes: int
     """Size of those that were read."""
     seconds: float
-    """What reading them took, without decoding."""
+    """Time of reading them, without decoding."""
     statistics: ActivationStatistics | None
-    """None where nothing was read, or zeros only."""
+    """Statistics of them; None where nothing was read, or zeros only."""
 
 
 @define
 class ActivationMeter:
-    """Gathers statistics of activations in the layout of their store, a batch after another."""
+    """Meter that gathers statistics of activations in the layout of their store, a batch after another."""
 
     layout: Layout
     _tokens: int = field(default=0, init=False)
@@ -77,7 +77,7 @@ class ActivationMeter:
         self._lost = dict.fromkeys(smaller_formats(self.layout), 0.0)
 
     def add(self, hidden: Tensor) -> None:
-        """Take hidden states fp32 [n, tokens, d_model] in."""
+        """Add hidden states fp32 [n, tokens, d_model]."""
         rows = hidden.flatten(0, 1)
         if not len(rows):
             return
@@ -93,7 +93,7 @@ class ActivationMeter:
             self._lost[name] += gone.square().sum(dtype=torch.float64).item()
 
     def _add_scatter(self, rows: Tensor) -> None:
-        """Batches about their own means are put together as Chan et al. 1979 do, so that no large mean cancels."""
+        """Add a batch's scatter about its own mean, as Chan et al. 1979 do, so that no large mean cancels."""
         count, mean = len(rows), rows.mean(0, dtype=torch.float64)
         centred = rows - mean.float()
         apart, total = mean - self._mean, self._tokens + count
@@ -103,7 +103,7 @@ class ActivationMeter:
         self._tokens = total
 
     def result(self) -> ActivationStatistics | None:
-        """The statistics; None where nothing was taken in, or zeros only."""
+        """Return the statistics; None where nothing was taken in, or zeros only."""
         energy = self._squares.sum().item()
         if self._tokens == 0 or energy == 0:
             return None
@@ -120,13 +120,13 @@ class ActivationMeter:
 
 
 def smaller_formats(layout: Layout) -> list[Format]:
-    """The formats in which the entries of a layout would take fewer bytes."""
+    """List the formats in which the entries of a layout would take fewer bytes."""
     fitting = [name for name in SMALLER if name != "int4" or layout.d_model % INT4_GROUP == 0]
     return [name for name in fitting if evolve(layout, dtype=name).bytes_per_entry < layout.bytes_per_entry]
 
 
 def sample(keys: Sequence[Key], most: int | None) -> Sequence[Key]:
-    """All of them, or so many evenly spaced ones."""
+    """Return all of the keys, or so many evenly spaced ones."""
     if most is None or most >= len(keys):
         return keys
     return [keys[place * len(keys) // most] for place in range(most)]
@@ -157,7 +157,7 @@ def measure_store(
 
 
 def read_what_is_whole(store: ActivationStore, keys: Sequence[Key]) -> tuple[Tensor | None, int]:
-    """The entries that can be read, None for none, and how many can't."""
+    """Return the entries that can be read, None for none, and how many can't."""
     whole = list(keys)
     while whole:
         try:

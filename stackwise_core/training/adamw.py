@@ -12,7 +12,7 @@ from stackwise_core.interfaces.optimizer import Optimizer
 
 
 class AdamW(Optimizer):
-    """Two moments of each weight in fp32."""
+    """AdamW with two moments of each weight in fp32."""
 
     options: AdamWOptions
     state_bytes = 8.0

@@ -1,4 +1,4 @@
-"""From what a trainer mode planned to which adapters train when, as ``[adapter]`` has it.
+"""Adapters of planned phases: which of them train when, as ``[adapter]`` says.
 
 Two adapters can be on a stack: ``stack``, its own, and ``trunk``, which trains when the stack belongs to the trunk
 (progressive QLoRA). Modes only say of which stacks adapters train; the rules are here, the same for all of them.
@@ -21,14 +21,14 @@ STACK, TRUNK = "stack", "trunk"
 
 @frozen
 class _Settling:
-    """A phase on its way, and of which stacks their own adapter trains in it."""
+    """A phase being settled, and the stacks whose own adapter trains in it."""
 
     phase: Phase
     own: frozenset[int] = frozenset()
 
 
 def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSpec, formats: Formats) -> list[Phase]:
-    """The phases that are executed: what can't train in full adapts, and every adapter has its time and its name.
+    """Settle the phases that are executed. What can't train in full adapts, and every adapter has its time and name.
 
     Raises:
         UsageError: a phase trains adapters that there aren't, or an adapter is never trained.
@@ -100,9 +100,9 @@ def _over_frozen_weights(
 
 
 def _with_time_of_its_own(settling: Sequence[_Settling], place: int, config: AdapterConfig) -> Iterator[_Settling]:
-    """After the last phase that trains a stack in full, another one trains its adapter over the frozen weights.
+    """Yield a phase, and another after the last that trains a stack in full: its adapter over the frozen weights.
 
-    That has a share of the phase's budget, and goes on with its samples and draws.
+    That has a share of the phase's budget, and continues its samples and draws.
     """
     phase = settling[place].phase
     done = phase.trains - {stack for after in settling[place + 1 :] for stack in after.phase.trains}
@@ -129,7 +129,7 @@ def _with_time_of_its_own(settling: Sequence[_Settling], place: int, config: Ada
 
 
 def _named(settling: Sequence[_Settling], config: AdapterConfig) -> Iterator[Phase]:
-    """Each phase with the adapters that it trains, and those that it begins by merging."""
+    """Yield each phase with the adapters that it trains, and those that it begins by merging."""
     there: dict[int, set[str]] = {}
     seen: set[int] = set()
     for each in settling:

@@ -33,7 +33,10 @@ from stackwise_core.training.stores import Stores
 
 
 def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
-    """16 bytes a sequence: xxh3-128 of its input ids, mask bits, segments, and its time where the network gets that."""
+    """Return the key of each sequence: 16 bytes, xxh3-128 of its input ids, mask bits, segments.
+
+    Its time is in it where the network gets that.
+    """
     batch, tokens = draws.inputs.shape
     mask = np.zeros(batch * tokens, dtype=bool)
     mask[draws.masked.numpy()] = True
@@ -49,17 +52,17 @@ def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
 
 @define
 class BoundaryCounts:
-    """What a phase's boundaries came to, in activations."""
+    """Counts of a phase's boundaries, in activations."""
 
     wanted: int = 0
-    """Asked for, a window at a time."""
+    """Number that were asked for, a window at a time."""
     found: int = 0
-    """Of these, in the store already."""
+    """Number of these that were in the store already."""
     repeated: int = 0
-    """Equal to one of another sequence, which so serves both."""
+    """Number of these equal to one of another sequence, which so serves both."""
     computed: int = 0
     read: int = 0
-    """Read for training steps."""
+    """Number that were read for training steps."""
 
 
 @define
@@ -67,13 +70,13 @@ class _Part:
     """A chunk on its way through the trunk."""
 
     draws: Draws
-    """Of a whole chunk: where there are fewer samples, they are repeated."""
+    """Draws of a whole chunk: where there are fewer samples, they are repeated."""
     keys: list[Key]
-    """Of its samples."""
+    """Keys of its samples."""
     rows: slice
-    """Where its entries are among those of all the chunks that go with it."""
+    """Place of its entries among those of all the chunks that go with it."""
     behind: int = 0
-    """How many stacks of the trunk it has behind it before the first pass."""
+    """Number of the trunk's stacks that it has passed before the first pass."""
 
 
 class Boundary:
@@ -112,7 +115,7 @@ class Boundary:
         """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
         self._was_empty = self.is_empty
         self._refused = 0
-        """How many entries weren't put, since the store is another run's."""
+        """Number of entries that weren't put, since the store is another run's."""
         self.counts = BoundaryCounts()
 
     @property
@@ -169,7 +172,9 @@ class Boundary:
                 self._hold(part, entries)
 
     def _lacking(self, chunk: int, number: int, first: int, coming: Container[Key]) -> _Part | None:
-        """A chunk of which an entry is to be computed, its entries from a row on; None where all of them are there.
+        """Return a chunk of which an entry is to be computed, with its entries from a row on.
+
+        None where all of them are there.
 
         Args:
             coming: keys of chunks before it that are to be computed, too.
@@ -195,7 +200,7 @@ class Boundary:
 
     @property
     def _lost(self) -> int:
-        """How many entries the store has given up so far, or never got."""
+        """Number of entries that the store has given up so far, or never got."""
         stats = self._all_stats()
         return stats.evicted + stats.damaged + self._refused
 
@@ -206,7 +211,7 @@ class Boundary:
         return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
-        """Entries [n, T, row], not filled yet, of some chunks."""
+        """Return entries [n, T, row], not filled yet, of some chunks."""
         return torch.empty((parts[-1].rows.stop, *self.layout.shape), dtype=self.layout.torch_dtype)
 
     @torch.no_grad()
@@ -235,7 +240,7 @@ class Boundary:
         self.counts.computed += len(entries)
 
     def _encoded(self, hidden: Tensor, place: int, part: _Part) -> Tensor:
-        """Entries [n, T, row] of what leaves a stack of the trunk.
+        """Return entries [n, T, row] of what leaves a stack of the trunk.
 
         Raises:
             StackwiseError: it isn't finite, or the store's format can't hold it.
@@ -254,7 +259,7 @@ class Boundary:
             part.behind = len(self._below.trunk)
 
     def _contains(self, keys: list[Key]) -> list[bool]:
-        """Which keys the store has an entry of; none where there is no store."""
+        """Return which keys the store has an entry of; none where there is no store."""
         if self._store is None:
             return [False] * len(keys)
         there = self._store.contains(keys)
@@ -265,7 +270,7 @@ class Boundary:
         return there
 
     def _get(self, store: ActivationStore, keys: list[Key]) -> Tensor:
-        """Entries [n, T, row] of a store.
+        """Return entries [n, T, row] of a store.
 
         Raises:
             MissingEntries: it doesn't have all of them.
@@ -282,13 +287,16 @@ class Boundary:
         return ContractError(store if self._stores is None else self._stores.backend, said)
 
     def take(self, keys: list[Key]) -> Tensor | None:
-        """Entries [n, T, row] of these keys, if the store has all of them."""
+        """Return entries [n, T, row] of these keys, if the store has all of them."""
         with suppress(MissingEntries):
             return None if self._store is None else self._get(self._store, keys)
         return None
 
     def give_up(self, keys: list[Key]) -> None:
-        """The boundary above has been made of these: they won't be asked for again, but for those of equal draws."""
+        """Discard entries that the boundary above was made of.
+
+        They won't be asked for again, but for those of equal draws.
+        """
         if self._store is not None and self._is_ours:
             self._store.discard([key for key in keys if key not in self._equal])
 
@@ -314,14 +322,14 @@ class Boundary:
             self._stores.make_room()
 
     def _hold(self, part: _Part, entries: Tensor) -> None:
-        """Hold what no store keeps, until the next window."""
+        """Hold in memory what no store keeps, until the next window."""
         kept = self._contains(part.keys)
         for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
             if not found:
                 self._held[key] = entry
 
     def read(self, draws: Draws, number: int) -> Tensor:
-        """Hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window.
+        """Return hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window.
 
         Raises:
             StackwiseError: the draws aren't those that the boundary was made under. A boundary that saw fewer masks
@@ -337,7 +345,7 @@ class Boundary:
         return decode(entries.to(self._residency.device), self.layout)
 
     def prefetch(self, draws: Draws) -> None:
-        """Say which batch comes next."""
+        """Announce the batch that comes next."""
         if self._store is not None:
             self._announced.append((draws, self._keys(draws)))
             self._store.prefetch(self._announced[-1][1])
@@ -353,7 +361,7 @@ class Boundary:
             )
 
     def _fetch(self, store: ActivationStore, draws: Draws, keys: list[Key], number: int) -> Tensor:
-        """A batch's entries from the store or what is held; the chunks of those that were lost are computed again."""
+        """Return a batch's entries from the store or from memory; chunks of lost ones are computed again."""
         found = {key: self._held[key] for key in keys if key in self._held}
         while wanted := [key for key in keys if key not in found]:
             try:
@@ -373,7 +381,7 @@ class Boundary:
         return torch.stack([found[key] for key in keys])
 
     def _again(self, chunk: int, number: int) -> dict[Key, Tensor]:
-        """A whole chunk, computed again and kept; and held, since others of it may have been lost, too."""
+        """Compute a whole chunk again, and keep it; hold it too, since others of it may have been lost."""
         part = self._part(chunk, number, 0)
         entries = self._room([part])
         for _ in self._pass_trunk([part], entries):
@@ -384,7 +392,7 @@ class Boundary:
         return made
 
     def drop_below(self) -> None:
-        """Do without the boundary below, and delete it unless it is to be kept: this one is whole."""
+        """Release the boundary below, and delete it unless it is to be kept: this one is whole."""
         if self._below is not None and self._keep_below:
             self._below.rest()
         elif self._below is not None:
@@ -392,7 +400,7 @@ class Boundary:
         self._below = None
 
     def rest(self) -> None:
-        """Its phase is over, or that of the one above: what was put is made durable, and nobody reads for now."""
+        """Make durable what was put, as the phase is over, or that of the boundary above; nobody reads for now."""
         if self._store is not None:
             self._store.flush()
         if self._below is not None:
@@ -417,7 +425,7 @@ class Boundary:
             self._store.close()
 
     def passed_on(self, drawer: Drawer) -> Boundary:
-        """The same boundary for another phase, which has the store from now on."""
+        """Return the same boundary for another phase, which has the store from now on."""
         store, self._store = self._store, None
         passed_on = Boundary(
             self.trunk,
@@ -435,7 +443,7 @@ class Boundary:
 
     @property
     def losses(self) -> CacheStats:
-        """What the run's stores have ``evicted`` and found ``damaged`` in this phase."""
+        """Counts of what the run's stores have ``evicted`` and found ``damaged`` in this phase."""
         return CacheStats() if self._stores is None else self._stores.losses
 
     def _all_stats(self) -> CacheStats:

@@ -24,18 +24,18 @@ from stackwise_core.training.optimizer_state import check_optimizer_state, load_
 from stackwise_core.training.phase_state import PhaseState
 
 KEPT = 2
-"""How many checkpoints there are at most: should the newest be damaged, there is another."""
+"""Largest number of checkpoints: should the newest be damaged, there is another."""
 
 RACK, OPTIMIZER, LOSSES = "rack.", "optimizer.", "losses"
 
 
 @define
 class Checkpoints:
-    """Those of one phase.
+    """Checkpoints of one phase.
 
     Args:
         phase: its place in the plan.
-        metrics: cut back, when a run goes on, to what they were at the checkpoint.
+        metrics: cut back, when a run resumes, to what they were at the checkpoint.
         begun: how long these were when the phase began, in bytes.
         optimizer: checks what a checkpoint has of its state.
     """
@@ -51,7 +51,7 @@ class Checkpoints:
     _written: float = field(factory=lambda: time.monotonic(), init=False)
 
     def is_due(self, step: int) -> bool:
-        """Whether to write one after so many steps."""
+        """Return whether to write one after so many steps."""
         if self.config.steps is not None and step % self.config.steps == 0:
             return True
         return time.monotonic() - self._written >= 60 * self.config.minutes
@@ -124,12 +124,12 @@ class Checkpoints:
 
 
 def _name(phase: int, step: int) -> str:
-    """In the order in which they are written."""
+    """Return a checkpoint's name; names sort in the order in which they are written."""
     return f"{phase:04d}-{step:09d}"
 
 
 def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> PhaseState:
-    """The state that a checkpoint tells.
+    """Return the state that a checkpoint tells.
 
     Raises:
         StackwiseError: it isn't one of this phase, or says what can't be.

@@ -1,4 +1,4 @@
-"""How hidden states are put into the number format of a store, and read back.
+"""Codec of hidden states: into the number format of a store, and back.
 
 int8, fp8 and int4 scale each token (int4: each group of its features) by its largest magnitude. A token's codes and
 scales lie together as bytes, so that a store keeps rows of one size and needn't know what they mean.
@@ -16,7 +16,7 @@ LARGEST_E4M3 = 448.0
 
 
 def encode(hidden: Tensor, layout: Layout, name: str = "an activation") -> Tensor:
-    """Hidden states fp32 [n, T, D] as entries of a store, [n, T, layout.row].
+    """Encode hidden states fp32 [n, T, D] as entries of a store, [n, T, layout.row].
 
     Args:
         name: of what they are, for the message.
@@ -44,7 +44,7 @@ def encode(hidden: Tensor, layout: Layout, name: str = "an activation") -> Tenso
 
 
 def decode(entries: Tensor, layout: Layout) -> Tensor:
-    """What ``encode`` gave, as fp32 [n, T, D]."""
+    """Decode what ``encode`` gave, as fp32 [n, T, D]."""
     if layout.torch_dtype is not torch.uint8:
         return entries.float()
     if layout.dtype == "int4":
@@ -61,7 +61,7 @@ def decode(entries: Tensor, layout: Layout) -> Tensor:
 
 
 def _scale(values: Tensor, largest: float) -> Tensor:
-    """What brings the largest magnitude of the last dimension to ``largest``; 1 where all are zero."""
+    """Return the scale that brings the largest magnitude of the last dimension to ``largest``; 1 where all are zero."""
     scale = values.abs().amax(dim=-1, keepdim=True) / largest
     return torch.where(scale > 0, scale, 1.0)
 
@@ -71,7 +71,9 @@ def _bytes(scale: Tensor) -> Tensor:
 
 
 def _e4m3(codes: Tensor) -> Tensor:
-    """fp32 values of e4m3 codes: sign, exponent and mantissa, put where fp32 has them and scaled by its other bias.
+    """Return fp32 values of e4m3 codes.
+
+    Sign, exponent and mantissa are put where fp32 has them, and scaled by its other bias.
 
     Exact, subnormals included, and several times as fast as torch's own cast on a CPU.
     """

@@ -1,4 +1,4 @@
-"""How much disk the boundaries of a phase will need."""
+"""Estimate of the disk space that the boundaries of a phase will need."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stackwise_core.training.setup import Setup
 
 
 def boundary_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
-    """Bytes of a phase's boundaries and of the earlier ones that are kept meanwhile, if nothing is evicted."""
+    """Estimate the bytes of a phase's boundaries and of the earlier ones kept meanwhile, if nothing is evicted."""
     return sum(_bytes_by_store(phase, before, setup))
 
 
 def held_bytes(phase: Phase, before: Sequence[Phase], setup: Setup) -> int:
-    """The same within the capacity."""
+    """Estimate the same within the capacity."""
     cache, sizes = cache_of(phase, setup), _bytes_by_store(phase, before, setup)
     if cache is None or cache.options.capacity is None:
         return sum(sizes)
@@ -57,7 +57,10 @@ def _bytes_by_store(phase: Phase, before: Sequence[Phase], setup: Setup) -> list
 
 
 def store_bytes(phases: Sequence[Phase], setup: Setup) -> int:
-    """Bytes of the store of the last of the phases, with what others have computed for it; bf16 where it has none."""
+    """Estimate the bytes of the store of the last phase, with what others have computed for it.
+
+    It counts as bf16 where the phase has no store.
+    """
     layout = boundary_layout(phases[-1], setup)
     layout = layout if cache_of(phases[-1], setup) is not None else evolve(layout, dtype="bf16")
     return stored_by_draw(phases, setup).total() * layout.bytes_per_entry

@@ -1,4 +1,4 @@
-"""Executes a plan: phase after phase, each finished stack written to disk and handed to the trunk."""
+"""The engine: it executes a plan phase after phase. Each finished stack is written to disk and joins the trunk."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Engine:
 
     Args:
         listener: told of everything that happens.
-        directory: of a run that broke off, to go on with; None for a new one.
+        directory: of an interrupted run, to resume; None for a new one.
         stopping: whether somebody asked the run to stop.
         parent: where a new run's directory is made; None: as ``run.directory`` says, from the working directory.
         beyond_machine: whether to begin though the plan is clearly impossible on this machine.
@@ -100,7 +100,7 @@ class Engine:
         if not beyond_machine:
             check_possible(plan, device_memory(setup.device), None if directory else parent)
         check_stores_directory(stores)
-        if directory is None:  # what a run that goes on has on the disk is a part of what it needs
+        if directory is None:  # what a resumed run has on the disk is a part of what it needs
             check_disk(plan, stores or parent)
         self._resumes, self._lock = directory is not None, ExitStack()
         if directory is None:
@@ -124,13 +124,13 @@ class Engine:
 
     @property
     def _moved_from(self) -> Path | None:
-        """Where the run was when it wrote its configuration, if that was elsewhere and it isn't there any more."""
+        """Directory of the run when it wrote its configuration, if that was elsewhere and isn't there any more."""
         before = Kept.of(self._directory.path).written_in
         return None if before is None or before.exists() else before
 
     @property
     def directory(self) -> Path:
-        """Where the run is."""
+        """Directory of the run."""
         return self._directory.path
 
     def run(self) -> RunResult:
@@ -189,7 +189,7 @@ class Engine:
         return result
 
     def _compare_environment(self, tell: Listener) -> None:
-        """Say what isn't as it was when the run began; another plugin is the run's own from now on."""
+        """Report what changed since the run began; a changed plugin counts as the run's own from now on."""
         known = self._directory.read_json(ENVIRONMENT)
         now = environment(self._setup.config, self._registry, self._setup.device)
         if changed := differences(known, now):
@@ -203,7 +203,7 @@ class Engine:
     def _train(
         self, done: list[PhaseResult], measured_until: int, metrics: Metrics, tell: Listener
     ) -> list[PhaseResult]:
-        """Train every phase that isn't done yet; what all of them came to.
+        """Train every phase that isn't done yet; return the measurements of all of them.
 
         Args:
             measured_until: how many bytes of metrics there were when the last of them was done.
@@ -251,7 +251,7 @@ class Engine:
         return phases
 
     def _begin(self) -> tuple[list[PhaseResult], int]:
-        """Write what there is before the first phase, or read what a run that broke off has behind it.
+        """Initialise the run directory, or load the completed phases of an interrupted run.
 
         Returns:
             The phases that are done, and how many bytes of metrics there were then.
@@ -307,7 +307,7 @@ class Engine:
 
     @property
     def _keep(self) -> float:
-        """Of how many phases boundaries are kept."""
+        """Number of phases of which boundaries are kept."""
         cache = self._setup.implementations.cache
         return 1 if cache is None else cache.options.phases_kept
 
@@ -374,7 +374,7 @@ class Engine:
         )
 
     def _boundary(self, planned: PhasePlan, kept: list[Boundary]) -> Boundary | None:
-        """The boundary that a phase starts from, or None where it starts at the tokens."""
+        """Return the boundary that a phase starts from, or None where it starts at the tokens."""
         trunk = planned.phase.frozen_prefix
         if not trunk:
             return None
@@ -388,11 +388,11 @@ class Engine:
         return self._boundary_of(planned.phase, drawer, below)
 
     def _is_current(self, boundary: Boundary) -> bool:
-        """Whether a boundary is made of what its trunk is now; one that an earlier process left may not be."""
+        """Return whether a boundary is made of what its trunk is now; one that an earlier process left may not be."""
         return boundary.made_of == made_of(self._residency, boundary.trunk, boundary.layout, self._settings())
 
     def _boundary_of(self, phase: Phase, drawer: Drawer, below: Boundary | None = None) -> Boundary:
-        """A boundary above a phase's frozen stacks."""
+        """Return a boundary above a phase's frozen stacks."""
         layout, store = boundary_layout(phase, self._setup), None
         what = made_of(self._residency, phase.frozen_prefix, layout, self._settings())
         if cache_of(phase, self._setup) is not None:
@@ -412,7 +412,7 @@ class Engine:
         )
 
     def _left(self, done: int) -> list[Boundary]:
-        """Boundaries of phases that are done, the oldest first, where another process left them on disk."""
+        """Return boundaries of phases that are done, the oldest first, where another process left them on disk."""
         cache = self._setup.implementations.cache
         left: list[Boundary] = []
         if cache is None or not cache.durable:
@@ -433,7 +433,7 @@ class Engine:
         return left
 
     def _settings(self) -> dict[str, object]:
-        """What besides weights and draws decides a boundary's bits."""
+        """Return the settings, other than weights and draws, that change a boundary's bits."""
         setup = self._setup
         return {
             "tokenizer": setup.tokenizer.fingerprint.hex(),
@@ -447,12 +447,12 @@ class Engine:
         formats = self._setup.implementations.formats
         with self._directory.together():
             for stack, name in phase.merges:
-                if name in self._directory.adapters(stack):  # a run that broke off may have done it
+                if name in self._directory.adapters(stack):  # an interrupted run may have done it
                     merge_adapter(self._directory, self._setup.spec, formats.adapters, stack, name)
         self._residency.let_go({stack for stack, _ in phase.merges})
 
     def _write(self, planned: PhasePlan, phases: list[PhaseResult], measured_until: int) -> None:
-        """Put what a phase trained on disk, in full precision, and what it came to; all of it or nothing."""
+        """Write what a phase trained, in full precision, and its measurements; all of it or nothing."""
         phase, residency, directory = planned.phase, self._residency, self._directory
         with directory.together():
             self._write_ends(phase)
@@ -464,7 +464,7 @@ class Engine:
             for name in directory.checkpoints():
                 directory.drop_checkpoint(name)
         self._save_rack(len(phases))
-        # So that a run that goes on without a break has them from the files too, as one that broke off.
+        # So that an uninterrupted run has them from the files too, as a resumed one.
         residency.let_go({stack for stack, _ in phase.adapters})
 
     def _save_rack(self, phases: int) -> None:
@@ -507,7 +507,7 @@ class Engine:
 
 
 def _read_progress(directory: RunDirectory) -> tuple[list[PhaseResult], int]:
-    """The phases that are done, and how many bytes of metrics there were then."""
+    """Read the phases that are done, and how many bytes of metrics there were then."""
     progress = directory.read_json(PROGRESS)
     try:
         return structure(progress["phases"], list[PhaseResult]), structure(progress["metrics"], int)

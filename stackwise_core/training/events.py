@@ -1,4 +1,4 @@
-"""What the engine tells whoever watches: the terminal, a log, a test."""
+"""Events that the engine reports to its listener: the terminal, a log, a test."""
 
 from __future__ import annotations
 
@@ -14,96 +14,96 @@ from stackwise_core.training.plan import Plan
 
 @frozen
 class RunStarted:
-    """The plan stands, and so does the run's directory."""
+    """Start of a run: the plan and the run's directory are made."""
 
     plan: Plan
     directory: Path
     name: str
     """``run.name``; the directory has a number behind it where there is an earlier run of that name."""
     phases_done: int = 0
-    """Of a run that goes on."""
+    """Number of phases that a resumed run has behind it."""
 
 
 @frozen
 class EnvironmentChanged:
-    """A run goes on where not all is as it was when it began, so that its bits may be others."""
+    """Resumption of a run in a changed environment, so that its bits may be others."""
 
     differences: tuple[str, ...]
 
 
 @frozen
 class PhaseStarted:
-    """A phase begins."""
+    """Beginning of a phase."""
 
     planned: PhasePlan
 
 
 @frozen
 class BoundaryProgress:
-    """A window's boundaries are being made: its chunks pass the stacks of the trunk."""
+    """Progress of a window's boundaries: its chunks pass the stacks of the trunk."""
 
     planned: PhasePlan
     passes: int
-    """How many times a chunk has passed a stack."""
+    """Number of times that a chunk has passed a stack."""
     total: int
-    """How many times one will have when the window is ready."""
+    """Number of such passes when the window is ready."""
 
 
 @frozen
 class StepDone:
-    """An optimizer step was taken."""
+    """End of an optimizer step."""
 
     planned: PhasePlan
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     loss: float
-    """Of this step, in nats a token."""
+    """Loss of this step, in nats a token."""
     learning_rate: float
-    """Of the stacks, or of the adapters where these train alone; before ``stack_lr_multipliers``."""
+    """Rate of the stacks, or of the adapters where these train alone; before ``stack_lr_multipliers``."""
     grad_norm: float
     tokens_per_second: float
-    """Over the phase so far, boundaries and validations included."""
+    """Speed over the phase so far, boundaries and validations included."""
     peak_bytes: int
     """Most memory held in this phase so far."""
     masked: float | None
     """Share of the step's tokens that were masked; None where nothing is."""
     learning_rates: Mapping[str, float]
-    """Of each part that trains: stacks, adapters, embedding, head, and single stacks that have their own."""
+    """Rates of each part that trains: stacks, adapters, embedding, head, and single stacks that have their own."""
 
 
 @frozen
 class PhaseResumed:
-    """A phase goes on from a checkpoint, or from its beginning where none of them is whole."""
+    """Resumption of a phase from a checkpoint, or from its beginning where none of them is whole."""
 
     planned: PhasePlan
     step: int
-    """How many of its steps are over."""
+    """Number of its steps that are over."""
     damaged: tuple[str, ...]
-    """What was wrong with newer checkpoints."""
+    """Faults of newer checkpoints."""
 
 
 @frozen
 class CheckpointWritten:
-    """A checkpoint that somebody asked for is on disk."""
+    """Writing of a checkpoint that a user asked for."""
 
     planned: PhasePlan
     step: int
-    """How many of the phase's steps are in it."""
+    """Number of the phase's steps that are in it."""
 
 
 @frozen
 class BadStep:
-    """A step was left out, since its loss or its gradient isn't a finite number."""
+    """A step that was left out, since its loss or its gradient isn't a finite number."""
 
     planned: PhasePlan
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     reason: str
 
 
 @frozen
 class LossSpike:
-    """A step's loss was far above those before it."""
+    """A step whose loss was far above those before it."""
 
     planned: PhasePlan
     step: int
@@ -114,18 +114,18 @@ class LossSpike:
 
 @frozen
 class Validated:
-    """A phase's own loss was taken on held-out text."""
+    """Measurement of a phase's own loss on held-out text."""
 
     planned: PhasePlan
     step: int
-    """After how many of the phase's steps."""
+    """Number of the phase's steps that were taken before."""
     loss: float
-    """In nats a token."""
+    """Loss in nats a token."""
 
 
 @frozen
 class PhaseResult:
-    """A phase, measured."""
+    """Measurements of a phase."""
 
     name: str
     steps: int
@@ -140,24 +140,24 @@ class PhaseResult:
     """Whether it ended at a plateau, before its budget did."""
     boundaries_computed: int
     boundaries_read: int
-    """Read from the store by training steps."""
+    """Number of boundaries that training steps read from the store."""
     boundaries_evicted: int
     boundaries_damaged: int
     boundaries_wanted: int = 0
     """Activations that were asked for, a window at a time."""
     boundaries_found: int = 0
-    """Of these, in the store already."""
+    """Number of these that were in the store already."""
     boundaries_repeated: int = 0
-    """Equal to one of another sequence, which so serves both."""
+    """Number of these equal to one of another sequence, which so serves both."""
     bad_steps: int = 0
-    """Left out, since a loss or gradient wasn't a finite number."""
+    """Number of steps left out, since a loss or gradient wasn't a finite number."""
     loss_spikes: int = 0
     """Steps whose loss was far above those before them."""
 
 
 @frozen
 class PhaseDone:
-    """A phase ended, and its weights are on disk."""
+    """End of a phase, whose weights are on disk."""
 
     planned: PhasePlan
     result: PhaseResult
@@ -165,7 +165,7 @@ class PhaseDone:
 
 @frozen
 class EvaluationProgress:
-    """Validation sequences were measured."""
+    """Progress of the evaluation: validation sequences were measured."""
 
     done: int
     total: int
@@ -179,13 +179,13 @@ class RunResult:
     phases: tuple[PhaseResult, ...]
     routes: tuple[BandRoute, ...]
     likelihoods: tuple[Likelihood, ...]
-    """By depth, the whole rack's last; empty without a validation split."""
+    """Likelihoods by depth, the whole rack's last; empty without a validation split."""
     keeps_weights: bool = True
 
 
 @frozen
 class RunDone:
-    """All phases ended, and the rack was evaluated."""
+    """End of a run: all phases ended, and the rack was evaluated."""
 
     result: RunResult
 

@@ -1,4 +1,4 @@
-"""One phase, trained: draws, hidden states, loss, backward, step."""
+"""Training of one phase: draws, hidden states, loss, backward, step."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fit:
     objective: Objective
     order: Order
     boundary: Boundary | None
-    """None where the phase starts at the tokens."""
+    """Boundary that it starts from; None where the phase starts at the tokens."""
     training: TrainingConfig
     optimizer: Optimizer
     listener: Listener
@@ -100,7 +100,7 @@ class Fit:
                 self.listener(CheckpointWritten(self.planned, going.state.step))
 
     def _is_plateau(self, state: PhaseState) -> bool:
-        """Validate if it is time for that; whether the phase ends here."""
+        """Validate if it is time for that, and return whether the phase ends here."""
         if self.validation is None or not self.validation.is_due(state.step):
             return False
         held_out = self.validation.loss(self.residency, self.planned.phase.path)
@@ -108,7 +108,7 @@ class Fit:
         return state.plateau.reached(held_out)
 
     def _steps(self, done: int = 0) -> Iterator[tuple[list[Draws], int] | tuple[None, int]]:
-        """The draws of each optimizer step after so many, and their number; the boundaries of each window first.
+        """Yield the draws of each optimizer step after so many, and their number; the boundaries of each window first.
 
         While boundaries are made there is now and then a step without draws, at which the caller may stop.
         """
@@ -147,7 +147,7 @@ class Fit:
                 self.boundary.drop_below()
 
     def _accumulate(self, step: list[Draws], number: int, scaler: torch.amp.GradScaler | None) -> float:
-        """Forward and backward passes of one optimizer step; the loss."""
+        """Run forward and backward passes of one optimizer step, and return the loss."""
         total, normaliser = 0.0, self.objective.normaliser(step)
         for draws in step:
             loss = self.objective.weighted_sum(self._cross_entropies(draws, number), draws) / normaliser
@@ -156,7 +156,7 @@ class Fit:
         return total
 
     def _cross_entropies(self, draws: Draws, number: int) -> Tensor:
-        """Cross entropies [N] of a batch's masked tokens at the end of the phase's path."""
+        """Compute cross entropies [N] of a batch's masked tokens at the end of the phase's path."""
         residency, phase, device = self.residency, self.planned.phase, self.residency.device
         if self.boundary is None:
             hidden = residency.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
@@ -174,7 +174,7 @@ class Fit:
 
 @define
 class _Going:
-    """A phase on its way: what its steps change."""
+    """A phase being trained: what its steps change."""
 
     fit: Fit
     named: list[tuple[str, nn.Parameter]]
@@ -185,7 +185,7 @@ class _Going:
     scaler: torch.amp.GradScaler | None
     state: PhaseState
     earlier: PhaseState
-    """As this process began."""
+    """State of the phase when this process began."""
     losses: list[float]
     is_between_steps: bool = True
     """Whether all of this is as it is after so many whole steps, each with the validation that follows it."""
@@ -193,7 +193,7 @@ class _Going:
 
     @classmethod
     def begin(cls, fit: Fit) -> _Going:
-        """The phase at its beginning, or at its newest checkpoint."""
+        """Return the phase at its beginning, or at its newest checkpoint."""
         residency, phase = fit.residency, fit.planned.phase
         named = residency.trainable()
         optimizer = make_optimizer(fit.optimizer, named, fit.training, phase.lr)
@@ -211,7 +211,7 @@ class _Going:
 
     @property
     def seconds(self) -> float:
-        """Of all processes that worked on the phase."""
+        """Seconds of all processes that worked on the phase."""
         return self.earlier.seconds + time.perf_counter() - self.began
 
     @property
@@ -221,7 +221,7 @@ class _Going:
 
     @property
     def boundaries(self) -> dict[str, int]:
-        """What the boundaries came to in all of them."""
+        """Counts of the boundaries in all of them."""
         return boundary_counts(self.fit.boundary, self.earlier.boundaries)
 
     def save(self) -> None:
@@ -243,7 +243,7 @@ class _Going:
                 raise
 
     def step(self, draws: list[Draws], number: int) -> bool:
-        """Take an optimizer step; whether it was a good one."""
+        """Take an optimizer step, and return whether it was a good one."""
         fit, state, scaler = self.fit, self.state, self.scaler
         phase, training = fit.planned.phase, fit.training
         # What dropout draws depends on the step alone.
@@ -276,7 +276,10 @@ class _Going:
         return good
 
     def _is_good(self, loss: float, grad_norm: float) -> bool:
-        """Whether a step counts. A scaler leaves one out that overflows, and tries a smaller scale; not for ever."""
+        """Return whether a step counts.
+
+        A scaler leaves one out that overflows, and tries a smaller scale; not for ever.
+        """
         overflows = self.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
         self.state.overflows = self.state.overflows + 1 if overflows else 0
         return math.isfinite(loss + grad_norm) or (overflows and self.state.overflows <= MOST_OVERFLOWS)
@@ -331,7 +334,7 @@ class _Going:
         )
 
     def result(self) -> PhaseResult:
-        """What the phase came to.
+        """Return the measurements of the phase.
 
         Raises:
             StackwiseError: no step of it was a good one.
@@ -356,7 +359,7 @@ class _Going:
 
 
 def part_of(name: str, training: TrainingConfig) -> str:
-    """What a parameter belongs to: ``stacks``, or ``stack 3`` where that has a learning rate of its own, and so on."""
+    """Return a parameter's part: ``stacks``, ``stack 3`` where that has its own learning rate, and so on."""
     part, *rest = name.split(".")
     if part in ("stacks", "adapters"):
         return f"{part[:-1]} {rest[0]}" if int(rest[0]) in training.stack_lr_multipliers else part

@@ -1,4 +1,4 @@
-"""How many floating-point operations a phase will take."""
+"""Estimate of the floating-point operations of a phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from stackwise_core.training.setup import Setup
 
 
 def step_flops(phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
-    """Floating-point operations of training: a backward pass costs a forward for the input, one more for weights.
+    """Estimate the floating-point operations of training.
+
+    A backward pass costs a forward for the input, one more for weights.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
@@ -35,7 +37,7 @@ def step_flops(phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: S
 def boundary_flops(
     phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], setup: Setup, *, cached: bool
 ) -> float:
-    """Floating-point operations of a phase's boundaries, with a cache or without."""
+    """Estimate the floating-point operations of a phase's boundaries, with a cache or without."""
     if not phase.frozen_prefix:
         return 0.0
     spec, order = setup.spec, sample_order(setup)

@@ -23,7 +23,7 @@ class LossCourse:
     variance: float = 0.0
 
     def spikes(self, loss: float) -> bool:
-        """Take a finite loss in; whether it is a spike."""
+        """Add a finite loss, and return whether it is a spike."""
         deviation = math.sqrt(self.variance)
         spike = self.steps >= SETTLED and loss > self.mean + DEVIATIONS * deviation
         taken = self.mean + DEVIATIONS * deviation if spike else loss

@@ -32,7 +32,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most bytes held since the reset: allocated on a CUDA device, else resident in the process."""
+    """Return the most bytes held since the reset: allocated on a CUDA device, else resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():

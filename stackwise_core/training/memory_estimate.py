@@ -1,4 +1,4 @@
-"""How much memory a phase will need."""
+"""Estimate of the memory that a phase will need."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ class Memory:
     """Estimated memory, in bytes, at the moment when a phase needs most: a training step, or a window in the trunk."""
 
     process: int
-    """What this process holds already (Python, torch, the libraries behind it) and its first step will load."""
+    """Bytes that this process holds already (Python, torch, the libraries behind it), and that its first step will
+    load."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
     boundaries: int
-    """Held in memory: a window's without a cache or while it is made, all of them with a cache in memory."""
+    """Bytes held in memory: a window's without a cache or while it is made, all of them with a cache in memory."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(asdict(self).values())
 
 
 def phase_memory(
     phase: Phase, on_stacks: Mapping[int, int], trainable: int, in_memory: int, setup: Setup, *, streams: bool
 ) -> Memory:
-    """The larger of what a training step holds and what a window holds on its way through the trunk.
+    """Estimate the larger of what a training step holds and what a window holds on its way through the trunk.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
@@ -56,7 +57,7 @@ def phase_memory(
     spec, formats = setup.spec, setup.implementations.formats
 
     def held(stack: int) -> int:
-        """Bytes of a stack as it is in memory."""
+        """Return the bytes that a stack occupies in memory."""
         width = 4 if stack in phase.trains else formats.precision(stack, "trunk").bytes_per_weight
         return round(width * spec.stack_parameters(stack)) + 4 * on_stacks.get(stack, 0)
 
@@ -80,7 +81,7 @@ def phase_memory(
         activations=step_activations(phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup),
         boundaries=in_memory + (0 if fits else window),
     )
-    # A streamed stack is there twice while it is read: in full, as its file has it, and as it computes.
+    # A streamed stack is there twice while it is read: in full, as in its file, and as it computes.
     reading = max((4 * spec.stack_parameters(stack) + held(stack) for stack in phase.frozen_prefix), default=0)
     filling = Memory(
         process=process,
@@ -94,7 +95,7 @@ def phase_memory(
 
 
 def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
-    """Bytes that one forward and backward pass holds at its peak.
+    """Estimate the bytes that one forward and backward pass holds at its peak.
 
     A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
     in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
@@ -117,12 +118,12 @@ def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: fl
 
 
 def _held(tensor: int) -> float:
-    """Bytes that a tensor of so many costs the process."""
+    """Return the bytes that a tensor of so many costs the process."""
     return tensor if tensor >= MAPPED_FROM else IN_HEAP * tensor
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:
-    """Bytes that a chunk holds at its peak on its way through the trunk."""
+    """Estimate the bytes that a chunk holds at its peak on its way through the trunk."""
     if not phase.frozen_prefix:
         return 0
     return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)

@@ -1,4 +1,4 @@
-"""What a boundary is made of, and the name that follows from it."""
+"""Provenance of a boundary, and the name of its store, which follows from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = 2
 def made_of(
     residency: Residency, trunk: Sequence[int], layout: Layout, settings: Mapping[str, object]
 ) -> dict[str, object]:
-    """All that decides the bits of a boundary but the draw, as JSON values.
+    """Return all that decides the bits of a boundary but the draw, as JSON values.
 
     Args:
         settings: what else decides them: tokenizer, precisions and their options, versions, device.
@@ -48,5 +48,5 @@ def _hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def namespace(made_of: Mapping[str, object]) -> str:
-    """The name of a boundary's store: a hash of all that it is made of."""
+    """Return the name of a boundary's store: a hash of all that it is made of."""
     return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()

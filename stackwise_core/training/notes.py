@@ -1,4 +1,4 @@
-"""What a user should know of a plan before starting: what is wasted, off, never seen, or too large."""
+"""Notes on a plan for the user before starting: what is wasted, off, never seen, or too large."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_NAMES = 10
 
 
 def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
-    """What a user should know before starting."""
+    """List the notes for the user before starting."""
     training, cache = setup.config.training, setup.implementations.cache
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
     cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
@@ -86,7 +86,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
 
 
 def of_the_text(corpus: Corpus) -> list[str]:
-    """Which source has which share of an epoch, where there are several, and what training doesn't get."""
+    """List each source's share of an epoch, where there are several, and what training doesn't get."""
     said = list(corpus.notes)
     sources = [source for source in corpus.sources if source.train.rows]
     if len(sources) > 1:
@@ -104,7 +104,7 @@ def of_the_text(corpus: Corpus) -> list[str]:
 
 
 def of_the_coverage(coverage: Coverage) -> list[str]:
-    """Which share of a text the tokenizer has no token for."""
+    """List the shares of a text that the tokenizer has no token for."""
     said = []
     if coverage.unknown:
         said.append(
@@ -120,19 +120,19 @@ def of_the_coverage(coverage: Coverage) -> list[str]:
 
 
 def _share(part: int, whole: int) -> str:
-    """A share of bytes; one that isn't nothing is never shown as nothing."""
+    """Return a share of bytes as text; one that isn't nothing is never shown as nothing."""
     percent = 100 * part / whole
     return f"{percent:.3g} %" if percent >= 0.01 else "Less than 0.01 %"
 
 
 def adapts_below_what_trains(phase: Phase) -> bool:
-    """Whether a boundary would go through adapters that train."""
+    """Return whether a boundary would go through adapters that train."""
     lowest = phase.path[0]
     return lowest in phase.adapts and len(phase.trains | phase.adapts) > 1
 
 
 def phases_by_boundary(planned: Iterable[PhasePlan]) -> list[Phase]:
-    """The phases, those that follow one another over the same boundary as one."""
+    """List the phases, those that follow one another over the same boundary as one."""
     phases: list[Phase] = []
     for plan in planned:
         if plan.same_boundary:
@@ -145,7 +145,7 @@ def phases_by_boundary(planned: Iterable[PhasePlan]) -> list[Phase]:
 
 
 def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
-    """What to say of bands that don't cover (0, 1]."""
+    """Return notes on bands that don't cover (0, 1]."""
     if covered(bands) >= 0.995:
         return []
     seen = several(list(dict.fromkeys(map(band_text, bands))))
@@ -153,20 +153,20 @@ def unseen(bands: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def several(names: Sequence[str]) -> str:
-    """The names; of many, the first, the last and a count."""
+    """Return the names in a line; of many, the first, the last and a count."""
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     return f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
 
 
 def band_text(band: tuple[float, float]) -> str:
-    """``15-90 %``, or ``15 %`` for a band of one fraction."""
+    """Return ``15-90 %``, or ``15 %`` for a band of one fraction."""
     low, high = (f"{100 * fraction:.3g}" for fraction in band)
     return f"{low} %" if low == high else f"{low}-{high} %"
 
 
 def covered(bands: Iterable[tuple[float, float]]) -> float:
-    """The share of (0, 1] that lies in one of the bands."""
+    """Return the share of (0, 1] that lies in one of the bands."""
     share, reached = 0.0, 0.0
     for low, high in sorted((min(band), max(band)) for band in bands):
         share += max(0.0, high - max(low, reached))

@@ -14,7 +14,7 @@ Number = int | float | bool
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Number]]:
-    """Tensors and numbers by ``PARAMETER.KEY``, parameters by their place among all groups.
+    """Return tensors and numbers by ``PARAMETER.KEY``, parameters by their place among all groups.
 
     Learning rates aren't in it: they follow from the step.
 

@@ -17,7 +17,7 @@ CHUNK_TOKENS = 4096
 
 
 def chunk_size(seq_len: int) -> int:
-    """Samples a chunk."""
+    """Return the number of samples of a chunk."""
     return max(1, CHUNK_TOKENS // seq_len)
 
 
@@ -27,12 +27,12 @@ class Window:
 
     chunks: list[int]
     steps: list[list[np.ndarray]]
-    """For each optimizer step the samples of its forward passes."""
+    """Samples of the forward passes of each optimizer step."""
 
 
 @frozen
 class Order:
-    """How a split's samples are visited; the same whatever the mode, so that modes compare."""
+    """Order in which a split's samples are visited; the same whatever the mode, so that modes compare."""
 
     samples: int
     seq_len: int
@@ -46,17 +46,17 @@ class Order:
         return math.ceil(self.window / chunk_size(self.seq_len))
 
     def chunk(self, number: int) -> range:
-        """The samples of a chunk."""
+        """Return the samples of a chunk."""
         size = chunk_size(self.seq_len)
         return range(number * size, min((number + 1) * size, self.samples))
 
     @property
     def chunks(self) -> int:
-        """How many chunks the split has."""
+        """Number of chunks of the split."""
         return math.ceil(self.samples / chunk_size(self.seq_len))
 
     def epoch(self, number: int) -> list[Window]:
-        """An epoch: chunks are dealt to windows at random, and each window's samples are shuffled."""
+        """Return an epoch: chunks are dealt to windows at random, and each window's samples are shuffled."""
         rng = generator(self.seed, number, Stream.ORDER)
         windows = []
         for members in self._dealt(rng):
@@ -67,28 +67,28 @@ class Order:
         return windows
 
     def _dealt(self, rng: np.random.Generator) -> list[list[int]]:
-        """The chunks of each window."""
+        """Deal the chunks to windows at random."""
         chunks, size = rng.permutation(self.chunks).tolist(), self._chunks_per_window
         return [chunks[start : start + size] for start in range(0, self.chunks, size)]
 
     def window_sizes(self, number: int) -> list[tuple[int, int]]:
-        """Samples and optimizer steps of each window of an epoch."""
+        """Return samples and optimizer steps of each window of an epoch."""
         dealt = self._dealt(generator(self.seed, number, Stream.ORDER))
         samples = [sum(len(self.chunk(chunk)) for chunk in members) for members in dealt]
         return [(size, math.ceil(math.ceil(size / self.batch_size) / self.accumulation)) for size in samples]
 
     def steps_per_epoch(self, number: int = 0) -> int:
-        """Optimizer steps of an epoch; epochs can differ by a step where the last chunk is short."""
+        """Return the optimizer steps of an epoch; epochs can differ by a step where the last chunk is short."""
         return sum(steps for _, steps in self.window_sizes(number))
 
     def step_at(self, epochs: float) -> int:
-        """The optimizer step, counted from the first epoch's first, at which so many epochs have passed."""
+        """Return the optimizer step, counted from the first epoch's first, at which so many epochs have passed."""
         whole = int(epochs)
         rest = round((epochs - whole) * self.steps_per_epoch(whole)) if epochs > whole else 0
         return sum(self.steps_per_epoch(number) for number in range(whole)) + rest
 
     def epoch_of(self, step: int) -> tuple[int, int]:
-        """The epoch that a step lies in, and its place there."""
+        """Return the epoch that a step lies in, and its place there."""
         number = 0
         while step >= (length := self.steps_per_epoch(number)):
             step -= length

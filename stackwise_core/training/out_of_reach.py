@@ -1,4 +1,4 @@
-"""Settings that ask for more than there is, and what the run has in their place."""
+"""Settings that ask for more than the machine has, and what the run uses in their place."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stackwise_core.training.phase_steps import first_step, largest_window, samp
 from stackwise_core.training.setup import Setup
 
 NEARLY = 0.9
-"""The share of what was asked for that is worth no word: an epoch's last step has what is left."""
+"""Share of what was asked for from which on no note is due: an epoch's last step has what is left."""
 
 
 def beyond_what_there_is(planned: Sequence[PhasePlan], setup: Setup) -> list[str]:
-    """Say which settings come to something else than they are, for the plan's notes."""
+    """List settings whose effect differs from their value, for the plan's notes."""
     order = sample_order(setup)
     return [*_of_steps(order, setup), *_of_masks(planned, order, setup), *_of_validations(planned, setup)]
 
 
 def _of_steps(order: Order, setup: Setup) -> list[str]:
-    """Say how many sequences a step has, where it isn't as many as asked for, and a window."""
+    """Note how many sequences a step has, where it isn't as many as asked for, and a window."""
     training, said = setup.config.training, []
     asked, steps = _asked_for(training)
     windows = order.window_sizes(0)
@@ -53,7 +53,7 @@ def _asked_for(training: TrainingConfig) -> tuple[str, int]:
 
 
 def _of_masks(planned: Sequence[PhasePlan], order: Order, setup: Setup) -> list[str]:
-    """Say how many of a sample's masks are used, where somebody asked for more."""
+    """Note how many of a sample's masks are used, where more were asked for."""
     asked = setup.config.training.masks_per_sample
     fixed = [plan for plan in planned if plan.band is not None and plan.phase.masks == "fixed"]
     if not fixed or asked <= TrainingConfig().masks_per_sample:
@@ -68,7 +68,7 @@ def _of_masks(planned: Sequence[PhasePlan], order: Order, setup: Setup) -> list[
 
 
 def _of_validations(planned: Sequence[PhasePlan], setup: Setup) -> list[str]:
-    """Say what is measured on and how often, where it is less than asked for."""
+    """Note what is measured on and how often, where it is less than asked for."""
     asked, there, said = setup.config.evaluation, len(setup.corpus.validation), []
     if there and asked.sequences is not None and asked.sequences > there:
         said.append(f"evaluation.sequences = {asked.sequences}: the validation split has {there}, and all are used.")

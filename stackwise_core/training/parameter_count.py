@@ -1,4 +1,4 @@
-"""How many parameters a phase has."""
+"""Counts of the parameters of a phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stackwise_core.training.setup import Setup
 
 
 def adapter_sizes(pairs: Iterable[tuple[int, str]], setup: Setup) -> dict[int, int]:
-    """How many weights adapters, given as stack and name, add to each stack."""
+    """Count the weights that adapters, given as stack and name, add to each stack."""
     sizes: Counter[int] = Counter()
     for stack, name in pairs:
         sizes[stack] += setup.implementations.formats.adapters[name].size(setup.spec, stack)
@@ -19,7 +19,7 @@ def adapter_sizes(pairs: Iterable[tuple[int, str]], setup: Setup) -> dict[int, i
 
 
 def trainable_parameters(phase: Phase, setup: Setup) -> int:
-    """Parameters that a phase trains."""
+    """Count the parameters that a phase trains."""
     spec = setup.spec
     count = sum(spec.stack_parameters(stack) for stack in phase.trains)
     # Of the stacks' exit norms only the last one's trains, and only where its stack does.
@@ -30,7 +30,7 @@ def trainable_parameters(phase: Phase, setup: Setup) -> int:
 
 
 def used_parameters(phase: Phase, on_stacks: Mapping[int, int], spec: RackSpec) -> int:
-    """Parameters that a phase computes with, and both ends of the rack.
+    """Count the parameters that a phase computes with, and both ends of the rack.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
@@ -41,6 +41,6 @@ def used_parameters(phase: Phase, on_stacks: Mapping[int, int], spec: RackSpec) 
 
 
 def ends_parameters(spec: RackSpec) -> int:
-    """Parameters of embeddings and heads, of all stacks that have their own."""
+    """Count the parameters of embeddings and heads, of all stacks that have their own."""
     ends = spec.stacks if spec.ends == "per_stack" else 1
     return ends * (spec.embedding_parameters + spec.head_parameters)

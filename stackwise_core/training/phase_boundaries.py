@@ -1,4 +1,4 @@
-"""The boundaries of a phase: where they are kept, in which shape, how many, and which of them are made already."""
+"""Boundaries of a phase: where they are kept, in which shape, how many, and which of them are made already."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from stackwise_core.training.setup import Setup
 
 
 def cache_of(phase: Phase, setup: Setup) -> CacheBackend | None:
-    """The backend that a phase's boundaries go to; None where they are held in memory, a window at a time."""
+    """Return the backend that a phase's boundaries go to; None where they are held in memory, a window at a time."""
     return setup.implementations.cache if phase.boundaries == "cache" else None
 
 
 def boundary_layout(phase: Phase, setup: Setup) -> Layout:
-    """The shape of a phase's boundaries; those held in a window are in fp32."""
+    """Return the shape of a phase's boundaries; those held in a window are in fp32."""
     cache = cache_of(phase, setup)
     dtype = "fp32" if cache is None else cache.options.dtype
     return Layout(tokens=setup.config.data.seq_len, d_model=setup.spec.d_model, dtype=dtype)
 
 
 def made_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> bool:
-    """Whether a phase's boundaries are made from those of the phase before."""
+    """Return whether a phase's boundaries are made from those of the phase before."""
     cached = before and cache_of(phase, setup) is not None and cache_of(before[-1], setup) is not None
     return bool(cached) and follows_from_below(phase, before, setup)
 
 
 def follows_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> bool:
-    """Whether a cache would make a phase's boundaries from those before: a shorter trunk, under equal draws."""
+    """Return whether a cache would make a phase's boundaries from those of the phase before.
+
+    That takes a shorter trunk, under equal draws.
+    """
     below = before[-1] if before else None
     if below is None or not below.frozen_prefix or not phase.frozen_prefix:
         return False
@@ -44,7 +47,7 @@ def follows_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> b
 
 
 def same_boundary(phase: Phase, below: Phase | None, setup: Setup) -> bool:
-    """Whether a phase's boundaries are those of the phase before: one trunk, under equal draws, in one store."""
+    """Return whether a phase's boundaries are those of the phase before: one trunk, under equal draws, in one store."""
     if below is None or not phase.frozen_prefix or phase.frozen_prefix != below.frozen_prefix:
         return False
     cached = cache_of(phase, setup) is not None and cache_of(below, setup) is not None
@@ -52,7 +55,7 @@ def same_boundary(phase: Phase, below: Phase | None, setup: Setup) -> bool:
 
 
 def sharing_its_store(phases: Sequence[Phase], setup: Setup) -> Sequence[Phase]:
-    """The last of the phases, and those just before it that have its boundaries in one store with it."""
+    """Return the last of the phases, and those just before it that have its boundaries in one store with it."""
     place = len(phases) - 1
     while place and same_boundary(phases[place], phases[place - 1], setup):
         place -= 1
@@ -64,7 +67,7 @@ def _draws(phase: Phase) -> tuple[object, ...]:
 
 
 def boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> Counter[int]:
-    """How many boundaries a phase computes, a whole window at a time: by epoch, or with a cache once a draw."""
+    """Count the boundaries that a phase computes, a whole window at a time: by epoch, or with a cache once a draw."""
     left = phase_steps(phase, order)
     epoch, skipped = order.epoch_of(first_step(phase, order))
     by_draw: Counter[int] = Counter()
@@ -80,7 +83,7 @@ def boundaries_by_draw(phase: Phase, order: Order, *, cached: bool) -> Counter[i
 
 
 def stored_by_draw(phases: Sequence[Phase], setup: Setup) -> Counter[int]:
-    """How many boundaries the store of the last of the phases has in the end, by draw."""
+    """Count the boundaries that the store of the last of the phases has in the end, by draw."""
     order, by_draw = sample_order(setup), Counter[int]()
     for sharing in sharing_its_store(phases, setup):
         by_draw |= boundaries_by_draw(sharing, order, cached=True)

@@ -19,14 +19,14 @@ from stackwise_core.training.trunk_streaming import streams_trunk
 
 @frozen
 class Prices:
-    """What each way of having a boundary costs."""
+    """Costs of each way of having a boundary."""
 
     resident: int
     """Peak memory in bytes with all of the trunk in memory."""
     streamed: int
     """Peak memory in bytes with one stack of it at a time."""
     bytes: int
-    """Of all its activations, in the format of the cache, or bf16 without one."""
+    """Bytes of all its activations, in the format of the cache, or bf16 without one."""
     cached: float
     """Floating-point operations of making it once a draw, and from the one below where that is there."""
     recomputed: float
@@ -59,7 +59,7 @@ class PhasePlan:
     flops: float
     """The same with those of boundaries."""
     boundary: Prices | None
-    """None where it starts at the tokens."""
+    """Costs of its boundary; None where it starts at the tokens."""
     seconds: float = 0.0
     """Time that it will take on this machine, very roughly."""
 

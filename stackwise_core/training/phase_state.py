@@ -1,4 +1,4 @@
-"""What a phase has come to after some of its steps, besides weights and optimizer state; as JSON, a checkpoint's."""
+"""Progress of a phase: counters, plateau, losses. Saved in checkpoints as JSON."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class PhaseState:
     """Counters and courses of a phase's steps."""
 
     step: int = 0
-    """How many of the phase's steps are over, bad ones included."""
+    """Number of the phase's steps that are over, bad ones included."""
     tokens: int = 0
     seconds: float = 0.0
-    """Before this process began."""
+    """Seconds of earlier processes."""
     peak_bytes: int = 0
-    """Before this process began."""
+    """Most bytes held by an earlier process."""
     bad_in_a_row: int = 0
     bad: int = 0
     """Steps that were left out, since a loss or gradient was no finite number."""
     overflows: int = 0
-    """In a row: steps that a loss scaler left out."""
+    """Number of steps in a row that a loss scaler left out."""
     spikes: int = 0
     plateau: Plateau = Factory(Plateau)
     course: LossCourse = Factory(LossCourse)
@@ -34,7 +34,7 @@ class PhaseState:
 
 
 def boundary_counts(boundary: Boundary | None, earlier: dict[str, int]) -> dict[str, int]:
-    """What a phase's boundaries have come to, those of earlier processes included."""
+    """Return the counts of a phase's boundaries, those of earlier processes included."""
     counts, losses = (BoundaryCounts(), CacheStats()) if boundary is None else (boundary.counts, boundary.losses)
     found = {**asdict(counts), "evicted": losses.evicted, "damaged": losses.damaged}
     return {name: number + earlier.get(name, 0) for name, number in found.items()}

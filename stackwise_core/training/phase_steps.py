@@ -1,4 +1,4 @@
-"""The steps of a phase: in which order they visit the samples, how many there are, and what they predict."""
+"""Steps of a phase: in which order they visit the samples, how many there are, and what they predict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stackwise_core.training.setup import Setup
 
 
 def sample_order(setup: Setup) -> Order:
-    """The order in which the training split is visited."""
+    """Return the order in which the training split is visited."""
     training, data = setup.config.training, setup.config.data
     return Order(
         samples=len(setup.corpus.train),
@@ -23,7 +23,7 @@ def sample_order(setup: Setup) -> Order:
 
 
 def largest_window(setup: Setup) -> int:
-    """Sequences of the largest window."""
+    """Return the number of sequences of the largest window."""
     return max(samples for samples, _ in sample_order(setup).window_sizes(0))
 
 
@@ -33,28 +33,28 @@ def largest_batch(setup: Setup) -> int:
 
 
 def first_step(phase: Phase, order: Order) -> int:
-    """Where in the stream of steps a phase begins."""
+    """Return where in the stream of steps a phase begins."""
     return int(phase.begins) if phase.steps else order.step_at(phase.begins)
 
 
 def phase_steps(phase: Phase, order: Order) -> int:
-    """Optimizer steps of a phase."""
+    """Return the number of optimizer steps of a phase."""
     return phase.steps or max(1, order.step_at(phase.begins + phase.epochs) - order.step_at(phase.begins))
 
 
 def phase_epochs(phase: Phase, order: Order) -> float:
-    """Passes over the training split that a phase makes."""
+    """Return the number of passes over the training split that a phase makes."""
     return phase.steps / order.steps_per_epoch() if phase.steps else phase.epochs
 
 
 def distinct_draws(phase: Phase, order: Order) -> float:
-    """How many draws of each sample a phase trains on."""
+    """Return how many draws of each sample a phase trains on."""
     epochs = phase_epochs(phase, order)
     return min(epochs, phase.masks_per_sample) if phase.masks == "fixed" else epochs
 
 
 def predicted_share(phase: Phase, setup: Setup) -> float:
-    """Expected share of the tokens that the head is asked for."""
+    """Return the expected share of the tokens that the head is asked for."""
     if setup.config.training.objective == "clm":
         return 1.0
     low, high = phase.progress

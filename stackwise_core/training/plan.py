@@ -43,7 +43,7 @@ def _json_value(instance: object, attribute: object, value: object) -> object:
 
 
 ESTIMATES = ("memory", "disk", "streams", "flops", "boundary", "seconds")
-"""What a phase in JSON has of costs, and of what follows from them: the same phase may have others elsewhere."""
+"""Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
 
 
 @frozen
@@ -53,7 +53,7 @@ class Plan:
     spec: RackSpec
     phases: tuple[PhasePlan, ...]
     routes: tuple[BandRoute, ...]
-    """How the finished rack uses its stacks."""
+    """Routes of the finished rack."""
     exits: frozenset[int]
     """Stacks whose exit the head was trained to read at."""
     window: int
@@ -67,9 +67,9 @@ class Plan:
     corpus: str
     """Fingerprint of the text and of how it was cut, in hexadecimal."""
     notes: tuple[str, ...]
-    """What a user should know before starting."""
+    """Notes for the user before starting."""
     speed: Speed
-    """Of this machine, by a short measurement."""
+    """Speed of this machine, by a short measurement."""
 
     @property
     def seconds(self) -> float:
@@ -77,7 +77,7 @@ class Plan:
         return sum(planned.seconds for planned in self.phases)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
+        """Return the plan as JSON values."""
         return {
             "rack": {**asdict(self.spec, value_serializer=_json_value), "parameters": self.spec.parameters},
             "tokenizer": self.tokenizer,
@@ -166,7 +166,7 @@ def _source_notes(setup: Setup) -> list[str]:
 
 
 def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:
-    """Stacks whose exit was read in training, with nothing below it that changed since."""
+    """Return the stacks whose exit was read in training, with nothing below it that changed since."""
     paths: dict[int, tuple[int, ...]] = {}
     if source is not None:
         given = sorted(source.stacks)
@@ -182,7 +182,7 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
 
 
 def check_same_plan(plan: Plan, directory: RunDirectory, data: DataConfig) -> None:
-    """Refuse to go on with a run whose plan isn't what its configuration comes to now, or whose weights aren't its own.
+    """Refuse to resume a run whose plan isn't what its configuration gives now, or whose weights aren't its own.
 
     Args:
         data: what names the text now.

@@ -1,4 +1,4 @@
-"""Whether a plan makes sense: its phases, routes, objective and schedule, before any of it is priced."""
+"""Checks of a plan: its phases, routes, objective and schedule, before any of it is priced."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_partition(spec: RackSpec, mode: str) -> None:
 
 
 def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
-    """The routes in the order of their mask fractions, which they divide (0, 1] into.
+    """Return the routes in the order of their mask fractions, which they divide (0, 1] into.
 
     Args:
         mode: the trainer mode's ``origin``.
@@ -152,7 +152,7 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
 
 
 def _choices(annotation: Any) -> tuple[object, ...]:
-    """What a field that is one of some words may be."""
+    """Return the values that a field of literal words may have."""
     members = [annotation] if get_origin(annotation) is Literal else get_args(annotation)
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
     return (*words, None) if words and type(None) in members else tuple(words)

@@ -1,4 +1,4 @@
-"""Whether a plan fits into the memory and onto the disk that there are; refused before anything is written."""
+"""Checks that a plan fits into the memory and onto the disk of the machine; refused before anything is written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stackwise_core.training.plan import Plan
 from stackwise_core.writable import check_writable
 
 FAR = 3
-"""How many times the memory that there is a plan may need. The estimate can be off, and swap can be as large as memory;
-beyond that no machine holds it."""
+"""Largest need of a plan, as a multiple of the memory that the machine has. The estimate can be off, and swap can be as
+large as memory; beyond that no machine holds it."""
 ALL_THE_SAME = "With --beyond-machine (in Python beyond_machine=True) it is begun all the same."
 HELPS = {
     "process": "A larger budget helps.",
@@ -27,11 +27,11 @@ HELPS = {
     "activations": "A smaller training.batch_size, with more training.gradient_accumulation, needs less.",
     "boundaries": 'A smaller training.window needs less, and so does a cache that isn\'t in memory (use = "disk").',
 }
-"""What lessens each part of the memory."""
+"""Advice that lessens each part of the memory."""
 
 
 def stores_directory(config: Config) -> Path | None:
-    """Where the configuration has boundaries; None: in the run's own directory."""
+    """Return where the configuration has boundaries; None: in the run's own directory."""
     directory = None if config.cache_backend is None else config.cache_backend.options.directory
     return None if directory is None else Path(directory)
 

@@ -1,4 +1,4 @@
-"""A run's measurements: which events they are made of, and who gets them."""
+"""Recording of a run's measurements: the events that they are made of, and the trackers that get them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stackwise_core.training.plan import Plan
 
 
 class Recorder:
-    """Writes measurements into metrics.jsonl and tells the trackers of them.
+    """Recorder that writes measurements into metrics.jsonl and tells the trackers of them.
 
     Args:
         directory: the run's, absolute.
@@ -44,7 +44,7 @@ class Recorder:
         self._open = ExitStack()
 
     def record(self, event: Event) -> None:
-        """Write down what is worth it of an event."""
+        """Record the measurements of an event, if it has any."""
         if isinstance(event, PhaseStarted):
             self._begin_phase(event.planned, 0)
         elif isinstance(event, PhaseResumed):

@@ -1,4 +1,4 @@
-"""What a plan and a run both need: the device, the implementations, the text as sequences, and the rack's shape."""
+"""Setup of a plan or a run: the device, the implementations, the text as sequences, and the rack's shape."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WINDOW = 1024
 
 @frozen
 class Implementations:
-    """What this configuration chose of the hooks, made from their options; the mask schedule is in the noise."""
+    """The chosen implementations of the hooks, made from their options; the mask schedule is in the noise."""
 
     formats: Formats
     cache: CacheBackend | None
@@ -52,7 +52,7 @@ class Implementations:
 
 @frozen
 class RackParts:
-    """All that a rack takes which isn't trained any more."""
+    """Everything that a trained rack needs besides its weights."""
 
     config: Config
     device: torch.device
@@ -61,7 +61,7 @@ class RackParts:
     spec: RackSpec
 
     def residency(self, masters: Masters) -> Residency:
-        """The rack as it begins, with nothing in memory but its ends."""
+        """Return the rack as it begins, with nothing in memory but its ends."""
         keep_little()
         return Residency(
             self.spec,
@@ -91,7 +91,7 @@ class RackParts:
 
 @frozen
 class Parts(RackParts):
-    """What a configuration comes to, apart from the text."""
+    """Everything built from the configuration except the corpus."""
 
     implementations: Implementations
     noise: Noise
@@ -99,7 +99,7 @@ class Parts(RackParts):
 
 @frozen
 class Setup(Parts):
-    """Everything that stands before the first phase is planned."""
+    """Everything built before the first phase is planned."""
 
     corpus: Corpus
     source: Source | None
@@ -107,10 +107,10 @@ class Setup(Parts):
 
 
 def set_up(config: Config, registry: Registry, progress: Progress | None = None) -> Setup:
-    """Build all of it.
+    """Build the whole setup.
 
     Args:
-        progress: as ``prepare`` has it.
+        progress: as for ``prepare``.
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
@@ -128,7 +128,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
 
 
 def set_up_parts(config: Config, registry: Registry) -> Parts:
-    """Build all but the text, and without a rack to start from.
+    """Build everything but the text, and without a rack to start from.
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
@@ -179,7 +179,7 @@ def _check_formats(formats: Formats, spec: RackSpec) -> None:
 
 
 def settled_window(config: Config) -> int:
-    """``training.window``, or what it is where it was left out.
+    """Return ``training.window``, or its default where it was left out.
 
     It decides the order of samples. So it is halved rather than made to fit, and is the same wherever there is room.
     """
@@ -194,7 +194,7 @@ def settled_window(config: Config) -> int:
 
 
 def select_device(name: str, asked_by: str = "run.device") -> torch.device:
-    """The device of a name; ``auto`` is a CUDA device where torch finds one.
+    """Return the device of a name; ``auto`` is a CUDA device where torch finds one.
 
     Args:
         asked_by: what says so, for messages.
@@ -268,7 +268,7 @@ def _vocab_size(config: Config, tokenizer: Tokenizer) -> int:
 
 
 def rack_spec(config: Config, vocab_size: int, steps: tuple[float, ...]) -> RackSpec:
-    """The rack's shape, before a trainer mode partitions it.
+    """Return the rack's shape, before a trainer mode partitions it.
 
     Args:
         steps: mask fractions of the discrete time steps.

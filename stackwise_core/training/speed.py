@@ -1,4 +1,4 @@
-"""How long phases will take, by a short measurement of the device."""
+"""Estimate of the time of phases, from a short measurement of the device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LARGEST = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the product that is timed: larger ones are as fast, and take their time."""
 COPIED_BYTES = 1 << 25
 ACTIVATION_PASSES = 6
-"""How many times a step copies as much as it keeps for its backward pass: made, read, and the same for gradients; norms
-and activation functions read and write what matrix products don't touch."""
+"""Bytes that a step copies, as a multiple of those that it keeps for its backward pass: made, read, and the same for
+gradients; norms and activation functions read and write what matrix products don't touch."""
 OPTIMIZER_BYTES = 28
 """Bytes that an update moves for each weight: gradient, two moments, the weight itself."""
 
@@ -59,7 +59,7 @@ def phase_seconds(planned: PhasePlan, setup: Setup, speed: Speed) -> float:
 
 
 def _computes_in(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format of a matrix product under a precision."""
+    """Return the format of a matrix product under a precision."""
     ones = torch.ones(16, 16, dtype=torch.float32, device=device)
     with torch.no_grad(), precision.autocast(device):
         return linear(ones, ones).dtype
@@ -82,7 +82,7 @@ def _copied(device: torch.device, threads: int) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The time of a piece of work: the shortest of a few batches, since others may use the machine."""
+    """Measure the time of a piece of work: the shortest of a few batches, since others may use the machine."""
 
     def timed(times: int) -> float:
         began = time.perf_counter()

@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that stop."""
+"""Signals that stop a run."""
 
 CHECKPOINT_SIGNAL = signal.SIGUSR1
 
 
 class Stopping:
-    """Whether somebody asked the run to stop, or for a checkpoint.
+    """Requests to the run to stop, or for a checkpoint.
 
     Args:
         tell: called once, when the run is asked to stop and finishes its step first.
@@ -58,13 +58,13 @@ class Stopping:
         self.requested = True
 
     def takes_checkpoint(self) -> bool:
-        """Whether a checkpoint was asked for since this was last asked."""
+        """Return whether a checkpoint was asked for since this was last asked."""
         asked, self._checkpoint_requested = self._checkpoint_requested, False
         return asked
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A first signal is noted, for the code in here to ``stop`` where it can; a second one interrupts it.
+        """Note a first signal, for the code in here to ``stop`` where it can; a second one interrupts it.
 
         Elsewhere the first one interrupts.
         """

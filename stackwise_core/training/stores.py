@@ -20,7 +20,7 @@ from stackwise_core.training.namespace import namespace
 
 
 class Stores:
-    """Opens stores, and keeps those that are open within the backend's capacity.
+    """The open stores of a run, kept within the backend's capacity.
 
     Args:
         directory: of the stores and their records.
@@ -35,7 +35,7 @@ class Stores:
         self._settled = (0, 0)
 
     def open(self, phase: str, trunk: Sequence[int], layout: Layout, made_of: Mapping[str, object]) -> ActivationStore:
-        """The store of what a boundary is made of, with whatever is left there."""
+        """Open the store for a boundary of this provenance, with whatever is left there."""
         name = namespace(made_of)
         if self.backend.durable:
             self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
@@ -59,15 +59,15 @@ class Stores:
             # Without it the store is anybody's who has it, too: a run may delete it, and loses time by that.
 
     def _is_ours(self, name: str) -> bool:
-        """Whether this run may delete a store: whoever wrote its record may."""
+        """Return whether this run may delete a store: whoever wrote its record may."""
         return self._within_run or owner(self._directory, name) in (self._run, None)
 
     def is_ours(self, store: ActivationStore) -> bool:
-        """Whether this run may delete an open store, or some of it."""
+        """Return whether this run may delete an open store, or some of it."""
         return all(self._is_ours(name) for name, each in self._open.items() if each is store)
 
     def may_grow(self, store: ActivationStore, by: int) -> bool:
-        """Whether so many bytes may be put: into another run's store only where nothing has to go for them."""
+        """Return whether so many bytes may be put: into another run's store only where nothing has to go for them."""
         if self.is_ours(store):
             return True
         capacity = self.backend.options.capacity
@@ -91,12 +91,12 @@ class Stores:
 
     @property
     def losses(self) -> CacheStats:
-        """``evicted`` and ``damaged`` of all stores, since ``settle``; what one finds when it is opened included."""
+        """Counts ``evicted`` and ``damaged`` of all stores since ``settle``, with what one finds when it is opened."""
         evicted, damaged = self._lost
         return CacheStats(evicted=evicted - self._settled[0], damaged=damaged - self._settled[1])
 
     def settle(self) -> None:
-        """A phase was measured: what is lost from now on is the next one's."""
+        """Begin to count anew: a phase was measured, and what is lost from now on is the next one's."""
         self._settled = self._lost
 
     @property

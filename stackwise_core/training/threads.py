@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of threads that torch computes with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAID_OUTSIDE = "OMP_NUM_THREADS"
 
 @contextmanager
 def computing_threads(asked: int | None) -> Iterator[None]:
-    """Have torch compute with so many threads, and leave it as it was afterwards.
+    """Compute with so many torch threads, and restore the number afterwards.
 
     Args:
         asked: ``run.threads``; None: as many as it has, and without ``OMP_NUM_THREADS`` no more than the processors

@@ -1,4 +1,4 @@
-"""Whether a trunk is in memory as a whole, or streamed: one stack at a time."""
+"""Choice of a trunk's residency: in memory as a whole, or streamed one stack at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ some 3 ns a weight, and computing takes 2 operations a weight and token, which i
 
 
 def streams_trunk(resident: Memory, setup: Setup) -> bool:
-    """Whether one stack of a trunk is in memory at a time.
+    """Return whether one stack of a trunk is in memory at a time.
 
     Args:
         resident: what a phase needs with all of it there.

@@ -18,21 +18,21 @@ class Validation:
     """The objective of a phase over validation sequences, under the same masks each time, so that values compare."""
 
     drawer: Drawer
-    """Of the validation split."""
+    """Drawer of the validation split."""
     objective: Objective
     every: int
     """Optimizer steps between two validations."""
     sequences: int | None
-    """How many sequences to use, evenly spaced; None: all."""
+    """Number of sequences to use, evenly spaced; None: all."""
     batch_size: int
 
     def is_due(self, step: int) -> bool:
-        """Whether to validate after so many steps."""
+        """Return whether to validate after so many steps."""
         return step % self.every == 0
 
     @torch.no_grad()
     def loss(self, residency: Residency, path: Sequence[int]) -> float:
-        """Nats a token at the exit of a path, from the tokens on.
+        """Compute nats a token at the exit of a path, from the tokens on.
 
         Raises:
             StackwiseError: it isn't a finite number.
@@ -51,15 +51,15 @@ class Validation:
 
 @define
 class Plateau:
-    """Whether a loss has stopped getting better; never, without a patience."""
+    """Detector of a loss that has stopped getting better; without a patience it never has."""
 
     patience: int | None = None
     best: float | None = None
-    """Of the validations so far."""
+    """Lowest loss of the validations so far."""
     without_gain: int = 0
 
     def reached(self, loss: float) -> bool:
-        """Take a validation's loss in, and say whether it was one too many without a new best."""
+        """Add a validation's loss, and return whether it was one too many without a new best."""
         better = self.best is None or loss < self.best
         self.without_gain = 0 if better else self.without_gain + 1
         self.best = loss if better else self.best
