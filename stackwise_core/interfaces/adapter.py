@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 class Adapter(Component):
-    """Attaches named adapters to stacks; several may be active on one stack, each with its own rank."""
+    """Kind of adapters, attached to stacks by name; several may be active on one stack, each with its own rank."""
 
     float_only: str = ""
-    """Why it can't stand on quantised weights; empty where it can."""
+    """Reason why it can't stand on quantised weights; empty where it can."""
     rewrites_base: bool = False
     """Whether ``attach`` changes a stack's own weights in memory, which then can't train beside it."""
 
     def clashes_with(self, other: "Adapter") -> str:
-        """Why the two can't stand on one stack; empty where they can."""
+        """Return why the two can't stand on one stack; empty where they can."""
         return ""
 
     @abstractmethod
     def size(self, rack: RackSpec, index: int) -> int:
-        """How many trainable weights it has on a stack; the plan counts with it.
+        """Return how many trainable weights it has on a stack; the plan counts with it.
 
         Args:
             rack: as the mode's ``partition`` gave it.
@@ -48,7 +48,7 @@ class Adapter(Component):
 
     @abstractmethod
     def trainable(self, stack: "nn.Module", names: Collection[str]) -> "list[nn.Parameter]":
-        """Make just these adapters trainable and all others frozen, all of them staying active; give the parameters.
+        """Make just these adapters trainable and all others frozen, and return the parameters. All of them stay active.
 
         The stack's own weights are left frozen or trainable, as they are.
         """

@@ -13,21 +13,21 @@ class Budget:
     """The keys of ``[training]`` that reach a phase through its mode alone."""
 
     epochs_per_stack: int = 1
-    """Passes over the training split, a stack."""
+    """Number of passes over the training split, a stack."""
     steps_per_stack: int | None = None
     """Optimizer steps a stack, in place of epochs; None: epochs count."""
     masks: Literal["fixed", "resampled"] = "fixed"
-    """Whether each sample goes through ``masks_per_sample`` draws in turn, or gets a new one each epoch."""
+    """Masks of a sample: ``masks_per_sample`` draws in turn, or a new one each epoch."""
     masks_per_sample: int = 4
     """The number of fixed draws of a sample."""
     head: Literal["frozen", "trains"] = "frozen"
-    """Whether an untied LM head goes on training after the first phase."""
+    """Training of an untied LM head after the first phase."""
     over: Literal["time", "depth", "both"] = "time"
-    """What the mask schedule's progress stands for: the time of a draw, the stack's place, or a slice each."""
+    """Meaning of the mask schedule's progress: the time of a draw, the stack's place, or a slice each."""
     over_is_set_by: Literal["over", "time"] = "over"
     """The key of ``[training]`` that decides ``over``, for messages."""
     noise_index: Literal["build", "position"] = "build"
-    """Over depth, whether the schedule begins at the stack that is built first, or at the one at the tokens."""
+    """Place where the schedule begins over depth: the stack that is built first, or the one at the tokens."""
 
     def share(self, stacks: float, after: float = 0.0, *, anew: bool = False) -> dict[str, Any]:
         """Return the fields ``epochs``, ``steps`` and ``begins`` of a phase.
@@ -48,7 +48,7 @@ class Budget:
 
     @property
     def mask_fields(self) -> dict[str, Any]:
-        """The fields ``masks`` and ``masks_per_sample`` of a phase, as configured."""
+        """Fields ``masks`` and ``masks_per_sample`` of a phase, as configured."""
         return {"masks": self.masks, "masks_per_sample": self.masks_per_sample}
 
     def stretch(self, stack: int, stacks: int, built: int) -> tuple[float, float]:

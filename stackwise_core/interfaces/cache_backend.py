@@ -1,4 +1,4 @@
-"""The hook ``cache_backend``: where boundaries are kept between the epochs and phases that read them."""
+"""The hook ``cache_backend``: stores that keep boundaries between the epochs and phases that read them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ Format = Literal["bf16", "fp32", "int8", "fp8", "int4"]
 LARGEST_BUFFER = 64 << 20
 """Most bytes of entries that wait in memory to be written together, but for a single one that is larger."""
 INT4_GROUP = 32
-"""How many features of a token share a scale in int4."""
+"""Number of features of a token that share a scale in int4."""
 
 
 def _only_where_more_are_kept(instance: "CacheOptions", attribute: Any, value: int | None) -> None:
@@ -33,7 +33,7 @@ def _only_where_more_are_kept(instance: "CacheOptions", attribute: Any, value: i
 
 @frozen
 class CacheOptions:
-    """What every backend's options have; subclass it."""
+    """Options that every backend has; subclass it."""
 
     dtype: Format = option(
         "bf16",
@@ -64,7 +64,7 @@ class CacheOptions:
 
     @property
     def phases_kept(self) -> float:
-        """Of how many phases boundaries are kept; infinity for all."""
+        """Number of phases of which boundaries are kept; infinity for all."""
         if self.keep == "stack":
             return 1
         return math.inf if self.keep_time_steps is None else self.keep_time_steps
@@ -90,23 +90,23 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of an entry: [tokens, row]."""
+        """Shape of an entry: [tokens, row]."""
         return (self.tokens, self.row)
 
     @property
     def torch_dtype(self) -> "torch.dtype":
-        """Of an entry: floats, or uint8 for codes with their scales."""
+        """Dtype of an entry: floats, or uint8 for codes with their scales."""
         import torch
 
         return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(self.dtype, torch.uint8)
 
     def written_together(self, most: int) -> int:
-        """How many entries may wait in memory to be written together, of so many that were asked for."""
+        """Return how many entries may wait in memory to be written together, of so many that were asked for."""
         return max(1, min(most, LARGEST_BUFFER // self.bytes_per_entry))
 
     @property
     def bytes_per_entry(self) -> int:
-        """Payload of one entry."""
+        """Bytes of one entry's payload."""
         return self.tokens * self.row * {"bf16": 2, "fp32": 4}.get(self.dtype, 1)
 
 
@@ -131,7 +131,7 @@ class CacheStats:
 
 
 class MissingEntries(KeyError):
-    """Some keys have no readable entry; ``keys`` names them."""
+    """Error of keys that have no readable entry; ``keys`` names them."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         super().__init__(f"{len(keys)} activations are not in the store")
@@ -158,11 +158,14 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def contains(self, keys: Sequence[Key]) -> list[bool]:
-        """Which keys have an entry. Asking counts as use, so an entry just found isn't the next to be evicted."""
+        """Return which keys have an entry.
+
+        Asking counts as use, so an entry just found isn't the next to be evicted.
+        """
 
     @abstractmethod
     def keys(self) -> Iterator[Key]:
-        """Every entry's key, in no particular order."""
+        """Iterate over every entry's key, in no particular order."""
 
     @abstractmethod
     def shrink(self, most: int) -> None:
@@ -170,7 +173,10 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Make all that was put durable. Called when a phase ends: what is in memory or open for want of it may go."""
+        """Make all that was put durable.
+
+        Called when a phase ends: buffers and files open until then may be released.
+        """
 
     @abstractmethod
     def drop(self) -> None:
@@ -178,13 +184,13 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def stats(self) -> CacheStats:
-        """Counts of entries, bytes, reads, writes and damage."""
+        """Return counts of entries, bytes, reads, writes and damage."""
 
     def prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 - a backend with nothing to fetch ahead needs none
-        """Say which keys the next ``get`` asks for, so that their reading can begin."""
+        """Announce the keys that the next ``get`` asks for, so that their reading can begin."""
 
     def discard(self, keys: Iterable[Key]) -> None:  # noqa: B027 - room that comes back with ``drop`` is no fault
-        """Say which entries nobody will ask for again, so that their room can be given back. Nothing is evicted."""
+        """Release entries that won't be asked for again, so that their room can be given back. Nothing is evicted."""
 
     def close(self) -> None:
         """Flush and release; the store isn't used afterwards."""
@@ -192,7 +198,7 @@ class ActivationStore(ABC):
 
 
 class CacheBackend(Component):
-    """Opens stores. Its options subclass :class:`CacheOptions`."""
+    """Backend that opens stores. Its options subclass :class:`CacheOptions`."""
 
     options: CacheOptions
 
@@ -202,7 +208,7 @@ class CacheBackend(Component):
     """Whether a store gives the room of entries back that were discarded; the plan counts them until then if not."""
 
     def buffer_bytes(self, layout: Layout) -> int:
-        """Bytes that a store holds in memory of what waits to be written; the plan counts them."""
+        """Return the bytes that a store holds in memory of what waits to be written; the plan counts them."""
         return 0
 
     @abstractmethod

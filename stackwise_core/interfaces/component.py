@@ -1,4 +1,4 @@
-"""What the five interfaces share: an object made from its own typed options."""
+"""Base class of all interfaces: an object made from its own typed options."""
 
 from abc import ABC
 from typing import Any
@@ -9,28 +9,28 @@ from stackwise_core.errors import StackwiseError
 
 
 class Component(ABC):  # noqa: B024 - the interfaces below it say what is abstract
-    """Made once a run from the options that the TOML gave it."""
+    """An implementation's object, made once a run from the options that the TOML gave it."""
 
     origin: str = ""
-    """Where it comes from, for messages, as the registry sets it: ``mask_schedule "sine" of stackwise-sine 1.0``."""
+    """Origin for messages, as the registry sets it: ``mask_schedule "sine" of stackwise-sine 1.0``."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
     @property
     def described(self) -> dict[str, Any]:
-        """Its class and its options as JSON values; two that say the same do the same."""
+        """Class and options as JSON values; two components with equal values do the same."""
         options = attrs.asdict(self.options) if attrs.has(type(self.options)) else {}
         return {"class": f"{type(self).__module__}:{type(self).__qualname__}", "options": options}
 
 
 def origin(component: object) -> str:
-    """Where a component comes from; its class where nobody said."""
+    """Return where a component comes from; its class where nobody said."""
     return getattr(component, "origin", "") or type(component).__name__
 
 
 class ContractError(StackwiseError):
-    """An implementation gave something else than its interface promises.
+    """Error of an implementation that gave something else than its interface promises.
 
     Args:
         component: the implementation, or its ``origin``.

@@ -1,4 +1,4 @@
-"""The hook ``mask_schedule``: which fraction of a sequence is masked, and where."""
+"""The hook ``mask_schedule``: the fraction of a sequence that is masked, and the masked places."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class MaskSchedule(Component):
-    """Maps progress to a mask fraction.
+    """Map from progress to a mask fraction.
 
     What progress means is ``training.over``: the time of a draw, or the place of the stack that trains.
     """
 
     @abstractmethod
     def fraction(self, progress: "Tensor") -> "Tensor":
-        """Mask fraction at each progress.
+        """Compute the mask fraction at each progress.
 
         Args:
             progress: float tensor of any shape, values in [0, 1].

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Component):
-    """Makes the optimizer of a phase.
+    """Rule that makes the optimizer of a phase.
 
     Learning rates, their schedule, weight decay by group, clipping and bad steps are the engine's. It sets
     ``param_groups[i]["lr"]`` before each step.
@@ -41,7 +41,7 @@ class Optimizer(Component):
         """
 
     def fits(self, key: str, value: "Tensor | int | float | bool", parameter: "Tensor") -> bool:
-        """Check a value of a checkpoint's state before it is loaded, since kernels trust shapes and number formats.
+        """Return whether a value of a checkpoint's state can be loaded: kernels trust shapes and number formats.
 
         By default tensors have the parameter's shape, in its format or fp32, or are a counter in fp32; numbers are
         counts.

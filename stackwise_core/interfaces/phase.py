@@ -17,7 +17,7 @@ class Phase:
     """A stretch of training that the engine executes; a trainer mode plans a list of them."""
 
     name: str
-    """For tables and measurements; no two phases of a plan have the same."""
+    """Name for tables and measurements; no two phases of a plan have the same."""
     path: tuple[int, ...] = field(converter=as_stack_indices)
     """Stacks in the order in which the hidden states pass them."""
     trains: frozenset[int] = field(converter=_members)
@@ -38,25 +38,25 @@ class Phase:
     progress: tuple[float, float] = (0.0, 1.0)
     """The stretch of the mask schedule's progress that draws are taken from; equal ends fix the mask fraction."""
     masks: Literal["fixed", "resampled"] = "fixed"
-    """Whether each sample goes through ``masks_per_sample`` draws in turn, or gets a new one each epoch."""
+    """Masks of a sample: ``masks_per_sample`` draws in turn, or a new one each epoch."""
     masks_per_sample: int = 4
     """The number of fixed draws of a sample."""
     weighting: Literal["nelbo", "mean"] | None = None
-    """None: as ``training.weighting`` says, or as the schedule allows."""
+    """Loss weighting; None: as ``training.weighting`` says, or as the schedule allows."""
     epochs: float = 1
-    """Passes over the training split; a fraction is rounded to whole steps, at least one."""
+    """Number of passes over the training split; a fraction is rounded to whole steps, at least one."""
     steps: int | None = None
     """Optimizer steps; None: as many as the epochs have."""
     begins: float = 0
-    """Where in the stream of samples and draws the phase begins, in the unit of its budget: steps where it has steps,
-    else epochs. Phases that begin at the same place share their draws."""
+    """Place in the stream of samples and draws where the phase begins, in the unit of its budget: steps where it has
+    steps, else epochs. Phases that begin at the same place share their draws."""
     start: Literal["random", "copy", "zero_output"] = "random"
-    """How stacks begin that no phase had in its path before: with random weights, as a copy of the neighbour in the
+    """Beginning of stacks that no phase had in its path before: with random weights, as a copy of the neighbour in the
     path, or random with the projections into the residual stream zero, so that they change nothing at first."""
     lr: float = 1.0
     """Factor of all learning rates."""
     boundaries: Literal["cache", "window"] = "cache"
-    """Whether boundaries go to the cache backend, or are held in memory a window at a time in any case."""
+    """Place of boundaries: the cache backend, or in any case memory, a window at a time."""
 
     @property
     def frozen_prefix(self) -> tuple[int, ...]:
@@ -85,10 +85,10 @@ class Phase:
 
     @property
     def entry(self) -> str:
-        """Where a training step starts: ``"tokens"``, or the boundary above the frozen prefix."""
+        """Entry of a training step: ``"tokens"``, or the boundary above the frozen prefix."""
         prefix = self.frozen_prefix
         return f"boundary above stack {prefix[-1]}" if prefix else "tokens"
 
     def draw_number(self, epoch: int) -> int:
-        """The draw that every sample uses in an epoch: a new one each time, or in turn through the fixed ones."""
+        """Return the draw of every sample in an epoch: a new one each time, or in turn through the fixed ones."""
         return epoch if self.masks == "resampled" else epoch % self.masks_per_sample

@@ -10,7 +10,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 
 Start = Literal["random", "copy", "zero_output"]
-"""How a stack begins that joins others: see :attr:`Phase.start`."""
+"""Beginning of a stack that joins others: see :attr:`Phase.start`."""
 
 
 def stacks_to_build(rack: RackSpec, mode: str) -> list[int]:
@@ -32,7 +32,7 @@ def stacks_to_build(rack: RackSpec, mode: str) -> list[int]:
 
 
 def shares_of(shares: Sequence[float], stacks: int) -> list[tuple[float, float]]:
-    """Divide a budget: the share of each stack to build, and of those before it, in what one has on average.
+    """Divide a budget: return the share of each stack to build, and of those before it, in units of the average.
 
     Args:
         shares: relative sizes, such as [3, 2, 1]; empty for equal ones.

@@ -1,4 +1,4 @@
-"""The hook ``precision``: in which number format a stack is held, and in which it computes."""
+"""The hook ``precision``: the number format that a stack is held in, and the one that it computes in."""
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Precision(Component):
-    """Prepares a stack built in fp32, for training (``precision.active``) or for the trunk (``precision.trunk``)."""
+    """Format of a stack built in fp32, for training (``precision.active``) or for the trunk (``precision.trunk``)."""
 
     trainable: bool = True
     """Whether a stack's full weights can train at this precision."""
@@ -33,7 +33,7 @@ class Precision(Component):
         """
 
     def refuses(self, rack: RackSpec) -> str:
-        """Why it can't hold a rack's frozen stacks; empty where it can.
+        """Return why it can't hold a rack's frozen stacks; empty where it can.
 
         Asked of ``precision.trunk`` and ``precision.stacks``, for the rack as the mode's ``partition`` gave it.
         """
@@ -54,17 +54,20 @@ class Precision(Component):
 
     @abstractmethod
     def autocast(self, device: "torch.device") -> AbstractContextManager[object]:
-        """The context in which a prepared stack's forward pass and the head run.
+        """Return the context in which a prepared stack's forward pass and the head run.
 
         The residual stream [batch, tokens, d_model] is fp32 before and after a stack.
         """
 
     def loss_scaler(self, device: "torch.device") -> "torch.amp.GradScaler | None":
-        """A gradient scaler, where this precision's gradients would underflow without one."""
+        """Return a gradient scaler, where this precision's gradients would underflow without one."""
         return None
 
     def to_tensors(self, stack: "nn.Module") -> "dict[str, Tensor]":
-        """A frozen prepared stack as named tensors for safetensors; ``from_tensors`` reads them back bit for bit."""
+        """Return a frozen prepared stack as named tensors for safetensors.
+
+        ``from_tensors`` reads them back bit for bit.
+        """
         return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
 
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:

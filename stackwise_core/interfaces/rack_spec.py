@@ -7,10 +7,10 @@ from attrs import frozen
 
 @frozen(kw_only=True)
 class RackSpec:
-    """Sizes of a rack, in the field's names. Stacks are counted from the tokens upwards, from 0."""
+    """Sizes of a rack, by the field's names. Stacks are counted from the tokens upwards, from 0."""
 
     blocks: tuple[int, ...]
-    """How many blocks each stack has."""
+    """Number of blocks of each stack."""
     vocab_size: int
     """Token ids, the mask token among them."""
     seq_len: int
@@ -24,19 +24,19 @@ class RackSpec:
     d_ff: int
     """Width of the SwiGLU layer."""
     attention: Literal["bidirectional", "causal"] = "bidirectional"
-    """Whether a token sees the tokens after it."""
+    """Attention of a token: to the whole sequence, or to no token after it."""
     tie_embeddings: bool = True
     """Whether the LM head is the transposed embedding."""
     rope_theta: float = 10_000.0
     """Base of the rotary position angles."""
     norm_eps: float = 1e-5
-    """Added to the mean square in RMSNorm."""
+    """Number added to the mean square in RMSNorm."""
     init_std: float = 0.02
     """Standard deviation of new weights."""
     ends: Literal["shared", "per_stack"] = "shared"
-    """Whether all stacks share one embedding and one head, or each has its own."""
+    """Embedding and head: one of each for all stacks, or each stack's own."""
     time_encoding: Literal["sinusoidal", "learned"] | None = None
-    """How the mask fraction is embedded and added to every token's embedding; None: the network isn't told."""
+    """Embedding of the mask fraction, which is added to every token's embedding; None: the network isn't told."""
     time_fractions: tuple[float, ...] = ()
     """Mask fractions of the discrete time steps, in order; empty where time is continuous."""
     given: frozenset[int] = frozenset()
@@ -44,7 +44,7 @@ class RackSpec:
 
     @property
     def stacks(self) -> int:
-        """How many stacks there are."""
+        """Number of stacks."""
         return len(self.blocks)
 
     @property
@@ -60,7 +60,7 @@ class RackSpec:
         return query_and_output + key_and_value + 3 * self.d_model * self.d_ff + 2 * self.d_model
 
     def stack_parameters(self, stack: int) -> int:
-        """Weights of one stack, its exit norm included."""
+        """Return the weights of one stack, its exit norm included."""
         return self.blocks[stack] * self.block_parameters + self.d_model
 
     @property
@@ -82,7 +82,7 @@ class RackSpec:
         return stacks + ends * (self.embedding_parameters + self.head_parameters)
 
     def stack_flops(self, stack: int) -> int:
-        """Floating-point operations of one stack's forward pass, a token: matrix products and attention."""
+        """Return the floating-point operations of one stack's forward pass, a token: matrix products and attention."""
         matmuls = self.block_parameters - 2 * self.d_model
         attention = 2 * self.seq_len * self.n_heads * self.head_dim
         return 2 * self.blocks[stack] * (matmuls + attention)

@@ -1,4 +1,4 @@
-"""How a finished rack uses its stacks, by the mask fraction of what it reads."""
+"""Routes of a finished rack: the paths that it uses, by the mask fraction of what it reads."""
 
 from collections.abc import Iterable
 

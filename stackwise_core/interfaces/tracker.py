@@ -1,4 +1,4 @@
-"""The hook ``tracker`` (provisional): who is told of a run's measurements, beside its own metrics.jsonl."""
+"""The hook ``tracker`` (provisional): receivers of a run's measurements, beside its own metrics.jsonl."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -49,9 +49,11 @@ class Measurement:
 
 
 class Tracker(Component):
-    """Told of a run from one process's beginning to its end. A run that was killed goes on in another process.
+    """Receiver of a run's measurements, from one process's beginning to its end.
 
-    What it raises ends the run, which can go on from its last checkpoint. A tracker whose service may be away catches
+    A killed run resumes in another process.
+
+    What it raises ends the run, which can resume from its last checkpoint. A tracker whose service may be away catches
     that itself.
     """
 
@@ -59,7 +61,7 @@ class Tracker(Component):
         """Prepare; called once in a process, before everything else."""
 
     def begin_phase(self, phase: int, done: int) -> None:
-        """Learn that a phase begins, or goes on from a checkpoint.
+        """Begin a phase, or resume it from a checkpoint.
 
         Args:
             phase: its place in the plan, from 0.
@@ -68,7 +70,7 @@ class Tracker(Component):
 
     @abstractmethod
     def record(self, measurement: Measurement) -> None:
-        """Take a measurement; the step's are those of every ``run.log_every`` steps."""
+        """Record a measurement; the step's are those of every ``run.log_every`` steps."""
 
     def close(self) -> None:
-        """Write out and release; called once, also when the run broke off."""
+        """Write out and release; called once, also when the run was interrupted."""

@@ -1,4 +1,4 @@
-"""The hook ``trainer_mode``: which phases a rack is trained in. A mode only plans; one engine executes."""
+"""The hook ``trainer_mode``: the phases in which a rack is trained. A mode only plans; one engine executes."""
 
 from abc import abstractmethod
 from typing import Literal
@@ -11,10 +11,10 @@ from stackwise_core.interfaces.routing import Route
 
 
 class TrainerMode(Component):
-    """Plans a curriculum, without torch and without touching a weight."""
+    """Planner of a curriculum, without torch and without touching a weight."""
 
     grows: Literal["up", "down"] = "up"
-    """Where stacks join that ``rack.init_from`` doesn't have: above its own, or below them."""
+    """Place where stacks join that ``rack.init_from`` doesn't have: above its own, or below them."""
 
     def partition(self, rack: RackSpec) -> RackSpec:
         """Regroup the rack's blocks into stacks, or add stacks to it; by default they stay as configured.
@@ -24,7 +24,7 @@ class TrainerMode(Component):
         return rack
 
     def routes(self, rack: RackSpec) -> list[Route]:
-        """How the finished rack uses its stacks; by default all in order, whatever the mask fraction.
+        """Return how the finished rack uses its stacks; by default all in order, whatever the mask fraction.
 
         Evaluation takes the bound of each route over the mask fractions that it serves, and adds them up; a fraction
         between two is the lower one's, and what the schedule leaves out goes to the nearest.
