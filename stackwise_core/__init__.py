@@ -43,7 +43,7 @@ wait_passively()  # before anything here loads torch
 
 
 def __getattr__(name: str) -> Any:
-    """What ``__all__`` names is imported when it is asked for: whoever wants one module doesn't wait for the others."""
+    """Import what ``__all__`` names when it is asked for: who wants one module doesn't wait for the others."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

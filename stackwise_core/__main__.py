@@ -1,4 +1,4 @@
-"""What the command ``stackwise`` begins with: an interrupt gets its word, also while the command line is imported."""
+"""Entry point of the command ``stackwise``: an interrupt gets its message, also while the command line is imported."""
 
 import sys
 

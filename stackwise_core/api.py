@@ -1,4 +1,4 @@
-"""What ``import stackwise_core as sw`` offers; the command line is made of it.
+"""The Python interface, ``import stackwise_core as sw``; the command line is built on it.
 
 A function imports what it needs when it is called: reading a configuration takes no torch.
 """
@@ -40,8 +40,8 @@ def load_config(
 
     Args:
         source: a TOML file, or the directory of a run.
-        overrides: single keys, which win: ``{"training.batch_size": 8}``, or as ``--set`` has them.
-        plugins: as ``-p`` has them: ``"no:NAME"``, ``"FILE.py"``.
+        overrides: single keys, which win: ``{"training.batch_size": 8}``, or as for ``--set``.
+        plugins: as for ``-p``: ``"no:NAME"``, ``"FILE.py"``.
 
     Raises:
         ConfigError: with every mistake that was found; one of the kinds of ``UsageError``.
@@ -77,13 +77,13 @@ def run(
     listener: Listener | None = None,
     tokenised: Progress | None = None,
 ) -> RunResult:
-    """Train, into a directory of its own. If the last run of that name broke off, it goes on with that one.
+    """Train, into a directory of its own. An interrupted last run of that name is resumed.
 
     Args:
-        configuration: from a TOML file; or from a run's directory, which it goes on with. As ``plan``, it takes the
+        configuration: from a TOML file; or from a run's directory, which is resumed. As ``plan``, it takes the
             name of either, too.
-        fresh: begin anew, though a run broke off.
-        accept_change: go on though the configuration has changed, where no weight depends on what has, or though a
+        fresh: begin anew, though an earlier run was interrupted.
+        accept_change: resume though the configuration has changed, where no weight depends on what has, or though a
             plugin has within a phase.
         beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
             doesn't hold.
@@ -110,7 +110,7 @@ def _read(configuration: Configuration | str | os.PathLike[str]) -> Configuratio
 
 
 def prepare(configuration: Configuration, tokenised: Progress | None = None) -> Prepared:
-    """All that stands before a run's first step: its text as tokens, its plan."""
+    """Prepare everything before a run's first step: its text as tokens, its plan."""
     # torch comes in here, after the configuration was found to be right.
     with own_state():
         from stackwise_core.training.plan import make_plan
@@ -131,10 +131,10 @@ class Prepared:
     setup: Setup
     plan: Plan
     parent: Path
-    """Where a new run's directory is made."""
+    """Directory that a new run's directory is made in."""
 
     def run(self, listener: Listener, stopping: Stopping | None = None, *, beyond_machine: bool = False) -> RunResult:
-        """Train it, or go on with what ``begin`` found.
+        """Train the run, or resume the one that ``begin`` found.
 
         Args:
             stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
@@ -145,7 +145,7 @@ class Prepared:
         from stackwise_core.training.stopping import Stopping
 
         def tell(event: Event) -> None:
-            # A listener that draws goes on with its own draws.
+            # A listener that draws numbers continues its own sequence.
             with preserved_state(generators=False):
                 listener(event)
 
@@ -167,7 +167,7 @@ def load_rack(
     stream: bool | None = None,
     plugins: Sequence[str] = (),
 ) -> LoadedRack:
-    """The rack of a finished run as a torch module, with ``sample`` and ``evaluate``.
+    """Load the rack of a finished run as a torch module, with ``sample`` and ``evaluate``.
 
     Args:
         path: the run's directory.
@@ -175,7 +175,7 @@ def load_rack(
         precision: a name such as ``"nf4"`` or ``"fp32"``, at which all stacks are held; None: as the run left them.
         stream: whether one stack is in memory at a time, read from disk each time that it is passed; None: whether
             they don't fit together into what memory is free.
-        plugins: as ``-p`` has them.
+        plugins: as for ``-p``.
 
     Raises:
         UsageError: it isn't a run, it never finished, or there is no such precision.

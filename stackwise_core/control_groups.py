@@ -24,7 +24,7 @@ class GroupMemory:
     folder: Path
     limit: int
     used: int
-    """Without what the kernel can give back."""
+    """Bytes in use, without what the kernel can give back."""
 
 
 @frozen
@@ -33,14 +33,14 @@ class _Group:
     folder: Path
 
     def read(self, name: str) -> str:
-        """The text of one of its files; nothing where it isn't there."""
+        """Return the text of one of its files; nothing where it isn't there."""
         try:
             return (self.folder / name).read_text().strip()
         except OSError:
             return ""
 
     def number(self, name: str) -> int | None:
-        """A number in one of its files; None where there is none, as ``max``."""
+        """Return a number in one of its files; None where there is none, as ``max``."""
         text = self.read(name)
         return int(text) if re.fullmatch(r"-?\d+", text) else None
 
@@ -89,13 +89,13 @@ def _quota(group: _Group) -> float | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[_Group]:
-    """This process's group of a controller and those above it, in each hierarchy that has the controller."""
+    """Yield this process's group of a controller and those above it, in each hierarchy that has the controller."""
     own = _own_paths(root)
     for version, mounted, place in _mounts(controller, root):
         path = own.get(controller if version == 1 else "")
         if path is None:
             continue
-        # A container's mount begins at its own group, and the path is as the machine has it.
+        # A container's mount begins at its own group, and the path is as the machine sees it.
         inside = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
         if ".." in inside.parts:
             inside = PurePosixPath()
@@ -104,7 +104,7 @@ def _groups(controller: str, root: Path) -> Iterator[_Group]:
 
 
 def _own_paths(root: Path) -> dict[str, PurePosixPath]:
-    """The path of this process's group by controller; that of version 2, which has all, under no name."""
+    """Return the path of this process's group by controller. That of version 2, which has all, is under no name."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
         if line.count(":") < 2:
@@ -116,7 +116,7 @@ def _own_paths(root: Path) -> dict[str, PurePosixPath]:
 
 
 def _mounts(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPath, Path]]:
-    """Version, the path of the group at the top, and the folder, of each hierarchy that may have the controller."""
+    """Yield version, path of the group at the top, and folder of each hierarchy that may have the controller."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
@@ -129,7 +129,7 @@ def _mounts(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPath, P
 
 
 def _unescaped(path: str) -> str:
-    """A path as it is, of which mountinfo writes spaces and the like as octal numbers."""
+    """Return a path as it is; mountinfo writes spaces and the like as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path)
 
 

@@ -6,7 +6,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, torch's on a CPU, which is a ``RuntimeError``, or torch's on a GPU."""
+    """Return whether memory ran out: Python's, torch's on a CPU, which is a ``RuntimeError``, or torch's on a GPU."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
@@ -14,18 +14,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class StackwiseError(Exception):
-    """The run failed for a reason that one message explains; no traceback is shown."""
+    """Failure of a run for a reason that one message explains; no traceback is shown."""
 
     exit_code = 1
 
 
 class UsageError(StackwiseError):
-    """The configuration or the command line asks for something that can't be."""
+    """Error of a configuration or command line that asks for something that can't be."""
 
     exit_code = 2
 
 
 class UnavailableError(StackwiseError):
-    """A plugin, a package or a device that the configuration names isn't there."""
+    """Error of a configuration whose plugin, package or device isn't there."""
 
     exit_code = 3

@@ -23,7 +23,7 @@ os.umask(_UMASK)  # it can't be read without being set
 
 
 def limit_of_open_files() -> int:
-    """How many files this process may have open at a time; -1: as many as it likes."""
+    """Return how many files this process may have open at a time; -1: as many as it likes."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
@@ -65,12 +65,12 @@ def publish(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def unfinished(path: Path) -> Path:
-    """What this process calls a file or a directory until it is whole."""
+    """Return the name by which this process calls a file or a directory until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether this is an ``unfinished`` name, and its process doesn't run any more; or it is this one, which asks."""
+    """Return whether this is an ``unfinished`` name whose process no longer runs, or is this one."""
     written = re.fullmatch(r"\..+\.([0-9]+)\.tmp", name)
     if written is None:
         return False
@@ -102,7 +102,7 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -33,7 +33,7 @@ class Implementation:
     """One implementation of one hook, described without importing it."""
 
     name: str
-    """What the TOML says after ``use =``."""
+    """Name that the TOML gives after ``use =``."""
     summary: str
     """One line for the listing."""
     factory: str
@@ -52,37 +52,37 @@ class Implementation:
 
 @hookspec
 def mask_schedule() -> list[Implementation]:  # type: ignore[empty-body]
-    """Mask fraction as a function of progress: :class:`stackwise_core.interfaces.mask_schedule.MaskSchedule`."""
+    """Declare courses of the mask fraction: :class:`stackwise_core.interfaces.mask_schedule.MaskSchedule`."""
 
 
 @hookspec
 def precision() -> list[Implementation]:  # type: ignore[empty-body]
-    """How a stack's weights are held and computed: :class:`stackwise_core.interfaces.precision.Precision`."""
+    """Declare precisions, formats of a stack's weights: :class:`stackwise_core.interfaces.precision.Precision`."""
 
 
 @hookspec
 def adapter() -> list[Implementation]:  # type: ignore[empty-body]
-    """Small trainable weights on a frozen stack: :class:`stackwise_core.interfaces.adapter.Adapter`."""
+    """Declare adapters, small weights on a frozen stack: :class:`stackwise_core.interfaces.adapter.Adapter`."""
 
 
 @hookspec
 def cache_backend() -> list[Implementation]:  # type: ignore[empty-body]
-    """Where boundaries are kept: :class:`stackwise_core.interfaces.cache_backend.CacheBackend`."""
+    """Declare stores of boundaries: :class:`stackwise_core.interfaces.cache_backend.CacheBackend`."""
 
 
 @hookspec
 def trainer_mode() -> list[Implementation]:  # type: ignore[empty-body]
-    """Which phases a rack is trained in: :class:`stackwise_core.interfaces.trainer_mode.TrainerMode`."""
+    """Declare plans of a rack's phases: :class:`stackwise_core.interfaces.trainer_mode.TrainerMode`."""
 
 
 @hookspec
 def optimizer() -> list[Implementation]:  # type: ignore[empty-body]
-    """The optimizer of what trains (provisional): :class:`stackwise_core.interfaces.optimizer.Optimizer`."""
+    """Declare optimizers of what trains (provisional): :class:`stackwise_core.interfaces.optimizer.Optimizer`."""
 
 
 @hookspec
 def tracker() -> list[Implementation]:  # type: ignore[empty-body]
-    """Who is told of a run's measurements (provisional): :class:`stackwise_core.interfaces.tracker.Tracker`."""
+    """Declare receivers of a run's measurements (provisional): :class:`stackwise_core.interfaces.tracker.Tracker`."""
 
 
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.

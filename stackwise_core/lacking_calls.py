@@ -1,4 +1,7 @@
-"""Calls that some file systems lack, as network and FUSE ones do: what isn't essential is done without."""
+"""Calls that some file systems lack, as network and FUSE ones do.
+
+The program works without those that aren't essential.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EN
 
 _log = logging.getLogger(__name__)
 _said: set[tuple[str, int]] = set()
-"""What was warned of, and on which file system."""
+"""Calls that were warned of, and the file systems that lack them."""
 
 
 @frozen
@@ -25,12 +28,12 @@ class Call:
 
     name: str
     lost: str
-    """What is lost by that."""
+    """The loss where the call is missing, in words."""
     errors: frozenset[int] = UNSUPPORTED
 
     @contextmanager
     def where_there_is(self, path: Path) -> Iterator[None]:
-        """Go on where the call fails in here because the file system of a path lacks it; warn once."""
+        """Ignore the failure of the call in here where the file system of a path lacks it; warn once."""
         try:
             yield
         except OSError as error:

@@ -22,7 +22,7 @@ class NumberRange:
     """The finite numbers that a format holds."""
 
     format: str
-    """As messages name it."""
+    """Name in messages."""
     largest: float
     """The largest magnitude."""
     instead: str = ""

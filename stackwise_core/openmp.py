@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for one another, decided before torch loads the library that reads it."""
+"""Waiting of OpenMP's threads for one another, decided before torch loads the library that reads it."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
 def wait_passively() -> None:
-    """Have threads sleep at barriers, unless the environment says how they wait or torch is loaded already.
+    """Make threads sleep at barriers, unless the environment says how they wait or torch is loaded already.
 
     By default they spin. Where several processes share the cores, they then take the core that the thread they wait for
     needs, and a run becomes many times slower (docs/benchmarks/busy.md). torch's wheels bring GNU's library on Linux

@@ -26,7 +26,7 @@ def option(
     hook: str | None = None,
     path: tuple[str, ...] | None = None,
 ) -> Any:
-    """An attrs field that the configuration fills.
+    """Return an attrs field that the configuration fills.
 
     Args:
         default: its value when the TOML leaves it out; without one the key is required. A callable is called for
@@ -45,7 +45,7 @@ def option(
 
 
 def at_least(minimum: float) -> Check:
-    """The value must be ``minimum`` or more; None passes."""
+    """Check that the value is ``minimum`` or more; None passes."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
         if value is not None and not value >= minimum:
@@ -55,7 +55,7 @@ def at_least(minimum: float) -> Check:
 
 
 def counted(least: int, most: int) -> Check:
-    """The value must be a number of things that can be; None passes."""
+    """Check that the value is a possible number of things; None passes."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
         at_least(least)(instance, attribute, value)
@@ -66,7 +66,7 @@ def counted(least: int, most: int) -> Check:
 
 
 def above(bound: float) -> Check:
-    """The value must be more than ``bound``; None passes."""
+    """Check that the value is more than ``bound``; None passes."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
         if value is not None and not value > bound:
@@ -76,7 +76,7 @@ def above(bound: float) -> Check:
 
 
 def between(low: float, high: float) -> Check:
-    """The value must lie in [low, high]; None passes."""
+    """Check that the value lies in [low, high]; None passes."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
         if value is not None and not low <= value <= high:
@@ -86,7 +86,7 @@ def between(low: float, high: float) -> Check:
 
 
 def not_empty(instance: Any, attribute: Any, value: Any) -> None:
-    """The text must have something in it; None passes."""
+    """Check that the text has something in it; None passes."""
     if value is not None and not value.strip():
         raise ValueError("expected a text that is not empty")
 
@@ -113,7 +113,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 
 
 def path_text(instance: Any, attribute: Any, value: Any) -> None:
-    """The text must be something that a file system takes for a path; None passes."""
+    """Check that a file system takes the text for a path; None passes."""
     not_empty(instance, attribute, value)
     if value is None:
         return
@@ -146,5 +146,5 @@ class ByteSize(int):
         raise ValueError('expected a size such as "20 GB", "512 MiB" or a number of bytes')
 
     def __str__(self) -> str:
-        """The size in the largest decimal unit that leaves at least 1."""
+        """Return the size in the largest decimal unit that leaves at least 1."""
         return in_thousands(int(self), (" B", " kB", " MB", " GB", " TB", " PB", " EB"))

@@ -92,7 +92,7 @@ class _Setting:
     """Torch's own default, in which Stackwise works."""
 
     def change(self, value: Any) -> None:
-        """Set it, unless it has the value."""
+        """Set the value, unless it is set already."""
         if self.get() != value:
             self.set(value)
 
@@ -102,7 +102,7 @@ def _loaded(name: str) -> ModuleType | None:
 
 
 def _generators() -> list[Callable[[], object]]:
-    """Remember the generators of Python, numpy and torch that exist by now; what puts them back."""
+    """Remember the generators of Python, numpy and torch that exist by now; return what puts them back."""
     remembered: list[Callable[[], object]] = [partial(random.setstate, random.getstate())]
     numpy, torch = _loaded("numpy"), _loaded("torch")
     if numpy is not None:
@@ -115,7 +115,7 @@ def _generators() -> list[Callable[[], object]]:
 
 
 def _remembered(torch: ModuleType) -> list[Callable[[], object]]:
-    """Remember torch's settings and default device; what puts them back."""
+    """Remember torch's settings and default device; return what puts them back."""
     settings = [partial(setting.change, setting.get()) for setting in _settings(torch)]
     return [*settings, partial(_change_default_device, torch, torch.get_default_device())]
 

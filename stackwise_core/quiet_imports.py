@@ -1,4 +1,4 @@
-"""Imports of libraries that have something to say on their way in."""
+"""Imports of libraries that log warnings when they are imported."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing_quietly() -> Iterator[None]:
-    """Have warnings in the log go unsaid, and ``import kernels`` fail.
+    """Silence warnings in the log, and make ``import kernels`` fail.
 
     On some CPUs bitsandbytes asks the package ``kernels``, if that is installed, to download a kernel, and warns if
     there is none.

@@ -27,7 +27,8 @@ AT_ONCE = 1 << 12
 """Bytes of a file's beginning that are read together; most headers are shorter."""
 
 ALIGNED = 64
-"""Each tensor begins at a multiple of so many bytes, as torch's own do: the last bit of a product can depend on it."""
+"""Alignment in bytes: each tensor begins at a multiple of it, as torch's own do, since the last bit of a product can
+depend on it."""
 
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time, while they are in the processor's cache."""
@@ -55,12 +56,12 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class DamagedTensors(ValueError):
-    """The file isn't a whole safetensors file."""
+    """Error of a file that isn't a whole safetensors file."""
 
 
 @frozen
 class StoredTensor:
-    """Where a tensor is in its file: bytes ``begin`` to ``end``, from the file's first."""
+    """Place of a tensor in its file: bytes ``begin`` to ``end``, from the file's first."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -69,7 +70,7 @@ class StoredTensor:
 
 
 def read_header(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file says that it holds, found to be possible: the ranges fill the file without overlap.
+    """Read the header of a safetensors file, and check that the ranges fill the file without overlap.
 
     Reads at absolute offsets; where ``file`` stands does not matter.
 
@@ -88,7 +89,7 @@ def read_header(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a safetensors file, and the SHA-256 of its bytes in hexadecimal.
+    """Read the tensors of a safetensors file, and the SHA-256 of its bytes in hexadecimal.
 
     The file is read once, into pages that go back to the system with the last tensor; they can be written to.
 
@@ -122,7 +123,7 @@ def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> None:
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    # The widest numbers first, as the library has it, so that all are aligned.
+    # The widest numbers first, as the library orders them, so that all are aligned.
     names, end = sorted(plain, key=lambda name: (-plain[name].dtype.itemsize, name)), 0
     for name in names:
         tensor = plain[name]
@@ -163,7 +164,7 @@ def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> None:
 
 
 def packed_header(header: Mapping[str, object]) -> bytes:
-    """How a safetensors file begins: the header's length, and the header as JSON, filled up to a multiple of 8."""
+    """Return the beginning of a safetensors file: header length, and header as JSON, filled up to a multiple of 8."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -190,7 +191,7 @@ def _tensor(pages: mmap.mmap, stored: StoredTensor, first: int) -> Tensor:
 
 
 def _header_end(beginning: bytes, size: int, path: Path) -> int:
-    """Where the header ends in the file, from its first 8 bytes."""
+    """Return where the header ends in the file, from its first 8 bytes."""
     if len(beginning) < 8:
         raise DamagedTensors(f"{path}: {size} bytes are no safetensors file")
     length = int.from_bytes(beginning[:8], "little")
@@ -222,7 +223,7 @@ def _parse(header: bytes, size: int, path: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(name: str, told: dict[str, Any], data: int) -> StoredTensor:
-    """One entry of the header, checked by itself; ``data`` is where the tensors' bytes begin in the file."""
+    """Return one entry of the header, checked by itself. ``data`` is where the tensors' bytes begin in the file."""
     dtype, shape, (begin, end) = DTYPES.get(told["dtype"]), told["shape"], told["data_offsets"]
     if dtype is None:
         raise DamagedTensors(f"{name!r:.80} has the number format {told['dtype']!r:.40}, which torch doesn't")

@@ -1,4 +1,4 @@
-"""Whether a directory that the configuration names can be written to, found out before any work."""
+"""Check that a directory which the configuration names can be written to, before any work."""
 
 from __future__ import annotations
 
