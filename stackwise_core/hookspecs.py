@@ -85,6 +85,11 @@ def tracker() -> list[Implementation]:  # type: ignore[empty-body]
     """Declare receivers of a run's measurements (provisional): :class:`stackwise_core.interfaces.tracker.Tracker`."""
 
 
+@hookspec
+def objective() -> list[Implementation]:  # type: ignore[empty-body]
+    """The loss that is trained on (provisional): :class:`stackwise_core.interfaces.objective.Objective`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -94,7 +99,14 @@ INTERFACES = {
     "trainer_mode": "stackwise_core.interfaces.trainer_mode:TrainerMode",
     "optimizer": "stackwise_core.interfaces.optimizer:Optimizer",
     "tracker": "stackwise_core.interfaces.tracker:Tracker",
+    "objective": "stackwise_core.interfaces.objective:Objective",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker"})
+# The class that options of a hook's implementations subclass, where the core reads what they have in common.
+OPTIONS = {
+    "cache_backend": "stackwise_core.interfaces.cache_backend:CacheOptions",
+    "objective": "stackwise_core.interfaces.objective:ObjectiveOptions",
+}
+
+PROVISIONAL = frozenset({"optimizer", "tracker", "objective"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

@@ -199,7 +199,9 @@ class _Tables:
                 options = self.registry.options_class(declared)
             except UsageError as error:
                 message, _, help = str(error).partition(". ")
-                errors.append(Fault(message, help=help[:1].lower() + help[1:]))
+                near = same_as(use, self.registry.names(hook))
+                help = f'did you mean "{near}"? {self._installed(hook)}' if near else help[:1].lower() + help[1:]
+                errors.append(Fault(message, help=help))
             except UnavailableError as error:
                 errors.append(Fault(str(error), unavailable=error))
         if errors:
@@ -207,7 +209,11 @@ class _Tables:
                 f"{hook} can't be read", [_noted(error, "use", Choice) for error in errors], Choice
             )
         given = {key: content for key, content in value.items() if key != "use"}
-        return Choice(use, self.read(given, options, kind=f'option of {hook} "{use}"'))
+        try:
+            return Choice(use, self.read(given, options, kind=f'option of {hook} "{use}"'))
+        except _Refused as refused:
+            refused.partial = Choice(use, refused.partial)
+            raise
 
     def _installed(self, hook: str) -> str:
         return f"installed: {', '.join(self.registry.names(hook)) or 'none'}"

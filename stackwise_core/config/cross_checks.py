@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from stackwise_core.config.model import AdapterConfig, Config, TrainingConfig
-from stackwise_core.config.words import shown
+from stackwise_core.config.words import either, shown
 from stackwise_core.registry.blocking import normalised
 
 Check = Callable[[Config], str | None]
@@ -144,50 +144,30 @@ def _a_corpus_or_sources(config: Config) -> str | None:
     )
 
 
-@_cross_check("training.mlm_random", "training.mlm_keep")
-def _masked_positions_are_shared_out_once(config: Config) -> str | None:
-    training = config.training
-    if training.mlm_random + training.mlm_keep <= 1:
+@_cross_check("training.weighting", "objective.use")
+def _an_objective_has_its_weightings(config: Config) -> str | None:
+    objective, asked = config.objective, config.training.weighting
+    if asked is None or objective.options.causal or asked in objective.options.weightings:
         return None
-    return f"expected mlm_random + mlm_keep of at most 1, found {training.mlm_random:g} + {training.mlm_keep:g}"
+    because = ", and bounds no likelihood" if asked == "nelbo" else ""
+    has = either([shown(weighting) for weighting in objective.options.weightings])
+    return f'objective = "{objective.use}" has the weighting {has}{because}: leave weighting out, or use another one'
 
 
-@_cross_check("training.weighting", "training.objective")
-def _mlm_is_a_mean(config: Config) -> str | None:
-    if config.training.objective != "mlm" or config.training.weighting != "nelbo":
-        return None
-    return (
-        'objective = "mlm" is a mean over the masked tokens, which bounds no likelihood: leave weighting out, '
-        'or set objective = "mask_diffusion"'
-    )
-
-
-def _only_mlm_has(key: str) -> None:
-    @_cross_check(f"training.{key}", "training.objective")
+def _of_no_use_without_masks(key: str, *allowed: object) -> None:
+    @_cross_check(f"training.{key}", "objective.use")
     def check(config: Config) -> str | None:
-        if not getattr(config.training, key) or config.training.objective == "mlm":
+        if not config.objective.options.causal or getattr(config.training, key) in allowed:
             return None
-        return f'{key} is for objective = "mlm", and this one is "{config.training.objective}": leave it out'
+        return f'objective = "{config.objective.use}" masks nothing, so that {key} says nothing: leave it out'
 
 
-_only_mlm_has("mlm_random")
-_only_mlm_has("mlm_keep")
-
-
-def _of_no_use_to_clm(key: str, *allowed: object) -> None:
-    @_cross_check(f"training.{key}", "training.objective")
-    def check(config: Config) -> str | None:
-        if config.training.objective != "clm" or getattr(config.training, key) in allowed:
-            return None
-        return f'objective = "clm" masks nothing, so that {key} says nothing: leave it out'
-
-
-_of_no_use_to_clm("over", None, "time")
-_of_no_use_to_clm("time", "none")
-_of_no_use_to_clm("time_steps", None)
-_of_no_use_to_clm("time_step_fractions", (), {})
-_of_no_use_to_clm("weighting", None)
-_of_no_use_to_clm("masks", "fixed")
+_of_no_use_without_masks("over", None, "time")
+_of_no_use_without_masks("time", "none")
+_of_no_use_without_masks("time_steps", None)
+_of_no_use_without_masks("time_step_fractions", (), {})
+_of_no_use_without_masks("weighting", None)
+_of_no_use_without_masks("masks", "fixed")
 
 
 @_cross_check("training.noise_index", "training.over", "training.time")

@@ -26,6 +26,9 @@ SYNONYMS = {
 MOVED = {
     "training.optimizer": '[optimizer] chooses it now: use = "..."',
     "run.tensorboard": '[tracker] board = "tensorboard" does that now',
+    "training.objective": '[objective] chooses it now: use = "..."',
+    "training.mlm_random": "it is an option of the objective mlm now: [objective] random",
+    "training.mlm_keep": "it is an option of the objective mlm now: [objective] keep",
     "training.betas": "it is an option of the optimizer now: [optimizer] betas",
     "training.eps": "it is an option of the optimizer now: [optimizer] eps",
 }

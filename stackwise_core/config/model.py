@@ -272,19 +272,6 @@ class TrainingConfig:
         "Whether an untied LM head goes on training after the first phase, or stays as the anchor that all stacks "
         "are read out through.",
     )
-    objective: Literal["mask_diffusion", "mlm", "clm"] = option(
-        "mask_diffusion",
-        "mask_diffusion predicts masked tokens from what is left; mlm is BERT's masked language modelling, with "
-        "weighting mean; clm predicts each token from those before it, with causal attention and no masks.",
-    )
-    mlm_random: float = option(
-        0.0,
-        "Of mlm's masked positions, the share that holds a random token in place of the mask token (BERT: 0.1).",
-        check=between(0, 1),
-    )
-    mlm_keep: float = option(
-        0.0, "Of mlm's masked positions, the share that keeps its own token (BERT: 0.1).", check=between(0, 1)
-    )
     over: Literal["time", "depth", "both"] | None = option(
         None,
         "What the mask schedule runs over: time draws its progress anew for each draw; depth takes it from the "
@@ -319,7 +306,7 @@ class TrainingConfig:
     weighting: Literal["nelbo", "mean"] | None = option(
         None,
         "nelbo weighs a draw by |f'(s)|/f(s), which makes the loss a bound on the likelihood; mean averages over the "
-        "masked tokens. Left out: nelbo, or mean where a phase has one mask fraction.",
+        "masked tokens. Left out: nelbo where the objective has it and the phase a band of mask fractions, else mean.",
     )
     masks: Literal["fixed", "resampled"] = option(
         "fixed",
@@ -495,6 +482,9 @@ class Config:
     )
     optimizer: Choice = option(
         lambda: {"use": "adamw"}, "The rule by which gradients change what trains.", hook="optimizer"
+    )
+    objective: Choice = option(
+        lambda: {"use": "mask_diffusion"}, "Which tokens are predicted, and their loss.", hook="objective"
     )
     tracker: dict[str, Choice] = option(
         dict,

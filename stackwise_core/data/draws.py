@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class Draws:
     samples: np.ndarray
     """int64 [B], sample ids."""
     inputs: Tensor
-    """int64 [B, T], the mask token at masked positions: what the network sees."""
+    """int64 [B, T], the mask token at masked positions unless the objective has another there: what the network
+    sees."""
     segments: Tensor
     """int32 [B, T], 0 at padding and special tokens, else the document's number within the row."""
     progress: Tensor
@@ -50,8 +52,8 @@ class Draws:
     fraction: Tensor
     """float64 [B], the mask fraction there, which a network with a time input is told."""
     masked: Tensor
-    """int64 [N], positions in the flattened [B x T] at which a token is predicted: the masked ones, or for ``clm`` all
-    whose next token belongs to the same document."""
+    """int64 [N], positions in the flattened [B x T] at which a token is predicted: the masked ones, or without masks
+    all whose next token belongs to the same document."""
     targets: Tensor
     """int64 [N], the ids to predict at these positions."""
     scored: int
@@ -83,7 +85,7 @@ def corrupt(
 def shifted(rows: Rows, samples: np.ndarray) -> Draws:
     """Return draws that predict every token from those before it in its document.
 
-    Causal language modelling (``clm``) trains on these.
+    Causal language modelling trains on these.
     """
     predicted = np.flatnonzero(rows.predictable(causal=True))
     nothing = torch.zeros(len(samples), dtype=torch.float64)
@@ -99,26 +101,20 @@ def shifted(rows: Rows, samples: np.ndarray) -> Draws:
     )
 
 
-@frozen
-class Corruption:
-    """Mixture of what masked positions hold in place of the mask token, as BERT's (arXiv 1810.04805, section 3.1)."""
+class Corrupt(Protocol):
+    """Change of masked positions in what the network sees of a sequence, in place; ``Objective.corrupt`` is one."""
 
-    random: float = 0.0
-    """Share of the masked positions that holds a token drawn evenly from the vocabulary without the mask."""
-    keep: float = 0.0
-    """Share that keeps its own token."""
-    vocab_size: int = 0
-
-    def apply(
-        self, inputs: np.ndarray, tokens: np.ndarray, mask: np.ndarray, mask_id: int, rng: np.random.Generator
+    def __call__(
+        self,
+        inputs: np.ndarray,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        *,
+        mask_id: int,
+        vocab_size: int,
+        rng: np.random.Generator,
     ) -> None:
-        """Change the inputs [T] of one sequence, which hold the mask token where ``mask`` [T] is True, in place."""
-        chance = rng.random(len(tokens))
-        kept = mask & (chance < self.keep)
-        swapped = mask & ~kept & (chance < self.keep + self.random)
-        drawn = rng.integers(self.vocab_size - 1, size=len(tokens))
-        inputs[kept] = tokens[kept]
-        inputs[swapped] = (drawn + (drawn >= mask_id))[swapped]
+        """As ``Objective.corrupt`` has it."""
 
 
 @frozen
@@ -136,8 +132,10 @@ class Drawer:
     empty mask has its own probability there, and a forced token would be weighed by up to 1/fraction."""
     causal: bool = False
     """Whether nothing is masked and each token is predicted from those before it."""
-    corruption: Corruption | None = None
-    """Mixture at masked positions; None: every one of them holds the mask token."""
+    corrupt: Corrupt | None = None
+    """Change at masked positions; None: every one of them holds the mask token."""
+    vocab_size: int = 0
+    """Number of ids that ``corrupt`` may choose from."""
     stream: Stream = Stream.TRAINING
 
     def draw(self, samples: Iterable[int], number: int) -> Draws:
@@ -158,10 +156,10 @@ class Drawer:
             ]
         )
         draws = corrupt(rows, samples, mask, self.mask_id, progress, fraction)
-        if self.corruption is not None:
-            inputs = draws.inputs.numpy()
+        if self.corrupt is not None:
+            inputs, ids = draws.inputs.numpy(), {"mask_id": self.mask_id, "vocab_size": self.vocab_size}
             for row, rng in enumerate(generators):
-                self.corruption.apply(inputs[row], rows.tokens[row], mask[row], self.mask_id, rng)
+                self.corrupt(inputs[row], rows.tokens[row], mask[row], **ids, rng=rng)
         return draws
 
     def _place(self, tokens: np.ndarray, scorable: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def predictable(segments: NDArray[np.integer[Any]], *, causal: bool) -> NDArray[np.bool_]:
     """Return which tokens of some rows there are to predict, [n, seq_len].
 
-    Where tokens are masked (``mask_diffusion``, ``mlm``) that is each token of a document; with ``clm`` (``causal``)
-    each that comes right after another one of its document.
+    Where tokens are masked that is each token of a document; with a ``causal`` objective each that comes right after
+    another one of its document.
 
     Args:
         segments: int [n, seq_len], 0 at padding and special tokens, else one number for each document of a row.

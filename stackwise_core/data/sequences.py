@@ -180,7 +180,7 @@ def prepare(
         data: where the text is, and how it is to be cut.
         tokenizer: the one that ``data.tokenizer`` names.
         progress: told while tokenising how many UTF-8 bytes of text are done, and what share that is of all.
-        causal: whether each token is predicted from those before it (``clm``). A row without a token that has one of
+        causal: whether each token is predicted from those before it. A row without a token that has one of
             its document before it is no sample then.
 
     Raises:
@@ -384,8 +384,8 @@ def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: 
     else:
         return
     raise UsageError(
-        f'{texts}: nothing to predict with training.objective = "clm", which predicts each token from those before it '
-        "in its document: no token here has one before it. Expected documents of two tokens or more"
+        f"{texts}: nothing to predict with this objective, which predicts each token from those before it in its "
+        "document: no token here has one before it. Expected documents of two tokens or more"
     )
 
 

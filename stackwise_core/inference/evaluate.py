@@ -164,7 +164,7 @@ class Evaluation:
         whole("seed", self.seed, 0, MOST_SEED)
 
     @classmethod
-    def of(cls, config: Config, split: Split, mask_id: int, **changes: Any) -> Evaluation:
+    def of(cls, config: Config, split: Split, mask_id: int, *, causal: bool, **changes: Any) -> Evaluation:
         """Build from a configuration, with the changes in place of its settings."""
         settings: dict[str, Any] = {
             "seed": config.run.seed,
@@ -172,9 +172,8 @@ class Evaluation:
             "sequences": config.evaluation.sequences,
             "batch_size": config.training.batch_size,
             "bands": config.evaluation.bands,
-            "causal": config.training.objective == "clm",
         }
-        return cls(split=split, mask_id=mask_id, **{**settings, **changes})
+        return cls(split=split, mask_id=mask_id, causal=causal, **{**settings, **changes})
 
     @property
     def samples(self) -> np.ndarray:
@@ -284,7 +283,7 @@ def _add_bounds(
     exits = {stack: nelbo[place] for place, stack in enumerate(read)}
     for done, at_exit in enumerate(residency.sweep(corrupted, path, read), start=1):
         places, draw = batches[at_exit.batch]
-        refuse_not_finite(at_exit.cross_entropies, residency, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
+        refuse_not_finite(at_exit.losses, residency, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
         means = _mean_by_sequence(at_exit)
         exits[at_exit.stack][:, places] += weighed[:, places, draw] * means / evaluation.draws
         tell(done / (len(batches) * len(read)))
@@ -318,9 +317,7 @@ def _evaluate_causal(
     batches = [samples[places] for places in evaluation.batches()]
     swept = residency.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
     for done, at_exit in enumerate(swept, start=1):
-        refuse_not_finite(
-            at_exit.cross_entropies, residency, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND
-        )
+        refuse_not_finite(at_exit.losses, residency, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND)
         places = slice(at_exit.batch * evaluation.batch_size, (at_exit.batch + 1) * evaluation.batch_size)
         losses[read.index(at_exit.stack), places] = _mean_by_sequence(at_exit)
         predicted[places] = np.bincount(at_exit.draws.rows.numpy(), minlength=len(batches[at_exit.batch]))
@@ -354,4 +351,4 @@ def _mean_by_sequence(at_exit: AtExit) -> np.ndarray:
     """Compute the mean cross entropy of each sequence's predicted tokens, float64 [B]."""
     rows, size = at_exit.draws.rows.numpy(), len(at_exit.draws.inputs)
     per_row = np.maximum(np.bincount(rows, minlength=size), 1)
-    return np.bincount(rows, weights=at_exit.cross_entropies.double().cpu().numpy(), minlength=size) / per_row
+    return np.bincount(rows, weights=at_exit.losses.double().cpu().numpy(), minlength=size) / per_row

@@ -54,6 +54,8 @@ class FinishedRun:
     """Whether only one stack is in memory at a time."""
     trained_bands: tuple[tuple[float, float], ...]
     """The mask fractions that each phase trained on."""
+    causal: bool
+    """Whether it predicts each token from those before it, and nothing is masked."""
     corpus: str
     """Fingerprint of the text that it was trained and measured on."""
     notes: tuple[str, ...] = ()
@@ -135,7 +137,7 @@ class FinishedRun:
         data = self.parts.config.data
         if corpus is not None:
             source = measured(corpus, TextField(text_field or data.text_field))
-            prepared = prepare_sources([source], data, self.parts.tokenizer, progress, causal=self._causal)
+            prepared = prepare_sources([source], data, self.parts.tokenizer, progress, causal=self.causal)
             return prepared.validation, prepared.notes
         split, notes = self._own_validation(progress)
         if not len(split):
@@ -143,11 +145,6 @@ class FinishedRun:
                 f"{self.path} has no validation split (data.validation_fraction = 0). {_IN_PLACE_OF_THE_SPLIT}"
             )
         return split, notes
-
-    @property
-    def _causal(self) -> bool:
-        """Whether the run predicts each token from those before it."""
-        return self.parts.config.training.objective == "clm"
 
     def _own_validation(self, progress: Progress | None) -> tuple[Split, tuple[str, ...]]:
         """Return the validation split as it was when the run was made.
@@ -159,7 +156,7 @@ class FinishedRun:
         try:
             sources = find_sources(data)
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
-                return prepare_sources(sources, data, tokenizer, progress, causal=self._causal).validation, ()
+                return prepare_sources(sources, data, tokenizer, progress, causal=self.causal).validation, ()
             changed = f"the text of {self.path} has changed since the run"
             refused = f"{changed}, and so its validation split is another one"
         except (UsageError, UnavailableError) as error:
@@ -172,7 +169,7 @@ class FinishedRun:
                 f"{refused}. The tokens that were made of it then aren't in {data.tokens_directory} any more. "
                 f"{_IN_PLACE_OF_THE_SPLIT}"
             )
-        kept = kept.causal() if self._causal else kept
+        kept = kept.causal() if self.causal else kept
         return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
 
     def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
@@ -182,7 +179,7 @@ class FinishedRun:
             notes: what a user should know of the split.
         """
         changes["notes"] = (*self.notes, *notes)
-        return Evaluation.of(self.parts.config, split, self.parts.tokenizer.mask_id, **changes)
+        return Evaluation.of(self.parts.config, split, self.parts.tokenizer.mask_id, causal=self.causal, **changes)
 
     def likelihoods(
         self, evaluation: Evaluation, progress: Callable[[int, int], None] | None = None
@@ -200,7 +197,7 @@ class FinishedRun:
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
-    """Return routes, whether stacks are streamed, the bands that were trained on, and the text's fingerprint."""
+    """Return routes, whether stacks are streamed, what was trained on, and the text's fingerprint."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         routes = tuple(
@@ -214,4 +211,5 @@ def _read_plan(path: Path) -> dict[str, Any]:
         raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error!s:.200}") from error
     if not routes:
         raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    return {"routes": routes, "streams": streams, "trained_bands": bands, "corpus": corpus}
+    # A phase that masks nothing has no band.
+    return {"routes": routes, "streams": streams, "trained_bands": bands, "causal": not bands, "corpus": corpus}

@@ -93,7 +93,7 @@ class LoadedRack(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether it predicts each token from those before it, and nothing is masked."""
-        return self.run.parts.config.training.objective == "clm"
+        return self.run.causal
 
     @property
     def has_time_input(self) -> bool:

@@ -31,6 +31,7 @@ from stackwise_core.rack.allocator import give_back
 from stackwise_core.rack.formats import Formats, Role
 from stackwise_core.rack.masters import Masters
 from stackwise_core.rack.rack import (
+    ROWS_MULTIPLE,
     AttentionContext,
     Ends,
     Stack,
@@ -43,6 +44,8 @@ from stackwise_core.rack.rack import (
 )
 
 Start = Literal["random", "copy", "zero_output"]
+TokenLosses = Callable[[Tensor, Tensor], Tensor]
+"""Losses [N] from logits [N, V] and targets [N]."""
 
 
 @define
@@ -77,7 +80,8 @@ class AtExit(NamedTuple):
     batch: int
     """Number of the batch."""
     draws: Draws
-    cross_entropies: Tensor
+    losses: Tensor
+    """Of its predicted tokens [N]: cross entropies, unless another function was asked for."""
     """[N], of what the batch predicts."""
 
 
@@ -398,10 +402,19 @@ class Residency:
         said = f"the stack that prepare() left{beside} {' '.join(what.split())}; {expected}"
         return ContractError(self.precision(index), said.replace("torch.", ""))
 
-    def sweep(self, batches: Iterable[Draws], path: Sequence[int], read: Collection[int]) -> Iterator[AtExit]:
+    def sweep(
+        self,
+        batches: Iterable[Draws],
+        path: Sequence[int],
+        read: Collection[int],
+        losses_of: TokenLosses | None = None,
+    ) -> Iterator[AtExit]:
         """Read batches out at each stack of a path that is to be read at, from the tokens on.
 
         Where stacks are streamed, as many batches as a window holds pass one together before the next is read.
+
+        Args:
+            losses_of: as ``losses`` has it; None: cross entropies.
         """
         left, first = iter(batches), 0
         while group := self._group(left):
@@ -414,7 +427,11 @@ class Residency:
                         hidden[number] = self.through(index, hidden[number], self.context(draws.segments))
                         if index in read:
                             predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
-                            losses = self.cross_entropy(index, predicted, draws.targets.to(self.device))
+                            targets = draws.targets.to(self.device)
+                            if losses_of is None:
+                                losses = self.cross_entropy(index, predicted, targets)
+                            else:
+                                losses = self.losses(index, predicted, targets, losses_of)
                             yield AtExit(index, first + number, draws, losses)
             first += len(group)
 
@@ -434,6 +451,16 @@ class Residency:
         """Compute cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
         with self.precision(index).autocast(self.device):
             return self.ends(index).cross_entropy(hidden, targets, self.stack(index).norm)
+
+    def losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
+        """Losses [N] of targets [N] from hidden states [N, D] at the exit of a stack.
+
+        Args:
+            losses_of: makes them of logits [N, V], where the mask token's is -inf, and targets.
+        """
+        with self.precision(index).autocast(self.device):
+            logits = self.ends(index).predictions(hidden, self.stack(index).norm, ROWS_MULTIPLE)
+        return losses_of(logits, targets)
 
     def predict(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor) -> Tensor:
         """Compute logits [N, V] of possible tokens at flat positions [N] of ids [B, T]; the mask's is -inf."""

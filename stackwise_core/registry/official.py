@@ -21,6 +21,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "stackwise-bitsandbytes": ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
     },
     "tracker": {"stackwise-tensorboard": ("tensorboard",)},
+    "objective": {"stackwise-core": ("mask_diffusion", "mlm", "clm")},
 }
 
 OFFICIAL = {

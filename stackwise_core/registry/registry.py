@@ -13,7 +13,7 @@ import attrs
 from attrs import frozen
 
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
-from stackwise_core.hookspecs import API_VERSION, INTERFACES
+from stackwise_core.hookspecs import API_VERSION, INTERFACES, OPTIONS
 from stackwise_core.registry.blocking import normalised
 from stackwise_core.registry.discovery import discover
 from stackwise_core.registry.errors import (
@@ -129,12 +129,15 @@ class Registry:
         """Import the class of an implementation's options.
 
         Raises:
-            FailedImplementation: it can't be imported, or is no attrs class.
+            FailedImplementation: it can't be imported, is no attrs class, or not a subclass of its hook's options.
         """
         target = declared.implementation.options
         options = _imported(declared, "options", target)
         if not isinstance(options, type) or not attrs.has(options):
             raise FailedImplementation(declared, "options", f"{target} is no attrs class")
+        base = OPTIONS.get(declared.hook)
+        if base and not issubclass(options, _attribute(base)):
+            raise FailedImplementation(declared, "options", f"{target} is no subclass of {base.replace(':', '.')}")
         return options
 
     def build(self, declared: Declared, options: object, *, device: str | None = None) -> Any:

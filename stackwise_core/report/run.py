@@ -10,7 +10,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from stackwise_core.report.curves import Curve
-from stackwise_core.report.files import table, whole
+from stackwise_core.report.files import whole
 
 CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "masked", "peak_bytes")
 """Values of a ``step`` line that are drawn."""
@@ -119,7 +119,8 @@ class Run:
     @property
     def causal(self) -> bool:
         """Whether nothing is masked, so that the likelihood is no bound."""
-        return table(self.config.get("training")).get("objective") == "clm"
+        bands = [phase.band for phase in self.phases]
+        return bool(bands) and not any(bands) and not (self.whole and self.whole.bands)
 
     @property
     def measure(self) -> str:

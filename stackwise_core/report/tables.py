@@ -202,12 +202,12 @@ def boundaries(run: Run) -> Table | None:
 
 def method(run: Run) -> Table:
     """What was chosen, in short."""
-    training, precision, adapter = (table(run.config.get(name)) for name in ("training", "precision", "adapter"))
+    precision, adapter = (table(run.config.get(name)) for name in ("precision", "adapter"))
     rows = [
         ("rack", _shape(run.rack)),
         ("parameters", wording.count(run.parameters)),
         ("trainer mode", wording.choice(run.config.get("trainer_mode"), wording.NOTHING)),
-        ("objective", wording.choice(training.get("objective"), wording.NOTHING)),
+        ("objective", wording.choice(run.config.get("objective"), wording.NOTHING)),
         ("mask schedule", wording.choice(run.config.get("mask_schedule"), wording.NOTHING)),
         ("precision, active", wording.choice(precision.get("active"), wording.NOTHING)),
         ("precision, trunk", wording.choice(precision.get("trunk"), "as active")),

@@ -15,11 +15,12 @@ from stackwise_core.runs.directory import RunDirectory
 
 @frozen
 class PlannedRack:
-    """Record of a rack in a plan, beyond its configuration."""
+    """Record of a rack in a plan, beyond its configuration: decisions of mode, schedule and objective."""
 
     blocks: tuple[int, ...]
     ends: Literal["shared", "per_stack"]
     time_fractions: tuple[float, ...]
+    attention: Literal["bidirectional", "causal"]
 
     @classmethod
     def of(cls, directory: RunDirectory, planned: SourceRun) -> PlannedRack:
@@ -29,11 +30,12 @@ class PlannedRack:
             StackwiseError: it isn't what a run writes, or says of more stacks than there are.
         """
         rack = planned.rack
-        ends, fractions = rack.get("ends", "shared"), rack.get("time_fractions", [])
+        ends, fractions, attention = rack.get("ends", "shared"), rack.get("time_fractions", []), rack["attention"]
         fine = ends in ("shared", "per_stack") and isinstance(fractions, list)
+        fine = fine and attention in ("bidirectional", "causal")
         if not fine or not all(type(each) in (int, float) and isfinite(each) and 0 <= each <= 1 for each in fractions):
             raise StackwiseError(
-                f"{directory.path / PLAN}: not the plan of a run: rack has other ends or time_fractions"
+                f"{directory.path / PLAN}: not the plan of a run: rack has other ends, attention or time_fractions"
             )
         for stack, blocks in enumerate(planned.blocks):  # before anything is made of so many
             directory.manifest.present(directory.stack_file(stack))
@@ -41,8 +43,8 @@ class PlannedRack:
                 raise StackwiseError(
                     f"{directory.path / PLAN}: not the plan of this run: stack {stack} has fewer blocks"
                 )
-        return cls(planned.blocks, ends, tuple(map(float, fractions)))
+        return cls(planned.blocks, ends, tuple(map(float, fractions)), attention)
 
     def partition(self, spec: RackSpec) -> RackSpec:
-        """Return a configuration's rack as the trainer mode had partitioned it."""
-        return evolve(spec, blocks=self.blocks, ends=self.ends)
+        """Return a configuration's rack as the trainer mode had partitioned it, with the objective's attention."""
+        return evolve(spec, blocks=self.blocks, ends=self.ends, attention=self.attention)

@@ -14,7 +14,7 @@ from cattrs.errors import BaseValidationError
 
 from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
-from stackwise_core.data.draws import Corruption, Drawer, Stream
+from stackwise_core.data.draws import Drawer, Stream
 from stackwise_core.data.sequences import Split
 from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
@@ -53,7 +53,7 @@ from stackwise_core.training.events import (
 from stackwise_core.training.fit import Fit
 from stackwise_core.training.memory import device_memory
 from stackwise_core.training.namespace import made_of
-from stackwise_core.training.objective import Objective
+from stackwise_core.training.objective import PhaseLoss
 from stackwise_core.training.phase_boundaries import boundary_layout, cache_of
 from stackwise_core.training.phase_plan import PhasePlan
 from stackwise_core.training.phase_steps import sample_order
@@ -338,7 +338,7 @@ class Engine:
     ) -> Fit:
         phase, config = planned.phase, self._setup.config
         assert phase.weighting is not None  # make_plan has settled it
-        objective = Objective(self._setup.noise, phase.weighting, phase.progress)
+        objective = PhaseLoss(self._setup.implementations.objective, self._setup.noise, phase.weighting, phase.progress)
         validation = None
         if config.evaluation.every is not None:
             validation = Validation(
@@ -364,10 +364,7 @@ class Engine:
         )
 
     def _drawer(self, planned: PhasePlan, split: Split, stream: Stream) -> Drawer:
-        setup, training = self._setup, self._setup.config.training
-        corruption = None
-        if training.mlm_random or training.mlm_keep:
-            corruption = Corruption(training.mlm_random, training.mlm_keep, setup.tokenizer.vocab_size)
+        setup, objective = self._setup, self._setup.implementations.objective
         return Drawer(
             split=split,
             noise=setup.noise,
@@ -375,8 +372,9 @@ class Engine:
             mask_id=setup.tokenizer.mask_id,
             progress=planned.phase.progress,
             at_least_one=planned.phase.weighting == "mean",
-            causal=training.objective == "clm",
-            corruption=corruption,
+            causal=objective.options.causal,
+            corrupt=objective.corrupt,
+            vocab_size=setup.tokenizer.vocab_size,
             stream=stream,
         )
 
@@ -504,7 +502,9 @@ class Engine:
 
         return evaluate(
             self._residency,
-            Evaluation.of(setup.config, split, setup.tokenizer.mask_id),
+            Evaluation.of(
+                setup.config, split, setup.tokenizer.mask_id, causal=setup.implementations.objective.options.causal
+            ),
             routes=self._plan.routes,
             exits=self._plan.exits,
             active=self._active_at_the_end,

@@ -34,7 +34,7 @@ from stackwise_core.training.events import (
 )
 from stackwise_core.training.learning_rate import learning_rate_factor
 from stackwise_core.training.memory import peak_bytes, reset_peak
-from stackwise_core.training.objective import Objective
+from stackwise_core.training.objective import PhaseLoss
 from stackwise_core.training.optimizer import learning_rate, make_optimizer
 from stackwise_core.training.order import Order
 from stackwise_core.training.phase_plan import PhasePlan
@@ -54,7 +54,7 @@ class Fit:
     planned: PhasePlan
     residency: Residency
     drawer: Drawer
-    objective: Objective
+    objective: PhaseLoss
     order: Order
     boundary: Boundary | None
     """Boundary that it starts from; None where the phase starts at the tokens."""
@@ -148,15 +148,16 @@ class Fit:
 
     def _accumulate(self, step: list[Draws], number: int, scaler: torch.amp.GradScaler | None) -> float:
         """Run forward and backward passes of one optimizer step, and return the loss."""
-        total, normaliser = 0.0, self.objective.normaliser(step)
-        for draws in step:
-            loss = self.objective.weighted_sum(self._cross_entropies(draws, number), draws) / normaliser
+        predicted = [self.objective.predicted(draws) for draws in step]
+        total, normaliser = 0.0, self.objective.normaliser(predicted)
+        for draws, each in zip(step, predicted, strict=True):
+            loss = self.objective.weighted_sum(self._losses(draws, number), each) / normaliser
             (loss if scaler is None else scaler.scale(loss)).backward()
             total += loss.item()
         return total
 
-    def _cross_entropies(self, draws: Draws, number: int) -> Tensor:
-        """Compute cross entropies [N] of a batch's masked tokens at the end of the phase's path."""
+    def _losses(self, draws: Draws, number: int) -> Tensor:
+        """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
         residency, phase, device = self.residency, self.planned.phase, self.residency.device
         if self.boundary is None:
             hidden = residency.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
@@ -169,7 +170,7 @@ class Fit:
             else:
                 hidden = residency.through(index, hidden, context)
         masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(device))  # [N, D]
-        return residency.cross_entropy(phase.path[-1], masked, draws.targets.to(device))
+        return residency.losses(phase.path[-1], masked, draws.targets.to(device), self.objective.losses)
 
 
 @define

@@ -34,7 +34,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append("training.steps_per_stack is set, so that training.epochs_per_stack says nothing.")
     if cache is not None and cache.options.keep == "rack" and not cache.durable:
         said.append('cache_backend.keep = "rack" leaves nothing when the run ends: this backend isn\'t on disk.')
-    masked = training.objective != "clm"
+    masked = not setup.implementations.objective.options.causal
     if masked and with_trunk and training.masks == "fixed" and training.masks_per_sample == 1:
         said.append(
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."

@@ -91,7 +91,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         tokens=tokens,
         trainable_parameters=trainable,
         frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,
-        band=None if setup.config.training.objective == "clm" else setup.noise.band(phase.progress),
+        band=None if setup.implementations.objective.options.causal else setup.noise.band(phase.progress),
         memory=streamed if streams else resident,
         disk=stored if durable else 0,
         streams=streams,

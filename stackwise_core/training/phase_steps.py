@@ -55,7 +55,7 @@ def distinct_draws(phase: Phase, order: Order) -> float:
 
 def predicted_share(phase: Phase, setup: Setup) -> float:
     """Return the expected share of the tokens that the head is asked for."""
-    if setup.config.training.objective == "clm":
+    if setup.implementations.objective.options.causal:
         return 1.0
     low, high = phase.progress
     places = low + (high - low) * (torch.arange(256, dtype=torch.float64) + 0.5) / 256

@@ -26,8 +26,8 @@ from stackwise_core.training.phase_steps import largest_window
 from stackwise_core.training.plan_checks import (
     check_adapters,
     check_division,
+    check_masks,
     check_phases,
-    check_placement,
     check_stacks_named,
     check_steps_divide,
     settle_objective,
@@ -115,7 +115,7 @@ def make_plan(setup: Setup) -> Plan:
         UsageError: the mode can't plan this rack, or a phase contradicts the objective.
         StackwiseError: the mode is a plugin whose plan makes no sense.
     """
-    training, mode = setup.config.training, setup.implementations.mode
+    training, mode, objective = setup.config.training, setup.implementations.mode, setup.implementations.objective
     whose = origin(mode)
     check_stacks_named(setup.config, setup.spec)
     phases = mode.plan(setup.spec, training.budget)
@@ -132,16 +132,16 @@ def make_plan(setup: Setup) -> Plan:
             f"no phase passes stack {min(untrained)}, and its routes use it: plan a phase for it, or give the mode "
             "routes() of its own",
         )
-    if training.objective == "clm" and len(routes) > 1:
+    if objective.options.causal and len(routes) > 1:
         raise UsageError(
-            f'training.objective = "clm" masks nothing, and {whose} gives each stack a band of mask fractions. Use '
-            "another mode."
+            f'objective = "{setup.config.objective.use}" masks nothing, and {whose} gives each stack a band of mask '
+            "fractions. Use another mode."
         )
     if training.noise_over == "both":
         check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
-    settled = [settle_objective(phase, setup.noise, training) for phase in phases]
-    if training.objective != "clm":
-        check_placement(setup.noise, setup.corpus.train, setup.config.run.seed)
+    settled = [settle_objective(phase, setup.noise, training, objective) for phase in phases]
+    if not objective.options.causal:
+        check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
     planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
     said = notes(planned, setup)
     speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'

@@ -13,11 +13,13 @@ from stackwise_core.data.draws import Stream, generator
 from stackwise_core.data.noise import Noise
 from stackwise_core.data.schedule_checks import check_schedule, placed
 from stackwise_core.data.sequences import Split
+from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.adapter import Adapter
-from stackwise_core.interfaces.component import ContractError
+from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
+from stackwise_core.interfaces.objective import Objective
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
@@ -171,11 +173,11 @@ def check_division(phases: Iterable[Phase], spec: RackSpec, training: TrainingCo
             training.budget.only_over_time(f'phase "{phase.name}" of {mode}')
 
 
-def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Phase:
+def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig, objective: Objective) -> Phase:
     """Fill in the weighting that was left open, and refuse one under which the loss means nothing."""
-    if training.objective == "clm":  # no masks, and so one draw a sample
+    if objective.options.causal:  # no masks, and so one draw a sample
         return evolve(phase, weighting="mean", masks="fixed", masks_per_sample=1)
-    schedule = noise.schedule
+    schedule, has = noise.schedule, objective.options.weightings
     check_schedule(schedule, phase.progress)
     low, high = noise.band(phase.progress)
     if max(low, high) == 0:
@@ -185,30 +187,44 @@ def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig) -> Ph
         )
     one_fraction = low == high
     places_its_own = type(schedule).place is not MaskSchedule.place
-    only_mean = one_fraction or places_its_own or training.objective == "mlm"
-    weighting = phase.weighting or training.weighting or ("mean" if only_mean else "nelbo")
+    allowed = [each for each in has if each == "mean" or not (one_fraction or places_its_own)]
+    weighting = phase.weighting or training.weighting or (allowed or has)[0]
+    if weighting not in has:
+        raise UsageError(
+            f'phase "{phase.name}" is planned with weighting = "{weighting}", which {origin(objective)} doesn\'t have. '
+            "Use another trainer mode or another objective."
+        )
+    instead = 'Use "mean", or' if "mean" in has else "Use"
     if weighting == "nelbo" and one_fraction:
         raise UsageError(
             f'training.weighting = "nelbo": phase "{phase.name}" has the one mask fraction {low:g}, and so no band to '
-            'bound a likelihood over. Use "mean", or a schedule whose fraction changes.'
+            f"bound a likelihood over. {instead} a schedule whose fraction changes."
         )
     if weighting == "nelbo" and places_its_own:
         raise UsageError(
             'training.weighting = "nelbo" holds for independently masked tokens only, and this mask schedule places '
-            'them its own way. Use "mean".'
+            f"them its own way. {instead} another schedule."
         )
     return evolve(phase, weighting=weighting)
 
 
-def check_placement(noise: Noise, split: Split, seed: int) -> None:
-    """Refuse a mask schedule that doesn't place masks; it is tried on the first sequence.
+def check_masks(noise: Noise, split: Split, seed: int, objective: Objective, tokenizer: Tokenizer) -> None:
+    """Refuse a mask schedule or an objective whose masks aren't such; they are tried on the first sequence.
 
     Raises:
-        ContractError: it doesn't.
+        ContractError: they aren't.
     """
     rows = split.rows(np.arange(1))
     for fraction in noise.band((0.0, 1.0)):
-        placed(noise.schedule, rows.tokens[0], rows.scorable[0], fraction, generator(seed, 0, Stream.TRAINING))
+        rng = generator(seed, 0, Stream.TRAINING)
+        mask = placed(noise.schedule, rows.tokens[0], rows.scorable[0], fraction, rng)
+        masked = np.where(mask, tokenizer.mask_id, rows.tokens[0]).astype(np.int64)
+        inputs, ids = masked.copy(), {"mask_id": tokenizer.mask_id, "vocab_size": tokenizer.vocab_size}
+        objective.corrupt(inputs, rows.tokens[0], mask, **ids, rng=rng)
+        if (inputs != masked)[~mask].any():
+            raise ContractError(objective, "corrupt() changed a position that isn't masked")
+        if not ((inputs >= 0) & (inputs < tokenizer.vocab_size)).all():
+            raise ContractError(objective, f"corrupt() gave ids outside of 0 to {tokenizer.vocab_size - 1}")
 
 
 def check_adapters(phases: Iterable[Phase], adapters: Mapping[str, Adapter], spec: RackSpec) -> None:

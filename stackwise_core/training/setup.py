@@ -17,6 +17,7 @@ from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.cache_backend import CacheBackend
 from stackwise_core.interfaces.component import origin
+from stackwise_core.interfaces.objective import Objective
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -47,6 +48,7 @@ class Implementations:
     cache: CacheBackend | None
     mode: TrainerMode
     optimizer: Optimizer
+    objective: Objective
     trackers: tuple[Tracker, ...]
 
 
@@ -123,7 +125,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
-    corpus = prepare(config.data, parts.tokenizer, progress, causal=config.training.objective == "clm")
+    corpus = prepare(config.data, parts.tokenizer, progress, causal=parts.implementations.objective.options.causal)
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
 
 
@@ -220,6 +222,7 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
         cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
         mode=build("trainer_mode", config.trainer_mode),
         optimizer=optimizer,
+        objective=build("objective", config.objective),
         trackers=tuple(build("tracker", choice) for choice in config.tracker.values()),
     )
 

@@ -10,16 +10,16 @@ from attrs import define, frozen
 from stackwise_core.data.draws import Drawer
 from stackwise_core.rack.not_finite import refuse_not_finite
 from stackwise_core.rack.residency import Residency
-from stackwise_core.training.objective import Objective
+from stackwise_core.training.objective import PhaseLoss
 
 
 @frozen
 class Validation:
-    """The objective of a phase over validation sequences, under the same masks each time, so that values compare."""
+    """The loss of a phase over validation sequences, under the same masks each time, so that values compare."""
 
     drawer: Drawer
     """Drawer of the validation split."""
-    objective: Objective
+    objective: PhaseLoss
     every: int
     """Optimizer steps between two validations."""
     sequences: int | None
@@ -41,12 +41,13 @@ class Validation:
         batches = [
             self.drawer.draw(samples[at : at + self.batch_size], 0) for at in range(0, len(samples), self.batch_size)
         ]
+        predicted = [self.objective.predicted(draws) for draws in batches]
         total = 0.0
-        for at_exit in residency.sweep(batches, path, path[-1:]):
+        for at_exit in residency.sweep(batches, path, path[-1:], self.objective.losses):
             what = "the held-out text has no loss"
-            refuse_not_finite(at_exit.cross_entropies, residency, path, at_exit.draws, what)
-            total += self.objective.weighted_sum(at_exit.cross_entropies, at_exit.draws).item()
-        return total / self.objective.normaliser(batches)
+            refuse_not_finite(at_exit.losses, residency, path, at_exit.draws, what)
+            total += self.objective.weighted_sum(at_exit.losses, predicted[at_exit.batch]).item()
+        return total / self.objective.normaliser(predicted)
 
 
 @define

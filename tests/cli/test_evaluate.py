@@ -22,7 +22,7 @@ from tests.tiny import TEXT, run_tiny
 RUNS = {
     "blockwise": {"evaluation": {"draws": 2, "bands": 2}},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}, "training.weighting": "nelbo"},
-    "clm": {"training.objective": "clm"},
+    "clm": {"objective": "clm"},
     "time": {"training.time": "input", "precision": {"active": "bf16"}},
     "per_stack": {"trainer_mode": {"use": "banded", "cycles": 1, "shared": "per_stack"}, "rack.tie_embeddings": False},
 }

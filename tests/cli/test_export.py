@@ -79,7 +79,7 @@ def test_transformers_gives_the_same_logits(tmp_path, ran, tied, architecture):
 
 def test_a_causal_rack_is_a_plain_llama(tmp_path):
     """Later tokens change nothing; as EuroBERT, which is bidirectional, it is refused."""
-    ran = run_tiny(tmp_path, QUICK | {"training.objective": "clm", "mask_schedule": None})
+    ran = run_tiny(tmp_path, QUICK | {"objective": "clm", "mask_schedule": None})
     model = loaded(export(ran.directory, tmp_path / "hf"), "LlamaForCausalLM")
     assert torch.equal(logits(model), master_logits(ran.directory, ran.setup.spec, IDS))
     torch.testing.assert_close(logits(model)[:, :9], logits(model, IDS[:, :9]), rtol=1e-4, atol=1e-5)

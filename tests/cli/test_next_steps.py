@@ -18,7 +18,7 @@ SHORT = {"rack.stacks": 2, "training.steps_per_stack": 2, "evaluation": {"sequen
 KINDS = {
     "plain": {},
     "unmeasured": {"data.validation_fraction": 0.0},
-    "causal": {"training.objective": "clm"},
+    "causal": {"objective": "clm"},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}, "training.weighting": "nelbo"},
     "time": {"training.time": "input"},
     "bare": {"checkpoint": {"save_stacks": False}},

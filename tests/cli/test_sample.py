@@ -22,7 +22,7 @@ SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
 def runs(tmp_path_factory):
     """Directories of finished runs by name."""
     parent = tmp_path_factory.mktemp("sample")
-    kinds = {"masked": {}, "clm": {"training.objective": "clm"}}
+    kinds = {"masked": {}, "clm": {"objective": "clm"}}
     return {name: run_tiny(parent, {"run.name": name, **SHORT, **changes}).directory for name, changes in kinds.items()}
 
 

@@ -1,6 +1,7 @@
 import pytest
 from attrs import frozen
 
+from stackwise_core.builtin.options import CLMOptions, MaskDiffusionOptions, MLMOptions
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load, structure
 from stackwise_core.hookspecs import Implementation
@@ -13,13 +14,14 @@ class NoOptions:
 
 
 class EveryName:
-    """A registry in which every name means an implementation without options."""
+    """A registry in which every name means an implementation without options, but for objectives."""
 
     def resolve(self, hook, use):
         return Declared(hook, Implementation(use, "", "a:B", "a:C"), "fake", "fake", "1")
 
     def options_class(self, declared):
-        return NoOptions
+        own = {"mlm": MLMOptions, "clm": CLMOptions}.get(declared.implementation.name, MaskDiffusionOptions)
+        return own if declared.hook == "objective" else NoOptions
 
     def names(self, hook):
         return ["any"]
@@ -47,17 +49,16 @@ LORA = {"use": "lora"}
         ({"training": {"time_step_fractions": [0.15, 0.9], "time_steps": 3}}, "training.time_step_fractions"),
         ({"training": {"patience": 2}}, "training.patience"),
         ({"evaluation": {"every": 5}, "data": {"validation_fraction": 0}}, "data.validation_fraction"),
-        ({"training": {"objective": "mlm", "mlm_random": 0.5, "mlm_keep": 0.75}}, "training.mlm_random"),
-        ({"training": {"mlm_random": 0.1}}, "training.mlm_random"),
-        ({"training": {"mlm_keep": 0.1}}, "training.mlm_keep"),
-        ({"training": {"objective": "mlm", "weighting": "nelbo"}}, "training.weighting"),
-        ({"training": {"objective": "clm", "weighting": "nelbo"}}, "training.weighting"),
-        ({"training": {"objective": "clm", "weighting": "mean"}}, "training.weighting"),
-        ({"training": {"objective": "clm", "time": "input"}}, "training.time"),
-        ({"training": {"objective": "clm", "over": "both"}}, "training.over"),
-        ({"training": {"objective": "clm", "time_steps": 8}}, "training.time_steps"),
-        ({"training": {"objective": "clm", "time_step_fractions": [0.5]}}, "training.time_step_fractions"),
-        ({"training": {"objective": "clm", "masks": "resampled"}}, "training.masks"),
+        ({"objective": {"use": "mlm", "random": 0.5, "keep": 0.75}}, "objective.keep"),
+        ({"objective": {"use": "clm", "keep": 0.1}}, "objective.keep"),
+        ({"objective": "mlm", "training": {"weighting": "nelbo"}}, "training.weighting"),
+        ({"objective": "clm", "training": {"weighting": "nelbo"}}, "training.weighting"),
+        ({"objective": "clm", "training": {"weighting": "mean"}}, "training.weighting"),
+        ({"objective": "clm", "training": {"time": "input"}}, "training.time"),
+        ({"objective": "clm", "training": {"over": "both"}}, "training.over"),
+        ({"objective": "clm", "training": {"time_steps": 8}}, "training.time_steps"),
+        ({"objective": "clm", "training": {"time_step_fractions": [0.5]}}, "training.time_step_fractions"),
+        ({"objective": "clm", "training": {"masks": "resampled"}}, "training.masks"),
         ({"training": {"warmup": 0.75, "decay": 0.5}}, "training.decay"),
         ({"data": {"mask_token": "[MASK]"}}, "data.mask_token"),
         ({"adapter": {"attach": "birth"}}, "adapter.attach"),
@@ -98,8 +99,8 @@ def test_keys_that_do_not_fit_together(data, key):
         {"training": {"time_step_fractions": [0.15, 0.9], "time_steps": 2}},
         {"training": {"patience": 2}, "evaluation": {"every": 5}},
         {"data": {"validation_fraction": 0}},
-        {"training": {"objective": "mlm", "mlm_random": 0.25, "mlm_keep": 0.75, "weighting": "mean"}},
-        {"training": {"objective": "clm", "over": "time", "masks": "fixed"}},
+        {"objective": {"use": "mlm", "random": 0.25, "keep": 0.75}, "training": {"weighting": "mean"}},
+        {"objective": "clm", "training": {"over": "time", "masks": "fixed"}},
         {"training": {"warmup": 0.75, "decay": 0.25}},
         {"training": {"warmup": 0.75, "decay": 0.5, "lr_schedule": "cosine"}},
         {"data": {"mask_token": "[MASK]", "tokenizer": "tokenizer.json"}},

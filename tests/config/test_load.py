@@ -201,6 +201,7 @@ def test_what_is_chosen(write):
         ("precision.stacks.10", "precision", "fp16"),
         ("trainer_mode", "trainer_mode", "blockwise"),
         ("optimizer", "optimizer", "adamw"),
+        ("objective", "objective", "mask_diffusion"),
     ]
 
 

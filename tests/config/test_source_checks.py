@@ -71,7 +71,7 @@ def test_the_embedding_alone_has_to_fit_in_its_width_alone(registry):
 def test_clm_is_causal(registry):
     """A rack for causal language modelling doesn't start from a bidirectional one, whatever rack.attention says."""
     with pytest.raises(ConfigError, match=r'rack\.attention: expected "bidirectional", .*, found "causal"'):
-        structure({"rack": {"n_kv_heads": 4, "init_from": str(RUN)}, "training": {"objective": "clm"}}, registry)
+        structure({"rack": {"n_kv_heads": 4, "init_from": str(RUN)}, "objective": "clm"}, registry)
 
 
 @frozen

@@ -10,6 +10,7 @@ from stackwise_core.config import value_synonyms
 from stackwise_core.config.model import Config
 from stackwise_core.config.value_synonyms import same_as
 from stackwise_core.interfaces.cache_backend import Format
+from stackwise_core.registry.official import OFFICIAL
 
 
 def words(table: type) -> Iterator[set[str]]:
@@ -23,7 +24,13 @@ def words(table: type) -> Iterator[set[str]]:
                 yield from words(kind)
 
 
-VALUES = [*words(Config), set(get_args(Format)), {"bf16", "fp16", "fp32"}]
+VALUES = [
+    *words(Config),
+    set(get_args(Format)),
+    {"bf16", "fp16", "fp32"},
+    set(OFFICIAL["optimizer"]),
+    set(OFFICIAL["objective"]),
+]
 
 
 @pytest.mark.parametrize(("others", "ours"), value_synonyms._SYNONYMS.items())

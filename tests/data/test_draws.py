@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from stackwise_core.data.draws import Corruption, Drawer, Stream, generator, shifted
+from stackwise_core.builtin.options import MLMOptions
+from stackwise_core.data.draws import Drawer, Stream, generator, shifted
 from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Rows
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
+from stackwise_core.training.objectives.mlm import MLM
 from stackwise_core.training.setup import set_up
 from stackwise_masking.options import ConstantOptions, RangeOptions
 from stackwise_masking.schedules import Constant, Linear
@@ -134,8 +136,8 @@ def test_causal_draws_mask_nothing_and_are_one(split):
 
 def test_masked_positions_of_mlm_are_mixed_as_asked(split):
     """Of many masked positions 20 % hold their own token, 30 % another one drawn evenly, and the rest the mask."""
-    mixture = Corruption(random=0.3, keep=0.2, vocab_size=258)
-    one = drawer(split, Constant(ConstantOptions(0.5)), corruption=mixture)
+    mixture = MLM(MLMOptions(random=0.3, keep=0.2)).corrupt
+    one = drawer(split, Constant(ConstantOptions(0.5)), corrupt=mixture, vocab_size=258)
     plain = drawer(split, Constant(ConstantOptions(0.5)))
     own = masked = other = 0
     drawn = []

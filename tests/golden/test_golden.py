@@ -26,8 +26,8 @@ RUNS = {
     "fused_frozen": {"trainer_mode": {"use": "fused"}},
     "fused_trainable": {"trainer_mode": {"use": "fused", "fusion": "trainable"}},
     "banded": {"trainer_mode": {"use": "banded", "shared": "per_stack", "cycles": 2, "widen": 0.1}},
-    "clm": {"training.objective": "clm", "rack.attention": "causal"},
-    "mlm": {"training.objective": "mlm", "training.mlm_random": 0.1, "training.mlm_keep": 0.1},
+    "clm": {"objective": "clm", "rack.attention": "causal"},
+    "mlm": {"objective": {"use": "mlm", "random": 0.1, "keep": 0.1}},
     "time_input": {
         "training.time": "input",
         "training.time_encoding": "learned",

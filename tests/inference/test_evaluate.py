@@ -343,7 +343,7 @@ def test_a_changed_stack_changes_its_own_band_and_no_other(tmp_path):
 
 def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
     """Each depth's likelihood is the mean of the next tokens' cross entropies, sequence by sequence."""
-    ran = run_tiny(tmp_path, {"training.objective": "clm", "rack.attention": "causal", "training.epochs_per_stack": 1})
+    ran = run_tiny(tmp_path, {"objective": "clm", "rack.attention": "causal", "training.epochs_per_stack": 1})
     residency, split = ran.engine._residency, ran.setup.corpus.validation
     totals, predicted = [0.0] * 3, 0
     with torch.no_grad():
@@ -369,7 +369,7 @@ def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
 def test_a_bound_that_is_no_number_is_an_error(tmp_path, objective):
     """The first stack and tensor that isn't finite is named; without one, the stack whose result isn't."""
     attention = {"rack.attention": "causal"} if objective == "clm" else {}
-    ran = run_tiny(tmp_path, {"training.objective": objective, "training.steps_per_stack": 1, **attention})
+    ran = run_tiny(tmp_path, {"objective": objective, "training.steps_per_stack": 1, **attention})
     residency, causal = ran.engine._residency, objective == "clm"
     before = measure(ran, causal=causal)
     mlp, embedding = residency.stack(1).layers[0].mlp, residency.ends(0).embed_tokens.weight

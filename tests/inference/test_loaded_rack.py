@@ -18,7 +18,7 @@ RUNS = {
     "streamed": {"training.trunk_residency": "stream"},
     "quantised": {"precision": {"active": "fp32", "trunk": "nf4"}},
     "time": {"training.time": "input"},
-    "clm": {"training.objective": "clm"},
+    "clm": {"objective": "clm"},
 }
 
 

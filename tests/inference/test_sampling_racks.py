@@ -23,7 +23,7 @@ RUNS = {
         "adapter": {"stack": {"use": "lora", "rank": 2}},
         "trainer_mode": {"use": "progressive"},
     },
-    "clm": {"training.objective": "clm"},
+    "clm": {"objective": "clm"},
 }
 
 
@@ -53,7 +53,7 @@ def test_texts_of_real_racks(racks, name, order):
     assert texts != rack.sample(**asked, num=5, seed=99)
 
 
-@pytest.mark.parametrize("changes", [{}, {"training.objective": "clm"}], ids=["masks", "clm"])
+@pytest.mark.parametrize("changes", [{}, {"objective": "clm"}], ids=["masks", "clm"])
 def test_rows_that_stand_for_no_token_are_put_nowhere(tmp_path, changes):
     """A rack of new weights, for which all rows are as likely, has most of them beyond the tokenizer."""
     few = SHORT | {"rack.vocab_size": 2000, "rack.stacks": 1, "training.steps_per_stack": 1}

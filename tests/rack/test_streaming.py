@@ -92,7 +92,7 @@ def test_streamed_stacks_compute_the_same_bits(trunk):
         held = residency(masters=masters, **formats)
         held.bring((0, 1, 2), active=(), adapters={1: ["stack"]}, streamed=streamed)
         with torch.no_grad():
-            read.append({(at.stack, at.batch): at.cross_entropies for at in held.sweep(batches, (0, 1, 2), (0, 2))})
+            read.append({(at.stack, at.batch): at.losses for at in held.sweep(batches, (0, 1, 2), (0, 2))})
     assert read[0].keys() == read[1].keys() == {(stack, number) for stack in (0, 2) for number in range(4)}
     for other in read[1:]:
         assert all(torch.equal(read[0][key], other[key]) for key in read[0])

@@ -30,7 +30,7 @@ def banded(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory) -> Path:
-    causal = {"rack.attention": "causal", "training.objective": "clm", "mask_schedule": None, "rack.stacks": 2}
+    causal = {"rack.attention": "causal", "objective": "clm", "mask_schedule": None, "rack.stacks": 2}
     return run_tiny(tmp_path_factory.mktemp("causal"), SHORT | causal | {"run.name": "causal"}).directory
 
 
@@ -237,7 +237,7 @@ def test_runs_stand_side_by_side(finished, banded, causal):
     keys = {row[0]: row[1:] for row in found.table("key")}
     assert keys["rack.stacks"] == ["2", "3", "2"]
     assert keys["cache_backend.use"] == ['"memory"', '"disk"', "–"]
-    assert keys["training.objective"] == ['"clm"', '"mask_diffusion"', '"mask_diffusion"']
+    assert keys["objective.use"] == ['"clm"', '"mask_diffusion"', '"mask_diffusion"']
     assert "run.name" not in keys
     assert "training.batch_size" not in keys
     assert all(len(set(values)) > 1 for values in keys.values())

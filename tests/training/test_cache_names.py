@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from stackwise_core.data.draws import Corruption, Drawer, Draws, Stream
+from stackwise_core.builtin.options import MLMOptions
+from stackwise_core.data.draws import Drawer, Draws, Stream
 from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Split, prepare
 from stackwise_core.interfaces.cache_backend import Layout
@@ -24,6 +25,7 @@ from stackwise_core.runs.directory import ADAPTER_FILES, RunDirectory
 from stackwise_core.training.boundary import draw_keys
 from stackwise_core.training.events import RunResult
 from stackwise_core.training.namespace import made_of, namespace
+from stackwise_core.training.objectives.mlm import MLM
 from stackwise_masking.options import ConstantOptions, RangeOptions
 from stackwise_masking.schedules import Constant, Cosine, Linear
 from tests.tiny import TEXT, Ran, run_tiny
@@ -233,7 +235,8 @@ def draws_of(world: World, rack: Ran, splits: dict[tuple[int, int], Split]) -> D
         progress=drawn.progress,
         at_least_one=drawn.at_least_one,
         causal=drawn.causal,
-        corruption=Corruption(drawn.random, drawn.keep, tokenizer.vocab_size) if drawn.random or drawn.keep else None,
+        corrupt=MLM(MLMOptions(min(drawn.random, 1 - drawn.keep), drawn.keep)).corrupt,
+        vocab_size=tokenizer.vocab_size,
         stream=Stream.TRAINING,
     )
     draws = drawer.draw(SAMPLES, drawn.number)

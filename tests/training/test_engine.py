@@ -428,7 +428,7 @@ def test_activation_checkpointing_leaves_every_loss_as_it_is(tmp_path, mode):
 
 def test_clm_needs_one_boundary_a_sample(tmp_path):
     """Nothing is masked, so that every epoch reads what the first one made."""
-    ran = run_tiny(tmp_path, {"training.objective": "clm", "rack.attention": "causal", "rack.stacks": 2})
+    ran = run_tiny(tmp_path, {"objective": "clm", "rack.attention": "causal", "rack.stacks": 2})
     samples = len(ran.setup.corpus.train)
     assert (ran.result.phases[1].boundaries_computed, ran.result.phases[1].boundaries_read) == (samples, 3 * samples)
     assert ran.result.phases[0].last_loss < ran.result.phases[0].first_loss - 0.5

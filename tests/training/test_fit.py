@@ -55,7 +55,7 @@ def llama_of(residency, mask_id: int) -> LlamaForCausalLM:
 
 def test_the_causal_loss_and_its_gradient_are_those_of_transformers_llama(tmp_path):
     """On the same weights: labels shifted by one, the mean over a sequence of one document."""
-    mode = {"trainer_mode": {"use": "end_to_end"}, "training.objective": "clm", "rack.attention": "causal"}
+    mode = {"trainer_mode": {"use": "end_to_end"}, "objective": "clm", "rack.attention": "causal"}
     ran = run_tiny(tmp_path, mode | {"training.steps_per_stack": 4, "training.max_grad_norm": 0.0})
     residency, engine = ran.engine._residency, ran.engine
     residency.place(ran.plan.phases[0].phase)
@@ -114,7 +114,7 @@ def test_a_last_row_with_nothing_to_predict_is_no_step(tmp_path):
         "training.epochs_per_stack": 1,
         "training.max_bad_steps": 0,
     }
-    causal = run_tiny(tmp_path, alone | {"training.objective": "clm", "rack.attention": "causal"})
+    causal = run_tiny(tmp_path, alone | {"objective": "clm", "rack.attention": "causal"})
     assert (len(causal.setup.corpus.train), causal.result.phases[0].steps, causal.result.phases[0].bad_steps) == (
         4,
         4,
@@ -124,5 +124,5 @@ def test_a_last_row_with_nothing_to_predict_is_no_step(tmp_path):
     left_out = "1 sequence without a token that has one of its document before it is left out"
     assert any(note.startswith(left_out) for note in causal.plan.notes)
     for objective in ("mask_diffusion", "mlm"):
-        masked = run_tiny(tmp_path, alone | {"training.objective": objective})
+        masked = run_tiny(tmp_path, alone | {"objective": objective})
         assert (len(masked.setup.corpus.train), masked.result.phases[0].bad_steps) == (5, 0)

@@ -77,7 +77,7 @@ def test_masks_that_no_epoch_comes_to_are_said(tmp_path):
     assert said.endswith("the text is passed 3 times at most, so that 3 of them are used.")
     assert notes(tmp_path, {"training.masks_per_sample": 16, "training.epochs_per_stack": 16}, about) == []
     assert notes(tmp_path, {"training.masks_per_sample": 16, "training.masks": "resampled"}, about) == []
-    clm = {"training.objective": "clm", "rack.attention": "causal"}
+    clm = {"objective": "clm", "rack.attention": "causal"}
     assert notes(tmp_path, clm, "masks_per_sample") == notes(tmp_path, {}, "masks_per_sample") == []
 
 

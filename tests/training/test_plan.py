@@ -172,7 +172,7 @@ def test_time_steps_are_shared_out_whole(tmp_path):
 
 def test_nothing_is_masked_in_causal_training(tmp_path):
     """A plan for clm has no band, and a draw a sample."""
-    plan = plan_of(tmp_path, {"training.objective": "clm"})
+    plan = plan_of(tmp_path, {"objective": "clm"})
     assert [planned.band for planned in plan.phases] == [None] * 3
     assert {planned.phase.masks_per_sample for planned in plan.phases} == {1}
 
@@ -453,16 +453,16 @@ def test_stacks_are_counted_as_they_are_built_or_as_they_stand(tmp_path):
 
 def test_mlm_is_the_mean_over_masked_tokens(tmp_path):
     """It is no bound, whatever the schedule; clm has one draw a sample."""
-    mlm = plan_of(tmp_path, {"training.objective": "mlm"})
+    mlm = plan_of(tmp_path, {"objective": "mlm"})
     assert {planned.phase.weighting for planned in mlm.phases} == {"mean"}
-    clm = plan_of(tmp_path, {"training.objective": "clm", "rack.attention": "causal"})
+    clm = plan_of(tmp_path, {"objective": "clm", "rack.attention": "causal"})
     assert {(p.phase.weighting, p.phase.masks, p.phase.masks_per_sample) for p in clm.phases} == {("mean", "fixed", 1)}
 
 
 def test_clm_has_no_bands_to_divide(tmp_path):
     """A banded rack has nothing to tell its stacks apart by."""
     with pytest.raises(UsageError, match='"clm" masks nothing, and trainer_mode "banded" of stackwise-modes'):
-        plan_of(tmp_path, {"training.objective": "clm", "rack.attention": "causal", "trainer_mode": {"use": "banded"}})
+        plan_of(tmp_path, {"objective": "clm", "rack.attention": "causal", "trainer_mode": {"use": "banded"}})
 
 
 def test_a_multiplier_names_a_stack_that_is_there(tmp_path):

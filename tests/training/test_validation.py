@@ -78,7 +78,7 @@ def test_causally_documents_of_one_token_have_no_part_in_it(tmp_path, batch_size
     (tmp_path / "held_out.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in documents))
     changes = {
         "data.validation": str(tmp_path / "held_out.jsonl"),
-        "training.objective": "clm",
+        "objective": "clm",
         "rack.attention": "causal",
         "rack.stacks": 1,
         "training.steps_per_stack": 2,

@@ -108,7 +108,7 @@ def test_the_masked_share_is_that_of_the_draws(tmp_path):
     assert len(shares) == 8
     assert all(0.25 < share < 0.55 for share in shares)
     assert sum(shares) / 8 == pytest.approx(0.4, abs=0.04)
-    causal = {"rack.attention": "causal", "training.objective": "clm", "mask_schedule": None}
+    causal = {"rack.attention": "causal", "objective": "clm", "mask_schedule": None}
     directory = run_tiny(tmp_path, {"rack.stacks": 1, "training.steps_per_stack": 2, **causal}).directory
     assert [line["masked"] for line in lines(directory) if line["kind"] == "step"] == [None, None]
 
