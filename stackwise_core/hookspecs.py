@@ -38,8 +38,8 @@ class Implementation:
     """One line for the listing."""
     factory: str
     """``"package.module:Class"``, a subclass of the hook's interface; imported when used, not before."""
-    options: str
-    """``"package.module:Options"``, an attrs class in a module that doesn't import torch."""
+    options: str = "stackwise_core.options:NoOptions"
+    """``"package.module:Options"``, an attrs class in a module that doesn't import torch; by default it has none."""
     api: int = API_VERSION
     """The version of the hook API that it was written for."""
     devices: tuple[str, ...] = field(default=("cpu", "cuda"), converter=_tuple)
@@ -85,6 +85,11 @@ def tracker() -> list[Implementation]:  # type: ignore[empty-body]
     """Who is told of a run's measurements (provisional): :class:`stackwise_core.interfaces.tracker.Tracker`."""
 
 
+@hookspec
+def command() -> list[Implementation]:  # type: ignore[empty-body]
+    """What ``stackwise`` can do (provisional): :class:`stackwise_core.interfaces.command.Command`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -94,7 +99,8 @@ INTERFACES = {
     "trainer_mode": "stackwise_core.interfaces.trainer_mode:TrainerMode",
     "optimizer": "stackwise_core.interfaces.optimizer:Optimizer",
     "tracker": "stackwise_core.interfaces.tracker:Tracker",
+    "command": "stackwise_core.interfaces.command:Command",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker"})
+PROVISIONAL = frozenset({"optimizer", "tracker", "command"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

@@ -19,9 +19,16 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "stackwise-bitsandbytes": ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"),
     },
     "tracker": {"stackwise-tensorboard": ("tensorboard",)},
+    "command": {"stackwise-sampling": ("sample",), "stackwise-report": ("report",)},
 }
 
 OFFICIAL = {
     hook: {name: package for package, names in packages.items() for name in names} for hook, packages in _NAMES.items()
 }
 """hook -> name -> package."""
+
+MOVED_FROM_RACK = {
+    name: ("stackwise-sampling", f"from stackwise_sampling import {function}", f"{function}(rack, ...)")
+    for name, function in {"sample": "sample", "text": "text_for", "unmask": "unmask"}.items()
+}
+"""Methods that a loaded rack had: the package that has each as a function now, its import, and its call."""
