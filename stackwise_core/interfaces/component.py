@@ -1,4 +1,4 @@
-"""What the five interfaces share: an object made from its own typed options."""
+"""What the interfaces share: an object made from its own typed options."""
 
 from abc import ABC
 from typing import Any
