@@ -38,8 +38,8 @@ class Implementation:
     """One line for the listing."""
     factory: str
     """``"package.module:Class"``, a subclass of the hook's interface; imported when used, not before."""
-    options: str
-    """``"package.module:Options"``, an attrs class in a module that doesn't import torch."""
+    options: str = "stackwise_core.options:NoOptions"
+    """``"package.module:Options"``, an attrs class in a module that doesn't import torch; by default it has none."""
     api: int = API_VERSION
     """The version of the hook API that it was written for."""
     devices: tuple[str, ...] = field(default=("cpu", "cuda"), converter=_tuple)
@@ -87,7 +87,12 @@ def tracker() -> list[Implementation]:  # type: ignore[empty-body]
 
 @hookspec
 def objective() -> list[Implementation]:  # type: ignore[empty-body]
-    """The loss that is trained on (provisional): :class:`stackwise_core.interfaces.objective.Objective`."""
+    """Declare losses to train on (provisional): :class:`stackwise_core.interfaces.objective.Objective`."""
+
+
+@hookspec
+def command() -> list[Implementation]:  # type: ignore[empty-body]
+    """Declare commands of ``stackwise`` (provisional): :class:`stackwise_core.interfaces.command.Command`."""
 
 
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
@@ -100,6 +105,7 @@ INTERFACES = {
     "optimizer": "stackwise_core.interfaces.optimizer:Optimizer",
     "tracker": "stackwise_core.interfaces.tracker:Tracker",
     "objective": "stackwise_core.interfaces.objective:Objective",
+    "command": "stackwise_core.interfaces.command:Command",
 }
 
 # The class that options of a hook's implementations subclass, where the core reads what they have in common.
@@ -108,5 +114,5 @@ OPTIONS = {
     "objective": "stackwise_core.interfaces.objective:ObjectiveOptions",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker", "objective"})
+PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import NOTHING, Factory, field
+from attrs import NOTHING, Factory, field, frozen
 
 Check = Callable[[Any, Any, Any], None]
 
@@ -42,6 +42,11 @@ def option(
     if callable(default):
         default = Factory(default)
     return field(default=default, validator=check, metadata={"help": help, "hook": hook, "path": path})
+
+
+@frozen
+class NoOptions:
+    """The options of an implementation that has none."""
 
 
 def at_least(minimum: float) -> Check:

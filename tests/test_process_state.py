@@ -14,9 +14,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import stackwise_core as sw
-from stackwise_core.inference.sampling import Sampling
 from stackwise_core.process_state import own_state, preserved_state
 from stackwise_core.training.events import StepDone
+from stackwise_sampling import Sampling, sample, text_for, unmask
 from tests.cli.test_run import CONFIG
 from tests.hashes import hashes
 
@@ -122,10 +122,10 @@ def used() -> tuple[Any, ...]:
         result.likelihoods,
         tuple(rack.evaluate()),
         tuple(rack_at_fp16.evaluate()),
-        rack.sample("In the", length=6, seed=1),
+        sample(rack, "In the", length=6, seed=1),
         rack(ids).float().numpy().tolist(),
         rack.predict(ids, None, 0.5, torch.from_numpy(np.arange(3))).float().numpy().tolist(),
-        next(iter(rack.unmask(rack.text("In", length=3), Sampling(seed=2)))).ids.numpy().tolist(),
+        next(iter(unmask(rack, text_for(rack, "In", length=3), Sampling(seed=2)))).ids.numpy().tolist(),
     )
 
 

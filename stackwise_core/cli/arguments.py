@@ -6,14 +6,44 @@ from typing import Any
 
 import click
 
+_SELECTED = f"{__name__}.selected"
+"""The key of click's notes under which the values of ``-p`` before the command are."""
+
+
+def selected_plugins(context: click.Context) -> tuple[str, ...]:
+    """Return the values of ``-p`` that stand before the command."""
+    selected: tuple[str, ...] = context.meta.get(_SELECTED, ())
+    return selected
+
+
+def _note_selected(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> None:
+    context.meta[_SELECTED] = value
+
+
+def _with_selected(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    return (*selected_plugins(context), *value)
+
+
+_PLUGIN_HELP = (
+    "no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
+    "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated."
+)
 plugin_option = click.option(
+    "-p", "plugins", multiple=True, metavar="PLUGIN", callback=_with_selected, help=_PLUGIN_HELP
+)
+"""``-p``, as ``plugins``: those before the command are among them."""
+
+early_plugin_option = click.option(
     "-p",
     "plugins",
     multiple=True,
     metavar="PLUGIN",
-    help="no:NAME leaves a plugin or distribution out, FILE.py loads a local plugin, "
-    "NAME loads one in spite of STACKWISE_PLUGIN_AUTOLOAD=0. May be repeated.",
+    callback=_note_selected,
+    is_eager=True,  # a --help behind it lists the plugin's commands
+    expose_value=False,
+    help=f"{_PLUGIN_HELP} A plugin's own command needs it here, before the command.",
 )
+"""``-p`` before the command."""
 
 beyond_machine_option = click.option(
     "--beyond-machine",

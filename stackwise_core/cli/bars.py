@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import duration
 
 _ROOMY = 1000
@@ -70,3 +72,15 @@ class Bars(Progress):
             if self._console.measure(table, options=roomy).maximum <= self._console.width:
                 break
         return table
+
+
+@contextmanager
+def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of how many are done: a bar on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        with working(console, what) as tell:
+            yield lambda done, total: tell(f"{done} of {total} {unit}")
+        return
+    with Bars(console) as progress:
+        task = progress.add_task(what, total=None, measured=unit)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

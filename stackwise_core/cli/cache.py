@@ -230,7 +230,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
         kept.say_how_to_keep()
         return
 
-    from stackwise_core.cli.progress import counting
+    from stackwise_core.cli.bars import counting
     from stackwise_core.training.activation_statistics import measure_store, sample
 
     with working(Console(stderr=True), "opening stores"):

@@ -52,8 +52,9 @@ def evaluate(
 
     from cattrs import unstructure
 
+    from stackwise_core.cli.bars import counting
     from stackwise_core.cli.likelihood_tables import print_likelihoods
-    from stackwise_core.cli.progress import counting, tokenising
+    from stackwise_core.cli.progress import tokenising
     from stackwise_core.cli.pulse import working
     from stackwise_core.inference.finished import FinishedRun
     from stackwise_core.inference.loaded_rack import LoadedRack

@@ -7,37 +7,47 @@ import shlex
 import click
 from rich.console import Console
 
+from stackwise_core.cli import plugin_commands
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import print_aligned
+from stackwise_core.interfaces.command import EndedRun
+from stackwise_core.registry import Registry
 from stackwise_core.runs.export import has_model
 from stackwise_core.training.events import RunResult
 from stackwise_core.training.plan import Plan
 
 
-def next_steps(result: RunResult, plan: Plan) -> list[tuple[str, list[str]]]:
-    """Return what can be done with a run, and the words of the command that does it; only what it allows."""
+def next_steps(result: RunResult, plan: Plan, registry: Registry) -> list[tuple[str, list[str]]]:
+    """Return what can be done with a run, and the words of the command that does it; only what it allows.
+
+    Args:
+        registry: the plugins, whose commands are among them.
+    """
     run, name = str(shown(result.directory)), result.directory.name
-    steps = [("see it on a page", ["report", run])]
-    if not result.keeps_weights:
-        return [(what, ["stackwise", *words]) for what, words in steps]
     causal = all(planned.band is None for planned in plan.phases)
+    ended = EndedRun(path=run, keeps_weights=result.keeps_weights, causal=causal)
     steps = [
-        ("measure it again", ["evaluate", run])
-        if result.likelihoods
-        else ("measure it", ["evaluate", run, "--corpus"]),
-        ("write text", ["sample", run, *(["--prompt", "The "] if causal else [])]),
-        *steps,
+        (step.purpose, [command, *step.arguments]) for command, step in plugin_commands.next_steps(registry, ended)
     ]
-    if has_model(plan.spec, len(plan.routes)):
-        steps.append(("use it elsewhere", ["export", run, "--to", "hf", f"{name}-hf"]))
+    if result.keeps_weights:
+        measure = (
+            ("measure it again", ["evaluate", run])
+            if result.likelihoods
+            else ("measure it", ["evaluate", run, "--corpus"])
+        )
+        steps = [measure, *steps]
+        if has_model(plan.spec, len(plan.routes)):
+            steps.append(("use it elsewhere", ["export", run, "--to", "hf", f"{name}-hf"]))
     return [(what, ["stackwise", *words]) for what, words in steps]
 
 
-def print_next_steps(console: Console, result: RunResult, plan: Plan) -> None:
+def print_next_steps(console: Console, result: RunResult, plan: Plan, registry: Registry) -> None:
     """Print a line for each command, as a shell takes it; one that needs a text to be named ends with TEXT."""
     lines = [
         (what, shlex.join(words) + (" TEXT" if words[-1] == "--corpus" else ""))
-        for what, words in next_steps(result, plan)
+        for what, words in next_steps(result, plan, registry)
     ]
+    if not lines:
+        return
     click.echo("\nWhat next:", err=console.stderr)
     print_aligned(lines, indent="  ", stderr=console.stderr)

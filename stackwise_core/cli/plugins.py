@@ -1,7 +1,6 @@
 """``stackwise plugins``: the plugins that are installed, their states, and their options."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from stackwise_core.cli.arguments import plugin_option
 from stackwise_core.cli.output import json_option, print_json
+from stackwise_core.cli.plugin_commands import find_plugins
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.reference import OptionRow, describe
 from stackwise_core.hookspecs import INTERFACES, PROVISIONAL
@@ -29,7 +29,7 @@ _NARROW = 100
 def plugins(context: click.Context, plugins: tuple[str, ...], as_json: bool) -> None:
     """List the plugins, and show their options."""
     if context.invoked_subcommand is None:
-        registry = _registry(plugins)
+        registry = find_plugins(plugins)
         console = Console(highlight=False)
         if as_json:
             print_json(_listing(registry))
@@ -48,7 +48,7 @@ def show(context: click.Context, name: str, plugins: tuple[str, ...], as_json: b
     """Show the options of NAME, or DISTRIBUTION:NAME, with types, defaults and help."""
     assert context.parent is not None
     before = context.parent.params
-    registry = _registry(before["plugins"] + plugins)
+    registry = find_plugins(before["plugins"] + plugins)
     found = [(declared, describe(registry.options_class(declared))) for declared in registry.named(name)]
     if as_json or before["as_json"]:
         print_json([_facts(registry, declared) | {"options": _options(rows)} for declared, rows in found])
@@ -61,13 +61,6 @@ def show(context: click.Context, name: str, plugins: tuple[str, ...], as_json: b
             _print_implementation(console, registry, declared, rows)
         else:
             _print_implementation_plainly(registry, declared, rows)
-
-
-def _registry(selected: Sequence[str]) -> Registry:
-    return Registry.discover(
-        select=[value for value in selected if not value.endswith(".py")],
-        files=[Path(value) for value in selected if value.endswith(".py")],
-    )
 
 
 def _unusable(registry: Registry) -> list[Plugin]:

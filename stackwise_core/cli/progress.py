@@ -13,11 +13,12 @@ from stackwise_core.cli.bars import Bars
 from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.cli.next_steps import print_next_steps
 from stackwise_core.cli.plan_table import print_plan
-from stackwise_core.cli.pulse import Pulse, working
+from stackwise_core.cli.pulse import Pulse
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.options import ByteSize
+from stackwise_core.registry import Registry
 from stackwise_core.training.events import (
     BadStep,
     BoundaryProgress,
@@ -92,20 +93,12 @@ def tokenising(console: Console, what: str) -> Iterator[Callable[[int, float], N
 
 
 @contextmanager
-def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many of how many are done: a bar on a terminal, a line now and then elsewhere."""
-    if not console.is_terminal:
-        with working(console, what) as tell:
-            yield lambda done, total: tell(f"{done} of {total} {unit}")
-        return
-    with Bars(console) as progress:
-        task = progress.add_task(what, total=None, measured=unit)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def watching(console: Console, *, advise: Registry | None) -> Iterator[Listener]:
+    """Yield a listener that shows a run on a console.
 
-
-@contextmanager
-def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
-    """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next."""
+    Args:
+        advise: the plugins, for what can be done next, which the end names; None: it names nothing.
+    """
     watcher = Terminal(console) if console.is_terminal else Lines(console)
     plan: Plan | None = None
 
@@ -114,8 +107,8 @@ def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
         watcher(event)
         if isinstance(event, RunStarted):
             plan = event.plan
-        elif isinstance(event, RunDone) and advise and plan is not None:
-            print_next_steps(console, event.result, plan)
+        elif isinstance(event, RunDone) and advise is not None and plan is not None:
+            print_next_steps(console, event.result, plan, advise)
 
     try:
         yield listen

@@ -66,7 +66,7 @@ def run(
         with stopping.heeding():
             with tokenising(console, "planning") as tokenised:
                 prepared = prepare(configuration, tokenised)
-            with watching(console, advise=not as_json) as show:
+            with watching(console, advise=None if as_json else configuration.registry) as show:
 
                 def listen(event: Event) -> None:
                     nonlocal directory, unshown

@@ -23,18 +23,3 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     if number < least or (most is not None and number > most):
         raise UsageError(f"{name} {number}: expected {limits}.")
     return number
-
-
-def text(name: str, value: object) -> str:
-    """Return a text that can be written as UTF-8.
-
-    Raises:
-        UsageError: it is something else; the message names the argument.
-    """
-    if not isinstance(value, str):
-        raise UsageError(f"{name}: expected a text, found {value!r:.80}.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: expected UTF-8, found half a surrogate pair at character {error.start}.") from None
-    return value

@@ -1,4 +1,4 @@
-"""A finished run's rack as a torch module, to be evaluated, sampled from, or asked for its logits."""
+"""A finished run's rack as a torch module, to be evaluated, or asked for its logits or predictions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
+from typing import NoReturn
 
 import torch
 from attrs import evolve, frozen
@@ -15,18 +17,22 @@ from stackwise_core.data.corpus.files import BUILT_IN
 from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.arguments import text as checked_text
-from stackwise_core.inference.arguments import whole
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood
 from stackwise_core.inference.finished import FinishedRun
-from stackwise_core.inference.gapped_text import GappedText
-from stackwise_core.inference.sampling import Order, Sampling, Step, sample
-from stackwise_core.inference.templates import parts_of
-from stackwise_core.inference.token_choice import NoPredictions
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.process_state import own_state
 from stackwise_core.rack.not_finite import refuse_weights
+from stackwise_core.registry.official import MOVED_FROM_RACK
 from stackwise_core.training.threads import computing_threads
+
+
+class MovedMethod(UsageError, AttributeError):
+    """A method of an earlier version that is a function of another package now."""
+
+    def __init__(self, name: str) -> None:
+        package, imported, call = MOVED_FROM_RACK[name]
+        lacks = "" if find_spec(package.replace("-", "_")) else f", which is not installed: pip install {package}"
+        super().__init__(f"rack.{name}(...) is {call} of {package} now ({imported}){lacks}")
 
 
 class LoadedRack(nn.Module):
@@ -70,6 +76,11 @@ class LoadedRack(nn.Module):
             "loaded"
         )
 
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        if name in MOVED_FROM_RACK:
+            raise MovedMethod(name)
+        return super().__getattr__(name)
+
     @property
     def spec(self) -> RackSpec:
         """Shape of the rack."""
@@ -89,6 +100,11 @@ class LoadedRack(nn.Module):
     def seq_len(self) -> int:
         """Most tokens that it sees at a time."""
         return self.spec.seq_len
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.run.parts.config.run.seed
 
     @property
     def causal(self) -> bool:
@@ -283,95 +299,14 @@ class LoadedRack(nn.Module):
         with self.computing():
             return self.run.likelihoods(evaluation, progress)
 
-    def text(self, prompt: str = "", *, length: int | None = None, infill: str | None = None) -> GappedText:
-        """Return a text with gaps to fill.
-
-        Args:
-            prompt: what it begins with.
-            length: tokens to write after the prompt; None: what that leaves of ``seq_len``, at least half of it.
-            infill: in place of both, a text in which ``[MASK]`` is a missing token and ``[MASK:20]`` twenty.
+    def refuse_predictions(self) -> NoReturn:
+        """Refuse predictions that aren't finite.
 
         Raises:
-            UsageError: ``infill`` has no gaps, or there is a prompt or length beside it.
+            StackwiseError: in any case, with the stack and the tensor that isn't finite, if one isn't.
         """
-        checked_text("prompt", prompt)
-        if length is not None:
-            whole("length", length, 1)
-        if infill is None:
-            return GappedText.after(prompt, length, self.tokenizer, self.seq_len)
-        if prompt or length is not None:
-            raise UsageError(
-                "infill with a prompt or length: expected one text, whose gaps say how much there is to write."
-            )
-        return GappedText.of(parts_of(checked_text("infill", infill), "infill"), self.tokenizer)
-
-    def unmask(self, text: GappedText, sampling: Sampling, depth: int | None = None) -> Iterator[Step]:
-        """Fill a text's gaps, step by step; see ``sampling.sample``.
-
-        Raises:
-            UsageError: what is asked for doesn't fit the text or the rack. No step is done yet.
-            StackwiseError: at a step whose predictions aren't finite, with the stack and the tensor that isn't.
-        """
-        with own_state():
-            steps = sample(
-                self.at_depth(depth),
-                text,
-                sampling,
-                seq_len=self.seq_len,
-                vocab_size=self.spec.vocab_size,
-                causal=self.causal,
-            )
-            return _in_own_state(self._naming_weights(steps))
-
-    def _naming_weights(self, steps: Iterator[Step]) -> Iterator[Step]:
-        try:
-            yield from steps
-        except NoPredictions:
-            path = sorted({stack for route in self.routes for stack in route.path})
-            refuse_weights(self.run.residency, path, "the rack's predictions aren't finite")
-
-    def sample(
-        self,
-        prompt: str = "",
-        *,
-        length: int | None = None,
-        infill: str | None = None,
-        depth: int | None = None,
-        num: int = 1,
-        steps: int | None = None,
-        order: Order | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        block: int | None = None,
-        seed: int | None = None,
-    ) -> list[str]:
-        """Sample texts that begin with a prompt, or whose gaps are filled.
-
-        Args:
-            prompt, length, infill: as for ``text``.
-            depth: after how many stacks to read.
-            num, steps, order, temperature, top_p, block, seed: as for ``Sampling``; the run's own seed where it is
-                left out.
-
-        Raises:
-            UsageError: what is asked for doesn't fit the text or the rack.
-        """
-        text = self.text(prompt, length=length, infill=infill)
-        seed = self.run.parts.config.run.seed if seed is None else seed
-        sampling = Sampling(order, steps, temperature, top_p, block, num, seed)
-        with self.computing():
-            *_, last = self.unmask(text, sampling, depth)
-        return [text.text(ids) for ids in last.ids.numpy()]
-
-
-def _in_own_state(steps: Iterator[Step]) -> Iterator[Step]:
-    """Take each step in a state of our own; between steps the caller's state is back."""
-    while True:
-        with own_state():
-            step = next(steps, None)
-        if step is None:
-            return
-        yield step
+        path = sorted({stack for route in self.routes for stack in route.path})
+        refuse_weights(self.run.residency, path, "the rack's predictions aren't finite")
 
 
 @frozen

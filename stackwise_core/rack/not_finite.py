@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def refuse_not_finite(values: Tensor, residency: Residency, path: Sequence[int],
         raise StackwiseError(f"{what}: {first_not_finite(residency, path, draws) or 'the losses are not finite.'}")
 
 
-def refuse_weights(residency: Residency, path: Sequence[int], what: str) -> None:
+def refuse_weights(residency: Residency, path: Sequence[int], what: str) -> NoReturn:
     """Refuse weights that aren't finite, of a path that predicted what is no number.
 
     Raises:

@@ -16,6 +16,7 @@ from attrs import evolve
 from stackwise_core import hookspecs
 from stackwise_core.errors import UsageError
 from stackwise_core.hookspecs import ENTRY_POINT_GROUP, INTERFACES, Implementation
+from stackwise_core.interfaces.command import CORE_COMMANDS
 from stackwise_core.registry.blocking import Blocking
 from stackwise_core.registry.culprit import LOCAL_MARK
 from stackwise_core.registry.foreign_code import foreign_code
@@ -154,7 +155,7 @@ def _load(plugin: Plugin, load: Callable[[], object]) -> Plugin:
                     result = hookimpl.function()
             except _ANYTHING as error:
                 return _broken(plugin, "hook", error, f"{_raised_at(error)}, in {hook}().")
-            fault = _fault(result)
+            fault = _fault(result) or _shadow(hook, result)
             if fault:
                 return _misdeclared(plugin, f"{hook}() {fault}", "Its author can mend it.")
             declared = (Declared(hook, each, plugin.name, plugin.distribution, plugin.version) for each in result)
@@ -196,6 +197,12 @@ def _fault(result: object) -> str | None:
                 return f'returned "{name}" twice'
             names.add(name)
     return None
+
+
+def _shadow(hook: str, result: Sequence[Implementation]) -> str | None:
+    """What is wrong with a command that has the name of one of the core."""
+    names = [name for each in result for name in (each.name, *each.aliases)] if hook == "command" else []
+    return next((f'returned "{name}", which is a command of the core' for name in names if name in CORE_COMMANDS), None)
 
 
 def _a(value: object) -> str:

@@ -24,7 +24,8 @@ class AmbiguousImplementation(UsageError):
 
     def __init__(self, hook: str, use: str, candidates: Sequence[Declared]) -> None:
         packages = " and ".join(declared.package for declared in candidates)
-        choices = " or ".join(f'use = "{declared.distribution}:{use.rpartition(":")[2]}"' for declared in candidates)
+        names = [f"{declared.distribution}:{use.rpartition(':')[2]}" for declared in candidates]
+        choices = " or ".join(f"stackwise {name}" if hook == "command" else f'use = "{name}"' for name in names)
         super().__init__(f'{hook} "{use}" is in {packages}. Write {choices}.')
         self.hook, self.use, self.candidates = hook, use, list(candidates)
 

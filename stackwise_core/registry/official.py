@@ -22,9 +22,16 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "tracker": {"stackwise-tensorboard": ("tensorboard",)},
     "objective": {"stackwise-core": ("mask_diffusion", "mlm", "clm")},
+    "command": {"stackwise-sampling": ("sample",), "stackwise-report": ("report",)},
 }
 
 OFFICIAL = {
     hook: {name: package for package, names in packages.items() for name in names} for hook, packages in _NAMES.items()
 }
 """hook -> name -> package."""
+
+MOVED_FROM_RACK = {
+    name: ("stackwise-sampling", f"from stackwise_sampling import {function}", f"{function}(rack, ...)")
+    for name, function in {"sample": "sample", "text": "text_for", "unmask": "unmask"}.items()
+}
+"""Methods that a loaded rack had: the package that has each as a function now, its import, and its call."""

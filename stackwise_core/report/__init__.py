@@ -1,1 +1,1 @@
-"""A run, or several side by side, as one page to look at."""
+"""What a run's files tell of it, read without torch, be they whole or damaged."""

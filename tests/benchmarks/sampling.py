@@ -23,8 +23,9 @@ from torch import Tensor
 
 import stackwise_core as sw
 from stackwise_core.inference.loaded_rack import LoadedRack
-from stackwise_core.inference.sampling import ORDERS, Sampling, sample
 from stackwise_core.process_state import own_state
+from stackwise_sampling import text_for
+from stackwise_sampling.sampling import ORDERS, Sampling, sample
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "sampling.md"
@@ -97,7 +98,7 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
 
 def write(rack: LoadedRack, order: str, steps: int, num: int, seed: int) -> dict[str, float]:
     """Seconds of one text's steps, and of bare forwards."""
-    remembering, text = Remembering(rack), rack.text(length=TOKENS)
+    remembering, text = Remembering(rack), text_for(rack, length=TOKENS)
     going = sample(
         remembering,
         text,

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.next_steps import next_steps
+from stackwise_core.registry import Registry
 from stackwise_core.runs.export import has_model
 from tests.cli.test_run import CONFIG
 from tests.tiny import TEXT, run_tiny
@@ -37,10 +38,10 @@ def test_every_command_works(runs, kind, tmp_path, monkeypatch):
     """Each that is named succeeds on that run, and export isn't kept from a run that has it."""
     monkeypatch.chdir(tmp_path)
     ran = runs[kind]
-    named = {words[1]: words[1:] for _, words in next_steps(ran.result, ran.plan)}
+    named = {words[1]: words[1:] for _, words in next_steps(ran.result, ran.plan, Registry.discover(environ={}))}
     for command, words in named.items():
         if command == "report" and kind != "plain":
-            continue  # it takes every run, as tests/report has it, and a second of time
+            continue  # it takes every run, as its own tests have it, and a second of time
         text = [str(TEXT)] if words[-1] == "--corpus" else []
         length = ["--length", "2"] if command == "sample" else []
         result = CliRunner().invoke(main, [*words, *text, *length])
@@ -63,10 +64,16 @@ def test_a_run_ends_with_them(tmp_path, monkeypatch):
     commands = [shlex.split(line.partition("stackwise ")[2]) for line in after.splitlines()]
     assert commands == [
         ["evaluate", "runs/a b"],
-        ["sample", "runs/a b"],
         ["report", "runs/a b"],
+        ["sample", "runs/a b"],
         ["export", "runs/a b", "--to", "hf", "a b-hf"],
     ]
+    said = (
+        CliRunner()
+        .invoke(main, ["-p", "no:sampling", "run", "small.toml", "--fresh", "-p", "no:report", *short])
+        .output
+    )
+    assert [line.split()[4] for line in said.partition("What next:\n")[2].splitlines()] == ["evaluate", "export"]
     again = CliRunner().invoke(main, ["run", "a b"]).stdout
     assert again == "runs/a b is finished. \"stackwise evaluate 'runs/a b'\" measures it.\n"
     shutil.rmtree("runs/a b")

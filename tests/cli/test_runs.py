@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stackwise_core.cli import COMMANDS, main
+from stackwise_core.cli import main
 from stackwise_core.cli.arguments import Run
 from stackwise_core.cli.runs import age
 from stackwise_core.testing.fresh import heavy_imports
@@ -105,8 +105,8 @@ def test_names_serve_wherever_a_run_is_asked_for():
     context = click.Context(main)
     asking = {
         name: parameter.type
-        for command in COMMANDS
-        for name, parameter in parameters(main.get_command(context, command), command)
+        for command in main.list_commands(context)
+        for name, parameter in parameters(main.resolve_command(context, [command])[1], command)
         if isinstance(parameter, click.Argument) and (parameter.metavar or "").startswith("RUN")
     }
     assert set(asking) >= {"evaluate", "sample", "report", "verify", "restore", "merge", "export", "cache list"}

@@ -6,6 +6,7 @@ of its page; ``error: NAME`` a configuration that is wrong on purpose, whose who
 
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -18,19 +19,23 @@ import click
 import pytest
 import tomli
 from attrs import frozen
+from click.testing import CliRunner
 
 from stackwise_core.cli import COMMANDS, main
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load
 from stackwise_core.hookspecs import INTERFACES
 from stackwise_core.registry import Registry
+from stackwise_core.registry.official import OFFICIAL
 from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.cache_backend import CacheBackendContract
+from stackwise_core.testing.command import CommandContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
 from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
 from stackwise_core.testing.tracker import TrackerContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
+from tests.cli.test_run import CONFIG
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,6 +51,7 @@ EXAMPLES = {
     "adapter": "gains",
     "optimizer": "lion",
     "tracker": "table",
+    "command": "size",
 }
 """The local plugin of each hook's page."""
 
@@ -254,6 +260,12 @@ class TestTable(TrackerContract):
         return build(examples, "tracker")
 
 
+class TestSize(CommandContract):
+    @pytest.fixture
+    def command(self, examples):
+        return build(examples, "command")
+
+
 class TestGains(AdapterContract):
     @pytest.fixture
     def adapter(self, examples):
@@ -276,7 +288,7 @@ def train(file: Path):
     return plan, Engine(setup, plan, registry, lambda event: None).run()
 
 
-@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook not in ("adapter", "trainer_mode")])
+@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook not in ("adapter", "command", "trainer_mode")])
 def test_examples_train(hook, examples, tmp_path, monkeypatch):
     """The example of each hook's page trains a small rack under the configuration that stands below it."""
     folder, _ = examples
@@ -284,6 +296,24 @@ def test_examples_train(hook, examples, tmp_path, monkeypatch):
     _, result = train(folder / f"{EXAMPLES[hook]}.toml")
     assert [phase.steps for phase in result.phases] == [2, 2, 2]
     assert len(result.likelihoods) == 3
+
+
+def test_the_command_of_the_page_runs(examples, tmp_path, monkeypatch):
+    """The command of its page is listed, counts the bytes of a run, and is named at the end of one."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    plugin = ["-p", str(folder / "size.py")]
+    assert "  size  " in CliRunner().invoke(main, [*plugin, "--help"]).stdout
+    Path("small.toml").write_text(CONFIG)
+    ended = CliRunner().invoke(main, [*plugin, "run", "small.toml", "--set", "training.steps_per_stack=1"])
+    assert ended.exit_code == 0, ended.output
+    assert re.search(r"^  see what it takes +stackwise size runs/small$", ended.output, re.MULTILINE)
+    found = json.loads(CliRunner().invoke(main, [*plugin, "size", "small", "--json"]).stdout)
+    assert found["metrics.jsonl"] == Path("runs/small/metrics.jsonl").stat().st_size
+    assert sum(found.values()) == sum(file.stat().st_size for file in Path("runs").rglob("*") if file.is_file())
+    table = CliRunner().invoke(main, [*plugin, "size", "small"]).stdout.splitlines()
+    assert table[0].split() == ["part", "size"]
+    assert [line.split()[0] for line in table[1:]] == list(found)
 
 
 def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch):
@@ -335,11 +365,13 @@ def commands_in(page: Path) -> Iterator[list[str]]:
 
 
 @EVERY_PAGE
-def test_commands_exist(page):
-    """Every command and every option that the docs type is there."""
-    group = click.Context(main)
+def test_commands_exist(page, examples):
+    """Every command and every option that the docs type is there; a hook page's own plugin may have it."""
+    folder, _ = examples
     for words in commands_in(page):
-        command, context = main, group
+        command, context = main, click.Context(main)
+        if words[0] == "-p":
+            context = main.make_context("stackwise", ["-p", str(folder / words[1]), "plugins"])
         rest = iter(words)
         for word in rest:
             if word.startswith("-"):
@@ -348,15 +380,14 @@ def test_commands_exist(page):
                 if word in options and not options[word].is_flag:
                     next(rest)
             elif isinstance(command, click.Group):
-                found = command.get_command(context, word)
-                assert found is not None, words
+                _, found, _ = command.resolve_command(context, [word])
                 command, context = found, click.Context(found)
 
 
 def test_every_command_is_documented():
     """README's table has each command."""
     readme = (ROOT / "README.md").read_text()
-    for command in COMMANDS:
+    for command in (*COMMANDS, *OFFICIAL["command"]):
         assert re.search(rf"^\| `stackwise {command}\b", readme, re.MULTILINE), command
 
 
@@ -368,7 +399,7 @@ def test_every_dependency_has_its_line():
         asked.update(project["project"].get("dependencies", []), project["build-system"]["requires"])
         for extra in project["project"].get("optional-dependencies", {}).values():
             asked.update(extra)
-    packages = {re.split(r"[<>=!~;\[ ]", requirement)[0] for requirement in asked} - {"stackwise-core"}
+    packages = {re.split(r"[<>=!~;\[ ]", requirement)[0] for requirement in asked} - {"stackwise-core", *DISTRIBUTIONS}
     page = (ROOT / "docs" / "dependencies.md").read_text()
     rows = re.findall(r"^\| ([a-z][\w-]*) \| \S", page, re.MULTILINE)
     assert sorted(row for row in rows if row != "package") == sorted(packages)

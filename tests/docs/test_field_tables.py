@@ -10,6 +10,7 @@ RECORDS = {
     "trainer_mode.md": {"Phase", "RackSpec", "Budget", "Route"},
     "cache_backend.md": {"Layout", "CacheStats"},
     "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
+    "command.md": {"EndedRun", "NextStep"},
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from stackwise_core import load_rack
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
+from stackwise_core.inference import loaded_rack
 from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_core.rack.rack import Ends, Stack
 from stackwise_core.runs.directory import RunDirectory
@@ -222,26 +223,6 @@ def test_numbers_that_cannot_be_measured_with_are_refused(racks, asked, said):
         racks["sequential"].evaluate(**asked)
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"prompt": 5}, r"prompt: expected a text, found 5\."),
-        ({"prompt": "\ud800"}, "prompt: expected UTF-8, found half a surrogate pair at character 0"),
-        ({"infill": b"[MASK]"}, "infill: expected a text"),
-        ({"length": 0}, r"length 0: expected 1 or more\."),
-        ({"length": "10"}, "length: expected a whole number of 1 or more, found '10'"),
-        ({"num": 2.0}, r"num: expected a whole number of 1 or more, found 2\.0"),
-        ({"temperature": None}, "temperature: expected a number, found None"),
-        ({"seed": -1}, "seed -1: expected 0 to"),
-        ({"prompt": "a", "infill": "[MASK]"}, "infill with a prompt or length"),
-    ],
-)
-def test_what_cannot_be_sampled_is_refused(racks, asked, said):
-    """The message names the argument."""
-    with pytest.raises(UsageError, match=said):
-        racks["sequential"].sample(**asked)
-
-
 def test_a_precision_or_device_that_is_not_there(runs):
     """What was asked for is named, and not a key of the run's configuration."""
     with pytest.raises(UsageError, match='precision nf5: unknown precision "nf5"'):
@@ -267,10 +248,29 @@ def test_another_text_has_a_field_of_its_own(racks, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sequential", "clm", "banded"])
-def test_a_rack_that_is_not_finite_writes_nothing(runs, name):
-    """Sampling names the stack and the tensor in place of writing what NaN makes likeliest."""
+def test_weights_that_are_not_finite_are_named(runs, name):
+    """Whoever meets predictions that are no numbers can say which tensor of which stack is at fault."""
     rack = load_rack(runs[name].directory)
-    weight = rack.stacks["0"].layers[0].mlp.up_proj.weight
-    weight[2, 3] = torch.nan
+    with pytest.raises(StackwiseError, match="aren't finite, though all weights are"):
+        rack.refuse_predictions()
+    rack.stacks["0"].layers[0].mlp.up_proj.weight[2, 3] = torch.nan
     with pytest.raises(StackwiseError, match=r"aren't finite: stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"):
-        rack.sample("In the", length=4)
+        rack.refuse_predictions()
+
+
+def test_what_sampling_was_says_where_it_is(racks, monkeypatch):
+    """Methods of earlier versions name their package, import and call, and whether it has to be installed."""
+    rack = racks["sequential"]
+    with pytest.raises(UsageError) as moved:
+        rack.sample("The ", length=4)
+    said = "rack.sample(...) is sample(rack, ...) of stackwise-sampling now (from stackwise_sampling import sample)"
+    assert str(moved.value) == said
+    with pytest.raises(UsageError, match=r"is text_for\(rack, \.\.\.\) of stackwise-sampling"):
+        rack.text("In")
+    monkeypatch.setattr(loaded_rack, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as moved:
+        rack.unmask()
+    assert str(moved.value).endswith("which is not installed: pip install stackwise-sampling")
+    assert not hasattr(rack, "sample")
+    with pytest.raises(AttributeError, match="'LoadedRack' object has no attribute 'nothing'"):
+        _ = rack.nothing

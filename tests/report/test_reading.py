@@ -9,14 +9,11 @@ import shutil
 
 import pytest
 
-from stackwise_core.config.dump import dump
-from stackwise_core.report import tables, wording
-from stackwise_core.report.as_json import as_plain
 from stackwise_core.report.reading import read_run, read_runs
 from stackwise_core.report.run import Likelihood
 from stackwise_core.training.events import StepDone
 from tests.report.conftest import SHORT, lines
-from tests.tiny import TinyRun, run_tiny
+from tests.tiny import run_tiny
 from tests.training.test_resume import Broken, engine
 
 
@@ -40,15 +37,6 @@ def test_a_finished_run(finished):
         for key in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "masked", "peak_bytes"):
             assert list(phase.curves[key].points()) == [(line["step"], line[key]) for line in steps]
         assert [step for step, _ in phase.curves["validation"].points()] == [3, 6]
-
-
-def test_its_numbers_as_json(finished):
-    """They survive a round trip, and curves are points of a step and a value."""
-    plain = json.loads(json.dumps(as_plain(read_run(finished)), allow_nan=False))
-    assert plain["finished"] is True
-    assert plain["config"]["trainer_mode.use"] == '"blockwise"'
-    losses = [[line["step"], line["loss"]] for line in lines(finished, "step")]
-    assert [point for phase in plain["phases"] for point in phase["curves"]["loss"]] == losses
 
 
 @pytest.mark.parametrize(
@@ -176,7 +164,7 @@ def test_a_file_that_can_not_be_read_is_one_gap(tmp_path, run, name, how):
     else:
         assert any(gap.startswith(f"{name}: ") for gap in found.gaps)
     assert len({gap.partition(":")[0] for gap in found.gaps}) <= 1
-    assert "password" not in str(as_plain(found))
+    assert "password" not in repr(found)
     assert [phase.name for phase in found.phases] == ["stack 0", "stack 1", "stack 2"]
 
 
@@ -206,7 +194,7 @@ def leaves(value, path=()):
 
 @pytest.mark.parametrize("name", ["plan.json", "finished.json", "environment.json"])
 def test_a_file_of_a_later_version_or_of_a_liar_is_read_all_the_same(run, name):
-    """Any value of a file replaced by another; what comes out can be written as JSON and has no control characters."""
+    """Any value of a file replaced by another; what comes out has no control characters."""
     whole, rng = (run / name).read_text(), random.Random(name)
     every = list(leaves(json.loads(whole)))[1:]
     for nasty in 3 * NASTY:
@@ -218,10 +206,8 @@ def test_a_file_of_a_later_version_or_of_a_liar_is_read_all_the_same(run, name):
         (run / name).write_text(json.dumps(value))
         found = read_run(run)
         assert any(gap.startswith(name) for gap in found.gaps)
-        said = json.dumps(as_plain(found), allow_nan=False)
-        assert "\\u001b" not in said
-        assert "\\u202e" not in said
-        assert all(table_of(found) for table_of in (tables.phases, tables.memory, tables.method, tables.environment))
+        assert "\\x1b" not in repr(found)
+        assert "\\u202e" not in repr(found)
         assert found.state
 
 
@@ -233,24 +219,7 @@ def test_what_is_nested_beyond_reason_is_cut(run):
         (run / "config.toml").write_text(f"deep = {nest}\n{config}")
         (run / "environment.json").write_text(json.dumps(environment)[:-1] + f', "deep": {nest}}}')
         found = read_run(run)
-        assert json.dumps(as_plain(found), allow_nan=False)
-        assert tables.environment(found).rows == [] or "deep" in dict(tables.environment(found).rows)
-
-
-def test_adapters_that_train_are_named(tmp_path):
-    """By their names and stacks."""
-    lora = {"use": "lora", "rank": 2}
-    mode = {"trainer_mode": {"use": "progressive", "trunk": "adapters"}, "adapter": {"trunk": lora}, "rack.stacks": 2}
-    changes = {**mode, "precision": {"active": "fp32", "trunk": "nvfp4"}, "training.steps_per_stack": 1}
-    run = TinyRun.of(tmp_path, changes)
-    (tmp_path / "plan.json").write_text(json.dumps(run.plan.to_json()))
-    (tmp_path / "config.toml").write_text(dump(run.setup.config))
-    found = read_run(tmp_path)
-    assert [tables.trains(phase) for phase in found.phases] == [
-        "embedding, stack 0, head",
-        "stack 1, trunk adapter of 0",
-    ]
-    assert dict(tables.method(found).rows)["adapter, trunk"].startswith("lora (rank = 2")
+        assert len(repr(found)) < 100_000
 
 
 def test_labels_differ(tmp_path, finished):
@@ -283,4 +252,3 @@ def test_a_perplexity_beyond_floats_is_no_smaller_one():
     """exp(1000) is more than any number that could stand for it as a bound."""
     found = Likelihood(1, 1000.0, None, None, None, ())
     assert found.perplexity == math.inf
-    assert wording.perplexity(found.perplexity) == ">\xa01.8e308"

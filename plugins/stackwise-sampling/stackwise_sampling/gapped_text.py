@@ -14,7 +14,7 @@ from attrs import frozen
 
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.given_parts import tokenise_parts
+from stackwise_sampling.given_parts import tokenise_parts
 
 LONGEST_GAP = 10**6
 """Tokens."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,11 @@ from click.testing import CliRunner
 
 from stackwise_core import files
 from stackwise_core.cli import main
-from stackwise_core.report import page as page_module
 from stackwise_core.runs.manifest import Manifest
 from stackwise_core.testing.fresh import heavy_imports
+from stackwise_report import page as page_module
+from stackwise_report import samples
 from tests.tiny import run_tiny
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +57,8 @@ def test_that_of_several_is_written_here(run, tmp_path):
     assert not (run / "report.html").exists()
 
 
-def test_json_prints_the_numbers_and_writes_nothing(run, monkeypatch):
-    """They are those of finished.json; it needs none of the packages that draw."""
-    monkeypatch.setattr(page_module, "find_spec", lambda name: None)
+def test_json_prints_the_numbers_and_writes_nothing(run):
+    """They are those of finished.json."""
     before = sorted(run.rglob("*"))
     result = report(run, "--json")
     (found,) = json.loads(result.stdout)["runs"]
@@ -112,27 +110,28 @@ def test_what_can_not_be_is_one_error(run, arguments, message):
 
 
 def test_missing_packages_are_found_first(run, monkeypatch):
-    """Exit code 3, with the command that installs them."""
-    found = page_module.find_spec
-    monkeypatch.setattr(page_module, "find_spec", lambda name: None if name == "jinja2" else found(name))
+    """Exit code 3, with what is missing."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     result = report(run)
     assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == 'command "report" of stackwise-report 0.1.0 needs jinja2, which is not installed\n'
+
+
+def test_samples_need_the_package_that_samples(run, monkeypatch):
+    """All else goes without it."""
+    monkeypatch.setattr(samples, "find_spec", lambda name: None)
+    result = report(run, "--samples", 2)
+    assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == (
-        "stackwise report needs jinja2, which is not installed. Install what it needs with: "
-        'pip install "stackwise-core[report]"\n'
+        "--samples needs the package stackwise-sampling, which is not installed: pip install stackwise-sampling\n"
     )
+    assert report(run).exit_code == 0
 
 
-def test_without_the_packages_there_is_json(run):
-    """Nothing that the command imports needs them, or it couldn't say what is missing."""
-    code = (
-        "import sys; sys.modules |= dict.fromkeys(('jinja2', 'matplotlib', 'pygments'))\n"
-        "from click.testing import CliRunner; from stackwise_core.cli import main\n"
-        f"page, plain = (CliRunner().invoke(main, ['report', {str(run)!r}, *more]) for more in ([], ['--json']))\n"
-        "assert (page.exit_code, plain.exit_code) == (3, 0), (page.output, plain.output)\n"
-        "assert 'needs jinja2 and matplotlib and pygments, which are not installed' in page.stderr, page.stderr"
-    )
-    assert heavy_imports(code, ("torch", "safetensors", "peft", "transformers")) == []
+def test_json_loads_nothing_that_draws(run):
+    """Numbers are there at once."""
+    code = f"from stackwise_core.cli import main; main(['report', {str(run)!r}, '--json'], standalone_mode=False)"
+    assert heavy_imports(code, ("jinja2", "matplotlib", "torch", "safetensors", "peft", "transformers")) == []
 
 
 def test_json_does_not_mind_what_is_in_a_page_s_place(run):

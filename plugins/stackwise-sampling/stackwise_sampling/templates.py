@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.gapped_text import LONGEST_GAP, Part
+from stackwise_sampling.gapped_text import LONGEST_GAP, Part
 
 _GAP = re.compile(r"(\\*)(\[MASK\b((?::(\d{1,7}))?\])?)")
 """Backslashes, and a gap; only its beginning where it isn't one."""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from stackwise_core.data.draws import Stream, generator
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.inference.gapped_text import GappedText
-from stackwise_core.inference.sampling import ORDERS, Sampling, blocks_of, go_on, unmask
-from stackwise_core.inference.sampling import sample as fill
+from stackwise_sampling.gapped_text import GappedText
+from stackwise_sampling.sampling import ORDERS, Sampling, blocks_of, go_on, unmask
+from stackwise_sampling.sampling import sample as fill
 from tests.joint import Joint
 
 JOINT = Joint()

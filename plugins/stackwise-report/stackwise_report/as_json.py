@@ -8,7 +8,7 @@ from typing import Any
 from attrs import asdict
 
 from stackwise_core.report.run import Run
-from stackwise_core.report.wording import flat
+from stackwise_report.wording import flat
 
 
 def as_plain(run: Run) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from stackwise_core.cli import main
-from stackwise_core.cli.unmasking_view import piped, print_texts, visible, watching
 from stackwise_core.data.tokenizer import ByteTokenizer
-from stackwise_core.inference.gapped_text import GappedText
-from stackwise_core.inference.sampling import Sampling, sample
+from stackwise_sampling.gapped_text import GappedText
+from stackwise_sampling.sampling import Sampling, sample
+from stackwise_sampling.unmasking_view import piped, print_texts, visible, watching
 from tests.tiny import run_tiny
 
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
@@ -172,7 +172,7 @@ class Letters:
 
 def test_a_terminal_shows_each_step_and_nothing_is_left(capsys, monkeypatch):
     """Masked tokens are blocks, more and more of them letters, within the terminal's height; a pipe sees nothing."""
-    monkeypatch.setattr("stackwise_core.cli.unmasking_view.SECONDS_BETWEEN_FRAMES", 0)
+    monkeypatch.setattr("stackwise_sampling.unmasking_view.SECONDS_BETWEEN_FRAMES", 0)
     text = GappedText.of(["so:", 900], ByteTokenizer())
     console = terminal()
     with watching(console, text, shown=True) as show:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from stackwise_core.report import wording
 from stackwise_core.report.files import listed, table
 from stackwise_core.report.run import COUNTS, MEMORY, Phase, Run
+from stackwise_report import wording
 
 
 @frozen

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.windows import block_length, blocks
+from stackwise_sampling.windows import block_length, blocks
 
 
 def gaps(text: str) -> np.ndarray:

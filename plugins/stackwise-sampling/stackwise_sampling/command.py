@@ -8,13 +8,28 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from stackwise_core.cli.arguments import plugin_option, run_argument
-from stackwise_core.cli.output import json_option, print_json
+from stackwise_core.cli.public import json_option, plugin_option, print_json, run_argument, working
+from stackwise_core.interfaces.command import Command, EndedRun, NextStep
+
+
+class SampleCommand(Command):
+    """``stackwise sample RUN``."""
+
+    def make(self) -> click.Command:
+        """The command; torch comes in when it runs."""
+        return sample
+
+    def next_step(self, run: EndedRun) -> NextStep | None:
+        """Write text, with a prompt where the rack needs one."""
+        if not run.keeps_weights:
+            return None
+        return NextStep("write text", (run.path, *(("--prompt", "The ") if run.causal else ())))
+
 
 ORDERS = ["random", "confidence", "margin", "entropy"]
 
 
-@click.command(short_help="Write text with a finished run, or fill gaps in one.")
+@click.command()
 @run_argument
 @click.option("--prompt", metavar="TEXT", help="What the text begins with. [default: nothing]")
 @click.option(
@@ -86,21 +101,21 @@ def sample(
     template = _template(prompt, length, infill, infill_file)
 
     from stackwise_core import load_rack
-    from stackwise_core.cli.pulse import working
-    from stackwise_core.cli.unmasking_view import piped, print_texts, watching
-    from stackwise_core.inference import sampling as sampler
-    from stackwise_core.inference.gapped_text import GappedText
+    from stackwise_sampling import sampling as sampler
+    from stackwise_sampling.gapped_text import GappedText
+    from stackwise_sampling.texts import unmask
+    from stackwise_sampling.unmasking_view import piped, print_texts, watching
 
     console, aside = Console(), Console(stderr=True, highlight=False)
     with working(aside, "loading the rack"):
         rack = load_rack(directory, device=device, precision=precision, plugins=plugins)
-    seed = rack.run.parts.config.run.seed if seed is None else seed
+    seed = rack.seed if seed is None else seed
     settings = sampler.Sampling(order, steps, temperature, top_p, block, num, seed)
     if template is None:
         text = GappedText.after(prompt or "", length, rack.tokenizer, rack.seq_len)
     else:
         text = GappedText.of(template, rack.tokenizer)
-    steps_to_do = rack.unmask(text, settings, depth)
+    steps_to_do = unmask(rack, text, settings, depth)
     for note in rack.run.notes:
         aside.print(f"note: {note}", soft_wrap=not aside.is_terminal)
     if len(text.ids) > rack.seq_len:
@@ -157,7 +172,7 @@ def _template(
         UsageError: it has no gaps, or more was given than goes together.
     """
     from stackwise_core.errors import UsageError
-    from stackwise_core.inference.templates import parts_of
+    from stackwise_sampling.templates import parts_of
 
     options = {"--infill": infill, "--infill-file": infill_file, "--prompt": prompt, "--length": length}
     given = [option for option, value in options.items() if value is not None]

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from stackwise_core.report import plots, tables, wording
 from stackwise_core.report.reading import read_run, read_runs
-from tests.report.conftest import SHORT, Page, lines, page_of, seal
+from stackwise_report import plots, tables, wording
+from tests.report.conftest import SHORT, lines, seal
 from tests.tiny import run_tiny
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 
 
 @pytest.fixture(scope="module")
-def one(finished) -> Page:
+def one(page_of, finished):
     return page_of(finished)
 
 
@@ -34,7 +31,7 @@ def causal(tmp_path_factory) -> Path:
     return run_tiny(tmp_path_factory.mktemp("causal"), SHORT | causal | {"run.name": "causal"}).directory
 
 
-def loads_nothing(found: Page) -> None:
+def loads_nothing(found) -> None:
     """No script, no handler, and no reference but to the page's own parts."""
     assert not {"script", "iframe", "object", "embed", "base", "form", "img"} & {tag for tag, _ in found.tags}
     for tag, attributes in found.tags:
@@ -186,7 +183,7 @@ def test_gradient_norms_are_on_a_scale_of_logarithms(run):
     assert "mathdefault" not in drawn
 
 
-def test_a_banded_run_shows_which_stack_serves_which_band(banded):
+def test_a_banded_run_shows_which_stack_serves_which_band(page_of, banded):
     """Its bands have their stacks, and there is one depth."""
     found = page_of(banded)
     (low, middle), (_, high) = (each["band"] for each in json.loads((banded / "plan.json").read_text())["routes"])
@@ -199,7 +196,7 @@ def test_a_banded_run_shows_which_stack_serves_which_band(banded):
     assert [row[3] for row in found.table("phase", "starts at")] == shown
 
 
-def test_a_causal_run_has_a_likelihood_and_no_bands(causal):
+def test_a_causal_run_has_a_likelihood_and_no_bands(page_of, causal):
     """It isn't called a bound, and no masks are shown."""
     found = page_of(causal)
     assert "Likelihood 1 stack" not in found.text
@@ -209,7 +206,7 @@ def test_a_causal_run_has_a_likelihood_and_no_bands(causal):
     loads_nothing(found)
 
 
-def test_a_run_that_broke_off_before_its_first_step_has_a_page(run):
+def test_a_run_that_broke_off_before_its_first_step_has_a_page(page_of, run):
     """It says so, and all parts say that there is nothing."""
     for name in ("finished.json", "metrics.jsonl"):
         (run / name).unlink()
@@ -224,7 +221,7 @@ def test_a_run_that_broke_off_before_its_first_step_has_a_page(run):
     assert not {"gaps"} & set(found.ids)
 
 
-def test_runs_stand_side_by_side(finished, banded, causal):
+def test_runs_stand_side_by_side(page_of, finished, banded, causal):
     """A colour and a row each, and the keys that differ, all of them and no others."""
     found = page_of(causal, finished, banded)
     runs = read_runs([causal, finished, banded])
@@ -271,7 +268,7 @@ def test_long_values_differ_at_their_ends_too(run):
     assert (key, one[-4:], two[-4:]) == ("long", '"a"]', '"b"]')
 
 
-def test_the_same_run_twice_has_nothing_that_differs(finished):
+def test_the_same_run_twice_has_nothing_that_differs(page_of, finished):
     """Then it is said."""
     assert "Nothing but their names." in page_of(finished, finished).text
 
@@ -287,7 +284,7 @@ HOSTILE = (
 )
 
 
-def test_hostile_text_is_shown_as_text(tmp_path, finished):
+def test_hostile_text_is_shown_as_text(page_of, tmp_path, finished):
     """As names of runs and phases, notes, values of the configuration and of the environment, labels and samples."""
     names = [f"phase {number} {text}" for number, text in enumerate(HOSTILE)]
     run = Path(shutil.copytree(finished, tmp_path / HOSTILE[1]))

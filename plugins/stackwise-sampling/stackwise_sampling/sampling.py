@@ -25,10 +25,10 @@ from torch import Tensor
 from stackwise_core.data.draws import Stream, generator
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.arguments import MOST_SEED, whole
-from stackwise_core.inference.gapped_text import GappedText
-from stackwise_core.inference.token_choice import NEVER, chosen
-from stackwise_core.inference.unmasking_orders import confidence, counts, margin, negative_entropy
-from stackwise_core.inference.windows import Block, block_length, blocks
+from stackwise_sampling.gapped_text import GappedText
+from stackwise_sampling.token_choice import NEVER, chosen
+from stackwise_sampling.unmasking_orders import confidence, counts, margin, negative_entropy
+from stackwise_sampling.windows import Block, block_length, blocks
 
 Order = Literal["random", "confidence", "margin", "entropy"]
 ORDERS: tuple[Order, ...] = ("random", "confidence", "margin", "entropy")

@@ -9,14 +9,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from stackwise_core.report.page import page
 from stackwise_core.report.reading import read_runs
+from stackwise_report.page import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
-pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
-
 # Added to a copy of the page, which has no script of its own.
 PROBE = """<script>
 addEventListener("load", () => {

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from stackwise_core.cli.pulse import working
-from stackwise_core.inference.gapped_text import GappedText, Kind, Stretch
-from stackwise_core.inference.sampling import Step
+from stackwise_sampling.gapped_text import GappedText, Kind, Stretch
+from stackwise_sampling.sampling import Step
 
 SECONDS_BETWEEN_FRAMES = 0.08
 MASKED = "░"

@@ -2,19 +2,31 @@
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from stackwise_core import __version__
-from stackwise_core.cli.arguments import Run, plugin_option, refuse_other_than_run
-from stackwise_core.cli.output import json_option, print_json
+from stackwise_core.cli.public import Run, json_option, plugin_option, print_json, refuse_other_than_run, working
+from stackwise_core.interfaces.command import Command, EndedRun, NextStep
 
 PAGE = "report.html"
 
 
-@click.command(short_help="Write a page that shows a run, or several side by side.")
+class ReportCommand(Command):
+    """``stackwise report RUN ...``."""
+
+    def make(self) -> click.Command:
+        """The command; what draws comes in when it runs."""
+        return report
+
+    def next_step(self, run: EndedRun) -> NextStep:
+        """See it on a page, whatever the run kept."""
+        return NextStep("see it on a page", (run.path,))
+
+
+@click.command()
 @click.argument("directories", metavar="RUN [RUN ...]", nargs=-1, required=True, type=Run())
 @click.option(
     "--output",
@@ -36,15 +48,15 @@ def report(
     """
     from stackwise_core.config.source_run import read_source_run
     from stackwise_core.errors import UsageError
-    from stackwise_core.report.page import check_packages, page
+    from stackwise_report.page import page
+    from stackwise_report.samples import check_sampler
 
     for directory in directories:
         refuse_other_than_run(directory)
     if as_json and output is not None:
         raise UsageError("--json prints, and --output names a page to write: leave one of them out.")
-    if not as_json:
-        check_packages()
     if samples is not None:
+        check_sampler()
         for directory in directories:  # found before torch is loaded
             read_source_run(directory)
     target = output or (directories[0] / PAGE if len(directories) == 1 else Path(PAGE))
@@ -52,23 +64,22 @@ def report(
         kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
         raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
 
-    from stackwise_core.cli.pulse import working
     from stackwise_core.files import publish_text
-    from stackwise_core.report.as_json import as_plain
     from stackwise_core.report.reading import read_runs
+    from stackwise_report.as_json import as_plain
 
     with working(Console(stderr=True), "reading and drawing") as tell:
         runs = read_runs(directories)
         texts = {}
         if samples is not None:
-            from stackwise_core.report.samples import sampled
+            from stackwise_report.samples import sampled
 
             for run in runs:
                 tell(f"{run.label} is writing texts")
                 texts[run.label] = sampled(run, samples, plugins)
             tell("")
         if not as_json:
-            publish_text(target, page(runs, texts, __version__))
+            publish_text(target, page(runs, texts, version("stackwise-report")))
     if as_json:
         plain = [{**as_plain(run), "samples": texts.get(run.label, [])} for run in runs]
         print_json({"runs": plain})

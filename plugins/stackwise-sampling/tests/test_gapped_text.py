@@ -9,8 +9,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from stackwise_core.data.tokenizer import ByteTokenizer, load_tokenizer
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.gapped_text import GappedText, Kind
-from stackwise_core.inference.templates import parts_of
+from stackwise_sampling.gapped_text import GappedText, Kind
+from stackwise_sampling.templates import parts_of
 from tests.kinds_of_tokenizers import KINDS, save_kind
 from tests.tiny import TEXT
 

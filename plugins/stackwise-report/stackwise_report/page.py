@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from attrs import frozen
 
-from stackwise_core.errors import UnavailableError
-from stackwise_core.report import tables, wording
 from stackwise_core.report.files import cleaned
 from stackwise_core.report.run import Run
-
-PACKAGES = ("jinja2", "matplotlib", "pygments")
+from stackwise_report import tables, wording
 
 
 @frozen
@@ -29,20 +25,6 @@ class Figure:
     """Places of colours, and what has them."""
 
 
-def check_packages() -> None:
-    """See that the page can be made.
-
-    Raises:
-        UnavailableError: the packages that plot and lay out aren't installed.
-    """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UnavailableError(
-            f"stackwise report needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
-            'installed. Install what it needs with: pip install "stackwise-core[report]"'
-        )
-
-
 def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> str:
     """The page as HTML.
 
@@ -51,11 +33,11 @@ def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> st
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from stackwise_core.report.svg import MOST_COLOURS, quietly
+    from stackwise_report.svg import MOST_COLOURS, quietly
 
     quietly()
     environment = Environment(
-        loader=PackageLoader("stackwise_core.report"),
+        loader=PackageLoader("stackwise_report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -75,7 +57,7 @@ def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> st
 
 def figures(runs: Sequence[Run]) -> dict[str, list[Figure]]:
     """The plots of each part of the page, without those that there is nothing to draw for."""
-    from stackwise_core.report import plots
+    from stackwise_report import plots
 
     unit = "nats/token"
     measure = " / ".join(dict.fromkeys(run.measure for run in runs if run.whole))

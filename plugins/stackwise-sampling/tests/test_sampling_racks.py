@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import stackwise_core as sw
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.loaded_rack import LoadedRack
-from stackwise_core.inference.sampling import ORDERS, Sampling, sample
+from stackwise_sampling import Sampling, sample, text_for, unmask
+from stackwise_sampling.sampling import ORDERS
+from stackwise_sampling.sampling import sample as fill
 from tests.tiny import run_tiny
 
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
@@ -45,12 +47,12 @@ def test_texts_of_real_racks(racks, name, order):
     """Gaps are filled and the rest stays, the same whether a text is alone or among others, to the last token."""
     rack = racks[name]
     asked = {"infill": "In the [MASK:9] God[MASK] heaven", "order": order, "steps": 5}
-    texts = rack.sample(**asked, num=5)
+    texts = sample(rack, **asked, num=5)
     assert all(text.startswith("In the ") and text.endswith(" heaven") and " God" in text for text in texts)
     assert len(set(texts)) > 1
-    assert texts[:1] == rack.sample(**asked)
-    assert texts == rack.sample(**asked, num=5)
-    assert texts != rack.sample(**asked, num=5, seed=99)
+    assert texts[:1] == sample(rack, **asked)
+    assert texts == sample(rack, **asked, num=5)
+    assert texts != sample(rack, **asked, num=5, seed=99)
 
 
 @pytest.mark.parametrize("changes", [{}, {"objective": "clm"}], ids=["masks", "clm"])
@@ -58,7 +60,7 @@ def test_rows_that_stand_for_no_token_are_put_nowhere(tmp_path, changes):
     """A rack of new weights, for which all rows are as likely, has most of them beyond the tokenizer."""
     few = SHORT | {"rack.vocab_size": 2000, "rack.stacks": 1, "training.steps_per_stack": 1}
     rack = sw.load_rack(run_tiny(tmp_path, few | changes).directory)
-    *_, last = rack.unmask(rack.text("In ", length=60), Sampling(num=2))
+    *_, last = unmask(rack, text_for(rack, "In ", length=60), Sampling(num=2))
     assert last.ids.max() < 256
 
 
@@ -73,7 +75,7 @@ def test_each_step_of_a_banded_rack_takes_the_route_of_its_fraction(racks, order
         return predict(path, inputs, segments, fraction, where)
 
     monkeypatch.setattr(rack.run.residency, "predict", spying)
-    rack.sample(order=order, steps=rack.seq_len, num=3)
+    sample(rack, order=order, steps=rack.seq_len, num=3)
     assert [fraction for fraction, _ in taken] == sorted((fraction for fraction, _ in taken), reverse=True)
     assert taken[0][0] == 1.0
     assert {path for _, path in taken} == {(0,), (1,), (2,)}
@@ -90,8 +92,8 @@ def test_a_text_beyond_the_window(racks):
             seen.append(inputs[0].clone())
             return rack.predict(inputs, segments, fraction, where)
 
-    text = rack.text("b" * 50, length=40)
-    *_, last = sample(Watching(), text, Sampling(steps=40, order="margin"), seq_len=32)
+    text = text_for(rack, "b" * 50, length=40)
+    *_, last = fill(Watching(), text, Sampling(steps=40, order="margin"), seq_len=32)
     assert {len(inputs) for inputs in seen} == {32}
     assert seen[0].tolist() == [98] * 16 + [256] * 16
     assert int((seen[-1] == 256).sum()) == 1
@@ -101,34 +103,34 @@ def test_a_text_beyond_the_window(racks):
 def test_depths_and_precisions_give_other_texts(directories, racks):
     """Fewer stacks, or coarser ones, predict something else; the depth of an untrained exit is refused."""
     rack = racks["bf16"]
-    whole = rack.sample(num=10)
-    assert rack.sample(num=10, depth=3) == whole
-    assert rack.sample(num=10, depth=1) != whole
-    assert sw.load_rack(directories["bf16"], precision="nf4").sample(num=10) != whole
+    whole = sample(rack, num=10)
+    assert sample(rack, num=10, depth=3) == whole
+    assert sample(rack, num=10, depth=1) != whole
+    assert sample(sw.load_rack(directories["bf16"], precision="nf4"), num=10) != whole
     with pytest.raises(UsageError, match="can be read out at 1, 2, 3"):
-        rack.sample(depth=4)
+        sample(rack, depth=4)
 
 
 def test_adapters_are_part_of_what_samples(directories, racks):
     """Without its adapters a rack writes other texts."""
     rack = sw.load_rack(directories["quantised"])
-    before = rack.sample(num=10)
-    assert before == racks["quantised"].sample(num=10)
+    before = sample(rack, num=10)
+    assert before == sample(racks["quantised"], num=10)
     names = [name for name, _ in rack.named_parameters() if "lora_B" in name]
     assert names
     with torch.no_grad():
         for name in names:
             rack.get_parameter(name).zero_()
-    assert rack.sample(num=10) != before
+    assert sample(rack, num=10) != before
 
 
 def test_a_causal_rack_writes_on(racks):
     """It goes on with a prompt, also far beyond its window, and refuses what isn't causal."""
     rack = racks["clm"]
-    texts = rack.sample("In the beginning", length=50, num=3)
+    texts = sample(rack, "In the beginning", length=50, num=3)
     assert all(text.startswith("In the beginning") for text in texts)
     assert len(set(texts)) == 3
-    assert texts[:1] == rack.sample("In the beginning", length=50)
+    assert texts[:1] == sample(rack, "In the beginning", length=50)
     for asked, message in [
         ({"infill": "a [MASK] b"}, "can't fill gaps within"),
         ({"infill": "[MASK:5]"}, "needs a prompt"),
@@ -138,12 +140,42 @@ def test_a_causal_rack_writes_on(racks):
         ({"prompt": "a", "block": 3}, "block: expected none"),
     ]:
         with pytest.raises(UsageError, match=message):
-            rack.sample(**asked)
+            sample(rack, **asked)
 
 
 def test_a_causal_token_is_the_likeliest_of_a_forward_pass(racks):
     """At temperature 0 every token is the argmax of the logits at the token before it."""
     rack = racks["clm"]
-    (text,) = rack.sample("In the beginning", length=10, temperature=0.0)
+    (text,) = sample(rack, "In the beginning", length=10, temperature=0.0)
     ids = torch.tensor([list(text.encode())])
     assert rack(ids)[0, :, :256].argmax(-1)[15:25].tolist() == ids[0, 16:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"prompt": 5}, r"prompt: expected a text, found 5\."),
+        ({"prompt": "\ud800"}, "prompt: expected UTF-8, found half a surrogate pair at character 0"),
+        ({"infill": b"[MASK]"}, "infill: expected a text"),
+        ({"length": 0}, r"length 0: expected 1 or more\."),
+        ({"length": "10"}, "length: expected a whole number of 1 or more, found '10'"),
+        ({"num": 2.0}, r"num: expected a whole number of 1 or more, found 2\.0"),
+        ({"temperature": None}, "temperature: expected a number, found None"),
+        ({"seed": -1}, "seed -1: expected 0 to"),
+        ({"prompt": "a", "infill": "[MASK]"}, "infill with a prompt or length"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(racks, asked, said):
+    """The message names the argument."""
+    with pytest.raises(UsageError, match=said):
+        sample(racks["bf16"], **asked)
+
+
+@pytest.mark.parametrize("name", ["bf16", "clm", "banded"])
+def test_a_rack_that_is_not_finite_writes_nothing(directories, name):
+    """Sampling names the stack and the tensor in place of writing what NaN makes likeliest."""
+    rack = sw.load_rack(directories[name])
+    weight = rack.stacks["0"].layers[0].mlp.up_proj.weight
+    weight[2, 3] = torch.nan
+    with pytest.raises(StackwiseError, match=r"aren't finite: stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"):
+        sample(rack, "In the", length=4)

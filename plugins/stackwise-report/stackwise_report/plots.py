@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from stackwise_core.options import ByteSize, in_thousands
 from stackwise_core.report.run import MEMORY, Phase, Run
-from stackwise_core.report.svg import COLOURS, STYLE, series, to_svg
+from stackwise_report.svg import COLOURS, STYLE, series, to_svg
 
 INK, MUTED, LINE, CARD, WARN = (COLOURS[name] for name in ("ink", "muted", "line", "card", "warn"))
 PANEL, WIDE, NARROW = (420, 220), (1040, 330), (400, 280)
