@@ -48,6 +48,8 @@ EXAMPLES = {
     "tracker": "table",
 }
 """The local plugin of each hook's page."""
+MORE = ["int8_rows"]
+"""Others that those pages have."""
 
 
 @frozen
@@ -108,7 +110,7 @@ def forget_modules():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in {"power", "shortcut", *EXAMPLES.values()}:
+        if name in {"power", "shortcut", *EXAMPLES.values(), *MORE}:
             del sys.modules[name]
 
 
@@ -203,16 +205,16 @@ def examples(tmp_path_factory):
     for hook in INTERFACES:
         save(ROOT / "docs" / "hooks" / f"{hook}.md", folder)
     sys.path.insert(0, str(folder))
-    registry = Registry.discover(files=[folder / f"{name}.py" for name in EXAMPLES.values()], environ={})
+    registry = Registry.discover(files=[folder / f"{name}.py" for name in (*EXAMPLES.values(), *MORE)], environ={})
     yield folder, registry
     sys.path.remove(str(folder))
-    for name in EXAMPLES.values():
+    for name in (*EXAMPLES.values(), *MORE):
         sys.modules.pop(name, None)
 
 
-def build(examples, hook: str):
+def build(examples, hook: str, name: str | None = None):
     _, registry = examples
-    declared = registry.resolve(hook, EXAMPLES[hook])
+    declared = registry.resolve(hook, name or EXAMPLES[hook])
     return registry.build(declared, registry.options_class(declared)(), device="cpu")
 
 
@@ -228,6 +230,14 @@ class TestRounded(PrecisionContract):
     @pytest.fixture
     def precision(self, examples):
         return build(examples, "precision")
+
+
+class TestInt8Rows(PrecisionContract):
+    largest_error = 0.03
+
+    @pytest.fixture
+    def precision(self, examples):
+        return build(examples, "precision", "int8_rows")
 
 
 class TestSqueezed(CacheBackendContract):
@@ -284,6 +294,14 @@ def test_examples_train(hook, examples, tmp_path, monkeypatch):
     _, result = train(folder / f"{EXAMPLES[hook]}.toml")
     assert [phase.steps for phase in result.phases] == [2, 2, 2]
     assert len(result.likelihoods) == 3
+
+
+def test_an_adapter_trains_over_the_quantised_precision_of_the_page(examples, tmp_path, monkeypatch):
+    """DoRA, which reads the decoded weights, stands on layers made from the core's base class."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    _, result = train(folder / "int8_rows.toml")
+    assert [phase.name for phase in result.phases][:2] == ["stack 0", "stack 0, adapter"]
 
 
 def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch):
