@@ -14,8 +14,12 @@ from stackwise_core.training.events import RunResult
 from stackwise_core.training.plan import Plan
 
 
-def next_steps(result: RunResult, plan: Plan) -> list[tuple[str, list[str]]]:
-    """Return what can be done with a run, and the words of the command that does it; only what it allows."""
+def next_steps(result: RunResult, plan: Plan, *, exportable: bool = True) -> list[tuple[str, list[str]]]:
+    """Return what can be done with a run, and the words of the command that does it; only what it allows.
+
+    Args:
+        exportable: whether other libraries can load its adapters.
+    """
     run, name = str(shown(result.directory)), result.directory.name
     steps = [("see it on a page", ["report", run])]
     if not result.keeps_weights:
@@ -28,16 +32,16 @@ def next_steps(result: RunResult, plan: Plan) -> list[tuple[str, list[str]]]:
         ("write text", ["sample", run, *(["--prompt", "The "] if causal else [])]),
         *steps,
     ]
-    if has_model(plan.spec, len(plan.routes)):
+    if exportable and has_model(plan.spec, len(plan.routes)):
         steps.append(("use it elsewhere", ["export", run, "--to", "hf", f"{name}-hf"]))
     return [(what, ["stackwise", *words]) for what, words in steps]
 
 
-def print_next_steps(console: Console, result: RunResult, plan: Plan) -> None:
+def print_next_steps(console: Console, result: RunResult, plan: Plan, *, exportable: bool) -> None:
     """Print a line for each command, as a shell takes it; one that needs a text to be named ends with TEXT."""
     lines = [
         (what, shlex.join(words) + (" TEXT" if words[-1] == "--corpus" else ""))
-        for what, words in next_steps(result, plan)
+        for what, words in next_steps(result, plan, exportable=exportable)
     ]
     click.echo("\nWhat next:", err=console.stderr)
     print_aligned(lines, indent="  ", stderr=console.stderr)

@@ -104,8 +104,12 @@ def counting(console: Console, what: str, unit: str) -> Iterator[Callable[[int, 
 
 
 @contextmanager
-def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
-    """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next."""
+def watching(console: Console, *, advise: bool = True, exportable: bool = True) -> Iterator[Listener]:
+    """Yield a listener that shows a run on a console; at its end, if it is to ``advise``, what can be done next.
+
+    Args:
+        exportable: whether other libraries can load the run's adapters.
+    """
     watcher = Terminal(console) if console.is_terminal else Lines(console)
     plan: Plan | None = None
 
@@ -115,7 +119,7 @@ def watching(console: Console, *, advise: bool = True) -> Iterator[Listener]:
         if isinstance(event, RunStarted):
             plan = event.plan
         elif isinstance(event, RunDone) and advise and plan is not None:
-            print_next_steps(console, event.result, plan)
+            print_next_steps(console, event.result, plan, exportable=exportable)
 
     try:
         yield listen

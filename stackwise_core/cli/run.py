@@ -65,7 +65,9 @@ def run(
         with stopping.heeding():
             with tokenising(console, "planning") as tokenised:
                 prepared = prepare(configuration, tokenised)
-            with watching(console, advise=not as_json) as show:
+            adapters = prepared.setup.implementations.formats.adapters.values()
+            exportable = not any(adapter.unexportable for adapter in adapters)
+            with watching(console, advise=not as_json, exportable=exportable) as show:
 
                 def listen(event: Event) -> None:
                     nonlocal directory, unshown
