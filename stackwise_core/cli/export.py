@@ -71,15 +71,17 @@ def export(
     from stackwise_core.config.source_run import finished_run
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins, hooks=())
+    config, registry = load_run(directory, plugins=plugins, hooks=("adapter",) if source.has_adapters else ())
 
     from stackwise_core.cli.pulse import working
     from stackwise_core.data.tokenizer import load_tokenizer
     from stackwise_core.options import ByteSize
     from stackwise_core.runs.export import Export, refuse_full
+    from stackwise_core.training.setup import build_adapters
 
     _, target = to
     refuse_full(target)
+    adapters = build_adapters(config, registry, None) if source.has_adapters else {}
     data = config.data
     tokenizer = load_tokenizer(data.tokenizer, mask_token=data.mask_token, special_ids=data.special_ids)
     with working(Console(stderr=True), "exporting"):
@@ -87,6 +89,7 @@ def export(
             source,
             tokenizer,
             config.data.tokenizer,
+            adapters,
             architecture=architecture,
             depth=depth,
             number=dtype,
@@ -113,7 +116,7 @@ def export(
         f"{exported.number}, {size}."
     )
     for name in exported.adapters:
-        click.echo(f"{target}/adapters/{name}: for peft, over these weights.")
+        click.echo(f"{target}/adapters/{name}: an adapter over these weights.")
     trunk = config.precision.trunk
     if trunk is not None and trunk != config.precision.active:
         click.echo(

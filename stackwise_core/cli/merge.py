@@ -36,7 +36,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
     from stackwise_core.runs.ending import check_rack, read_ending
-    from stackwise_core.runs.merge import merge_adapter
+    from stackwise_core.runs.merge import merge_adapter, refuse_unmergeable
     from stackwise_core.runs.planned_rack import PlannedRack
     from stackwise_core.training.setup import set_up_rack
 
@@ -64,6 +64,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
         precision=precision,
     )
     check_rack(run, parts.spec, parts.formats.adapters)
+    refuse_unmergeable(run, parts.spec, parts.formats.adapters)
     active = read_ending(run)["active"]
     merged: list[tuple[int, str]] = []
 

@@ -17,11 +17,14 @@ from stackwise_core.training.events import RunResult
 from stackwise_core.training.plan import Plan
 
 
-def next_steps(result: RunResult, plan: Plan, registry: Registry) -> list[tuple[str, list[str]]]:
+def next_steps(
+    result: RunResult, plan: Plan, registry: Registry, *, exportable: bool = True
+) -> list[tuple[str, list[str]]]:
     """Return what can be done with a run, and the words of the command that does it; only what it allows.
 
     Args:
         registry: the plugins, whose commands are among them.
+        exportable: whether other libraries can load its adapters.
     """
     run, name = str(shown(result.directory)), result.directory.name
     causal = all(planned.band is None for planned in plan.phases)
@@ -36,16 +39,16 @@ def next_steps(result: RunResult, plan: Plan, registry: Registry) -> list[tuple[
             else ("measure it", ["evaluate", run, "--corpus"])
         )
         steps = [measure, *steps]
-        if has_model(plan.spec, len(plan.routes)):
+        if exportable and has_model(plan.spec, len(plan.routes)):
             steps.append(("use it elsewhere", ["export", run, "--to", "hf", f"{name}-hf"]))
     return [(what, ["stackwise", *words]) for what, words in steps]
 
 
-def print_next_steps(console: Console, result: RunResult, plan: Plan, registry: Registry) -> None:
+def print_next_steps(console: Console, result: RunResult, plan: Plan, registry: Registry, *, exportable: bool) -> None:
     """Print a line for each command, as a shell takes it; one that needs a text to be named ends with TEXT."""
     lines = [
         (what, shlex.join(words) + (" TEXT" if words[-1] == "--corpus" else ""))
-        for what, words in next_steps(result, plan, registry)
+        for what, words in next_steps(result, plan, registry, exportable=exportable)
     ]
     if not lines:
         return

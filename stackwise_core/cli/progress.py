@@ -93,11 +93,12 @@ def tokenising(console: Console, what: str) -> Iterator[Callable[[int, float], N
 
 
 @contextmanager
-def watching(console: Console, *, advise: Registry | None) -> Iterator[Listener]:
+def watching(console: Console, *, advise: Registry | None, exportable: bool = True) -> Iterator[Listener]:
     """Yield a listener that shows a run on a console.
 
     Args:
         advise: the plugins, for what can be done next, which the end names; None: it names nothing.
+        exportable: whether other libraries can load the run's adapters.
     """
     watcher = Terminal(console) if console.is_terminal else Lines(console)
     plan: Plan | None = None
@@ -108,7 +109,7 @@ def watching(console: Console, *, advise: Registry | None) -> Iterator[Listener]
         if isinstance(event, RunStarted):
             plan = event.plan
         elif isinstance(event, RunDone) and advise is not None and plan is not None:
-            print_next_steps(console, event.result, plan, advise)
+            print_next_steps(console, event.result, plan, advise, exportable=exportable)
 
     try:
         yield listen

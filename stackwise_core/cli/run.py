@@ -66,7 +66,10 @@ def run(
         with stopping.heeding():
             with tokenising(console, "planning") as tokenised:
                 prepared = prepare(configuration, tokenised)
-            with watching(console, advise=None if as_json else configuration.registry) as show:
+            adapters = prepared.setup.implementations.formats.adapters.values()
+            exportable = not any(adapter.unexportable for adapter in adapters)
+            advise = None if as_json else configuration.registry
+            with watching(console, advise=advise, exportable=exportable) as show:
 
                 def listen(event: Event) -> None:
                     nonlocal directory, unshown

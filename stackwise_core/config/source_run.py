@@ -83,7 +83,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
         **_settings(directory / "config.toml"),
-        has_adapters=any((directory / "adapters").glob("*/*/adapter_config.json")),
+        has_adapters=any(path.is_file() for path in (directory / "adapters").glob("*/*/**/*")),
     )
     if not os.path.isfile(directory / FINISHED):
         command = f"stackwise run {shlex.quote(str(directory))}"

@@ -367,7 +367,7 @@ class Residency:
         return self._residents[index].own
 
     def save_adapter(self, index: int, name: str, directory: Path) -> None:
-        """Write a stack's adapter into a directory, as peft's files."""
+        """Write a stack's adapter into a directory."""
         self._formats.adapters[name].save(self.stack(index), name, directory)
 
     def embed(self, index: int, inputs: Tensor, fraction: Tensor) -> Tensor:

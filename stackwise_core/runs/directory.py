@@ -4,7 +4,7 @@ runs/NAME/
   config.toml  plan.json  environment.json
   embedding.safetensors  head.safetensors  stacks/000.safetensors ...   full-precision masters
   stacks/000.embedding.safetensors  stacks/000.head.safetensors ...     where each stack has its own
-  adapters/000/NAME/{adapter_config.json, adapter_model.safetensors}    peft's own files
+  adapters/000/NAME/...   the files of a stack's adapter, as its implementation calls them
   trunk/000.safetensors ...   frozen stacks at a precision that quantises, made from the masters
   tokenizer.json  plugins/my_plugin.py  copies of the files that data.tokenizer and run.plugins name
   progress.json     each phase's measurements, written with its weights
@@ -20,8 +20,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
@@ -31,13 +33,15 @@ from torch import Tensor
 
 from stackwise_core.config.source_run import RESUME
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.lacking_calls import LOCK
 from stackwise_core.runs.manifest import Manifest
 from stackwise_core.runs.steps import CACHE, METRICS
 from stackwise_core.tensor_file import DamagedTensors, join_tensor_files, read_tensors, write_tensors
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(?<!\.new)(?<!\.tmp)")
+"""Names of files that an adapter may have; a file that is being written ends with .new or .tmp."""
 
 
 class Busy(StackwiseError):
@@ -260,13 +264,18 @@ class RunDirectory:
         """Write ends, stacks and adapters as they are now into one file, the number-th.
 
         Its names are those of the files' tensors; what belongs to a stack has ``stacks.3.`` or ``adapters.3.NAME.``
-        before it.
+        before it. Of an adapter's files those of safetensors are in it; where it has several, ``FILE.`` comes next.
 
         Raises:
             StackwiseError: a file is missing, or isn't what was written.
         """
-        prefixes = ((_prefix(PurePosixPath(name)), name) for name in self.manifest)
-        parts = [(prefix, self.manifest.checked(name)) for prefix, name in prefixes if prefix is not None]
+        prefixes = {name: prefix for name in self.manifest if (prefix := _prefix(PurePosixPath(name))) is not None}
+        files = Counter(prefix for name, prefix in prefixes.items() if name.startswith("adapters/"))
+        for name, prefix in prefixes.items():
+            if files[prefix] > 1:
+                folder = "/".join(name.split("/")[:3]) + "/"
+                prefixes[name] = f"{prefix}{name.removeprefix(folder).removesuffix('.safetensors')}."
+        parts = [(prefix, self.manifest.checked(name)) for name, prefix in prefixes.items()]
         self.manifest.write(self.rack_file(number), lambda beside: join_tensor_files(parts, beside))
 
     def drop_weights(self) -> None:
@@ -314,15 +323,20 @@ class RunDirectory:
         return {name: self.manifest.about(name)["sha256"] for name in names}
 
     def write_adapter(self, index: int, name: str, save: Callable[[Path], None]) -> None:
-        """Let ``save`` write peft's files of an adapter into a directory, and keep them."""
+        """Let ``save`` write an adapter's files into a directory, and keep them in place of those that it had.
+
+        Raises:
+            ContractError: it wrote no file, or one that can't be kept.
+        """
+        folder = f"adapters/{index:03d}/{name}/"
         with tempfile.TemporaryDirectory() as scratch, self.together():
             save(Path(scratch))
-            for file in ADAPTER_FILES:
-                # Bound now, since `fill` is called within the loop.
-                def fill(beside: Path, written: Path = Path(scratch) / file) -> None:
-                    _copy(written, beside)
-
-                self.manifest.write(f"adapters/{index:03d}/{name}/{file}", fill)
+            files = _files_in(Path(scratch), f'adapter "{name}"')
+            for file in self._adapter_files(index, name):
+                if file.removeprefix(folder) not in files:
+                    self.manifest.drop(file)
+            for file, written in files.items():
+                self.copy_in(folder + file, written)
 
     def adapter(self, index: int, name: str) -> Path:
         """Return the directory of an adapter, after checking its files.
@@ -330,14 +344,47 @@ class RunDirectory:
         Raises:
             StackwiseError: one is missing, or isn't what was written.
         """
-        files = [self.manifest.checked(f"adapters/{index:03d}/{name}/{file}") for file in ADAPTER_FILES]
-        return files[0].parent
+        directory = self.path / f"adapters/{index:03d}/{name}"
+        files = self._adapter_files(index, name)
+        if not files:
+            raise StackwiseError(f"{directory}: the run hasn't written it.")
+        for file in files:
+            self.manifest.checked(file)
+        return directory
 
     def drop_adapter(self, index: int, name: str) -> None:
         """Delete an adapter."""
         with self.together():
-            for file in ADAPTER_FILES:
-                self.manifest.drop(f"adapters/{index:03d}/{name}/{file}")
+            for file in self._adapter_files(index, name):
+                self.manifest.drop(file)
+
+    def _adapter_files(self, index: int, name: str) -> list[str]:
+        folder = f"adapters/{index:03d}/{name}/"
+        return [file for file in self.manifest if file.startswith(folder)]
+
+
+def _files_in(scratch: Path, whose: str) -> dict[str, Path]:
+    """List the files that an adapter wrote, by their names relative to the directory.
+
+    Args:
+        whose: the adapter, for messages.
+
+    Raises:
+        ContractError: there are none, or not only plain files with plain names.
+    """
+    files = {}
+    for path in sorted(scratch.rglob("*")):
+        name = path.relative_to(scratch)
+        plain = all(map(_PLAIN_NAME.fullmatch, name.parts)) and (path.is_file() or path.is_dir())
+        if path.is_symlink() or not plain:
+            raise ContractError(
+                whose, f"save() wrote {str(name)!r:.99}; expected files whose names are letters, digits, _, - and ."
+            )
+        if path.is_file():
+            files[name.as_posix()] = path
+    if not files:
+        raise ContractError(whose, "save() wrote no file into the directory; expected some")
+    return files
 
 
 def _prefix(path: PurePosixPath) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from stackwise_core.config.source_checkpoint import CONFIG, EMBEDDING, HEAD, NOR
 from stackwise_core.config.source_run import PLAN, SourceRun
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import is_abandoned, publish, publish_text, sync, unfinished
+from stackwise_core.files import is_abandoned, publish_text, sync, unfinished
+from stackwise_core.interfaces.adapter import Adapter, SavedAdapter
+from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack import pretrained_adapters
-from stackwise_core.rack.pretrained_adapters import StackAdapter, join_adapters
 from stackwise_core.rack.pretrained_config import (
     NUMBERS,
     Architecture,
@@ -36,7 +37,6 @@ from stackwise_core.rack.pretrained_writing import write_sharded
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.ending import check_rack
 from stackwise_core.runs.model_card import model_card
-from stackwise_core.tensor_file import write_tensors
 
 _SIZES = ("vocab_size", "seq_len", "d_model", "n_heads", "n_kv_heads", "d_ff")
 
@@ -70,6 +70,8 @@ class Export:
     number: Number
     largest: int
     """Most bytes of a file with weights."""
+    adapters: Mapping[str, Adapter]
+    """By name, what made each adapter of the stacks."""
 
     @classmethod
     def of(
@@ -77,6 +79,7 @@ class Export:
         source: SourceRun,
         tokenizer: Tokenizer,
         named: str,
+        adapters: Mapping[str, Adapter],
         *,
         architecture: Architecture | None = None,
         depth: int | None = None,
@@ -86,10 +89,12 @@ class Export:
         """See what a finished run comes to; nothing is written.
 
         Args:
+            adapters: by name, what makes each adapter that the run's configuration has.
             depth: how many stacks; None: all of them.
 
         Raises:
-            UsageError: transformers has no such model, the depth was never trained, or the tokenizer is another one.
+            UsageError: transformers has no such model, the depth was never trained, the tokenizer is another one, or an
+                adapter can't be exported.
             StackwiseError: the plan is damaged, or a file with weights is missing, cut short or of another rack.
         """
         run = RunDirectory(source.path)
@@ -100,8 +105,11 @@ class Export:
             )
         spec = _spec(source)
         path = _path(run, source, spec, depth)
-        check_rack(run, spec, {name for stack in path for name in run.adapters(stack)})
-        return cls(run, spec, path, tokenizer, named, target_of(spec, architecture), number, largest)
+        check_rack(run, spec, adapters)
+        for stack in path:
+            for name in run.adapters(stack):
+                refuse_unexportable(run.path, adapters[name])
+        return cls(run, spec, path, tokenizer, named, target_of(spec, architecture), number, largest, adapters)
 
     @property
     def blocks(self) -> int:
@@ -145,7 +153,7 @@ class Export:
                 files=(*weights, *files, "README.md"),
                 adapters=adapters,
             )
-            publish_text(beside / "README.md", model_card(exported, self.spec, whole.name))
+            publish_text(beside / "README.md", model_card(exported, self.spec, whole.name, self._loading(whole.name)))
             os.replace(beside, whole)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
@@ -174,18 +182,37 @@ class Export:
         first = dict(zip(self.path, accumulate(sizes, initial=0), strict=False))
         names = sorted({name for stack in self.path for name in self.run.adapters(stack)})
         for name in names:
-            own = [stack for stack in self.path if name in self.run.adapters(stack)]
-            parts = [StackAdapter.read(self.run.adapter(stack, name), first[stack]) for stack in own]
-            config, tensors = join_adapters(parts, self.blocks)
+            own = [
+                SavedAdapter(self.run.adapter(stack, name), first[stack], self.spec.blocks[stack])
+                for stack in self.path
+                if name in self.run.adapters(stack)
+            ]
             into = directory / "adapters" / name
             into.mkdir(parents=True)
-
-            def fill(beside: Path, held: dict[str, Tensor] = tensors) -> None:
-                write_tensors(held, beside)
-
-            publish(into / pretrained_adapters.WEIGHTS, fill)
-            publish_text(into / pretrained_adapters.CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            self.adapters[name].export(own, self.blocks, into)
+            if not any(into.iterdir()):
+                raise ContractError(self.adapters[name], "export() wrote no file into the directory; expected some")
         return tuple(names)
+
+    def _loading(self, model: str) -> list[str]:
+        """Return how the exported adapters are loaded: a text for all those that share a way of it."""
+        alike: dict[object, list[str]] = {}
+        for name in sorted({name for stack in self.path for name in self.run.adapters(stack)}):
+            alike.setdefault(type(self.adapters[name]).loading, []).append(name)
+        texts = (self.adapters[names[0]].loading(names, model) for names in alike.values())
+        return [text for text in texts if text]
+
+
+def refuse_unexportable(run: Path, adapter: Adapter) -> None:
+    """See that an adapter can be written for another library.
+
+    Raises:
+        UsageError: with the reason why it can't.
+    """
+    if adapter.unexportable:
+        command = f"stackwise merge {shlex.quote(str(run))}"
+        instead = "" if adapter.unmergeable else f' "{command}" folds it into the weights of a copy.'
+        raise UsageError(f"{run}: {origin(adapter)} can't be exported: {adapter.unexportable}.{instead}")
 
 
 def refuse_full(directory: Path) -> None:

@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.component import origin
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.number_range import FINITE
 from stackwise_core.rack.rack import Stack
 from stackwise_core.runs.directory import RunDirectory
+
+
+def refuse_unmergeable(run: RunDirectory, spec: RackSpec, adapters: Mapping[str, Adapter]) -> None:
+    """See that every adapter of a run can be folded into its stack's weights.
+
+    Args:
+        adapters: by name, what makes each adapter that a stack has.
+
+    Raises:
+        UsageError: with the reason why one can't.
+    """
+    for stack in range(spec.stacks):
+        for name in run.adapters(stack):
+            if reason := adapters[name].unmergeable:
+                raise UsageError(f"{run.path}: {origin(adapters[name])} can't be merged: {reason}.")
 
 
 def merge_adapter(

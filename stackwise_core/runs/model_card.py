@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -10,11 +11,12 @@ if TYPE_CHECKING:
     from stackwise_core.runs.export import Exported
 
 
-def model_card(exported: Exported, spec: RackSpec, name: str) -> str:
+def model_card(exported: Exported, spec: RackSpec, name: str, loading: Sequence[str]) -> str:
     """What the model is and how it is loaded.
 
     Args:
         name: of the directory.
+        loading: how its adapters are loaded, a text each way.
     """
     target = exported.target
     both_ways = spec.attention == "bidirectional"
@@ -47,13 +49,6 @@ def model_card(exported: Exported, spec: RackSpec, name: str) -> str:
         lines.append("Older versions load it without an error and run it causally, which gives other numbers.")
     if both_ways:
         lines += ["", "The mask token is never predicted: take its logit out before a softmax."]
-    if exported.adapters:
-        lines += ["", "Adapters are beside the weights, one directory each, for peft:", "", "```python"]
-        first, *others = exported.adapters
-        load = f'model = PeftModel.from_pretrained(model, "{name}/adapters/{first}", adapter_name="{first}")'
-        lines += ["from peft import PeftModel", "", load]
-        lines += [f'model.load_adapter("{name}/adapters/{each}", adapter_name="{each}")' for each in others]
-        if others:
-            lines.append(f"model.base_model.set_adapter({list(exported.adapters)})")
-        lines.append("```")
+    for text in loading:
+        lines += ["", text]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.adapter import Adapter, SavedAdapter
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack
 
@@ -135,14 +135,13 @@ class AdapterContract:
         assert all(each.grad is not None and bool(each.grad.any()) for each in [*parameters, x])
 
     def test_files_bring_it_back(self, adapter: Adapter, stack: nn.Module, tmp_path: Path) -> None:
-        """A stack without adapters gets the same output from the files, which are peft's by name."""
+        """A stack without adapters gets the same output from the files."""
         self.filled(adapter, stack, "first", 1)
         with_first = self.output(stack)
         self.filled(adapter, stack, "second", 2)
         for name in ("first", "second"):
+            (tmp_path / name).mkdir()
             adapter.save(stack, name, tmp_path / name)
-        files = {path.name for path in (tmp_path / "first").iterdir()}
-        assert files >= {"adapter_config.json", "adapter_model.safetensors"}
         both, fresh = self.output(stack), self.new_stack()
         adapter.load(fresh, "first", tmp_path / "first")
         assert self.close(self.output(fresh), with_first)
@@ -151,6 +150,8 @@ class AdapterContract:
 
     def test_merging_keeps_the_output(self, adapter: Adapter) -> None:
         """In fp32 adapters fold into the weights one after the other, and the output stays through each."""
+        if adapter.unmergeable:
+            pytest.skip(f"it can't be merged: {adapter.unmergeable}")
         stack, self.precision, self.tolerance = frozen_stack(), None, 1e-4
         weights = sum(parameter.numel() for parameter in stack.parameters())
         for seed, name in enumerate(("first", "second")):
@@ -164,3 +165,38 @@ class AdapterContract:
         adapter.merge(stack, "second")
         assert self.close(self.output(stack), changed)
         assert sum(parameter.numel() for parameter in stack.parameters()) == weights
+
+    def test_each_stack_s_part_is_exported(self, adapter: Adapter, tmp_path: Path) -> None:
+        """The files for other libraries are the same each time, and others if the adapter of any stack is another."""
+        if adapter.unexportable:
+            pytest.skip(f"it can't be exported: {adapter.unexportable}")
+
+        def exported(name: str, *seeds: int) -> dict[str, bytes]:
+            stacks = []
+            for place, seed in enumerate(seeds):
+                stack = self.new_stack()
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    self.filled(adapter, stack, "first", seed)
+                saved, blocks = tmp_path / f"{name}-{place}", len(list(stack.get_submodule("layers").children()))
+                saved.mkdir()
+                adapter.save(stack, "first", saved)
+                stacks.append(SavedAdapter(saved, place * blocks, blocks))
+            directory = tmp_path / name
+            directory.mkdir()
+            adapter.export(stacks, sum(each.blocks for each in stacks), directory)
+            files = [path for path in directory.rglob("*") if path.is_file()]
+            return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+        files = exported("before", 1, 2)
+        assert files
+        assert exported("again", 1, 2) == files
+        assert exported("lower", 3, 2) != files, "the lower stack's adapter isn't in it"
+        assert exported("upper", 1, 3) != files, "the upper stack's adapter isn't in it"
+
+    def test_what_it_cannot_do_has_a_reason(self, adapter: Adapter) -> None:
+        """A reason is a part of a sentence, which messages end: a line of words without a full stop."""
+        for reason in (adapter.float_only, adapter.unmergeable, adapter.unexportable):
+            assert isinstance(reason, str)
+            assert len(reason.splitlines()) <= 1
+            assert reason == reason.strip().rstrip(".")

@@ -42,6 +42,15 @@ def differing(ones: Mapping[str, object], others: Mapping[str, object]) -> list[
     return sorted(name for name in ones.keys() | others.keys() if ones.get(name) != others.get(name))
 
 
+def linear_sizes(stack: nn.Module) -> dict[str, tuple[int, int]]:
+    """Input and output features of each linear layer of a stack, by name."""
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in stack.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
 class PrecisionContract:
     """Contract of a precision: subclass it, provide the fixture ``precision``, and state ``largest_error``."""
 
@@ -103,6 +112,14 @@ class PrecisionContract:
         stack = frozen_stack()
         precision.prepare(stack, trainable=False)
         assert [name for name, parameter in stack.named_parameters() if parameter.requires_grad] == []
+
+    def test_projections_stay_linear_layers(self, precision: Precision) -> None:
+        """An adapter finds each projection of a frozen stack as an ``nn.Linear`` of its size, with a weight."""
+        stack = frozen_stack()
+        sizes = linear_sizes(stack)
+        precision.prepare(stack, trainable=False)
+        assert linear_sizes(stack) == sizes
+        assert all(isinstance(stack.get_submodule(name).weight, Tensor) for name in sizes)
 
     def test_the_residual_stream_is_fp32(self, precision: Precision) -> None:
         """Hidden states leave a stack in fp32, as they enter it."""

@@ -37,6 +37,11 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
         raise UsageError(
             f'adapter.attach = "birth": {config.stack.use} begins from a stack\'s finished weights. Use "freeze".'
         )
+    if config.growth == "merge" and config.trunk is not None and (reason := formats.adapters[TRUNK].unmergeable):
+        raise UsageError(
+            f'adapter.growth = "merge": adapter.trunk = "{config.trunk.use}" can\'t be merged: {reason}. Use '
+            '"continue", or another adapter.'
+        )
     if config.stack is not None and config.trunk is not None:
         ours, others = formats.adapters[STACK], formats.adapters[TRUNK]
         reason = ours.clashes_with(others) or others.clashes_with(ours)

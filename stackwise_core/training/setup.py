@@ -15,6 +15,7 @@ from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Corpus, Progress, prepare
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.cache_backend import CacheBackend
 from stackwise_core.interfaces.component import origin
 from stackwise_core.interfaces.objective import Objective
@@ -242,17 +243,27 @@ def build_formats(config: Config, registry: Registry, device: torch.device) -> F
             f"precision.active = \"{config.precision.active.use}\": a stack's full weights can't train at it. Use it "
             "for precision.trunk."
         )
-    adapters = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
     return Formats(
         active=active,
         trunk=active if config.precision.trunk is None else precision(config.precision.trunk),
         stacks={stack: precision(choice) for stack, choice in config.precision.stacks.items()},
-        adapters={name: build("adapter", choice) for name, choice in adapters.items() if choice is not None},
+        adapters=build_adapters(config, registry, device),
     )
 
 
-def _build(registry: Registry, hook: str, choice: Choice, device: torch.device) -> Any:
-    return registry.build(registry.resolve(hook, choice.use), choice.options, device=device.type)
+def build_adapters(config: Config, registry: Registry, device: torch.device | None) -> dict[str, Adapter]:
+    """Make the chosen adapters from their options, by name.
+
+    Args:
+        device: where they are to compute; None: they only read files.
+    """
+    chosen = {"stack": config.adapter.stack, "trunk": config.adapter.trunk}
+    return {name: _build(registry, "adapter", each, device) for name, each in chosen.items() if each is not None}
+
+
+def _build(registry: Registry, hook: str, choice: Choice, device: torch.device | None) -> Any:
+    on = None if device is None else device.type
+    return registry.build(registry.resolve(hook, choice.use), choice.options, device=on)
 
 
 def _vocab_size(config: Config, tokenizer: Tokenizer) -> int:

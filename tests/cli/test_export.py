@@ -160,6 +160,9 @@ def test_adapters_are_loaded_by_peft(tmp_path, adapters):
     for name in others:
         model.load_adapter(target / "adapters" / name, adapter_name=name)
     model.base_model.set_adapter([first, *others])
+    card = (target / "README.md").read_text()
+    assert f'model = PeftModel.from_pretrained(model, "hf/adapters/{first}", adapter_name="{first}")' in card
+    assert all(f'model.load_adapter("hf/adapters/{name}", adapter_name="{name}")' in card for name in others)
     held = {name for stack in range(2) for name in RunDirectory(ran.directory).adapters(stack)}
     assert held == set(adapters)
     torch.testing.assert_close(logits(model), rack_logits(ran.directory), rtol=1e-4, atol=1e-5)

@@ -54,6 +54,8 @@ EXAMPLES = {
     "command": "size",
 }
 """The local plugin of each hook's page."""
+MORE = ["int8_rows"]
+"""Others that those pages have."""
 
 
 @frozen
@@ -114,7 +116,7 @@ def forget_modules():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in {"power", "shortcut", *EXAMPLES.values()}:
+        if name in {"power", "shortcut", *EXAMPLES.values(), *MORE}:
             del sys.modules[name]
 
 
@@ -209,16 +211,16 @@ def examples(tmp_path_factory):
     for hook in INTERFACES:
         save(ROOT / "docs" / "hooks" / f"{hook}.md", folder)
     sys.path.insert(0, str(folder))
-    registry = Registry.discover(files=[folder / f"{name}.py" for name in EXAMPLES.values()], environ={})
+    registry = Registry.discover(files=[folder / f"{name}.py" for name in (*EXAMPLES.values(), *MORE)], environ={})
     yield folder, registry
     sys.path.remove(str(folder))
-    for name in EXAMPLES.values():
+    for name in (*EXAMPLES.values(), *MORE):
         sys.modules.pop(name, None)
 
 
-def build(examples, hook: str):
+def build(examples, hook: str, name: str | None = None):
     _, registry = examples
-    declared = registry.resolve(hook, EXAMPLES[hook])
+    declared = registry.resolve(hook, name or EXAMPLES[hook])
     return registry.build(declared, registry.options_class(declared)(), device="cpu")
 
 
@@ -234,6 +236,14 @@ class TestRounded(PrecisionContract):
     @pytest.fixture
     def precision(self, examples):
         return build(examples, "precision")
+
+
+class TestInt8Rows(PrecisionContract):
+    largest_error = 0.03
+
+    @pytest.fixture
+    def precision(self, examples):
+        return build(examples, "precision", "int8_rows")
 
 
 class TestSqueezed(CacheBackendContract):
@@ -314,6 +324,14 @@ def test_the_command_of_the_page_runs(examples, tmp_path, monkeypatch):
     table = CliRunner().invoke(main, [*plugin, "size", "small"]).stdout.splitlines()
     assert table[0].split() == ["part", "size"]
     assert [line.split()[0] for line in table[1:]] == list(found)
+
+
+def test_an_adapter_trains_over_the_quantised_precision_of_the_page(examples, tmp_path, monkeypatch):
+    """DoRA, which reads the decoded weights, stands on layers made from the core's base class."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    _, result = train(folder / "int8_rows.toml")
+    assert [phase.name for phase in result.phases][:2] == ["stack 0", "stack 0, adapter"]
 
 
 def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = {
     "trainer_mode.md": {"Phase", "RackSpec", "Budget", "Route"},
+    "adapter.md": {"SavedAdapter"},
     "cache_backend.md": {"Layout", "CacheStats"},
     "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
     "command.md": {"EndedRun", "NextStep"},

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 from attrs import evolve
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 
@@ -125,7 +126,7 @@ def save_adapter(weights: bytes):
 
 
 def test_adapters_are_listed_by_stack_and_dropped(run):
-    """A stack can have several; each is a directory of peft's two files."""
+    """A stack can have several; each is a directory of its own."""
     run.write_adapter(0, "trunk", save_adapter(b"zero, trunk"))
     run.write_adapter(0, "stack", save_adapter(b"zero, stack"))
     run.write_adapter(10, "stack", save_adapter(b"ten"))
@@ -135,16 +136,17 @@ def test_adapters_are_listed_by_stack_and_dropped(run):
     run.drop_adapter(0, "trunk")
     assert RunDirectory(run.path).adapters(0) == ["stack"]
     assert not (run.path / "adapters/000/trunk").exists()
-    with pytest.raises(StackwiseError, match=r"trunk/adapter_config\.json: the run hasn't written it"):
+    with pytest.raises(StackwiseError, match=r"adapters/000/trunk: the run hasn't written it"):
         run.adapter(0, "trunk")
 
 
 def test_an_adapter_that_cannot_be_saved_leaves_the_old_one(run):
-    """Its two files count together."""
+    """Its files count together."""
     run.write_adapter(0, "stack", save_adapter(b"old"))
 
     def half(directory):
         (directory / "adapter_config.json").write_text("{'new': 1}")
+        raise FileNotFoundError
 
     with pytest.raises(FileNotFoundError):
         run.write_adapter(0, "stack", half)
@@ -158,6 +160,58 @@ def test_a_damaged_adapter_is_named_and_refused(run, file):
     (run.path / "adapters/000/stack" / file).write_bytes(b"[]")
     with pytest.raises(StackwiseError, match=rf"adapters/000/stack/{file}: damaged"):
         run.adapter(0, "stack")
+
+
+def saves(*files: str):
+    def save(directory):
+        for file in files:
+            (directory / file).parent.mkdir(parents=True, exist_ok=True)
+            save_file({"weight": torch.tensor([float(len(file))])}, directory / file)
+
+    return save
+
+
+def test_an_adapter_s_files_may_have_any_plain_names(run):
+    """Whatever it writes is kept, in folders too, and what it wrote before and doesn't now is gone."""
+    run.write_adapter(0, "stack", saves("down.safetensors", "more/up.safetensors"))
+    assert sorted(run.checksums(0)) == ["adapters/000/stack/down.safetensors", "adapters/000/stack/more/up.safetensors"]
+    run.write_adapter(0, "stack", saves("more/up.safetensors", "gate.safetensors"))
+    held = [path.name for path in run.adapter(0, "stack").rglob("*") if path.is_file()]
+    assert sorted(held) == ["gate.safetensors", "up.safetensors"]
+
+
+def test_files_of_an_adapter_are_told_apart_in_a_rack(run):
+    """Their tensors may have the same names; a single file's have the adapter's name before them alone."""
+    run.write_adapter(0, "stack", saves("down.safetensors", "more/up.safetensors"))
+    run.write_adapter(1, "trunk", saves("only.safetensors"))
+    run.write_rack(1)
+    held = load_file(run.path / "racks/001.safetensors")
+    assert {name: int(tensor) for name, tensor in held.items()} == {
+        "adapters.0.stack.down.weight": 16,
+        "adapters.0.stack.more/up.weight": 19,
+        "adapters.1.trunk.weight": 16,
+    }
+
+
+@pytest.mark.parametrize("file", ["a b", ".hidden", "weights.new", "weights.tmp", "ä", "x/.y", "-", "a\\b"])
+def test_a_file_that_cannot_be_kept_is_the_adapter_s_fault(run, file):
+    """Names that a manifest can't hold, or that a file has while it is written."""
+    with pytest.raises(ContractError, match=r'adapter "stack": save\(\) wrote .*; expected files whose names'):
+        run.write_adapter(0, "stack", saves(file))
+    assert run.adapters(0) == []
+
+
+def test_an_adapter_that_writes_nothing_is_at_fault(run):
+    """What it learnt would be lost."""
+    with pytest.raises(ContractError, match=r'adapter "stack": save\(\) wrote no file'):
+        run.write_adapter(0, "stack", saves())
+
+
+def test_a_link_is_no_adapter_s_file(run, tmp_path):
+    """It could lead to anything."""
+    (tmp_path / "secret").write_text("1")
+    with pytest.raises(ContractError, match="'weights'"):
+        run.write_adapter(0, "stack", lambda directory: (directory / "weights").symlink_to(tmp_path / "secret"))
 
 
 SPEC = RackSpec(blocks=(1, 1), vocab_size=5, seq_len=8, d_model=4, n_heads=2, n_kv_heads=2, d_ff=4)

@@ -170,6 +170,7 @@ class Uncomputable(Fp32):
 
 
 class Still(Adapter):
+    unexportable = "it is in no other library"
     def size(self, rack, index):
         return 8
     def attach(self, stack, name, index, count):

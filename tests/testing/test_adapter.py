@@ -1,6 +1,6 @@
 """Each check of AdapterContract refuses an adapter that is wrong in just that."""
 
-import json
+import time
 
 import pytest
 import torch
@@ -51,16 +51,14 @@ class Right(Adapter):
         return [weights[name] for weights in of_all for name in names]
 
     def save(self, stack, name, directory):
-        directory.mkdir()
-        (directory / "adapter_config.json").write_text(json.dumps({"r": RANK}))
         tensors = {}
         for place, mlp in enumerate(self.layers(stack)):
             tensors |= {f"{place}.down": mlp.down_proj.downs[name].data, f"{place}.up": mlp.down_proj.ups[name].data}
-        save_file(tensors, directory / "adapter_model.safetensors")
+        save_file(tensors, directory / "low_rank.safetensors")
 
     def load(self, stack, name, directory):
         self.attach(stack, name, 0, 1)
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = load_file(directory / "low_rank.safetensors")
         for place, mlp in enumerate(self.layers(stack)):
             mlp.down_proj.downs[name].data = tensors[f"{place}.down"]
             mlp.down_proj.ups[name].data = tensors[f"{place}.up"]
@@ -71,6 +69,14 @@ class Right(Adapter):
             adapted.base.weight.data += (adapted.downs[name] @ adapted.ups[name]).T.detach()
             self.take_off(adapted, name)
 
+    def export(self, stacks, blocks, directory):
+        tensors = {}
+        for each in stacks:
+            for name, tensor in load_file(each.directory / "low_rank.safetensors").items():
+                place, _, side = name.partition(".")
+                tensors[f"{each.first_block + int(place)}.{side}"] = tensor
+        save_file(tensors, directory / "whole.safetensors")
+
     def take_off(self, adapted, name):
         del adapted.downs[name], adapted.ups[name]
         adapted.active.discard(name)
@@ -80,6 +86,20 @@ class TestRight(AdapterContract):
     @pytest.fixture
     def adapter(self):
         return Right(None)
+
+
+class Bound(Right):
+    """Nothing but trained: it can be neither merged nor exported, and says so."""
+
+    unmergeable = "its weights come before a nonlinearity"
+    unexportable = "no other library has it"
+    merge, export = Adapter.merge, Adapter.export
+
+
+class TestBound(AdapterContract):
+    @pytest.fixture
+    def adapter(self):
+        return Bound(None)
 
 
 class FreshNoise(Right):
@@ -148,10 +168,30 @@ class Forgetful(Right):
         self.attach(stack, name, 0, 1)
 
 
-class OtherFiles(Right):
-    def save(self, stack, name, directory):
-        super().save(stack, name, directory)
-        (directory / "adapter_config.json").unlink()
+class ExportsNothing(Right):
+    def export(self, stacks, blocks, directory):
+        pass
+
+
+class ExportsOne(Right):
+    """Writes each stack's adapter over the one before."""
+
+    def export(self, stacks, blocks, directory):
+        super().export(stacks[-1:], blocks, directory)
+
+
+class ExportsTheTime(Right):
+    def export(self, stacks, blocks, directory):
+        super().export(stacks, blocks, directory)
+        (directory / "when.txt").write_text(str(time.time_ns()))
+
+
+class OnlyYesOrNo(Right):
+    unmergeable = True
+
+
+class WholeSentence(Right):
+    unexportable = "Nobody else has it."
 
 
 class MergesTwice(Right):
@@ -186,18 +226,22 @@ WRONG = {
     OnlyTheTrainable: "test_frozen_adapters_stay_active",
     NoGradient: "test_gradients_reach_the_named",
     Forgetful: "test_files_bring_it_back",
-    OtherFiles: "test_files_bring_it_back",
     MergesTwice: "test_merging_keeps_the_output",
     MergeDropsOthers: "test_merging_keeps_the_output",
     MergeLeavesIt: "test_merging_keeps_the_output",
+    ExportsNothing: "test_each_stack_s_part_is_exported",
+    ExportsOne: "test_each_stack_s_part_is_exported",
+    ExportsTheTime: "test_each_stack_s_part_is_exported",
+    OnlyYesOrNo: "test_what_it_cannot_do_has_a_reason",
+    WholeSentence: "test_what_it_cannot_do_has_a_reason",
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_adapters_are_refused(wrong, refuses, tmp_path):
     """Each wrong adapter fails the check that is about it."""
-    given = {"tmp_path": tmp_path} if "files" in WRONG[wrong] else {}
-    if "merging" not in WRONG[wrong]:
+    given = {"tmp_path": tmp_path} if "files" in WRONG[wrong] or "exported" in WRONG[wrong] else {}
+    if not any(word in WRONG[wrong] for word in ("merging", "exported", "reason")):
         given["stack"] = frozen_stack()
     refuses(AdapterContract(), WRONG[wrong], adapter=wrong(None), **given)
 

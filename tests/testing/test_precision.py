@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.testing.precision import PrecisionContract
@@ -70,6 +71,26 @@ class Unfreezes(Right):
         stack.requires_grad_(True)
 
 
+class Product(nn.Module):
+    """A matrix product that is no linear layer."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.matrix = nn.Parameter(linear.weight.bfloat16(), requires_grad=False)
+
+    def forward(self, x):
+        return x @ self.matrix.T
+
+
+class Replaces(Right):
+    """Puts layers of its own kind in the place of linear ones, on which no adapter can stand."""
+
+    def prepare(self, stack, *, trainable):
+        super().prepare(stack, trainable=trainable)
+        for block in stack.layers if not trainable else ():
+            block.mlp.up_proj = Product(block.mlp.up_proj)
+
+
 class Narrow(Right):
     """Hands its own format on."""
 
@@ -119,6 +140,7 @@ WRONG = {
     Repacks: "test_using_a_frozen_stack_leaves_it",
     ByRow: "test_a_row_of_zeros_stays_finite",
     Unfreezes: "test_a_frozen_stack_has_nothing_that_trains",
+    Replaces: "test_projections_stay_linear_layers",
     Narrow: "test_the_residual_stream_is_fp32",
     Understated: "test_bytes_are_as_declared",
     Rounding: "test_tensors_come_back_from_a_file",

@@ -21,7 +21,7 @@ from stackwise_core.data.sequences import Split, prepare
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.registry import Registry
-from stackwise_core.runs.directory import ADAPTER_FILES, RunDirectory
+from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.training.boundary import draw_keys
 from stackwise_core.training.events import RunResult
 from stackwise_core.training.namespace import made_of, namespace
@@ -295,7 +295,10 @@ def changed(rack: Ran, below: Below, above: Above) -> Iterator[None]:
                 undo.append(partial(directory.write_stack, index, master))
                 directory.write_stack(index, nudge_all(master, changes))
         for index, changes in by_stack(below.adapter):
-            config, model = (directory.adapter(index, "stack") / name for name in ADAPTER_FILES)
+            config, model = (
+                directory.adapter(index, "stack") / name
+                for name in ("adapter_config.json", "adapter_model.safetensors")
+            )
             tensors, text = load_file(model), config.read_bytes()
             undo.append(partial(write_adapter, directory, index, text, tensors))
             write_adapter(directory, index, text, nudge_all(tensors, changes))

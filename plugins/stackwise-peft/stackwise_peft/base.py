@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.adapter import Adapter, SavedAdapter
 from stackwise_peft.files import AdapterConfig, read_tensors, write_adapter
 from stackwise_peft.library import BaseTunerLayer, PeftConfig, inject_adapter_in_model
+from stackwise_peft.whole_model import how_to_load, write_whole
 
 
 def projections_of(stack: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -150,6 +151,12 @@ class PeftAdapter(Adapter):
         del configs[name]
         if not configs:
             del stack.peft_config
+
+    def export(self, stacks: Sequence[SavedAdapter], blocks: int, directory: Path) -> None:
+        write_whole(stacks, blocks, directory)
+
+    def loading(self, names: Sequence[str], model: str) -> str:
+        return how_to_load(names, model)
 
     def _known(self, stack: nn.Module, name: str) -> None:
         configs = getattr(stack, "peft_config", {})

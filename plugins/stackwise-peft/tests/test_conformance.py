@@ -60,7 +60,8 @@ def contract(tested, precision=None, tolerance=1e-4):
 
     Contract.precision, Contract.tolerance = precision, tolerance
     if precision is not None:
-        Contract.test_merging_keeps_the_output = None  # the same in fp32 for all of them
+        # The same in fp32 for all of them.
+        Contract.test_merging_keeps_the_output = Contract.test_each_stack_s_part_is_exported = None
     return Contract
 
 

@@ -101,7 +101,7 @@ def test_an_attached_initialisation_merges():
         (Bf16(Bf16Options()), "torch.bfloat16"),
         (Nf4(FourBitOptions()), "Linear4bit"),
         # it decodes to fp32, and what is written to that is lost
-        (Nvfp4(Nvfp4Options(compute="fp32")), "CodebookLinear"),
+        (Nvfp4(Nvfp4Options(compute="fp32")), "QuantisedLinear"),
     ],
 )
 @pytest.mark.parametrize("adapter", [LORA, DORA, Ia3(Ia3Options())])

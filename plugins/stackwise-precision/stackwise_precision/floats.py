@@ -7,7 +7,7 @@ from torch import nn
 
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.number_range import NumberRange
-from stackwise_precision.bf16_device import require_bf16
+from stackwise_core.rack.bf16_device import require_bf16
 
 
 def _check(stack: nn.Module, dtype: torch.dtype, instead: str) -> None:

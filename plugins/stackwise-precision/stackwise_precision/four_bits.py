@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stackwise_core.rack.quantised_linear import WeightFormat
 from stackwise_precision import e4m3
-from stackwise_precision.codebook_linear import Codebook
 
 SMALLEST_SCALE = 2.0**-100
 """Keeps a weight of zeros from being divided by zero."""
 
 
-class FourBitBlocks(Codebook):
+class FourBitBlocks(WeightFormat):
     """weight = level of its code x its block's scale x ``scale``.
 
     Tensors: ``codes_NAME`` [out, in/2], the even input's code in the low half of each byte; ``block_scales``, e4m3

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from stackwise_core.rack.quantised_linear import WeightFormat
 from stackwise_precision import e4m3
-from stackwise_precision.codebook_linear import Codebook
-from stackwise_precision.codebook_precision import CodebookPrecision
+from stackwise_precision.decoded import DecodedPrecision
 
 SMALLEST_SCALE = 2.0**-100
 """Keeps a row of zeros from being divided by zero."""
 
 
-class E4m3Rows(Codebook):
+class E4m3Rows(WeightFormat):
     """weight = e4m3 code x its row's scale, which is the row's largest magnitude over 448.
 
     Tensors: ``codes_e4m3`` [out, in] and ``row_scales``, fp32 [out, 1].
@@ -32,8 +32,8 @@ class E4m3Rows(Codebook):
         return e4m3.shifted(codes).to(dtype).mul_((scales * e4m3.SHIFT).to(dtype))
 
 
-class Fp8(CodebookPrecision):
+class Fp8(DecodedPrecision):
     """Frozen weights in e4m3, for CPUs and GPUs of any age: they are decoded before each matrix product."""
 
     bytes_per_weight = 1 + 4 / 512  # a scale a row, of 512 weights say
-    codebook = E4m3Rows()
+    weight_format = E4m3Rows()

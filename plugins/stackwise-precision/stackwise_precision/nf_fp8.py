@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stackwise_precision import e4m3
-from stackwise_precision.codebook_precision import CodebookPrecision
+from stackwise_precision.decoded import DecodedPrecision
 from stackwise_precision.four_bits import FourBitBlocks
 
 # 4-bit NormalFloat (QLoRA, Dettmers et al. 2023, arXiv 2305.14314, appendix E).
@@ -42,12 +42,12 @@ class Nf4Blocks(FourBitBlocks):
         return torch.bucketize(values, (levels[:-1] + levels[1:]) / 2, out_int32=True).to(torch.uint8)
 
 
-class NfFp8(CodebookPrecision):
+class NfFp8(DecodedPrecision):
     """Frozen weights as NF4 codes with e4m3 block scales: no standard format, and smaller errors than NVFP4's."""
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.codebook = Nf4Blocks(options.block_size)
+        self.weight_format = Nf4Blocks(options.block_size)
 
     @property
     def bytes_per_weight(self) -> float:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stackwise_precision import e4m3
-from stackwise_precision.codebook_precision import CodebookPrecision
+from stackwise_precision.decoded import DecodedPrecision
 from stackwise_precision.four_bits import FourBitBlocks
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -28,8 +28,8 @@ class E2m1Blocks(FourBitBlocks):
         return magnitude | values.signbit().to(torch.uint8) << 3
 
 
-class Nvfp4(CodebookPrecision):
+class Nvfp4(DecodedPrecision):
     """Frozen weights in NVFP4, for CPUs and GPUs of any age: they are decoded before each matrix product."""
 
     bytes_per_weight = 0.5 + 1 / 16
-    codebook = E2m1Blocks(block=16)
+    weight_format = E2m1Blocks(block=16)

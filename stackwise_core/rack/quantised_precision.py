@@ -1,4 +1,4 @@
-"""What the quantised precisions share: every linear layer of a frozen stack becomes a codebook's."""
+"""Base class of a precision whose frozen stacks are quantised: every linear layer is a :class:`QuantisedLinear`."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,25 +8,31 @@ from torch import Tensor, nn
 
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.precision import Precision
-from stackwise_precision.bf16_device import require_bf16
-from stackwise_precision.codebook_linear import Codebook, CodebookLinear
+from stackwise_core.rack.bf16_device import require_bf16
+from stackwise_core.rack.quantised_linear import QuantisedLinear, WeightFormat
 
 
-class CodebookPrecision(Precision):
-    """Frozen stacks only. The norms, a thousandth of the weights, stay in fp32."""
+class QuantisedPrecision(Precision):
+    """A precision of frozen stacks only. A subclass has a ``weight_format`` and ``bytes_per_weight``.
+
+    The norms, a thousandth of the weights, stay in fp32.
+    """
 
     trainable = False
     quantises = True
-    codebook: Codebook
+    weight_format: WeightFormat
+    """The format of every linear layer's weight."""
+    without_bf16: str = "another precision"
+    """What to take on a device that doesn't compute in bf16, for the message."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrix products compute in."""
-        return torch.bfloat16 if self.options.compute == "bf16" else torch.float32
+        """The format that matrix products compute in: bf16 or fp32."""
+        return torch.bfloat16
 
     def check(self, device: torch.device) -> None:
         if self.dtype is torch.bfloat16:
-            require_bf16(device, 'compute = "fp32"')
+            require_bf16(device, self.without_bf16)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is torch.float32 else torch.autocast(device.type, dtype=self.dtype)
@@ -46,19 +52,18 @@ class CodebookPrecision(Precision):
         self._replace(stack, lambda layer, linear, name: None)
         stack.load_state_dict(tensors)
 
-    def _replace(self, stack: nn.Module, fill: Callable[[CodebookLinear, nn.Linear, str], None]) -> None:
-        """Put a codebook's layer in the place of each linear layer, one after the other; freeze all."""
+    def _replace(self, stack: nn.Module, fill: Callable[[QuantisedLinear, nn.Linear, str], None]) -> None:
+        """Put a quantised layer in the place of each linear layer, one after the other; freeze all."""
         for name, linear in list(stack.named_modules()):
             if isinstance(linear, nn.Linear):
-                layer = CodebookLinear(
+                layer = QuantisedLinear(
                     linear.in_features,
                     linear.out_features,
-                    self.codebook,
+                    self.weight_format,
                     self.dtype,
                     device=linear.weight.device,
                     bias=linear.bias,
                 ).train(linear.training)
                 fill(layer, linear, name)
-                parent, _, own_name = name.rpartition(".")
-                setattr(stack.get_submodule(parent), own_name, layer)
+                stack.set_submodule(name, layer)
         stack.requires_grad_(False)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stackwise_core.number_range import OutOfRange
+from stackwise_core.rack.quantised_linear import QuantisedLinear
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
-from stackwise_precision.codebook_linear import CodebookLinear
 from stackwise_precision.fp8 import E4m3Rows, Fp8
 from stackwise_precision.nf_fp8 import Nf4Blocks, NfFp8
 from stackwise_precision.nvfp4 import E2m1Blocks, Nvfp4
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 OUT, IN = 48, 100  # no block ends with a row
 PRECISIONS = {"fp8": Fp8(Fp8Options()), "nvfp4": Nvfp4(Nvfp4Options()), "nf_fp8": NfFp8(NfFp8Options())}
 precisions = pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
-codebooks = pytest.mark.parametrize(
-    "codebook", [E4m3Rows(), E2m1Blocks(16), Nf4Blocks(64)], ids=["fp8", "nvfp4", "nf_fp8"]
+formats = pytest.mark.parametrize(
+    "weight_format", [E4m3Rows(), E2m1Blocks(16), Nf4Blocks(64)], ids=["fp8", "nvfp4", "nf_fp8"]
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 
@@ -29,8 +29,8 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer_of(codebook, dtype, bias=None):
-    layer = CodebookLinear(IN, OUT, codebook, dtype, device=CPU, bias=bias)
+def layer_of(weight_format, dtype, bias=None):
+    layer = QuantisedLinear(IN, OUT, weight_format, dtype, device=CPU, bias=bias)
     layer.encode(normal(OUT, IN), "weight")
     return layer
 
@@ -41,12 +41,12 @@ def dense_of(layer):
     return dense
 
 
-@codebooks
+@formats
 @dtypes
 @pytest.mark.parametrize("training", [False, True])
-def test_it_computes_what_a_dense_layer_does(codebook, dtype, training):
+def test_it_computes_what_a_dense_layer_does(weight_format, dtype, training):
     """Output and gradient to the input are, to the bit, those of an ``nn.Linear`` that holds the decoded weight."""
-    layer = layer_of(codebook, dtype).train(training)
+    layer = layer_of(weight_format, dtype).train(training)
     results = []
     for each in (layer, dense_of(layer)):
         x = normal(2, 9, IN, seed=1).to(dtype).requires_grad_()
@@ -56,23 +56,23 @@ def test_it_computes_what_a_dense_layer_does(codebook, dtype, training):
     assert all(torch.equal(ours, dense) for ours, dense in zip(*results, strict=True))
 
 
-@codebooks
-def test_the_input_may_be_in_another_format(codebook):
+@formats
+def test_the_input_may_be_in_another_format(weight_format):
     """It is cast to what the layer computes in, and its gradient comes back in its own."""
-    layer, x = layer_of(codebook, torch.bfloat16), normal(9, IN, seed=1).requires_grad_()
+    layer, x = layer_of(weight_format, torch.bfloat16), normal(9, IN, seed=1).requires_grad_()
     y = layer(x)
     assert torch.equal(y, layer(x.bfloat16()))
     y.float().sum().backward()
     assert x.grad.dtype == torch.float32
 
 
-@codebooks
+@formats
 @dtypes
-def test_a_bias_is_added_and_can_train(codebook, dtype):
+def test_a_bias_is_added_and_can_train(weight_format, dtype):
     """The output with a bias is the one without it plus the bias, which gets the gradient of a sum."""
     bias, x = nn.Parameter(normal(OUT, seed=3)), normal(9, IN, seed=1)
-    y = layer_of(codebook, dtype, bias)(x)
-    assert torch.equal(y, layer_of(codebook, dtype)(x) + bias.to(dtype))
+    y = layer_of(weight_format, dtype, bias)(x)
+    assert torch.equal(y, layer_of(weight_format, dtype)(x) + bias.to(dtype))
     y.sum().backward()
     assert torch.equal(bias.grad, torch.full((OUT,), 9.0))
 
@@ -85,10 +85,10 @@ def kept_for_backward(layer, x):
     return kept
 
 
-@codebooks
-def test_no_weight_is_kept_for_the_backward_pass(codebook):
+@formats
+def test_no_weight_is_kept_for_the_backward_pass(weight_format):
     """Autograd keeps the layer's own tensors and nothing else, whereas of a dense layer it keeps the weight."""
-    layer = layer_of(codebook, torch.bfloat16)
+    layer = layer_of(weight_format, torch.bfloat16)
     x = normal(9, IN, seed=1).bfloat16().requires_grad_()
     own = {tensor.data_ptr() for tensor in layer.buffers()}
     assert {tensor.data_ptr() for tensor in kept_for_backward(layer, x)} == own
@@ -98,14 +98,14 @@ def test_no_weight_is_kept_for_the_backward_pass(codebook):
 def test_no_weight_outlives_the_forward_pass(monkeypatch):
     """What was decoded for the output is gone before the backward pass, which decodes again."""
     layer, decoded = layer_of(E2m1Blocks(16), torch.bfloat16), []
-    decode = layer.codebook.decode
+    decode = layer.weight_format.decode
 
     def watched(*arguments):
         weight = decode(*arguments)
         decoded.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(layer.codebook, "decode", watched)
+    monkeypatch.setattr(layer.weight_format, "decode", watched)
     y = layer(normal(9, IN, seed=1).requires_grad_())
     assert [weight() for weight in decoded] == [None]
     y.sum().backward()
@@ -121,21 +121,21 @@ def test_codes_that_changed_before_the_backward_pass_are_noticed():
         y.sum().backward()
 
 
-@codebooks
+@formats
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 70_000.0])
-def test_what_is_not_finite_or_too_large_is_refused(codebook, value):
+def test_what_is_not_finite_or_too_large_is_refused(weight_format, value):
     """The error says which weight has it, where and how often."""
-    weight, layer = normal(OUT, IN), CodebookLinear(IN, OUT, codebook, torch.bfloat16, device=CPU)
+    weight, layer = normal(OUT, IN), QuantisedLinear(IN, OUT, weight_format, torch.bfloat16, device=CPU)
     weight[7, 31] = weight[40, 2] = value
     with pytest.raises(OutOfRange, match=rf"^layers\.0\.mlp\.up_proj\.weight .*: {value:g} at \[7, 31\] \(2 of 4800"):
         layer.encode(weight, "layers.0.mlp.up_proj.weight")
 
 
-@codebooks
+@formats
 @dtypes
-def test_the_largest_weights_stay_finite(codebook, dtype):
+def test_the_largest_weights_stay_finite(weight_format, dtype):
     """Weights at the limit are decoded without overflow."""
-    layer = CodebookLinear(IN, OUT, codebook, dtype, device=CPU)
+    layer = QuantisedLinear(IN, OUT, weight_format, dtype, device=CPU)
     layer.encode(torch.full((OUT, IN), 2.0**16), "weight")
     assert torch.allclose(layer.weight.float(), torch.tensor(2.0**16), rtol=2.0**-7)
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.number_range import OutOfRange
+from stackwise_core.rack.quantised_linear import QuantisedLinear
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
-from stackwise_precision.codebook_linear import CodebookLinear
 from stackwise_precision.floats import Bf16
 from stackwise_precision.fp8 import Fp8
 from stackwise_precision.hooks import precision as declared
@@ -34,7 +34,7 @@ def test_projections_become_codes_and_norms_stay(build):
     build("bf16").prepare(stack, trainable=False)
     linear = [module for module in stack.modules() if isinstance(module, nn.Linear)]
     assert len(linear) == 14
-    assert {type(module) for module in linear} == {CodebookLinear}
+    assert {type(module) for module in linear} == {QuantisedLinear}
     assert [list(module.parameters()) for module in linear] == [[]] * 14
     assert {buffer.dtype for buffer in stack.buffers()} == {torch.uint8, torch.float32}
     norms = {name: parameter for name, parameter in before.named_parameters() if "norm" in name}
