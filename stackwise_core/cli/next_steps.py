@@ -29,9 +29,7 @@ def next_steps(
     run, name = str(shown(result.directory)), result.directory.name
     causal = all(planned.band is None for planned in plan.phases)
     ended = EndedRun(path=run, keeps_weights=result.keeps_weights, causal=causal)
-    steps = [
-        (step.purpose, [command, *step.arguments]) for command, step in plugin_commands.next_steps(registry, ended)
-    ]
+    steps = plugin_commands.next_steps(registry, ended)
     if result.keeps_weights:
         measure = (
             ("measure it again", ["evaluate", run])

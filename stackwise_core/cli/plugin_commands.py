@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from stackwise_core.cli.arguments import selected_plugins
+from stackwise_core.cli.shown_paths import shown
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.command import Command, EndedRun, NextStep
 from stackwise_core.registry import (
@@ -46,10 +47,9 @@ def _registry(context: click.Context) -> Registry:
 
 
 def names(context: click.Context) -> list[str]:
-    """Return what plugins' commands are called by; where two have one name, their distributions tell them apart."""
+    """Return what plugins' commands are called by."""
     registry = _registry(context)
-    shared = AmbiguousImplementation.state
-    return [each.full_name if registry.state(each) == shared else each.name for each in registry.implementations(HOOK)]
+    return [_name(registry, each) for each in registry.implementations(HOOK)]
 
 
 def described(context: click.Context, name: str) -> Described | None:
@@ -109,14 +109,15 @@ def _build(registry: Registry, declared: Declared) -> Command:
     return command
 
 
-def next_steps(registry: Registry, run: EndedRun) -> list[tuple[str, NextStep]]:
-    """Return the commands of plugins that a run can be given to, by name.
+def next_steps(registry: Registry, run: EndedRun) -> list[tuple[str, list[str]]]:
+    """Return what plugins' commands can do with a run, and the words behind ``stackwise`` that do it.
 
     One that fails isn't named: a run that has ended doesn't fail over advice.
     """
     steps = []
+    files = {plugin.name: str(shown(Path(plugin.source))) for plugin in registry.plugins if plugin.local}
     for each in registry.implementations(HOOK):
-        name = each.full_name if registry.state(each) == AmbiguousImplementation.state else each.name
+        name = _name(registry, each)
         try:
             command = _build(registry, registry.resolve(HOOK, name))
             with foreign_code():
@@ -124,5 +125,12 @@ def next_steps(registry: Registry, run: EndedRun) -> list[tuple[str, NextStep]]:
         except Exception:
             continue
         if isinstance(step, NextStep):
-            steps.append((name, step))
+            file = ["-p", files[each.plugin]] if each.version is None else []
+            steps.append((step.purpose, [*file, name, *step.arguments]))
     return steps
+
+
+def _name(registry: Registry, declared: Declared) -> str:
+    """Return what a command is called by; where two have one name, its distribution tells it apart."""
+    is_shared = registry.state(declared) == AmbiguousImplementation.state
+    return declared.full_name if is_shared else declared.name

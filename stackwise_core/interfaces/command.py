@@ -33,7 +33,7 @@ class EndedRun:
     path: str
     """The run's directory, as an argument of a command."""
     keeps_weights: bool
-    """Whether the rack's weights are there (`checkpoint.save_stacks`)."""
+    """Whether the rack's weights are there (``checkpoint.save_stacks``)."""
     causal: bool
     """Whether it predicts each token from those before it, and masks none."""
 
@@ -43,7 +43,7 @@ class NextStep:
     """A command that a run can be given to, as the end of the run names it."""
 
     purpose: str
-    """The purpose in a few words, such as `write text`."""
+    """The purpose in a few words, such as ``write text``."""
     arguments: tuple[str, ...]
     """The arguments behind the command's name."""
 

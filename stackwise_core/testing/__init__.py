@@ -19,6 +19,7 @@ for _file in (
     "adapter",
     "cache_backend",
     "child",
+    "command",
     "fresh",
     "mask_schedule",
     "optimizer",

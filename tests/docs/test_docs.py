@@ -317,7 +317,7 @@ def test_the_command_of_the_page_runs(examples, tmp_path, monkeypatch):
     Path("small.toml").write_text(CONFIG)
     ended = CliRunner().invoke(main, [*plugin, "run", "small.toml", "--set", "training.steps_per_stack=1"])
     assert ended.exit_code == 0, ended.output
-    assert re.search(r"^  see what it takes +stackwise size runs/small$", ended.output, re.MULTILINE)
+    assert re.search(r"^  see what it takes +stackwise -p \S+/size\.py size runs/small$", ended.output, re.MULTILINE)
     found = json.loads(CliRunner().invoke(main, [*plugin, "size", "small", "--json"]).stdout)
     assert found["metrics.jsonl"] == Path("runs/small/metrics.jsonl").stat().st_size
     assert sum(found.values()) == sum(file.stat().st_size for file in Path("runs").rglob("*") if file.is_file())
