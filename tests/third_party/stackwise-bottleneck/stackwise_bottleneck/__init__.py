@@ -1,0 +1,1 @@
+"""An adapter that is in no package of ours."""

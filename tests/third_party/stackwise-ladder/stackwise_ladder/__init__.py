@@ -1,0 +1,1 @@
+"""A trainer mode that is in no package of ours."""

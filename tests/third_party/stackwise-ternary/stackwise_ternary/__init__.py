@@ -1,0 +1,1 @@
+"""A packed precision that is in no package of ours."""
