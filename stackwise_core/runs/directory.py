@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,14 +104,16 @@ class RunDirectory:
         finally:
             os.close(directory)
 
-    def clear(self) -> None:
-        """Delete everything but boundaries, which are found by what they were made of."""
+    def clear(self, keep: Collection[Path] = ()) -> None:
+        """Delete everything but boundaries, which are found by what they were made of.
+
+        Args:
+            keep: files that stay as well, wherever they are; the manifest tells of none of them.
+        """
+        kept = {path.resolve() for path in keep}
         for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                if entry.name != CACHE:
-                    shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            if entry.name != CACHE or not entry.is_dir() or entry.is_symlink():
+                _delete(entry, kept)
         self.manifest = Manifest(self.path)
 
     def together(self) -> AbstractContextManager[None]:
@@ -347,6 +349,18 @@ def _prefix(path: PurePosixPath) -> str | None:
     if path.parts[0] == "stacks":
         return f"stacks.{int(path.name.partition('.')[0])}."
     return "" if len(path.parts) == 1 else None
+
+
+def _delete(entry: Path, kept: Collection[Path]) -> None:
+    """Delete a file, or a folder with what is in it, but for files that are kept, and the folders that they are in."""
+    if not entry.is_dir() or entry.is_symlink():
+        if entry.resolve() not in kept:
+            entry.unlink()
+        return
+    for each in entry.iterdir():
+        _delete(each, kept)
+    if not any(entry.iterdir()):
+        entry.rmdir()
 
 
 def _copy(source: Path, target: Path) -> None:

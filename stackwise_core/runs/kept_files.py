@@ -14,14 +14,12 @@ from stackwise_core.config.dump import dump
 from stackwise_core.config.kept import CONFIG, PLUGINS, TOKENIZER
 from stackwise_core.config.model import Config
 from stackwise_core.config.paths import with_paths_relative_to
+from stackwise_core.config.source_vocabulary import BYTES
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import StackwiseError
 from stackwise_core.files import sha256
-from stackwise_core.registry import Registry
+from stackwise_core.registry import Plugin, Registry
 from stackwise_core.runs.directory import RunDirectory
-
-BYTES = "bytes"
-"""The tokenizer that needs no file."""
 
 
 def write_config(
@@ -48,6 +46,12 @@ def configuration_text(directory: RunDirectory, config: Config, *, own_tokenizer
     return dump(with_paths_relative_to(config, directory.path))
 
 
+def named_files(config: Config, registry: Registry) -> list[Path]:
+    """Return the files that ``keep_tokenizer`` and ``keep_plugins`` copy."""
+    tokenizer = [] if config.data.tokenizer == BYTES else [Path(config.data.tokenizer)]
+    return [*tokenizer, *(Path(plugin.source) for plugin in _loaded_files(registry))]
+
+
 def keep_tokenizer(directory: RunDirectory, config: Config, tokenizer: Tokenizer) -> bool:
     """Copy the tokenizer's file into a run's directory, if that isn't done yet; return whether there is such a file.
 
@@ -72,11 +76,13 @@ def keep_tokenizer(directory: RunDirectory, config: Config, tokenizer: Tokenizer
 
 def keep_plugins(directory: RunDirectory, registry: Registry) -> None:
     """Copy the local plugin files into a run's directory, with what each of them declares, in place of older ones."""
-    for plugin in registry.plugins:
+    for plugin in _loaded_files(registry):
         source = Path(plugin.source)
-        if not plugin.local or plugin.problem is not None:
-            continue
         name = f"{PLUGINS}/{source.name}"
         if not directory.has(name) or directory.manifest.about(name)["sha256"] != sha256(source):
             declares = [[declared.hook, each] for declared in plugin.declared for each in declared.names]
             directory.copy_in(name, source, declares=declares)
+
+
+def _loaded_files(registry: Registry) -> list[Plugin]:
+    return [plugin for plugin in registry.plugins if plugin.local and plugin.problem is None]

@@ -25,7 +25,13 @@ from stackwise_core.rack.allocator import give_back
 from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory, embedding_file, head_file
 from stackwise_core.runs.environment import device_name, environment
-from stackwise_core.runs.kept_files import configuration_text, keep_plugins, keep_tokenizer, write_config
+from stackwise_core.runs.kept_files import (
+    configuration_text,
+    keep_plugins,
+    keep_tokenizer,
+    named_files,
+    write_config,
+)
 from stackwise_core.runs.merge import merge_adapter
 from stackwise_core.runs.metrics import Metrics
 from stackwise_core.runs.software import changed_plugins, differences, plugins_of, software
@@ -265,7 +271,8 @@ class Engine:
             self._update_config()
             self._save_rack(len(done))
             return done, measured_until
-        directory.clear()  # what a run without a step left
+        # What a run without a step left; by its directory, its own copies are what is copied anew.
+        directory.clear(keep=named_files(config, self._registry))
         with directory.together():
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))

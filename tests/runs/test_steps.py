@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import stackwise_core as sw
 from stackwise_core.cli import main
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.steps import has_step, has_work, was_only_begun
+from stackwise_core.training.events import Event, RunStarted
 from tests.cli.test_run import CONFIG
+from tests.projects import forget_plugins, project
 
 SHORT = ("--set", "training.steps_per_stack=1", "--set", "evaluation.sequences=2")
 KILLED = """
@@ -76,6 +79,30 @@ def test_by_its_directory_it_is_begun_again(killed):
     assert result.exit_code == 0, result.output
     assert (killed / "head.safetensors").is_file()
     assert "block_lr = 0.5" in (killed / "config.toml").read_text()
+
+
+def test_by_its_directory_it_has_the_files_that_it_keeps(tmp_path, monkeypatch):
+    """The copies of tokenizer and plugins, which its configuration and ``-p`` name, once nothing else is there."""
+    folder, moved = project(tmp_path / "project"), tmp_path / "moved"
+    monkeypatch.chdir(folder)
+
+    def copy(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            shutil.copytree(event.directory, moved)
+            raise KeyboardInterrupt
+
+    forget_plugins()
+    with pytest.raises(KeyboardInterrupt):
+        sw.run(folder / "small.toml", listener=copy)
+    forget_plugins()
+    copies = [moved / "tokenizer.json", moved / "plugins" / "project_own.py", moved / "plugins" / "project_square.py"]
+    before = [copy.read_bytes() for copy in copies]
+    for name in ("tok.json", "project_own.py", "project_square.py"):
+        (folder / name).unlink()
+    assert sw.run(sw.load_config(moved, plugins=[str(copy) for copy in copies[1:]])).directory == moved
+    forget_plugins()
+    assert [copy.read_bytes() for copy in copies] == before
+    assert CliRunner().invoke(main, ["verify", str(moved)]).exit_code == 0
 
 
 def test_a_text_that_has_changed_is_no_obstacle(killed):
