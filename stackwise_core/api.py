@@ -92,13 +92,12 @@ def run(
 
     Raises:
         Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
-        UsageError: as ``plan``; or the plan is over ``training.memory_budget``, the room on the disk or
-            all that the machine could do; or what broke
-            off began with another configuration.
+        UsageError: as ``plan``; or the plan is over ``training.memory_budget``, the room on the disk or all that the
+            machine could do; or what broke off began with another configuration.
         UnavailableError: as ``plan``.
         StackwiseError: the run failed. The last checkpoint is on disk, as with all that follow.
         OSError, MemoryError: the disk or the memory is full.
-        KeyboardInterrupt: a SIGINT or SIGTERM. In the main thread the first one finishes the step and leaves a
+        KeyboardInterrupt: a SIGINT, SIGTERM or SIGHUP. In the main thread the first one finishes the step and leaves a
             checkpoint before this is raised; a second one doesn't wait.
     """
     begun = begin(_read(configuration), fresh=fresh, accept_change=accept_change)

@@ -142,7 +142,7 @@ class DataConfig:
         dict,
         "Ids that are special (never masked, attended to or scored) beside those that the tokenizer.json calls so, by "
         "a name for each: mask and pad are the ones to mask and to pad with, which need no token there. Left out, they "
-        "are those that the checkpoint of init_from names.",
+        "are those of init_from.",
         check=_ids,
     )
     tokens_directory: str = option(
@@ -200,7 +200,7 @@ class RackConfig:
     vocab_size: int | None = option(
         None,
         "Rows of embedding and head, where they are to be more than the tokenizer has ids, mask and padding counted. "
-        "Left out, they are as many, or as the checkpoint of init_from has.",
+        "Left out, they are as many, or as init_from has.",
         check=at_least(1),
     )
     init_from: str | None = option(
