@@ -55,11 +55,12 @@ def run(
 
     from stackwise_core.cli.progress import tokenising, watching
     from stackwise_core.runs.directory import Busy
-    from stackwise_core.training.events import Event, RunStarted
+    from stackwise_core.training.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
     from stackwise_core.training.stopping import Stopping
 
     console, directory = Console(stderr=as_json), None
     unshown: OSError | None = None
+    before_a_step = RunStarted, EnvironmentChanged, PhaseStarted  # stopped there, a run would leave nothing
     stopping = Stopping(lambda: console.print("stopping after this step; once more stops at once", highlight=False))
     try:
         with stopping.heeding():
@@ -77,7 +78,8 @@ def run(
                         except OSError as error:
                             unshown = error
                             discard_output()
-                            stopping.request()
+                    if unshown is not None and not isinstance(event, before_a_step):
+                        stopping.request()
 
                 result = prepared.run(listen, stopping, beyond_machine=beyond_machine)
     except Busy as busy:

@@ -35,13 +35,15 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_reader_that_goes_away(here):
-    """As ``head`` does: stderr has how to go on, and that the run was interrupted."""
-    command = [*RUN, "--set", "training.steps_per_stack=100000"]
+    """As ``head -1`` does: stderr has how to go on, and that the run was interrupted; a checkpoint is left."""
+    talkative = "from stackwise_core.cli import main, progress; progress.SECONDS_BETWEEN_LINES = 0; main()"
+    command = [sys.executable, "-c", talkative, "run", "small.toml", "--set", "training.steps_per_stack=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not process.stdout.readline().startswith("rack: 2 stacks"):
             assert process.poll() is None
         process.stdout.close()
         said = process.stderr.read()
+    assert len(RunDirectory(here / "runs" / "small").checkpoints()) == 1
     assert process.returncode == 130
     # It may be noticed before the first step or after it.
     goes_on = '"stackwise run runs/small" goes on with this run.'
@@ -91,7 +93,7 @@ def test_a_terminal_that_hangs_up(here):
     ],
 )
 def test_output_that_fails(here, monkeypatch, event, number, exit_code):
-    """Whenever it does: the run stops with a checkpoint, and goes on to the end; one that is done is done."""
+    """Whenever it does: the run stops with a checkpoint, after a step at least, and goes on to its end."""
     show = Lines.__call__
 
     def failing(self: Lines, each: object) -> None:
@@ -104,7 +106,7 @@ def test_output_that_fails(here, monkeypatch, event, number, exit_code):
         result = CliRunner().invoke(main, ["run", "small.toml"])
     assert result.exit_code == exit_code, result.output
     directory = RunDirectory(here / "runs" / "small")
-    assert directory.checkpoints() == (["0000-000000001"] if event is StepDone else [])
+    assert directory.checkpoints() == (["0000-000000001"] if event in (RunStarted, StepDone) else [])
     if exit_code:
         assert f"({os.strerror(number)}), so the run was stopped." in result.stderr
         begun = '"stackwise run runs/small" goes on with this run.'
