@@ -43,6 +43,7 @@ class FinishedRun:
     """A rack from a run's directory, as it was when the run ended."""
 
     path: Path
+    """The run's directory as it was named, for messages."""
     parts: RackParts
     residency: Residency
     routes: tuple[BandRoute, ...]
@@ -79,9 +80,8 @@ class FinishedRun:
             UnavailableError: a plugin, a package or the device isn't there.
             StackwiseError: a file is missing or damaged.
         """
-        path = path.absolute()  # stacks may be read from it long after
         planned = finished_run(path)
-        directory = _Untouched(path)
+        directory = _Untouched(path.absolute())  # stacks may be read from it long after
         for name in (PLAN, CONFIG, TOKENIZER):
             if name != TOKENIZER or directory.has(TOKENIZER):
                 directory.manifest.checked(name)

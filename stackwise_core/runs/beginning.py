@@ -61,13 +61,12 @@ def begin(configuration: Configuration, *, fresh: bool = False, accept_change: b
     if directory is None:
         check_writable(Path(run.directory), "run.directory")
         return evolve(configuration, directory=None)
-    directory = directory.absolute()  # the working directory may change while it runs
     if is_finished(directory):
         raise Finished(f"{directory} is finished. A fresh run would begin anew.")
-    if not has_step(directory):  # whatever it was to be, this one takes its place
-        return evolve(configuration, directory=directory)
-    config = _going_on(directory, configuration, accept_change)
-    return evolve(configuration, config=config, directory=directory)
+    config = configuration.config
+    if has_step(directory):  # of one without, whatever it was to be, this one takes the place
+        config = _going_on(directory, configuration, accept_change)
+    return evolve(configuration, config=config, directory=directory.absolute())  # the working directory may change
 
 
 def read(source: str | os.PathLike[str], *, overrides: Overrides = (), plugins: Sequence[str] = ()) -> Configuration:

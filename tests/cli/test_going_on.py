@@ -79,6 +79,7 @@ def test_a_change_that_weights_depend_on_is_refused_with_what_changed(broken_off
     said = (broken_off / "config.toml").read_bytes()
     result = run(file, "--set", "training.block_lr=0.5", "--set", "run.log_every=2", *accept)
     assert result.exit_code == 2
+    assert result.output.startswith("runs/small broke off, and began with another configuration:\n")
     assert "  run.log_every: 10 -> 2\n  training.block_lr: 0.001 -> 0.5\n" in result.output
     assert "training.block_lr changes what comes out. Put it back to go on with that run" in result.output
     assert "--fresh" in result.output
