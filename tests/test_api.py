@@ -77,13 +77,18 @@ def test_a_plan_is_what_the_command_line_prints(here):
 
 
 def test_a_run_and_its_rack(here):
-    """A listener sees every step; the rack measures what the run did; the finished run isn't run again."""
+    """A listener sees every step; the rack measures what the run did, from anywhere; it isn't run again."""
     events = []
     result = sw.run(sw.load_config("small.toml"), listener=events.append)
     assert result.directory == here / "runs" / "small"
     steps = [event for event in events if isinstance(event, StepDone)]
     assert len(steps) == sum(phase.steps for phase in result.phases)
-    assert sw.load_rack(result.directory).evaluate() == list(result.likelihoods)
+    rack = sw.load_rack(Path("runs/small"))
+    (here / "elsewhere").mkdir()
+    os.chdir(here / "elsewhere")
+    assert rack.evaluate() == list(result.likelihoods)
+    assert not os.listdir()
+    os.chdir(here)
     with pytest.raises(sw.Finished, match="small is finished"):
         sw.run(result.directory)
 

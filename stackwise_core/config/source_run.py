@@ -10,6 +10,7 @@ from typing import Any
 import tomli
 from attrs import field, frozen
 
+from stackwise_core.config.kept import CONFIG
 from stackwise_core.config.words import a, found, shown
 from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
@@ -82,7 +83,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         rack=rack,
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
-        **_settings(directory / "config.toml"),
+        **_settings(directory / CONFIG),
         has_adapters=any(path.is_file() for path in (directory / "adapters").glob("*/*/**/*")),
     )
     if not os.path.isfile(directory / FINISHED):

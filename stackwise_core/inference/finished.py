@@ -99,6 +99,9 @@ class FinishedRun:
                 raise UsageError(f'device "{device}": expected {", ".join(get_args(Device))}.')
             select_device(device, "device")
             config = evolve(config, run=evolve(config.run, device=device))
+        # The working directory may be another one when a text is asked for.
+        tokens = str(Path(config.data.tokens_directory).absolute())
+        config = evolve(config, data=evolve(config.data, tokens_directory=tokens))
         parts = set_up_rack(config, registry, PlannedRack.of(directory, planned))
         if parts.tokenizer.fingerprint.hex() != planned.tokenizer:
             raise UsageError(

@@ -11,10 +11,11 @@ from attrs import frozen
 from stackwise_core.config.errors import printable
 from stackwise_core.config.source_run import PLAN
 from stackwise_core.errors import StackwiseError
-from stackwise_core.report.reading import METRICS, read_run
+from stackwise_core.report.reading import read_run
 from stackwise_core.report.run import Likelihood
 from stackwise_core.runs.busy import is_worked_on, locked_files
 from stackwise_core.runs.manifest import MANIFEST, Manifest
+from stackwise_core.runs.steps import METRICS
 
 State = Literal["finished", "running", "unfinished", "damaged", "no run"]
 

@@ -10,11 +10,12 @@ from typing import Any
 import tomli
 
 from stackwise_core.config.errors import printable
-from stackwise_core.config.source_run import FINISHED, PLAN, PROGRESS
+from stackwise_core.config.kept import CONFIG
+from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
 from stackwise_core.report.files import RunFiles, cleaned, listed, number, table, whole
 from stackwise_core.report.run import COUNTS, CURVES, MEMORY, Band, Likelihood, Phase, Run
+from stackwise_core.runs.steps import METRICS
 
-METRICS, CONFIG, ENVIRONMENT = "metrics.jsonl", "config.toml", "environment.json"
 MOST_PHASES = 1000
 """Of a run, that are shown; nobody would look at more."""
 

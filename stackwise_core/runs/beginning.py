@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from stackwise_core.config.changes import changes, with_window_of
-from stackwise_core.config.kept import TOKENIZER, Kept
+from stackwise_core.config.kept import CONFIG, TOKENIZER, Kept
 from stackwise_core.config.load import load, load_run
 from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PROGRESS, RESUME, nearest_run
@@ -118,7 +118,7 @@ def _begun(directory: Path) -> Path:
     """
     manifest = Manifest(directory)
     if PROGRESS not in manifest:
-        if any(directory.glob("config.toml.*.new")):
+        if any(directory.glob(f"{CONFIG}.*.new")):
             raise UsageError(f"{directory}: this run was stopped before it had begun. Delete it, and start anew.")
         near = nearest_run(directory)
         guess = f". Did you mean {near}?" if near else ""
@@ -126,7 +126,7 @@ def _begun(directory: Path) -> Path:
             f"{directory}: expected a configuration, or the directory of a run; there is no {PROGRESS}{guess}"
         )
     try:
-        manifest.checked("config.toml")
+        manifest.checked(CONFIG)
     except StackwiseError as error:
         raise StackwiseError(
             f"{error} It is what the run began with; changes are for --set KEY=VALUE with --accept-change."

@@ -17,10 +17,10 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from stackwise_core.config.kept import MANIFEST as MANIFEST
 from stackwise_core.errors import StackwiseError
 from stackwise_core.files import EXHAUSTED, publish, publish_text, sha256, sync
 
-MANIFEST = "manifest.json"
 OTHER_CHECKSUM = f"damaged; its checksum isn't the one in {MANIFEST}"
 
 

@@ -45,12 +45,8 @@ def test_a_reader_that_goes_away(here):
         said = process.stderr.read()
     assert len(RunDirectory(here / "runs" / "small").checkpoints()) == 1
     assert process.returncode == 130
-    # It may be noticed before the first step or after it.
     goes_on = '"stackwise run runs/small" goes on with this run.'
-    endings = (goes_on, "No step was taken, and nothing is left of the run.")
-    begins = "Progress can't be shown (Broken pipe), so the run was stopped. "
-    assert said in [f"{begins}{ending}\n\ninterrupted\n" for ending in endings]
-    assert (here / "runs" / "small").exists() == (goes_on in said)
+    assert said == f"Progress can't be shown (Broken pipe), so the run was stopped. {goes_on}\n\ninterrupted\n"
 
 
 def test_a_reader_that_goes_away_before_a_run_begins(here, monkeypatch):
@@ -109,8 +105,7 @@ def test_output_that_fails(here, monkeypatch, event, number, exit_code):
     assert directory.checkpoints() == (["0000-000000001"] if event in (RunStarted, StepDone) else [])
     if exit_code:
         assert f"({os.strerror(number)}), so the run was stopped." in result.stderr
-        begun = '"stackwise run runs/small" goes on with this run.'
-        assert ("No step was taken, and nothing is left of the run." if event is RunStarted else begun) in result.stderr
+        assert '"stackwise run runs/small" goes on with this run.' in result.stderr
         assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
     assert (here / "runs" / "small" / "finished.json").exists()
 
