@@ -21,6 +21,7 @@ for _file in (
     "child",
     "fresh",
     "mask_schedule",
+    "objective",
     "optimizer",
     "plugin",
     "precision",
