@@ -22,6 +22,7 @@ for _file in (
     "command",
     "fresh",
     "mask_schedule",
+    "objective",
     "optimizer",
     "plugin",
     "precision",

@@ -39,6 +39,7 @@ def test_a_good_file(file):
         ["precision.trunk", "bf16", "stackwise-precision"],
         ["trainer_mode", "blockwise", "stackwise-modes"],
         ["optimizer", "adamw", "stackwise-core"],
+        ["objective", "mask_diffusion", "stackwise-core"],
     ]
 
 
@@ -54,6 +55,7 @@ def test_every_choice_is_listed(file, install, hook_source, implementation_sourc
         ["precision.stacks.12", "bf16", "stackwise-precision"],
         ["trainer_mode", "blockwise", "stackwise-modes"],
         ["optimizer", "adamw", "stackwise-core"],
+        ["objective", "mask_diffusion", "stackwise-core"],
     ]
 
 

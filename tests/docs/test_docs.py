@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 import pytest
 import tomli
-from attrs import frozen
+import torch
+from attrs import evolve, frozen
 from click.testing import CliRunner
 
 from stackwise_core.cli import COMMANDS, main
@@ -31,6 +32,7 @@ from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.cache_backend import CacheBackendContract
 from stackwise_core.testing.command import CommandContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
+from stackwise_core.testing.objective import ObjectiveContract, logits_of, targets_of
 from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
 from stackwise_core.testing.tracker import TrackerContract
@@ -50,6 +52,7 @@ EXAMPLES = {
     "trainer_mode": "pairs",
     "adapter": "gains",
     "optimizer": "lion",
+    "objective": "smoothed",
     "tracker": "table",
     "command": "size",
 }
@@ -262,6 +265,21 @@ class TestLion(OptimizerContract):
     @pytest.fixture
     def optimizer(self, examples):
         return build(examples, "optimizer")
+
+
+class TestSmoothed(ObjectiveContract):
+    @pytest.fixture
+    def objective(self, examples):
+        return build(examples, "objective")
+
+    def test_it_is_that_of_torch(self, objective):
+        """Without the z-loss, over the tokens that there may be."""
+        objective = type(objective)(evolve(objective.options, z=0.0))
+        logits = logits_of(7)
+        possible = torch.nn.functional.cross_entropy(
+            logits[:, :-1], targets_of(7), reduction="none", label_smoothing=objective.options.share
+        )
+        torch.testing.assert_close(objective.losses(logits, targets_of(7)), possible)
 
 
 class TestTable(TrackerContract):

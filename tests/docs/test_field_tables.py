@@ -10,6 +10,7 @@ RECORDS = {
     "trainer_mode.md": {"Phase", "RackSpec", "Budget", "Route"},
     "adapter.md": {"SavedAdapter"},
     "cache_backend.md": {"Layout", "CacheStats"},
+    "objective.md": {"ObjectiveOptions", "Predicted"},
     "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
     "command.md": {"EndedRun", "NextStep"},
 }

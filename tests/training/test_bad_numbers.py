@@ -18,15 +18,15 @@ ONE = {"rack.stacks": 1, "training.steps_per_stack": 8}
 
 
 def spoil(monkeypatch, bad: Callable[[int], float]) -> list[dict[str, torch.Tensor]]:
-    """Multiply each step's cross entropies by a number; gives the weights that each step begins with."""
+    """Multiply each step's losses by a number; gives the weights that each step begins with."""
     weights: list[dict[str, torch.Tensor]] = []
-    cross_entropies = Fit._cross_entropies
+    losses = Fit._losses
 
     def spoilt(fit: Fit, *arguments):
         weights.append({name: each.detach().clone() for name, each in fit.residency.trainable()})
-        return cross_entropies(fit, *arguments) * bad(len(weights))
+        return losses(fit, *arguments) * bad(len(weights))
 
-    monkeypatch.setattr(Fit, "_cross_entropies", spoilt)
+    monkeypatch.setattr(Fit, "_losses", spoilt)
     return weights
 
 

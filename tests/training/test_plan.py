@@ -8,6 +8,8 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.data.noise import Noise
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.inference.evaluate import BandRoute
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.interfaces.objective import Objective, ObjectiveOptions
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import Route
@@ -457,6 +459,50 @@ def test_mlm_is_the_mean_over_masked_tokens(tmp_path):
     assert {planned.phase.weighting for planned in mlm.phases} == {"mean"}
     clm = plan_of(tmp_path, {"objective": "clm", "rack.attention": "causal"})
     assert {(p.phase.weighting, p.phase.masks, p.phase.masks_per_sample) for p in clm.phases} == {("mean", "fixed", 1)}
+
+
+def test_a_mode_can_not_ask_for_a_weighting_that_the_objective_lacks(tmp_path):
+    """A plan with ``nelbo`` is refused under mlm, whose loss is no bound."""
+
+    class Bound(TrainerMode):
+        def plan(self, rack, budget):
+            return [Phase(name="x", path=range(3), trains={0, 1, 2}, embedding=True, head=True, weighting="nelbo")]
+
+    setup = set_up(*tiny_config(tmp_path, {"objective": "mlm"}))
+    with pytest.raises(UsageError, match=r'"x" is planned with weighting = "nelbo", which objective "mlm" of'):
+        make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Bound(None))))
+
+
+def test_an_objective_that_is_a_bound_only_needs_a_band(tmp_path):
+    """Without ``mean`` a phase of one mask fraction is refused, and nothing tells to take ``mean``."""
+
+    class BoundOptions(ObjectiveOptions):
+        weightings = ("nelbo",)
+
+    setup = set_up(*tiny_config(tmp_path, {"mask_schedule": "constant"}))
+    only = evolve(setup.implementations, objective=Objective(BoundOptions()))
+    with pytest.raises(UsageError, match=r"no band to bound a likelihood over\. Use a schedule"):
+        make_plan(evolve(setup, implementations=only))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inputs, mask, most: inputs.fill(0), r"corrupt\(\) changed a position that isn't masked"),
+        (lambda inputs, mask, most: inputs.__setitem__(mask, most), r"corrupt\(\) gave ids outside of 0 to 257"),
+    ],
+)
+def test_a_corruption_that_is_none_is_refused(tmp_path, change, said):
+    """Before anything runs, with the objective's name."""
+
+    class Corrupting(Objective):
+        def corrupt(self, inputs, tokens, mask, *, mask_id, vocab_size, rng):
+            change(inputs, mask, vocab_size)
+
+    setup = set_up(*tiny_config(tmp_path))
+    changed = evolve(setup.implementations, objective=Corrupting(ObjectiveOptions()))
+    with pytest.raises(ContractError, match=f"^Corrupting: {said}"):
+        make_plan(evolve(setup, implementations=changed))
 
 
 def test_clm_has_no_bands_to_divide(tmp_path):
