@@ -246,7 +246,7 @@ class Twice(Objective):
 def test_a_run_trains_and_validates_on_its_objective(tmp_path, install, ours, theirs):
     """A loss of twice the cross entropies is twice as large; what evaluation measures is cross entropies still.
 
-    The finished run is measured and sampled where the objective isn't installed any more.
+    The finished run is measured where the objective isn't installed any more.
     """
     install("stackwise-twice", {"twice": TWICE}, {"twice": "twice"})
     changes = {"training.steps_per_stack": 1, "evaluation.every": 1, "training.block_lr": 0.0, "rack.stacks": 2}
@@ -261,7 +261,6 @@ def test_a_run_trains_and_validates_on_its_objective(tmp_path, install, ours, th
     assert tuple(rack.evaluate()) == twice.result.likelihoods
     assert rack.causal == (ours == "clm")
     assert rack.spec.attention == ("causal" if ours == "clm" else "bidirectional")
-    assert len(rack.sample("In the ", length=4)) == 1
 
 
 def test_options_of_another_kind_are_refused(tmp_path, install):
