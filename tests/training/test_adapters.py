@@ -128,8 +128,8 @@ def test_the_adapter_of_the_hook_s_page_trains(gains):
     setup = set_up(config, registry)
     result = Engine(setup, make_plan(setup), registry, lambda event: None).run()
     assert [phase.name for phase in result.phases] == ["stack 0", "stack 0, adapter", "stack 1", "stack 1, adapter"]
-    trained = load_file(result.directory / "adapters/000/stack/adapter_model.safetensors")
-    assert trained.keys() == {"base_model.model.layers.0.mlp.down_proj.ia3_l"}
+    trained = load_file(result.directory / "adapters/000/stack/gains.safetensors")
+    assert trained.keys() == {"layers.0"}
     assert all((gain != 1).any() for gain in trained.values())
 
 

@@ -27,9 +27,12 @@ from stackwise_modes.options import (
 from stackwise_modes.progressive import Progressive
 
 FLOAT, QUANTISED = SimpleNamespace(trainable=True, quantises=False), SimpleNamespace(trainable=False, quantises=True)
-LORA = SimpleNamespace(rewrites_base=False, float_only="", clashes_with=lambda other: "")
+LORA = SimpleNamespace(rewrites_base=False, float_only="", unmergeable="", clashes_with=lambda other: "")
 PISSA = SimpleNamespace(
-    rewrites_base=True, float_only="it begins with a part of the weights", clashes_with=lambda other: ""
+    rewrites_base=True,
+    float_only="it begins with a part of the weights",
+    unmergeable="",
+    clashes_with=lambda other: "",
 )
 RACK = small_rack(1, 1, 1)
 STACK, TRUNK, BOTH = ("stack",), ("trunk",), ("stack", "trunk")
@@ -41,7 +44,7 @@ def settled(
     """The phases of a mode under an [adapter] table with these adapters."""
     training = training or TrainingConfig(epochs_per_stack=10)
     rack = mode.partition(rack)
-    phases = mode.plan(rack, training)
+    phases = mode.plan(rack, training.budget)
     check_phases(phases, rack, "mode")
     config = AdapterConfig(**{name: Choice("lora", None) for name in names}, **adapter)
     kinds = kind if isinstance(kind, dict) else dict.fromkeys(names, kind)
@@ -73,7 +76,7 @@ def test_without_adapters_a_plan_stays_as_it_is():
     """Over any trunk, where no mode asks for adapters and no frozen weight is to train again."""
     for mode in (blockwise(), progressive("frozen"), EndToEnd(EndToEndOptions()), fused(restore=True)):
         rack = mode.partition(RACK)
-        assert settled(mode) == mode.plan(rack, TrainingConfig(epochs_per_stack=10))
+        assert settled(mode) == mode.plan(rack, TrainingConfig(epochs_per_stack=10).budget)
 
 
 def test_a_stack_adapter_has_a_phase_after_its_stack():
@@ -282,7 +285,7 @@ def test_budgets_add_up_to_the_mode_s_own(mode, attach, unit):
     """An adapter's phase has its share of the phase before it, and goes on where that ends, in either unit."""
     budgets = {"epochs": TrainingConfig(epochs_per_stack=3), "steps": TrainingConfig(steps_per_stack=17)}
     share = {"share": 0.3} if attach == "freeze" else {}
-    planned = MODES[mode].plan(RACK, budgets[unit])
+    planned = MODES[mode].plan(RACK, budgets[unit].budget)
     phases = settled(MODES[mode], STACK, training=budgets[unit], attach=attach, **share)
     for whole in planned:
         parts = [phase for phase in phases if phase.name in (whole.name, f"{whole.name}, adapter")]
@@ -427,3 +430,13 @@ def test_an_adapter_that_begins_from_the_weights_trains_once():
     assert 'phase "stack 2" goes on training the trunk adapter of stack 0' in message
     assert 'adapter.growth = "merge"' in message
     assert settled(progressive(), TRUNK, trunk=FLOAT, kind=PISSA, growth="merge")
+
+
+def test_what_cannot_be_merged_does_not_grow_by_merging():
+    """The message has the adapter's reason; where nothing is merged, none is needed."""
+    bound = SimpleNamespace(**{**vars(LORA), "unmergeable": "it has a nonlinearity"})
+    for names, kind in ((TRUNK, bound), (BOTH, {"stack": LORA, "trunk": bound})):
+        with pytest.raises(UsageError, match=r'^adapter\.growth = "merge": .* merged: it has a nonlinearity\. Use'):
+            settled(progressive(), names, kind=kind, growth="merge")
+    assert settled(progressive(), TRUNK, kind=bound)
+    assert settled(progressive(), BOTH, kind={"stack": bound, "trunk": LORA}, growth="merge")
