@@ -24,6 +24,7 @@ OURS = (
     "stackwise-lmdb",
     "stackwise-modes",
     "stackwise-tensorboard",
+    "stackwise-huggingface",
 )
 
 INTRODUCTION = """\
@@ -60,6 +61,13 @@ one name, `use = "package:name"` picks one. A layer that changes `use` drops the
 `stackwise plugins` lists what is installed, also what others have published.
 """
 
+EXPORT = """
+## `stackwise export`
+
+`checkpoint_format` is a plugin's as well. It has no table: [`rack.init_from`](#rack) finds the format of a directory,
+and `stackwise export RUN --to FORMAT DIR` writes one, with the format's options as `--KEY VALUE`.
+"""
+
 
 def reference(registry: Registry) -> str:
     """The whole page, with the options of the plugins from this repository."""
@@ -67,6 +75,16 @@ def reference(registry: Registry) -> str:
 
 
 def _sections(registry: Registry) -> Iterator[str]:
+    yield from _tables(registry)
+    yield EXPORT
+    for declared in registry.implementations("checkpoint_format"):
+        if declared.distribution in OURS:
+            rows = describe(registry.options_class(declared))
+            dashed = [attrs.evolve(row, key=f"--{row.key.replace('_', '-')}") for row in rows]
+            yield _implementation(declared, dashed, declared.name, asked_by="--to {} DIR")
+
+
+def _tables(registry: Registry) -> Iterator[str]:
     for attribute in attrs.fields(Config):
         if attribute.metadata["hook"]:
             yield f"\n## `[{attribute.name}]`\n\n{attribute.metadata['help']}{_default(attribute.name)}\n"
@@ -86,11 +104,16 @@ def _default(name: str) -> str:
     return "" if uses == ["left out"] else f" By default `use = {uses[0]}`."
 
 
-def _implementation(declared: Declared, rows: list[OptionRow], first: str) -> str:
-    """One implementation; ``first`` is the name of the first one of its hook that has the same options."""
+def _implementation(declared: Declared, rows: list[OptionRow], first: str, asked_by: str = 'use = "{}"') -> str:
+    """Describe an implementation.
+
+    Args:
+        first: the name of the first one of its hook that has the same options.
+        asked_by: how it is chosen.
+    """
     summary, aliases = declared.implementation.summary, declared.implementation.aliases
     also = f" Also {', '.join(f'`{alias}`' for alias in aliases)}." if aliases else ""
-    heading = f'\n### `use = "{declared.name}"`\n\n{summary} ({declared.distribution}).{also}\n'
+    heading = f"\n### `{asked_by.format(declared.name)}`\n\n{summary} ({declared.distribution}).{also}\n"
     if not rows:
         return heading
     return (

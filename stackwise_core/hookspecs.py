@@ -95,6 +95,13 @@ def command() -> list[Implementation]:  # type: ignore[empty-body]
     """Declare commands of ``stackwise`` (provisional): :class:`stackwise_core.interfaces.command.Command`."""
 
 
+@hookspec
+def checkpoint_format() -> list[Implementation]:  # type: ignore[empty-body]
+    """Declare formats of other programs' checkpoints (provisional):
+    :class:`stackwise_core.interfaces.checkpoint_format.CheckpointFormat`.
+    """
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -106,6 +113,7 @@ INTERFACES = {
     "tracker": "stackwise_core.interfaces.tracker:Tracker",
     "objective": "stackwise_core.interfaces.objective:Objective",
     "command": "stackwise_core.interfaces.command:Command",
+    "checkpoint_format": "stackwise_core.interfaces.checkpoint_format:CheckpointFormat",
 }
 
 # The class that options of a hook's implementations subclass, where the core reads what they have in common.
@@ -114,5 +122,5 @@ OPTIONS = {
     "objective": "stackwise_core.interfaces.objective:ObjectiveOptions",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command"})
+PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command", "checkpoint_format"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

@@ -10,9 +10,10 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -133,6 +134,40 @@ def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> None:
         written.write(packed_header(header))
         for name in names:
             written.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+
+
+def stream_tensors(
+    into: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write tensors that come one after the other into a safetensors file; one at a time is held.
+
+    Args:
+        shapes: those of this file, in the order in which they come; more may come after them.
+        tensors: each with its name.
+        dtype: what they are written as.
+        metadata: texts for the file's header.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
+    with into.open("wb") as written:
+        written.write(packed_header(header))
+        for name, shape in shapes.items():
+            came, tensor = next(tensors)
+            assert (came, tuple(tensor.shape)) == (name, tuple(shape)), f"{came} {tensor.shape} for {name} {shape}"
+            converted = tensor.detach().to(dtype).contiguous()
+            written.write(converted.view(-1).view(torch.uint8).numpy().data)
+            del tensor, converted  # before the next one is read
 
 
 def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> None:

@@ -22,10 +22,10 @@ def plugins_in(requirements: str) -> set[str]:
 
 
 def test_the_run_has_its_plugins_and_no_others():
-    """Those that stackwise.toml comes to, and those whose commands its end names; development has the rest, once."""
+    """Those that stackwise.toml comes to, and those that its end names; development has the rest, once."""
     config, registry = load(ROOT / "stackwise.toml", environ={})
     used = {registry.resolve(hook, choice.use).distribution for _, hook, choice in chosen(config)} - {CORE}
-    used |= set(OFFICIAL["command"].values())
+    used |= {*OFFICIAL["command"].values(), *OFFICIAL["checkpoint_format"].values()}
     assert plugins_in("requirements.txt") == used
     every = {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
     assert plugins_in("requirements-dev.txt") == every - used

@@ -6,11 +6,20 @@ import struct
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from stackwise_core.files import sha256
-from stackwise_core.tensor_file import AT_ONCE, BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header, read_tensors
+from stackwise_core.tensor_file import (
+    AT_ONCE,
+    BLOCK,
+    DTYPES,
+    DamagedTensors,
+    StoredTensor,
+    read_header,
+    read_tensors,
+    stream_tensors,
+)
 
 
 def same(one, other):
@@ -196,3 +205,20 @@ def test_a_file_that_is_not_there(tmp_path):
     """It is missing and not damaged."""
     with pytest.raises(FileNotFoundError):
         read_tensors(tmp_path / "no.safetensors")
+
+
+def test_a_stream_of_tensors_is_a_file_that_others_read(tmp_path):
+    """In another number format, with texts in its header; what comes after its shapes is left for the next file."""
+    sizes = {"b": (3, 5), "a": (7,), "none": (0, 2), "next": (1,)}
+    tensors = {name: torch.randn(shape) for name, shape in sizes.items()}
+    shapes = {name: tuple(tensors[name].shape) for name in ("b", "a", "none")}
+    stream = iter(tensors.items())
+    stream_tensors(tmp_path / "file", shapes, stream, dtype=torch.bfloat16, metadata={"who": "a test"})
+    assert [name for name, _ in stream] == ["next"]
+    with safe_open(tmp_path / "file", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "who": "a test"}
+        assert set(file.keys()) == shapes.keys()
+        for name in shapes:
+            assert torch.equal(file.get_tensor(name), tensors[name].bfloat16())
+    with pytest.raises(AssertionError, match=r"next torch\.Size\(\[1\]\) for a \(7,\)"):
+        stream_tensors(tmp_path / "other", {"a": (7,)}, iter([("next", tensors["next"])]))

@@ -1,77 +1,85 @@
-"""``stackwise export``: a finished run as a model that transformers loads."""
+"""``stackwise export``: a finished run as a model of another program."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from stackwise_core.cli.arguments import plugin_option, run_argument
 from stackwise_core.cli.output import json_option, print_json
+from stackwise_core.registry.nearest import nearest
 
-if TYPE_CHECKING:
-    from stackwise_core.rack.pretrained_config import Architecture, Number
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    from stackwise_core.options import ByteSize
-
-    try:
-        size = ByteSize.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    if size < 1:
-        raise click.BadParameter("expected more than 0 bytes")
-    return size
+_OPTIONS = f"{__name__}.options"
 
 
-@click.command(short_help="Write a run's rack for another library.")
+class WithFormatOptions(click.Command):
+    """A command that leaves options which it doesn't have to a format: ``--KEY VALUE`` or ``--KEY=VALUE``."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Take the format's options out, and parse the others."""
+        known = {name for each in self.get_params(context) for name in each.opts}
+        own: list[str] = []
+        taken: dict[str, str] = {}
+        words = iter(args)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not name.startswith("--") or name in known:
+                own.append(word)
+            elif word == "--":
+                own += [word, *words]
+            elif equals:
+                taken[name] = value
+            else:
+                following = next(words, None)
+                if following is None:
+                    close = nearest(name, known)
+                    guess = f"; or did you mean {close}?" if close else ""
+                    raise click.UsageError(f"{name}: expected a value behind it{guess}", context)
+                taken[name] = following
+        context.meta[_OPTIONS] = taken
+        return super().parse_args(context, own)
+
+
+@click.command(cls=WithFormatOptions, short_help="Write a run's rack for another program.")
 @run_argument
 @click.option(
     "--to",
     "to",
     required=True,
     nargs=2,
-    metavar="hf DIR",
-    type=(click.Choice(["hf"]), click.Path(path_type=Path)),
-    help="For Hugging Face's transformers, into DIR.",
-)
-@click.option(
-    "--architecture",
-    type=click.Choice(["eurobert", "llama"]),
-    help="The model of transformers that it becomes. [default: eurobert, or llama for a causal rack]",
+    metavar="FORMAT DIR",
+    type=(str, click.Path(path_type=Path)),
+    help="In which format, such as hf for Hugging Face's transformers, and into which directory.",
 )
 @click.option("--depth", type=click.IntRange(min=1), help="Only so many stacks. [default: all]")
-@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option(
-    "--max-shard-size",
-    default="5 GB",
-    show_default=True,
-    metavar="SIZE",
-    callback=_size,
-    help="Most bytes of a file with weights.",
-)
 @plugin_option
 @json_option()
+@click.pass_context
 def export(
+    context: click.Context,
     directory: Path,
     to: tuple[str, Path],
-    architecture: "Architecture | None",
     depth: int | None,
-    dtype: "Number",
-    max_shard_size: int,
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Write the full-precision weights, the tokenizer and the adapters of the finished run RUN into DIR, as a model
-    that transformers loads without code from elsewhere.
+    """Write the full-precision weights, the tokenizer and the adapters of the finished run RUN into DIR, as a model of
+    another program.
+
+    Options of the format are given as --KEY VALUE; "stackwise plugins show FORMAT" lists them.
     """
     from stackwise_core.config.load import load_run
+    from stackwise_core.config.option_words import chosen_by_words
+    from stackwise_core.config.source_formats import HOOK
     from stackwise_core.config.source_run import finished_run
 
     source = finished_run(directory)
-    config, registry = load_run(directory, plugins=plugins, hooks=("adapter",) if source.has_adapters else ())
+    config, registry = load_run(directory, plugins=plugins, hooks=(HOOK, "adapter") if source.has_adapters else (HOOK,))
+    use, target = to
+    others = [name for each in context.command.params for name in each.opts if name.startswith("--")]
+    words = context.meta[_OPTIONS]
+    declared, options = chosen_by_words(registry, HOOK, use, words, asked_by="--to", others=others)
 
     from stackwise_core.cli.pulse import working
     from stackwise_core.data.tokenizer import load_tokenizer
@@ -79,29 +87,19 @@ def export(
     from stackwise_core.runs.export import Export, refuse_full
     from stackwise_core.training.setup import build_adapters
 
-    _, target = to
     refuse_full(target)
     adapters = build_adapters(config, registry, None) if source.has_adapters else {}
     data = config.data
     tokenizer = load_tokenizer(data.tokenizer, mask_token=data.mask_token, special_ids=data.special_ids)
     with working(Console(stderr=True), "exporting"):
-        exported = Export.of(
-            source,
-            tokenizer,
-            config.data.tokenizer,
-            adapters,
-            architecture=architecture,
-            depth=depth,
-            number=dtype,
-            largest=max_shard_size,
-        ).write(target)
-    of = exported.target
+        export = Export.of(source, tokenizer, data.tokenizer, adapters, depth=depth)
+        exported = export.write(registry.build(declared, options), target)
+    written = exported.written
     if as_json:
         said = {
             "directory": str(target),
-            "architecture": of.model_class,
-            "transformers": of.needs,
-            "dtype": exported.number,
+            "format": declared.name,
+            **written.facts,
             "stacks": exported.stacks,
             "blocks": exported.blocks,
             "parameters": exported.parameters,
@@ -112,8 +110,8 @@ def export(
         return
     size = ByteSize(sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
     click.echo(
-        f"{target}: {of.model_class} of {exported.blocks} blocks, {exported.parameters:,} parameters in "
-        f"{exported.number}, {size}."
+        f"{target}: {written.title} of {exported.blocks} blocks, {exported.parameters:,} parameters in "
+        f"{written.numbers}, {size}."
     )
     for name in exported.adapters:
         click.echo(f"{target}/adapters/{name}: an adapter over these weights.")
@@ -122,6 +120,5 @@ def export(
         click.echo(
             f"The run's frozen stacks were at {trunk.use}; these are the full-precision weights that they were made of."
         )
-    click.echo(f"It needs transformers {of.needs} or newer.")
-    if of.model_type == "llama" and of.needs.startswith("5"):
-        click.echo("Older versions load it without an error, and run it causally: its numbers are then wrong.")
+    for note in written.notes:
+        click.echo(note)

@@ -10,9 +10,10 @@ from rich.console import Console
 from stackwise_core.cli import plugin_commands
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import print_aligned
+from stackwise_core.config.source_formats import HOOK
 from stackwise_core.interfaces.command import EndedRun
 from stackwise_core.registry import Registry
-from stackwise_core.runs.export import has_model
+from stackwise_core.runs.export import is_one_model
 from stackwise_core.training.events import RunResult
 from stackwise_core.training.plan import Plan
 
@@ -37,9 +38,17 @@ def next_steps(
             else ("measure it", ["evaluate", run, "--corpus"])
         )
         steps = [measure, *steps]
-        if exportable and has_model(plan.spec, len(plan.routes)):
-            steps.append(("use it elsewhere", ["export", run, "--to", "hf", f"{name}-hf"]))
+        to = _export_format(registry)
+        if exportable and to is not None and is_one_model(plan.spec, len(plan.routes)):
+            steps.append(("use it elsewhere", ["export", run, "--to", to, f"{name}-{to}"]))
     return [(what, ["stackwise", *words]) for what, words in steps]
+
+
+def _export_format(registry: Registry) -> str | None:
+    """Return the shortest name of the first format that a run can be exported to."""
+    usable = (each for each in registry.implementations(HOOK) if registry.state(each) == "ready")
+    first = next(usable, None)
+    return None if first is None else min(first.names, key=len)
 
 
 def print_next_steps(console: Console, result: RunResult, plan: Plan, registry: Registry, *, exportable: bool) -> None:

@@ -19,7 +19,7 @@ from stackwise_core.registry import Declared, Plugin, Registry
 _STATE_STYLES = {"ready": "green", "broken": "bold red", "blocked": "dim"}
 
 _NARROW = 100
-"""Terminals of fewer columns get aliases under their name, and the version under its distribution."""
+"""Terminals of fewer columns get what is in brackets under its name, and the version under its distribution."""
 
 
 @click.group(invoke_without_command=True, short_help="List plugins, and show their options.")
@@ -155,7 +155,8 @@ def _implementations_table(registry: Registry, width: int) -> Table:
     for hook in INTERFACES:
         declared_here = registry.implementations(hook)
         if declared_here:
-            table.add_row(Text(_title(hook), style="bold cyan"))
+            heading = _title(hook).replace(" (", "\n(") if narrow else _title(hook)
+            table.add_row(Text(heading, style="bold cyan"))
         for place, declared in enumerate(declared_here):
             title = f"  {declared.title}"
             table.add_row(

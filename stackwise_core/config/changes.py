@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 from stackwise_core.config.contents import SOURCE, content
 from stackwise_core.config.dump import plain
 from stackwise_core.config.model import Config
+from stackwise_core.registry import Registry
 
 ANY_TIME = frozenset(
     {
@@ -44,18 +45,21 @@ class Change:
         return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
 
 
-def changes(before: Config, now: Config, known: Mapping[str, str] = MappingProxyType({})) -> list[Change]:
+def changes(
+    before: Config, now: Config, registry: Registry, known: Mapping[str, str] = MappingProxyType({})
+) -> list[Change]:
     """Return the keys whose values differ, in alphabetical order. A window that is left out is the one of before.
 
     A path is compared by what it leads to. Where a text is doesn't count: its fingerprint is in the plan.
 
     Args:
+        registry: whose formats know the checkpoint that a rack starts from.
         known: by the dotted key of a path, the hash of what was there before.
     """
     if now.training.window is None:
         now = with_window_of(before, now)
     old, new = _flat(plain(before)), _flat(plain(now))
-    leads_to = {key: content(key, str(new[key])) for key in known if key in new}
+    leads_to = {key: content(key, str(new[key]), registry) for key in known if key in new}
     return [
         Change(key, old.get(key), new.get(key), _is_sound(key, now))
         for key in sorted(old.keys() | new)

@@ -10,11 +10,12 @@ from stackwise_core.config.kept import MANIFEST
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.config.paths import with_paths
-from stackwise_core.config.source_checkpoint import CONFIG, TOKENIZER, read_source
+from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.config.source_run import SourceRun
 from stackwise_core.config.words import dotted
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.files import sha256
+from stackwise_core.registry import Registry
 
 ENDS = 1 << 20
 """Bytes at either end of a file with weights that stand for all of it."""
@@ -33,19 +34,19 @@ def paths(config: Config) -> Iterator[tuple[str, str]]:
     yield from found
 
 
-def contents(config: Config) -> dict[str, str]:
+def contents(config: Config, registry: Registry) -> dict[str, str]:
     """Return hashes by dotted key, of those paths whose content decides a run's numbers.
 
     Texts aren't among them, whose fingerprint is a plan's, nor plugin files, which the environment has, nor folders
     that a run writes to.
     """
-    return {key: hash_ for key, value in paths(config) if (hash_ := content(key, value)) is not None}
+    return {key: hash_ for key, value in paths(config) if (hash_ := content(key, value, registry)) is not None}
 
 
-def content(key: str, value: str) -> str | None:
+def content(key: str, value: str, registry: Registry) -> str | None:
     """Return the hash of what a key's path leads to; None where that isn't such a path, or nothing is there."""
     if key == SOURCE:
-        return source_hash(value)
+        return source_hash(value, registry)
     table, _, rest = key.partition(".")
     if table == "run" or (table == "data" and rest != "tokenizer") or not os.path.isfile(value):
         return None
@@ -55,15 +56,15 @@ def content(key: str, value: str) -> str | None:
         return None
 
 
-def source_hash(directory: str) -> str | None:
+def source_hash(directory: str, registry: Registry) -> str | None:
     """Return what tells a run or a checkpoint from others, wherever it lies; None where there is none.
 
     A run's manifest has the hashes of its weights. Of a checkpoint's files, both ends are read: its weights are copied
     when a run begins, and then nothing depends on them any more.
     """
     try:
-        source = read_source(directory)
-    except (UsageError, ValueError):
+        source = read_source(directory, registry)
+    except (UsageError, UnavailableError, ValueError):
         return None
     try:
         if isinstance(source, SourceRun):
@@ -71,7 +72,7 @@ def source_hash(directory: str) -> str | None:
             weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
             return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
         digest = hashlib.sha256()
-        for name in sorted({CONFIG, TOKENIZER, *(file for file, _ in source.files.values())}):
+        for name in sorted(set(source.described.files)):
             path = source.path / name
             size = path.stat().st_size
             digest.update(f"{name} {size};".encode())

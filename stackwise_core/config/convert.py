@@ -73,6 +73,15 @@ def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None)
     return _Tables(registry, hooks).read(data, Config)
 
 
+def convert_options(data: Mapping[str, Any], options: type, registry: Registry) -> Any:
+    """A plain dict to an instance of an options class.
+
+    Raises:
+        ClassValidationError: as ``convert``.
+    """
+    return _Tables(registry, None).read(data, options, kind="option")
+
+
 def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
     """Yield all faults in what ``convert`` raised, each with its key path."""
     for note in getattr(error, "__notes__", ()):

@@ -231,7 +231,7 @@ def _checked(
     check_source: bool = True,
     more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> Config:
-    config, contradicting = None, follow_source(merged) if check_source else Contradicting()
+    config, contradicting = None, follow_source(merged, registry) if check_source else Contradicting()
     try:
         config = convert(merged.data, registry, hooks)
     except BaseValidationError as error:
@@ -259,8 +259,8 @@ def _checked(
         raise error_for(problems)
     if check_source:
         problems = [
-            Problem(message, dotted(keys[0]), merged.place(keys, "value"), help)
-            for keys, message, help in source_checks(config, contradicting)
+            Problem(each.message, dotted(each.keys[0]), merged.place(each.keys, "value"), each.help, each.unavailable)
+            for each in source_checks(config, contradicting, registry)
         ]
         problems += [
             Problem(str(error), key, merged.place([tuple(key.split("."))], "value"), unavailable=error)

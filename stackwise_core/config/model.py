@@ -201,9 +201,9 @@ class RackConfig:
     )
     init_from: str | None = option(
         None,
-        "Directory that this rack starts from, relative to the TOML: of a run, or of a Hugging Face checkpoint of the "
-        "Llama family. Stacks beyond its own are new. Widths that are left out here are its; those that are set must "
-        "be, and so must the tokenizer.",
+        "Directory that this rack starts from, relative to the TOML: of a run, or of a checkpoint in a format that is "
+        "installed, such as Hugging Face's. Stacks beyond its own are new. Widths that are left out here are its; "
+        "those that are set must be, and so must the tokenizer.",
         check=path_text,
         path=(),
     )

@@ -5,24 +5,38 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from attrs import frozen
+
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.config.rack_shape import rack_shape
-from stackwise_core.config.source_beside import changes_ends
-from stackwise_core.config.source_checkpoint import TOKENIZER, RefusedCheckpoint, SourceCheckpoint, read_source
+from stackwise_core.config.source_checkpoint import SourceCheckpoint, read_source
 from stackwise_core.config.source_keys import Contradicting
 from stackwise_core.config.source_run import SourceRun, nearest_run
 from stackwise_core.config.source_vocabulary import BYTES, MASK_ID, other_vocabulary
 from stackwise_core.config.tokenizer_json import MASK, read_vocabulary
 from stackwise_core.config.words import shown
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.interfaces.checkpoint_format import RefusedCheckpoint
+from stackwise_core.registry import Registry
 
-Misfit = tuple[Sequence[KeyPath], str, str]
 _SOURCE: KeyPath = ("rack", "init_from")
 
 
-def source_checks(config: Config, contradicting: Contradicting) -> Iterator[Misfit]:
-    """The keys that may be to blame, the fault's own first; what is wrong; and a help text or nothing.
+@frozen
+class Misfit:
+    """One thing that is wrong with a source."""
+
+    keys: Sequence[KeyPath]
+    """The keys that may be to blame, the fault's own first."""
+    message: str
+    help: str = ""
+    unavailable: UnavailableError | None = None
+    """Set where nothing is wrong, and a plugin or a package isn't there."""
+
+
+def source_checks(config: Config, contradicting: Contradicting, registry: Registry) -> Iterator[Misfit]:
+    """Yield all that is wrong with the source, or in which this rack isn't as it is.
 
     Args:
         config: with absolute paths, its rack as the source has it.
@@ -32,48 +46,44 @@ def source_checks(config: Config, contradicting: Contradicting) -> Iterator[Misf
     if rack.init_from is None:
         return
     try:
-        source = read_source(rack.init_from)
+        source = read_source(rack.init_from, registry)
     except RefusedCheckpoint as error:
-        yield from (([_SOURCE], problem, "") for problem in error.problems)
+        yield from (Misfit([_SOURCE], problem) for problem in error.problems)
+        return
+    except UnavailableError as error:
+        yield Misfit([_SOURCE], str(error), unavailable=error)
         return
     except UsageError as error:
         near = nearest_run(rack.init_from)
         help = f"did you mean {near}?" if near else ""
         if not near and not os.path.isdir(rack.init_from):
             help = "it must be on disk, a run or a checkpoint: nothing is downloaded"
-        yield [_SOURCE], str(error), help
+        yield Misfit([_SOURCE], str(error), help)
         return
-    yield from _adapter_checks(rack.init, source)
+    yield from _refusals(rack.init, source)
     ours, attention = dict(contradicting), rack_shape(config)["attention"]
     if isinstance(source, SourceRun) and rack.init == "all" and attention != source.rack["attention"]:
         # A checkpoint may be read in both directions, whatever it was trained for.
         ours["rack", "attention"] = source.rack["attention"], attention
     for key, (theirs, value) in ours.items():
         message = f"expected {shown(theirs)}, as {source.path} has, found {shown(value)}"
-        yield [key, _SOURCE], message, ""
+        yield Misfit([key, _SOURCE], message)
     if rack.init == "all":
         yield from _too_few_blocks(config, source)
     if isinstance(source, SourceCheckpoint):
         yield from _checkpoint_checks(config, source)
 
 
-def _adapter_checks(init: str, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
-    """Refuse a source whose adapters would be left behind; the embedding is the same without them."""
-    if isinstance(source, SourceRun):
-        if source.has_adapters and init == "all":
-            message = f"expected a run without adapters; {source.path} has some beside its weights"
-            command = f"stackwise merge {shlex.quote(str(source.path))}"
-            yield [_SOURCE], message, f'"{command}" folds them into the weights of a copy'
-        return
-    meant = [each for each in source.adapters if init == "all" or changes_ends(each)]
-    if meant:
-        message = f"expected a checkpoint without adapters; {meant[0]} has one that belongs over its weights"
-        help = (
-            "move its files into a directory of their own, from which peft's merge_and_unload folds it in, or delete it"
-        )
-        if meant[0] != source.path:  # an export of ours
-            help = '"stackwise merge" of the run that it was exported from, before "stackwise export", folds it in'
-        yield [_SOURCE], message, help
+def _refusals(init: str, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
+    """Refuse a source of which something would be left behind, such as adapters; the embedding may do without."""
+    if isinstance(source, SourceCheckpoint):
+        for refusal in source.described.refusals:
+            if init == "all" or refusal.embedding_too:
+                yield Misfit([_SOURCE], refusal.message, refusal.help)
+    elif source.has_adapters and init == "all":
+        message = f"expected a run without adapters; {source.path} has some beside its weights"
+        command = f"stackwise merge {shlex.quote(str(source.path))}"
+        yield Misfit([_SOURCE], message, f'"{command}" folds them into the weights of a copy')
 
 
 def _too_few_blocks(config: Config, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
@@ -82,21 +92,21 @@ def _too_few_blocks(config: Config, source: SourceRun | SourceCheckpoint) -> Ite
     if blocks > rack.stacks * rack.blocks_per_stack and not adds_its_own:
         found = f"{rack.stacks} x {rack.blocks_per_stack}"
         message = f"expected stacks x blocks_per_stack of at least {blocks}, as {source.path} has, found {found}"
-        yield [("rack", "stacks"), ("rack", "blocks_per_stack"), _SOURCE], message, ""
+        yield Misfit([("rack", "stacks"), ("rack", "blocks_per_stack"), _SOURCE], message)
 
 
 def _checkpoint_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:
     try:
-        other = other_vocabulary(config.data.tokenizer, source.path / TOKENIZER)
+        other = other_vocabulary(config.data.tokenizer, source.described.tokenizer)
     except UsageError as error:
         other = str(error)
     if other is not None:
-        yield [("data", "tokenizer"), _SOURCE], other, ""
+        yield Misfit([("data", "tokenizer"), _SOURCE], other)
     else:
         yield from _mask_checks(config, source)
     if config.rack.init == "all" and not source.has_head:
-        message = f"{source.path} has no LM head, as a base model ({source.architecture}), and no tied embedding"
-        yield [_SOURCE], message, 'rack.init = "embedding" takes its embedding alone'
+        message = f"{source.path} has no LM head, as a base model ({source.described.title}), and no tied embedding"
+        yield Misfit([_SOURCE], message, 'rack.init = "embedding" takes its embedding alone')
 
 
 def _mask_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:
@@ -107,11 +117,11 @@ def _mask_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:
     if data.tokenizer == BYTES:
         if theirs != MASK_ID:
             message = f'expected the mask {theirs}, as {source.path} has; with "bytes" it is {MASK_ID}'
-            yield [("data", "tokenizer"), _SOURCE], message, "leave it out to take the checkpoint's own"
+            yield Misfit([("data", "tokenizer"), _SOURCE], message, "leave it out to take the checkpoint's own")
     elif data.mask_token is not None:
         ours = read_vocabulary(Path(data.tokenizer)).ids.get(data.mask_token)
         if ours not in (None, theirs):
             message = (
                 f"expected the mask {theirs}, as {source.path} has, found {shown(data.mask_token)}, which is {ours}"
             )
-            yield [("data", "mask_token"), _SOURCE], message, "leave it out to take the checkpoint's own"
+            yield Misfit([("data", "mask_token"), _SOURCE], message, "leave it out to take the checkpoint's own")

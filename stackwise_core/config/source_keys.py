@@ -6,11 +6,12 @@ from typing import Any
 
 from stackwise_core.config.layers import KeyPath, Merged
 from stackwise_core.config.paths import absolute
-from stackwise_core.config.source_checkpoint import TOKENIZER, SourceCheckpoint, read_source
+from stackwise_core.config.source_checkpoint import SourceCheckpoint, read_source
 from stackwise_core.config.source_run import SourceRun
-from stackwise_core.config.source_vocabulary import BYTE_SPECIALS, BYTES, byte_characters
-from stackwise_core.config.tokenizer_json import SpecialIds, read_vocabulary
-from stackwise_core.errors import UsageError
+from stackwise_core.config.source_vocabulary import BYTES, vocabulary_of
+from stackwise_core.config.tokenizer_json import SpecialIds
+from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.registry import Registry
 
 SHAPE = ("d_model", "n_heads", "n_kv_heads", "d_ff", "tie_embeddings", "rope_theta", "norm_eps")
 """Keys of ``[rack]`` in which two racks must agree for one to hold the other's blocks."""
@@ -24,7 +25,7 @@ def shared_keys(init: object) -> tuple[str, ...]:
     return ("d_model",) if init == "embedding" else SHAPE
 
 
-def follow_source(merged: Merged) -> Contradicting:
+def follow_source(merged: Merged, registry: Registry) -> Contradicting:
     """Give the keys of ``[rack]`` and ``[data]`` the values of the rack that ``init_from`` names.
 
     Those that are set to something else get them, too, so that no other key is found not to fit what is wrong;
@@ -35,7 +36,7 @@ def follow_source(merged: Merged) -> Contradicting:
         The keys that were set to something else.
     """
     rack = merged.data.get("rack")
-    if not isinstance(rack, dict) or (source := _source(merged, rack)) is None:
+    if not isinstance(rack, dict) or (source := _source(merged, rack, registry)) is None:
         return {}
     contradicting: Contradicting = {}
     theirs = {key: source.rack[key] for key in shared_keys(rack.get("init"))}
@@ -44,7 +45,7 @@ def follow_source(merged: Merged) -> Contradicting:
     if not isinstance(data, dict):
         return contradicting
     if isinstance(source, SourceCheckpoint):
-        data.setdefault("tokenizer", str(source.path / TOKENIZER))
+        data.setdefault("tokenizer", source.described.tokenizer)
     if data.get("tokenizer", BYTES) != BYTES and source.special_ids:
         special_ids = data.setdefault("special_ids", {})
         if isinstance(special_ids, dict):
@@ -87,20 +88,20 @@ def _ids_of(data: Mapping[str, Any], folder: Path) -> int | None:
     """Return how many ids the tokenizer of ``[data]`` has, mask and padding counted; None where it can't be read."""
     tokenizer, mask_token, special_ids = (data.get(key) for key in ("tokenizer", "mask_token", "special_ids"))
     if tokenizer in (None, BYTES):
-        return len(byte_characters() | BYTE_SPECIALS)
+        return vocabulary_of(BYTES).size
     try:
-        vocabulary = read_vocabulary(Path(absolute(tokenizer, folder)))
+        vocabulary = vocabulary_of(absolute(tokenizer, folder))
         return SpecialIds.of(vocabulary, mask_token, special_ids or {}).size
     except (UsageError, ValueError, TypeError, AttributeError):
         return None  # what is wrong is said where the keys are checked
 
 
-def _source(merged: Merged, rack: Mapping[str, Any]) -> SourceRun | SourceCheckpoint | None:
+def _source(merged: Merged, rack: Mapping[str, Any], registry: Registry) -> SourceRun | SourceCheckpoint | None:
     named = rack.get("init_from")
     layer = merged.origin(("rack", "init_from"))
     if not isinstance(named, str) or not named.strip() or layer is None:
         return None
     try:
-        return read_source(Path(absolute(named, layer.folder)))
-    except (UsageError, ValueError):
+        return read_source(absolute(named, layer.folder), registry)
+    except (UsageError, UnavailableError, ValueError):
         return None

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from stackwise_core.config.tokenizer_json import read_vocabulary
+from stackwise_core.config.tokenizer_json import Vocabulary, read_vocabulary
 from stackwise_core.config.words import shown
 
 BYTES = "bytes"
@@ -24,20 +24,30 @@ def byte_characters() -> dict[str, int]:
     return characters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
-def other_vocabulary(tokenizer: str, theirs: Path) -> str | None:
+def vocabulary_of(tokenizer: str) -> Vocabulary:
+    """Return the vocabulary of a tokenizer, as ``data.tokenizer`` names it.
+
+    Raises:
+        UsageError: the file can't be read, or isn't one.
+    """
+    if tokenizer == BYTES:
+        return Vocabulary(byte_characters() | BYTE_SPECIALS, {id_: token for token, id_ in BYTE_SPECIALS.items()})
+    return read_vocabulary(Path(tokenizer))
+
+
+def other_vocabulary(tokenizer: str, theirs: str) -> str | None:
     """Why a tokenizer can't serve an embedding that was made for another one's ids; None where it can.
 
     It may have more tokens, with ids beyond theirs.
 
     Args:
         tokenizer: as ``data.tokenizer`` has it.
-        theirs: the tokenizer.json that the embedding was made for.
+        theirs: the one that the embedding was made for, by its name as well.
 
     Raises:
         UsageError: one of them can't be read.
     """
-    wanted = read_vocabulary(theirs).ids
-    ours = byte_characters() | BYTE_SPECIALS if tokenizer == BYTES else read_vocabulary(Path(tokenizer)).ids
+    wanted, ours = vocabulary_of(theirs).ids, vocabulary_of(tokenizer).ids
     if ours == wanted:
         return None
     problem = f"expected the source's own tokenizer, {theirs}, found {shown(tokenizer, None)}, which"

@@ -76,7 +76,9 @@ def read_environment(environ: Mapping[str, str]) -> EnvironmentLayer:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if "__" in name:
-            layer.put(tuple(name.lower().split("__")), _value(environ[variable]), f"environment variable {variable}")
+            layer.put(
+                tuple(name.lower().split("__")), toml_value(environ[variable]), f"environment variable {variable}"
+            )
         elif not _OF_A_SERVICE.fullmatch(name) and (near := setting_meant(name)):
             _log.warning("note: the environment variable %s sets nothing; did you mean %s?", variable, near)
     return layer
@@ -91,7 +93,7 @@ def read_overrides(overrides: Overrides) -> tuple[SettingsLayer, list[Problem]]:
         split = [(override, *override.partition("=")) for override in overrides]
         # Without an equals sign it is no key either.
         settings = [
-            (key if is_one else "", f"--set {all_}", _value(value.strip())) for all_, key, is_one, value in split
+            (key if is_one else "", f"--set {all_}", toml_value(value.strip())) for all_, key, is_one, value in split
         ]
     for key, label, value in settings:
         path = _dotted_key(key)
@@ -162,8 +164,8 @@ def _same_file(name: str, known: str) -> bool:
         return False
 
 
-def _value(text: str) -> Any:
-    """Read as a TOML value, and as a plain string where it isn't one."""
+def toml_value(text: str) -> Any:
+    """Read a text as a TOML value, and as a plain string where it isn't one."""
     try:
         data = tomli.loads(f"value = {text}")
     except (ValueError, RecursionError):

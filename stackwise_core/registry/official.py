@@ -23,6 +23,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "tracker": {"stackwise-tensorboard": ("tensorboard",)},
     "objective": {"stackwise-core": ("mask_diffusion", "mlm", "clm")},
     "command": {"stackwise-sampling": ("sample",), "stackwise-report": ("report",)},
+    "checkpoint_format": {"stackwise-huggingface": ("huggingface", "hf")},
 }
 
 OFFICIAL = {
@@ -35,3 +36,6 @@ MOVED_FROM_RACK = {
     for name, function in {"sample": "sample", "text": "text_for", "unmask": "unmask"}.items()
 }
 """Methods that a loaded rack had: the package that has each as a function now, its import, and its call."""
+
+FILES_OF_FORMATS = {"huggingface": ("config.json", "adapter_config.json")}
+"""Names of files by which a directory in one of our formats is known where its package isn't installed."""

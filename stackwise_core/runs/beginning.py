@@ -144,7 +144,7 @@ def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Co
     before, _ = load_run(_begun(directory), plugins=configuration.plugins, trusted=trusted)
     if os.path.realpath(config.run.directory) == os.path.realpath(directory.parent):  # that is where it was found
         before = evolve(before, run=evolve(before.run, directory=config.run.directory))
-    changed = changes(before, config, Kept.of(directory).contents)
+    changed = changes(before, config, registry, Kept.of(directory).contents)
     unsound = [change.key for change in changed if not change.sound]
     if unsound:
         one = len(unsound) == 1

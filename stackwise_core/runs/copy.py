@@ -54,7 +54,7 @@ def copy_run(
                 copy.copy(name, source)
         known = source.manifest.about(CONFIG).get("contents")
         known = known if isinstance(known, dict) else {}
-        write_config(copy, evolve(config, run=run), own_tokenizer=copy.has(TOKENIZER), known=known)
+        write_config(copy, evolve(config, run=run), own_tokenizer=copy.has(TOKENIZER), contents=known)
         change(copy)
         with copy.together():
             copy.copy(PROGRESS, source)

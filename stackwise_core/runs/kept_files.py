@@ -9,7 +9,6 @@ from pathlib import Path
 
 from attrs import evolve
 
-from stackwise_core.config.contents import contents
 from stackwise_core.config.dump import dump
 from stackwise_core.config.kept import CONFIG, PLUGINS, TOKENIZER
 from stackwise_core.config.model import Config
@@ -22,21 +21,18 @@ from stackwise_core.registry import Plugin, Registry
 from stackwise_core.runs.directory import RunDirectory
 
 
-def write_config(
-    directory: RunDirectory, config: Config, *, own_tokenizer: bool, known: Mapping[str, str] | None = None
-) -> None:
+def write_config(directory: RunDirectory, config: Config, *, own_tokenizer: bool, contents: Mapping[str, str]) -> None:
     """Write a configuration into a run's directory, its paths as seen from there.
 
     The manifest notes where that was, for a run that is moved alone, and what was at each path.
 
     Args:
         own_tokenizer: whether the directory has a copy of the tokenizer, which is named then.
-        known: hashes by the dotted key of a path, for a run that has begun: what it began with.
+        contents: hashes by the dotted key of a path; for a run that has begun, what it began with.
     """
-    hashes = contents(config) if known is None else dict(known)
     here = os.path.realpath(directory.path)
     text = configuration_text(directory, config, own_tokenizer=own_tokenizer)
-    directory.write_text(CONFIG, text, written_in=here, contents=hashes)
+    directory.write_text(CONFIG, text, written_in=here, contents=dict(contents))
 
 
 def configuration_text(directory: RunDirectory, config: Config, *, own_tokenizer: bool) -> str:

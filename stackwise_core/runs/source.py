@@ -8,12 +8,12 @@ from typing import Literal, Protocol
 from attrs import frozen
 from torch import Tensor
 
-from stackwise_core.config.source_checkpoint import TOKENIZER, SourceCheckpoint
+from stackwise_core.config.source_checkpoint import SourceCheckpoint
 from stackwise_core.config.source_run import SourceRun
 from stackwise_core.config.tokenizer_json import MASK
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.pretrained import PretrainedWeights
+from stackwise_core.runs.checkpoint_weights import CheckpointWeights
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.source_weights import RunWeights
 
@@ -150,7 +150,7 @@ class Source:
             )
         wordless, new = self.run.rows - self.run.tokens, spec.vocab_size - self.run.rows
         if wordless:
-            said.append(f"The {wordless} rows of its embedding that stand for no token of its tokenizer.json are kept.")
+            said.append(f"The {wordless} rows of its embedding that stand for no token of its tokenizer are kept.")
         if new > 0:
             said.append(f"Tokens that it doesn't have ({new}) begin as the mean of all others.")
         if MASK not in self.run.special_ids and self.run.tokens <= mask < self.run.rows:
@@ -158,14 +158,13 @@ class Source:
         if self.run.renumbered:
             token, (written, id_) = next(iter(self.run.renumbered.items()))
             said.append(
-                f"{self.run.path / TOKENIZER} gives {token} the id {written}, and the tokenizers library {id_}, as it "
-                "numbers them without gaps: that counts."
+                f"{self.run.described.tokenizer} gives {token} the id {written}, and the tokenizers library {id_}, as "
+                "it numbers them without gaps: that counts."
             )
-        if self.run.left_alone:
-            names = ", ".join(self.run.left_alone)
-            said.append(f"Left alone beside its weights, as transformers does: {names}.")
-        if self.stacks and self.run.positions is not None and spec.seq_len > self.run.positions:
-            said.append(f"It was made for {self.run.positions} positions, and data.seq_len is {spec.seq_len}.")
+        said += self.run.described.notes
+        longest = self.run.described.seq_len
+        if self.stacks and longest is not None and spec.seq_len > longest:
+            said.append(f"It was made for {longest} positions, and data.seq_len is {spec.seq_len}.")
         return said
 
     def copy_into(self, directory: RunDirectory, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
@@ -194,5 +193,5 @@ class Source:
     @property
     def _weights(self) -> Weights:
         if isinstance(self.run, SourceCheckpoint):
-            return PretrainedWeights(self.run)
+            return CheckpointWeights(self.run)
         return RunWeights(self.run, RunDirectory(Path(self.run.path)))

@@ -18,6 +18,7 @@ import pytest
 for _file in (
     "adapter",
     "cache_backend",
+    "checkpoint_format",
     "child",
     "command",
     "fresh",

@@ -12,6 +12,7 @@ import torch
 from cattrs import structure, unstructure
 from cattrs.errors import BaseValidationError
 
+from stackwise_core.config.contents import contents
 from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Drawer, Stream
@@ -277,7 +278,8 @@ class Engine:
             if self._setup.source is not None:
                 self._residency.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
             self._write_ends(None)
-            write_config(directory, config, own_tokenizer=self._keep_files())
+            hashes = contents(config, self._registry)
+            write_config(directory, config, own_tokenizer=self._keep_files(), contents=hashes)
             directory.write_json(PLAN, self._plan.to_json())
             directory.write_json(ENVIRONMENT, environment(config, self._registry, self._setup.device))
             directory.write_json(PROGRESS, {"phases": [], "metrics": 0})
@@ -298,9 +300,8 @@ class Engine:
             text = configuration_text(directory, config, own_tokenizer=own_tokenizer)
             if not same_place or text != directory.read_text(CONFIG):
                 known = about.get("contents")
-                write_config(
-                    directory, config, own_tokenizer=own_tokenizer, known=known if isinstance(known, dict) else None
-                )
+                hashes = known if isinstance(known, dict) else contents(config, self._registry)
+                write_config(directory, config, own_tokenizer=own_tokenizer, contents=hashes)
 
     @property
     def _active_at_the_end(self) -> frozenset[int]:

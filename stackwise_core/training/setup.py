@@ -121,7 +121,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
     """
     parts, source = set_up_parts(config, registry), None
     if config.rack.init_from is not None:
-        read, mode = read_source(config.rack.init_from), parts.implementations.mode
+        read, mode = read_source(config.rack.init_from, registry), parts.implementations.mode
         source = Source.of(read, parts.spec, mode.grows, config.rack.init)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)

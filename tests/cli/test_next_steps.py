@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from stackwise_core.cli import main
 from stackwise_core.cli.next_steps import next_steps
 from stackwise_core.registry import Registry
-from stackwise_core.runs.export import has_model
+from stackwise_core.runs.export import is_one_model
 from tests.cli.test_run import CONFIG
 from tests.tiny import TEXT, run_tiny
 
@@ -50,7 +50,7 @@ def test_every_command_works(runs, kind, tmp_path, monkeypatch):
     if "export" not in named and kind != "bare":
         refused = CliRunner().invoke(main, ["export", str(ran.directory), "--to", "hf", "out"])
         assert refused.exit_code == 2
-        assert not has_model(ran.plan.spec, len(ran.plan.routes))
+        assert not is_one_model(ran.plan.spec, len(ran.plan.routes))
 
 
 def test_a_run_ends_with_them(tmp_path, monkeypatch):

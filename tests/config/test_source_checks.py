@@ -83,10 +83,10 @@ def test_a_mode_that_adds_stacks_may_start_with_fewer(registry):
     """Where the mode has a number of stacks to reach, the configured one is no bound."""
     small = config_from(registry, stacks=2)
     small = evolve(small, rack=evolve(small.rack, init_from=str(RUN)))
-    assert [keys[0] for keys, _, _ in source_checks(small, {})] == [("rack", "stacks")]
+    assert [each.keys[0] for each in source_checks(small, {}, registry)] == [("rack", "stacks")]
     for target, refused in ((None, 1), (6, 0)):
         mode = Choice("progressive", Grows(target))
-        assert len(list(source_checks(evolve(small, trainer_mode=mode), {}))) == refused
+        assert len(list(source_checks(evolve(small, trainer_mode=mode), {}, registry))) == refused
 
 
 def test_the_path_is_relative_to_its_file(tmp_path, monkeypatch):

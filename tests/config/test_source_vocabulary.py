@@ -21,7 +21,7 @@ def test_the_characters_of_bytes_are_the_library_s():
 
 def test_the_same_ids_with_more_beyond(tmp_path):
     """What a tokenizer adds at the end does no harm; anything else is named."""
-    theirs = write(tmp_path / "theirs.json", {"a": 0, "b": 1, "c": 3})
+    theirs = str(write(tmp_path / "theirs.json", {"a": 0, "b": 1, "c": 3}))
 
     def why(vocabulary):
         return other_vocabulary(str(write(tmp_path / "ours.json", vocabulary)), theirs)
@@ -37,5 +37,7 @@ def test_the_same_ids_with_more_beyond(tmp_path):
 def test_bytes_fit_a_vocabulary_of_bytes(tmp_path):
     """With or without a mask; with other tokens they don't."""
     for specials in ({}, {"[MASK]": 256, "[PAD]": 257}):
-        assert other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | specials)) is None
-    assert "hasn't its token" in other_vocabulary("bytes", write(tmp_path / "t.json", byte_characters() | {"ab": 256}))
+        assert other_vocabulary("bytes", str(write(tmp_path / "t.json", byte_characters() | specials))) is None
+    pairs = str(write(tmp_path / "t.json", byte_characters() | {"ab": 256}))
+    assert "hasn't its token" in other_vocabulary("bytes", pairs)
+    assert other_vocabulary("bytes", "bytes") is None

@@ -30,6 +30,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.registry.official import OFFICIAL
 from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.cache_backend import CacheBackendContract
+from stackwise_core.testing.checkpoint_format import CheckpointFormatContract
 from stackwise_core.testing.command import CommandContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
 from stackwise_core.testing.objective import ObjectiveContract, logits_of, targets_of
@@ -55,6 +56,7 @@ EXAMPLES = {
     "objective": "smoothed",
     "tracker": "table",
     "command": "size",
+    "checkpoint_format": "onefile",
 }
 """The local plugin of each hook's page."""
 MORE = ["int8_rows"]
@@ -294,14 +296,20 @@ class TestSize(CommandContract):
         return build(examples, "command")
 
 
+class TestOneFile(CheckpointFormatContract):
+    @pytest.fixture
+    def format(self, examples):
+        return build(examples, "checkpoint_format")
+
+
 class TestGains(AdapterContract):
     @pytest.fixture
     def adapter(self, examples):
         return build(examples, "adapter")
 
 
-def train(file: Path):
-    """Train a small rack under a configuration; the plan and what came of it."""
+def train(file: Path, *changes: str):
+    """Train a small rack under a configuration, and changes of it; the plan and what came of it."""
     from stackwise_core.training.engine import Engine
     from stackwise_core.training.plan import make_plan
     from stackwise_core.training.setup import set_up
@@ -309,14 +317,14 @@ def train(file: Path):
     small = ("stacks=3", "blocks_per_stack=1", "d_model=32", "n_heads=2")
     overrides = [*(f"rack.{value}" for value in small), "data.seq_len=32", "training.steps_per_stack=2"]
     corpus = ROOT / "tests" / "golden" / "genesis.txt"
-    overrides += [f"data.corpus={corpus}", "evaluation.sequences=4"]
+    overrides += [f"data.corpus={corpus}", "evaluation.sequences=4", *changes]
     config, registry = load(file, overrides=overrides, environ={})
     setup = set_up(config, registry)
     plan = make_plan(setup)
     return plan, Engine(setup, plan, registry, lambda event: None).run()
 
 
-@pytest.mark.parametrize("hook", [hook for hook in INTERFACES if hook not in ("adapter", "command", "trainer_mode")])
+@pytest.mark.parametrize("hook", sorted(set(INTERFACES) - {"adapter", "command", "trainer_mode", "checkpoint_format"}))
 def test_examples_train(hook, examples, tmp_path, monkeypatch):
     """The example of each hook's page trains a small rack under the configuration that stands below it."""
     folder, _ = examples
@@ -350,6 +358,21 @@ def test_an_adapter_trains_over_the_quantised_precision_of_the_page(examples, tm
     monkeypatch.chdir(tmp_path)
     _, result = train(folder / "int8_rows.toml")
     assert [phase.name for phase in result.phases][:2] == ["stack 0", "stack 0, adapter"]
+
+
+def test_the_format_of_the_page_is_exported_to_and_started_from(examples, tmp_path, monkeypatch):
+    """A run becomes its file by the page's command; a rack under its TOML goes on from there, with the same bound."""
+    folder, _ = examples
+    monkeypatch.chdir(tmp_path)
+    first = train(folder / "lion.toml", "trainer_mode.use=end_to_end")[1]
+    plugin, target = folder / "onefile.py", folder / "first-onefile"
+    export = ["export", str(first.directory), "--to", "onefile", str(target), "-p", str(plugin)]
+    done = CliRunner().invoke(main, export)
+    assert done.exit_code == 0, done.output
+    assert "first-onefile: one file of 3 blocks, " in done.output
+    still = ("training.block_lr=0.0", "training.embedding_lr=0.0")
+    again = train(folder / "onefile.toml", *still)[1]
+    assert again.likelihoods == first.likelihoods
 
 
 def test_the_mode_of_the_page_trains_its_phases(examples, tmp_path, monkeypatch):

@@ -13,6 +13,13 @@ RECORDS = {
     "objective.md": {"ObjectiveOptions", "Predicted"},
     "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
     "command.md": {"EndedRun", "NextStep"},
+    "checkpoint_format.md": {
+        "Checkpoint",
+        "Refusal",
+        "ExportedRack",
+        "ExportedTokenizer",
+        "Written",
+    },
 }
 
 

@@ -1,157 +1,98 @@
-import json
-from pathlib import Path
+"""An export in whatever format: all of it or nothing, and a format that fails is named."""
 
 import pytest
-import torch
-from click.testing import CliRunner
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stackwise_core.cli import main
-from stackwise_core.errors import UsageError
-from tests.checkpoints import save_checkpoint, write_tokenizer
-from tests.racks import master_logits
+from stackwise_core.config.source_run import read_source_run
+from stackwise_core.data.tokenizer import load_tokenizer
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.runs.export import Export
+from tests.testing.one_file import FILE, OneFile, Options
 from tests.tiny import Ran, run_tiny
 
-FEW = {"evaluation.draws": 2, "evaluation.sequences": 4, "rack.stacks": 1, "training.steps_per_stack": 3}
-STILL = {"training.block_lr": 0.0, "training.embedding_lr": 0.0, "training.head_lr": 0.0, "training.steps_per_stack": 1}
+QUICK = {"training.steps_per_stack": 1, "rack.stacks": 2, "evaluation.draws": 1, "evaluation.sequences": 4}
 
 
-def add(path: Path, special=(), plain=()) -> Path:
-    """A tokenizer.json with more tokens."""
-    library = Tokenizer.from_file(str(path))
-    library.add_special_tokens(list(special))
-    library.add_tokens(list(plain))
-    library.save(str(path))
-    return path
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Ran:
+    return run_tiny(tmp_path_factory.mktemp("export"), QUICK)
 
 
-def words(folder: Path, vocabulary: dict[str, int]) -> Path:
-    library = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    library.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder.mkdir()
-    library.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory) -> Ran:
+    changes = {"adapter": {"stack": {"use": "lora", "rank": 2}}, "trainer_mode": {"use": "progressive"}}
+    return run_tiny(tmp_path_factory.mktemp("adapted"), QUICK | {"training.steps_per_stack": 2} | changes)
 
 
-TOKENIZERS = {
-    "bytes": lambda path: {},
-    "no mask": lambda path: {"data.tokenizer": str(write_tokenizer(path))},
-    "a mask by a usual name": lambda path: {"data.tokenizer": str(add(write_tokenizer(path), ["<mask>"]))},
-    "a mask of its own": lambda path: {
-        "data.tokenizer": str(add(write_tokenizer(path), ["<|mdm|>", "<mask>", "<pad>"])),
-        "data.mask_token": "<|mdm|>",
-    },
-    "a mask that isn't called special": lambda path: {
-        "data.tokenizer": str(add(write_tokenizer(path), [], ["<hidden>", "[PAD]"])),
-        "data.mask_token": "<hidden>",
-    },
-    "a word as mask": lambda path: {"data.tokenizer": str(write_tokenizer(path)), "data.mask_token": "Ġthe"},
-    "padding as mask": lambda path: {
-        "data.tokenizer": str(add(write_tokenizer(path), ["<pad>"])),
-        "data.mask_token": "<pad>",
-    },
-    "ids that only the configuration names": lambda path: {
-        "data.tokenizer": str(write_tokenizer(path)),
-        "data.special_ids": {"mask": 305, "pad": 303, "unk": 7},
-    },
-    "more rows than ids": lambda path: {"data.tokenizer": str(write_tokenizer(path)), "rack.vocab_size": 320},
-    "words, most of them unknown": lambda path: {
-        "data.tokenizer": str(words(path, {"[UNK]": 0, "the": 1, "And": 2, "God": 3, "[MASK]": 4}))
-    },
+def export_of(ran: Ran, depth: int | None = None) -> Export:
+    tokenizer = load_tokenizer("bytes", mask_token=None)
+    adapters = ran.setup.implementations.formats.adapters
+    return Export.of(read_source_run(ran.directory), tokenizer, "bytes", adapters, depth=depth)
+
+
+class Keeps(OneFile):
+    """Keeps what it is asked to write."""
+
+    def write(self, rack, tensors, tokenizer, directory):
+        self.rack, self.tokenizer = rack, tokenizer
+        return super().write(rack, tensors, tokenizer, directory)
+
+
+class HoldsAdapters(Keeps):
+    holds_adapters = True
+
+
+class Refuses(OneFile):
+    def refuses(self, rack):
+        return f"--to refuses: {rack.blocks} blocks are too many"
+
+
+class Raises(OneFile):
+    def write(self, rack, tensors, tokenizer, directory):
+        (directory / "half").touch()
+        raise KeyError("no rope")
+
+
+class GivesNothing(OneFile):
+    def write(self, rack, tensors, tokenizer, directory):
+        super().write(rack, tensors, tokenizer, directory)
+
+
+WRONG = {
+    "refuses": (Refuses, UsageError, "--to refuses: 2 blocks are too many"),
+    "raises": (Raises, StackwiseError, "Raises failed to write: KeyError: 'no rope'"),
+    "gives nothing": (GivesNothing, ContractError, r"write\(\) gave None, a Written was expected"),
 }
 
 
-def export(ran: Ran, target: Path) -> Path:
-    done = CliRunner().invoke(main, ["export", str(ran.directory), "--to", "hf", str(target)])
-    assert done.exit_code == 0, done.output
-    return target
+@pytest.mark.parametrize(("made", "error", "message"), WRONG.values(), ids=WRONG)
+def test_a_format_that_fails_leaves_nothing(tmp_path, ran, made, error, message):
+    """It is named with what it did."""
+    with pytest.raises(error, match=message):
+        export_of(ran).write(made(Options()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", range(len(TOKENIZERS)), ids=list(TOKENIZERS))
-def test_what_was_exported_starts_with_the_same_bound(tmp_path, place):
-    """To the bit, whatever the tokenizer and its mask, with tied ends or untied ones; nothing but the path is said."""
-    tokenizer = list(TOKENIZERS.values())[place](tmp_path / "own")
-    changes = FEW | {"rack.tie_embeddings": place % 2 == 0, "trainer_mode": {"use": "end_to_end"}}
-    first = run_tiny(tmp_path / "first", changes | tokenizer)
-    rack = {"init_from": str(export(first, tmp_path / "hf")), "stacks": 1, "blocks_per_stack": 1}
-    again = run_tiny(tmp_path / "again", FEW | STILL | {"rack": rack, "trainer_mode": {"use": "end_to_end"}})
-    assert again.result.likelihoods == first.result.likelihoods
-    for name in ("mask_id", "pad_id"):
-        assert getattr(again.setup.tokenizer, name) == getattr(first.setup.tokenizer, name)
-    assert again.setup.tokenizer.special_ids >= first.setup.tokenizer.special_ids
-    assert again.setup.spec.vocab_size == first.setup.spec.vocab_size
-    for name in ("embedding", "head", "stacks/000"):
-        one, other = (each.directory / f"{name}.safetensors" for each in (first, again))
-        assert one.exists() is other.exists() is (name != "head" or place % 2 == 1)
-        if one.exists():
-            assert one.read_bytes() == other.read_bytes()
+def test_a_format_gets_the_rack_as_it_is_written(tmp_path, ran):
+    """Only the stacks of the depth that is asked for, under the final name; the tokenizer's special ids."""
+    format = Keeps(Options())
+    exported = export_of(ran, depth=1).write(format, tmp_path / "model")
+    assert (exported.stacks, exported.blocks, format.rack.name, format.rack.spec.blocks) == (1, 1, "model", (1,))
+    assert exported.files == (FILE, "tokenizer.json")
+    assert format.tokenizer.special_ids == {"mask": 256, "pad": 257}
+    assert format.tokenizer.tokens == {256: "[MASK]", 257: "[PAD]"}
+    described = format.describe(tmp_path / "model")
+    assert (described.blocks, described.d_model, described.seq_len) == (1, 32, 32)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_trained_row_of_a_mask_without_a_token_is_kept(tmp_path, tied):
-    """As mdlm makes it: the row after the tokenizer's last. Masked text gives transformers' logits, to the bit."""
-    model = save_checkpoint(
-        tmp_path / "source", vocab_size=312, is_causal=False, mask_token_id=304, tie_word_embeddings=tied
-    )
-    rack = {"init_from": str(tmp_path / "source"), "stacks": 3, "blocks_per_stack": 1}
-    ran = run_tiny(tmp_path, FEW | STILL | {"rack": rack, "trainer_mode": {"use": "end_to_end"}})
-    assert (ran.setup.tokenizer.mask_id, ran.setup.spec.vocab_size) == (304, 312)
-    ids = torch.arange(32)[None].clone()
-    ids[:, ::2] = 304
-    with torch.no_grad():
-        assert torch.equal(master_logits(ran.directory, ran.setup.spec, ids), model(ids).logits)
-    target = export(ran, tmp_path / "hf")
-    rows = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(rows, model.model.embed_tokens.weight)
-    rack["init_from"] = str(target)
-    again = run_tiny(tmp_path / "again", FEW | STILL | {"rack": rack, "trainer_mode": {"use": "end_to_end"}})
-    assert again.result.likelihoods == ran.result.likelihoods
-
-
-def test_an_id_that_no_added_token_can_have_is_refused(tmp_path):
-    """A gap in the vocabulary itself; nothing is written."""
-    tokenizer = words(tmp_path / "own", {"[UNK]": 0, "the": 4})
-    for mask in ({}, {"data.special_ids": {"mask": 2}}):
-        ran = run_tiny(tmp_path / f"{len(mask)}", FEW | {"data.tokenizer": str(tokenizer)} | mask)
-        done = CliRunner().invoke(main, ["export", str(ran.directory), "--to", "hf", str(tmp_path / "hf")])
-        assert (done.exit_code, "since its ids have gaps: it can't be exported" in done.output) == (2, True)
-        assert not (tmp_path / "hf").exists()
-
-
-def test_fewer_rows_than_ids_are_refused(tmp_path):
-    """With how many there must be."""
-    with pytest.raises(UsageError, match=r"rack\.vocab_size = 100, and bytes has ids up to 257.*Set at least 258"):
-        run_tiny(tmp_path, FEW | {"rack.vocab_size": 100})
-
-
-def test_a_run_that_starts_from_such_a_run_has_its_mask(tmp_path):
-    """What is special there follows, and so do the rows that stand for no token."""
-    tokenizer = str(write_tokenizer(tmp_path / "own"))
-    mode = {"trainer_mode": {"use": "end_to_end"}, "data.tokenizer": tokenizer}
-    first = run_tiny(tmp_path / "first", FEW | mode | {"data.special_ids": {"mask": 305}, "rack.vocab_size": 320})
-    again = run_tiny(tmp_path / "again", FEW | STILL | mode | {"rack.init_from": str(first.directory)})
-    assert again.result.likelihoods == first.result.likelihoods
-    assert (again.setup.tokenizer.mask_id, again.setup.spec.vocab_size) == (305, 320)
-    other = STILL | mode | {"rack.init_from": str(first.directory), "rack.stacks": 1}
-    with pytest.raises(UsageError, match=r"rack\.vocab_size: expected 320, as .* has, found 330"):
-        run_tiny(tmp_path, other | {"rack.vocab_size": 330})
-    with pytest.raises(UsageError, match=r"data\.special_ids\.mask: expected 305, as .* has, found 304"):
-        run_tiny(tmp_path, other | {"data.special_ids": {"mask": 304}})
-    plain = run_tiny(tmp_path / "plain", FEW)
-    with pytest.raises(UsageError, match=r"has 258 rows of embedding, and this rack 300\. Leave rack\.vocab_size out"):
-        run_tiny(tmp_path, FEW | {"rack.init_from": str(plain.directory), "rack.stacks": 2, "rack.vocab_size": 300})
-
-
-def test_transformers_has_the_ids_of_mask_and_padding(tmp_path):
-    """Also where tokenizer.json had no token for them, far beyond its last."""
-    from transformers import AutoTokenizer
-
-    tokenizer = TOKENIZERS["ids that only the configuration names"](tmp_path / "own")
-    ran = run_tiny(tmp_path, FEW | tokenizer)
-    target = export(ran, tmp_path / "hf")
-    theirs = AutoTokenizer.from_pretrained(target)
-    assert (theirs.mask_token_id, theirs.pad_token_id) == (305, 303)
-    config = json.loads((target / "config.json").read_text())
-    assert (config["mask_token_id"], config["pad_token_id"], config["vocab_size"]) == (305, 303, 306)
-    assert theirs("In the beginning")["input_ids"] == ran.setup.tokenizer.encode(["In the beginning"])[0][0].tolist()
+def test_adapters_go_where_a_format_has_a_place_for_them(tmp_path, adapted):
+    """Their own hook writes them; a format without a place refuses the run, and the message says what to do."""
+    with pytest.raises(UsageError, match=r'and Keeps has no place for them\. "stackwise merge .*tiny" folds them'):
+        export_of(adapted).write(Keeps(Options()), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    format = HoldsAdapters(Options())
+    exported = export_of(adapted).write(format, tmp_path / "model")
+    assert exported.adapters == format.rack.adapters == ("stack",)
+    assert (tmp_path / "model" / "adapters" / "stack" / "adapter_config.json").is_file()
+    (loading,) = format.rack.loading
+    assert "model/adapters/stack" in loading

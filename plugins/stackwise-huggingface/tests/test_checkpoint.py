@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import load
-from stackwise_core.config.source_checkpoint import read_checkpoint, read_source
+from stackwise_core.config.source_checkpoint import SourceCheckpoint
+from stackwise_core.config.source_checkpoint import read_source as read_any
 from stackwise_core.errors import UsageError
+from stackwise_core.registry import Registry
 from tests.checkpoints import save_checkpoint
 
 
@@ -28,6 +30,13 @@ def copy(llama, tmp_path) -> Path:
     return Path(shutil.copytree(llama, tmp_path / "llama"))
 
 
+def read_source(directory: Path) -> SourceCheckpoint:
+    """A directory as a rack that starts from it is checked with it."""
+    source = read_any(directory, Registry.discover(environ={}))
+    assert isinstance(source, SourceCheckpoint)
+    return source
+
+
 def change(directory: Path, file: str = "config.json", **keys: object) -> None:
     """Set keys of a JSON file; ... takes one out."""
     path = directory / file
@@ -37,7 +46,7 @@ def change(directory: Path, file: str = "config.json", **keys: object) -> None:
 
 def test_a_checkpoint(llama):
     """Its shape by our names, its blocks, the one exit, and where each tensor is."""
-    found = read_checkpoint(llama)
+    found = read_source(llama)
     assert found.rack == {
         "vocab_size": 300,
         "d_model": 32,
@@ -50,19 +59,20 @@ def test_a_checkpoint(llama):
         "rope_theta": 5000.0,
     }
     assert (found.blocks, found.exits, found.tokens, found.rows) == ((1, 1, 1), (2,), 300, 300)
-    assert found.files["layers.2.mlp.up_proj.weight"][1] == "model.layers.2.mlp.up_proj.weight"
-    assert len({name for name, _ in found.files.values()}) > 2
-    assert read_source(llama) == found
+    stored = found.described.stored
+    assert stored["layers.2.mlp.up_proj.weight"][1] == "model.layers.2.mlp.up_proj.weight"
+    assert len({name for name, _ in stored.values()}) > 2
+    assert set(found.described.files) == {"config.json", "tokenizer.json", *(name for name, _ in stored.values())}
 
 
 def test_the_config_of_transformers_4(copy):
     """rope_theta had a key of its own, and what was left out its default."""
     change(copy, rope_parameters=..., rope_theta=70, head_dim=..., hidden_act=..., rms_norm_eps=..., layer_types=None)
-    found = read_checkpoint(copy).rack
+    found = read_source(copy).rack
     assert (found["rope_theta"], found["norm_eps"]) == (70, 1e-6)
     change(copy, rope_theta=..., rope_scaling={"type": "default"}, is_causal=False)
     change(copy, sliding_window=4096, use_sliding_window=False)  # as of a Qwen that was made a Llama
-    found = read_checkpoint(copy).rack
+    found = read_source(copy).rack
     assert (found["rope_theta"], found["attention"]) == (10_000, "bidirectional")
 
 
@@ -271,7 +281,7 @@ def test_a_base_of_which_nothing_but_the_embedding_is_taken(copy):
         ("model-00001-of-00003.safetensors", "and there is no such file"),
         (
             "config.json",
-            "expected the directory of a run or of a Hugging Face checkpoint, and there is no plan.json in",
+            "expected the directory of a run or of a checkpoint, and there is no plan.json in",
         ),
     ],
 )

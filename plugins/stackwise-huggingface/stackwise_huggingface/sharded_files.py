@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stackwise_core.config.source_checkpoint import INDEX, WEIGHTS
 from stackwise_core.files import publish, publish_text
 from stackwise_core.number_range import NumberRange
-from stackwise_core.tensor_file import NAMES, packed_header
+from stackwise_core.tensor_file import stream_tensors
+from stackwise_huggingface.checkpoint import INDEX, WEIGHTS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,13 +36,20 @@ def write_sharded(
         OSError: one can't be written.
         OutOfRange: there are numbers that ``dtype`` can't hold.
     """
+    numbers = NumberRange.of(dtype, "Export it as fp32 or bf16.")
+
+    def check(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        numbers.check(named[1], named[0])
+        return named
+
+    checked = map(check, tensors)
     shards = _shards(shapes, dtype.itemsize, largest)
     names = [f"model-{place:05}-of-{len(shards):05}.safetensors" for place in range(1, len(shards) + 1)]
     names = names if len(shards) > 1 else [WEIGHTS]
     for name, shard in zip(names, shards, strict=True):
 
         def fill(beside: Path, shard: Shapes = shard) -> None:
-            _write(beside, shard, tensors, dtype)
+            stream_tensors(beside, shard, checked, dtype=dtype)
 
         publish(directory / name, fill)
     if len(shards) == 1:
@@ -65,21 +72,3 @@ def _shards(shapes: Shapes, itemsize: int, largest: int) -> list[dict[str, tuple
         shards[-1][name] = shape
         held += size
     return shards
-
-
-def _write(path: Path, shapes: Shapes, tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": (begin, end)}
-    numbers = NumberRange.of(dtype, "Export it as fp32 or bf16.")
-    with path.open("wb") as written:
-        written.write(packed_header(header))
-        for name, shape in shapes.items():
-            came, tensor = next(tensors)
-            assert (came, tuple(tensor.shape)) == (name, tuple(shape)), f"{came} {tensor.shape} for {name} {shape}"
-            numbers.check(tensor, name)
-            converted = tensor.detach().to(dtype).contiguous()
-            written.write(converted.view(-1).view(torch.uint8).numpy().data)
-            del tensor, converted  # before the next file is read

@@ -1,4 +1,4 @@
-"""A run's tokenizer as the files that transformers loads: the same ids for the same text."""
+"""A run's tokenizer as a tokenizer.json for other programs: the same ids for the same text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from stackwise_core.config.source_vocabulary import BYTES, byte_characters
 from stackwise_core.config.tokenizer_content import settle
-from stackwise_core.config.tokenizer_json import MASK_TOKENS, PAD_TOKENS, Vocabulary, read_vocabulary
+from stackwise_core.config.tokenizer_json import MASK, MASK_TOKENS, PAD, PAD_TOKENS, Vocabulary, read_vocabulary
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.checkpoint_format import ExportedTokenizer
 
 
-def tokenizer_files(named: str, tokenizer: Tokenizer, seq_len: int) -> dict[str, dict[str, Any]]:
-    """The content of each file by its name.
+def exported_tokenizer(named: str, tokenizer: Tokenizer) -> ExportedTokenizer:
+    """Return a tokenizer with tokens for its mask and its padding.
 
     Args:
         named: as ``data.tokenizer`` has it.
@@ -37,18 +38,11 @@ def tokenizer_files(named: str, tokenizer: Tokenizer, seq_len: int) -> dict[str,
             tokens[id_] = next(name for name in names if name not in tokens.values())
             content["added_tokens"] = [*(content.get("added_tokens") or ()), _special(id_, tokens[id_])]
     _check(named, content, {tokens.get(id_, f"<unused {id_}>"): id_ for id_ in roles})
-    others = [tokens[id_] for id_ in sorted(tokenizer.special_ids - roles.keys() - known.special.keys())]
-    return {
-        "tokenizer.json": content,
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "mask_token": tokens[tokenizer.mask_id],
-            "pad_token": tokens[tokenizer.pad_id],
-            **({"additional_special_tokens": others} if others else {}),
-            "model_max_length": seq_len,
-            "clean_up_tokenization_spaces": False,
-        },
-    }
+    others = sorted(tokenizer.special_ids - roles.keys() - known.special.keys())
+    special_ids = {MASK: tokenizer.mask_id, PAD: tokenizer.pad_id}
+    special_ids |= {f"token {tokens[id_]}" if id_ in tokens else f"row {id_}": id_ for id_ in others}
+    named_ids = {id_: tokens[id_] for id_ in special_ids.values() if id_ in tokens}
+    return ExportedTokenizer(content=content, special_ids=special_ids, tokens=named_ids)
 
 
 def _byte_level() -> dict[str, Any]:

@@ -7,9 +7,10 @@ import torch
 from attrs import evolve
 from safetensors.torch import load_file, save_file
 
-from stackwise_core.config.source_checkpoint import read_checkpoint
+from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.rack import pretrained
+from stackwise_core.registry import Registry
+from stackwise_core.runs.checkpoint_weights import CheckpointWeights
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.source import Source
 from tests.checkpoints import save_checkpoint, write_tokenizer
@@ -90,7 +91,7 @@ def test_rows_beyond_the_tokenizer_are_kept(tmp_path):
     assert torch.equal(master_logits(ran.directory, ran.setup.spec, IDS, attention="causal"), logits(model))
     assert (ran.setup.tokenizer.mask_id, ran.setup.tokenizer.pad_id, ran.setup.spec.vocab_size) == (300, 301, 320)
     notes = "\n".join(ran.plan.notes)
-    assert "The 20 rows of its embedding that stand for no token of its tokenizer.json are kept." in notes
+    assert "The 20 rows of its embedding that stand for no token of its tokenizer are kept." in notes
     assert "No file of it names a mask token: it is 300, the first of those rows." in notes
     assert "trained with causal attention, and goes on with bidirectional" in notes
     assert "made for 64 positions, and data.seq_len is 96" in notes
@@ -223,16 +224,16 @@ def test_a_run_goes_on_from_its_own_copy(tmp_path):
 def test_tensors_are_held_one_stack_at_a_time(tmp_path, source, monkeypatch):
     """What is in memory while a checkpoint is copied is a stack's, whatever the depth."""
     held, most = [], []
-    fill = pretrained.PretrainedWeights._fill
+    fill = CheckpointWeights._fill
 
     def counting(self, name, into):
         held.append(into)
         most.append(sum(each.nbytes for each in held))
         fill(self, name, into)
 
-    monkeypatch.setattr(pretrained.PretrainedWeights, "_fill", counting)
+    monkeypatch.setattr(CheckpointWeights, "_fill", counting)
     monkeypatch.setattr(RunDirectory, "write_stack", lambda self, index, tensors: held.clear())
-    read, spec = read_checkpoint(source), start(tmp_path, source, STILL).setup.spec
+    read, spec = read_source(source, Registry.discover(environ={})), start(tmp_path, source, STILL).setup.spec
     held.clear(), most.clear()
     Source.of(read, spec, "up").copy_into(RunDirectory(tmp_path), spec)
     assert max(most) <= max(4 * (spec.stack_parameters(0)), 4 * spec.vocab_size * spec.d_model)
@@ -256,9 +257,7 @@ def test_a_mean_that_overflows_is_refused(tmp_path):
     weights = load_file(file)
     weights["model.embed_tokens.weight"][:, 3] = 3e38
     save_file(weights, file)
-    with pytest.raises(
-        StackwiseError, match=r"the mean of model\.embed_tokens\.weight, .* isn't finite: inf at \[300, 3\]"
-    ):
+    with pytest.raises(StackwiseError, match=r"the mean of embed_tokens\.weight, .* isn't finite: inf at \[300, 3\]"):
         start(tmp_path, tmp_path / "source", STILL)
 
 
@@ -356,15 +355,16 @@ def test_an_adapter_that_was_folded_in_as_the_message_says(tmp_path, source):
 
 def test_a_file_that_changed_since_it_was_checked(tmp_path, source):
     """A tensor that has gone or is another is an error, and no traceback; nothing is read beyond its end."""
-    read, spec = read_checkpoint(source), start(tmp_path, source, STILL).setup.spec
-    gone = evolve(read, files={**read.files, "norm.weight": ("model.safetensors", "model.other")})
+    read, spec = read_source(source, Registry.discover(environ={})), start(tmp_path, source, STILL).setup.spec
+    stored = {**read.described.stored, "norm.weight": ("model.safetensors", "model.other")}
+    gone = evolve(read, described=evolve(read.described, stored=stored))
     with pytest.raises(StackwiseError, match=r"model\.other isn't there any more"):
-        pretrained.PretrainedWeights(gone).check(None)
+        CheckpointWeights(gone).stack(range(1))
     weights = load_file(source / "model.safetensors")
     embedding = weights["model.embed_tokens.weight"]
     for number, other in enumerate((embedding[:250].clone(), embedding.double())):
         path = Path(shutil.copytree(source, tmp_path / f"{number}"))
-        begun = pretrained.PretrainedWeights(read_checkpoint(path))
+        begun = CheckpointWeights(read_source(path, Registry.discover(environ={})))
         save_file({**weights, "model.embed_tokens.weight": other}, path / "model.safetensors")
         with pytest.raises(StackwiseError, match=r"model\.embed_tokens\.weight has another shape now or other numbers"):
             begun.embedding(spec)

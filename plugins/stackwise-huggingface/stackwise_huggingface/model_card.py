@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
 
-from stackwise_core.interfaces.rack_spec import RackSpec
-
-if TYPE_CHECKING:
-    from stackwise_core.runs.export import Exported
+from stackwise_core.interfaces.checkpoint_format import ExportedRack
+from stackwise_huggingface.model_config import Target
 
 
-def model_card(exported: Exported, spec: RackSpec, name: str, loading: Sequence[str]) -> str:
-    """What the model is and how it is loaded.
-
-    Args:
-        name: of the directory.
-        loading: how its adapters are loaded, a text each way.
-    """
-    target = exported.target
+def model_card(rack: ExportedRack, target: Target) -> str:
+    """Say what the model is and how it is loaded."""
+    spec, name = rack.spec, rack.name
+    parameters = sum(math.prod(shape) for shape in rack.shapes.values())
     both_ways = spec.attention == "bidirectional"
     auto = "AutoModelForCausalLM" if target.model_type == "llama" else "AutoModelForMaskedLM"
     tied = "tied embeddings" if spec.tie_embeddings else "a head of its own"
@@ -32,8 +25,8 @@ def model_card(exported: Exported, spec: RackSpec, name: str, loading: Sequence[
         "",
         f"# {name}",
         "",
-        f"Trained stack by stack with Stackwise, and exported as `{target.model_class}`: {exported.parameters:,} "
-        f"parameters, {exported.blocks} blocks, d_model {spec.d_model}, {heads}, {spec.vocab_size:,} tokens, {tied}, "
+        f"Trained stack by stack with Stackwise, and exported as `{target.model_class}`: {parameters:,} "
+        f"parameters, {rack.blocks} blocks, d_model {spec.d_model}, {heads}, {spec.vocab_size:,} tokens, {tied}, "
         f"sequences of {spec.seq_len}.",
         "",
         "```python",
@@ -49,6 +42,6 @@ def model_card(exported: Exported, spec: RackSpec, name: str, loading: Sequence[
         lines.append("Older versions load it without an error and run it causally, which gives other numbers.")
     if both_ways:
         lines += ["", "The mask token is never predicted: take its logit out before a softmax."]
-    for text in loading:
+    for text in rack.loading:
         lines += ["", text]
     return "\n".join(lines) + "\n"

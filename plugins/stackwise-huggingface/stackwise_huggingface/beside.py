@@ -1,4 +1,4 @@
-"""Parts of a model that lie beside a Hugging Face checkpoint's weights: adapters, code, other weights."""
+"""Parts of a model that lie beside a checkpoint's weights: adapters, code, other weights."""
 
 import json
 from collections.abc import Collection, Iterator

@@ -1,18 +1,14 @@
-"""A rack as a model of transformers: its config.json, and its weights under transformers' names."""
+"""A rack as a model of transformers: its config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 
-from stackwise_core.config.source_checkpoint import HEAD, Shapes, tensor_shapes
-from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_huggingface.options import Architecture, Number
 
-Architecture = Literal["eurobert", "llama"]
-Number = Literal["fp32", "bf16", "fp16"]
 NUMBERS: dict[Number, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Number formats by the names that torch and config.json have for them."""
 
@@ -37,25 +33,16 @@ def target_of(spec: RackSpec, architecture: Architecture | None) -> Target:
 
     Args:
         architecture: as asked for; None: EuroBERT for a bidirectional rack, Llama for a causal one.
-
-    Raises:
-        UsageError: EuroBERT can't be causal.
     """
     if spec.attention == "causal":
-        if architecture == "eurobert":
-            raise UsageError(
-                "--architecture eurobert: expected a bidirectional rack, and this one is causal: leave it out, or "
-                "take llama"
-            )
         return LLAMA
     return LLAMA_BOTH_WAYS if architecture == "llama" else EUROBERT
 
 
-def model_config(spec: RackSpec, blocks: int, target: Target, number: Number, mask: int, pad: int) -> dict[str, Any]:
+def model_config(spec: RackSpec, target: Target, number: Number, mask: int, pad: int) -> dict[str, Any]:
     """What config.json says.
 
     Args:
-        blocks: how many there are of the rack's.
         mask: the mask token's id.
         pad: the padding token's.
     """
@@ -65,7 +52,7 @@ def model_config(spec: RackSpec, blocks: int, target: Target, number: Number, ma
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.d_model,
         "intermediate_size": spec.d_ff,
-        "num_hidden_layers": blocks,
+        "num_hidden_layers": sum(spec.blocks),
         "num_attention_heads": spec.n_heads,
         "num_key_value_heads": spec.n_kv_heads,
         "head_dim": spec.head_dim,
@@ -89,15 +76,3 @@ def model_config(spec: RackSpec, blocks: int, target: Target, number: Number, ma
         config["rope_theta"] = spec.rope_theta  # where transformers 4 looks for it
         config["is_causal"] = spec.attention == "causal"
     return config
-
-
-def model_shapes(spec: RackSpec, path: Sequence[int]) -> Shapes:
-    """The tensors of the whole model by transformers' names, in the order in which they are written.
-
-    Args:
-        path: the stacks that it is made of, in order.
-    """
-    shapes = tensor_shapes(asdict(spec), sum(spec.blocks[stack] for stack in path))
-    head = shapes.pop(HEAD)
-    shapes = {f"model.{name}": shape for name, shape in shapes.items()}
-    return shapes if spec.tie_embeddings else {**shapes, HEAD: head}

@@ -2,8 +2,9 @@
 
 import json
 
+from stackwise_core.data.exported_tokenizer import exported_tokenizer
 from stackwise_core.data.tokenizer import load_tokenizer
-from stackwise_core.rack.pretrained_tokenizer import tokenizer_files
+from stackwise_huggingface.tokenizer_files import tokenizer_files
 from tests.kinds_of_tokenizers import save_kind
 from tests.tiny import TEXT
 
@@ -19,7 +20,7 @@ def test_an_exported_tokenizer_gives_the_ids_that_the_rack_was_trained_with(tmp_
     path.write_text(json.dumps(content))
     ours = load_tokenizer(str(path), mask_token=None)
     (tmp_path / "export").mkdir()
-    for name, file in tokenizer_files(str(path), ours, 64).items():
+    for name, file in tokenizer_files(exported_tokenizer(str(path), ours), 64).items():
         (tmp_path / "export" / name).write_text(json.dumps(file))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "export")
     text = TEXT.read_text()[:300]

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from stackwise_core.config.source_special_ids import read_special_ids
 from stackwise_core.config.tokenizer_json import Vocabulary
+from stackwise_huggingface.special_ids import read_special_ids
 
 VOCABULARY = Vocabulary({"a": 0, "b": 1, "</s>": 2, "<m>": 3, "<p>": 4, "<unk>": 5}, {2: "</s>", 3: "<m>", 4: "<p>"})
 ROWS = 10

@@ -8,8 +8,9 @@ from safetensors.numpy import save_file
 
 from stackwise_core.config.errors import ConfigError
 from stackwise_core.config.load import structure
-from stackwise_core.config.source_checkpoint import read_checkpoint, read_source
+from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.errors import UsageError
+from stackwise_huggingface.checkpoint import read_checkpoint
 from tests.checkpoints import save_checkpoint
 
 BLOCK = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -67,11 +68,11 @@ def test_the_embedding_alone_has_no_adapters_unless_they_change_it(copy, registr
             start(registry, copy, init="embedding")
 
 
-def test_an_adapter_without_its_model(tmp_path):
+def test_an_adapter_without_its_model(tmp_path, registry):
     """Said as what it is."""
     put_adapter(tmp_path, BLOCK)
     with pytest.raises(UsageError, match=r"no config\.json, but the adapter_config\.json of an adapter, whose model"):
-        read_source(tmp_path)
+        read_source(tmp_path, registry)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_refused(copy):
@@ -91,14 +92,14 @@ def test_two_models_in_one_directory_are_refused(copy):
 def test_what_an_earlier_save_left_is_left_alone_and_named(tmp_path):
     """Shards that no index has all of, as transformers has it; and other weights that aren't read."""
     save_checkpoint(tmp_path)
-    assert read_checkpoint(tmp_path).left_alone == ()
+    assert read_checkpoint(tmp_path).notes == ()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     for name in ("model-00002-of-00002", "model.fp16", "consolidated"):
         (tmp_path / f"{name}.safetensors").touch()
     found = read_checkpoint(tmp_path)
-    assert {file for file, _ in found.files.values()} == {"model.safetensors"}
+    assert found.files == ("config.json", "tokenizer.json", "model.safetensors")
     names = ("consolidated.safetensors", "model-00002-of-00002.safetensors", "model.fp16.safetensors")
-    assert found.left_alone == names
+    assert found.notes == (f"Left alone beside its weights, as transformers does: {', '.join(names)}.",)
 
 
 def test_settings_of_generation_change_nothing(copy):

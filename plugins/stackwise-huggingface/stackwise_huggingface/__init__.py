@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints for Stackwise: racks start from them and become them."""
