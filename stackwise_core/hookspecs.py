@@ -95,6 +95,11 @@ def command() -> list[Implementation]:  # type: ignore[empty-body]
     """Declare commands of ``stackwise`` (provisional): :class:`stackwise_core.interfaces.command.Command`."""
 
 
+@hookspec
+def corpus() -> list[Implementation]:  # type: ignore[empty-body]
+    """Declare sources of text (provisional): :class:`stackwise_core.interfaces.corpus.Corpus`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -106,6 +111,7 @@ INTERFACES = {
     "tracker": "stackwise_core.interfaces.tracker:Tracker",
     "objective": "stackwise_core.interfaces.objective:Objective",
     "command": "stackwise_core.interfaces.command:Command",
+    "corpus": "stackwise_core.interfaces.corpus:Corpus",
 }
 
 # The class that options of a hook's implementations subclass, where the core reads what they have in common.
@@ -114,5 +120,5 @@ OPTIONS = {
     "objective": "stackwise_core.interfaces.objective:ObjectiveOptions",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command"})
+PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command", "corpus"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

@@ -23,6 +23,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "tracker": {"stackwise-tensorboard": ("tensorboard",)},
     "objective": {"stackwise-core": ("mask_diffusion", "mlm", "clm")},
     "command": {"stackwise-sampling": ("sample",), "stackwise-report": ("report",)},
+    "corpus": {"stackwise-text": ("files",)},
 }
 
 OFFICIAL = {

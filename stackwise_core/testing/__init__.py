@@ -20,6 +20,7 @@ for _file in (
     "cache_backend",
     "child",
     "command",
+    "corpus",
     "fresh",
     "mask_schedule",
     "objective",

@@ -13,6 +13,7 @@ RECORDS = {
     "objective.md": {"ObjectiveOptions", "Predicted"},
     "tracker.md": {"Measurement", "TrackedRun", "TrackedPhase"},
     "command.md": {"EndedRun", "NextStep"},
+    "corpus.md": {"Document", "Found", "TextField"},
 }
 
 
