@@ -25,6 +25,7 @@ OURS = (
     "stackwise-modes",
     "stackwise-tensorboard",
     "stackwise-huggingface",
+    "stackwise-text",
 )
 
 INTRODUCTION = """\
@@ -52,13 +53,15 @@ layers add to tables key by key. A key that is *left out* by default can't be se
 **Paths** that the table calls relative to the TOML are taken from the folder of the file that sets them, or from the
 working directory where the environment or `--set` does. The others are relative to the working directory.
 
-**Hooks.** `mask_schedule`, `precision`, `adapter`, `cache_backend`, `trainer_mode`, `optimizer`, `objective` and
-`tracker` are plugins'. `use` picks one by its name or an alias, and the other keys of its table are that plugin's own
-options, listed below it. A name alone is short for a table with nothing but `use`: `trunk = "bf16"` is `trunk = { use =
-"bf16" }`. A *table of precisions by whole number* has such a choice for each number: `stacks = { 0 = "bf16", 3 = { use
-= "fp16", initial_scale = 1024 } }`, the 3 of which may also be a table `[precision.stacks.3]`. Where two packages have
-one name, `use = "package:name"` picks one. A layer that changes `use` drops the options that the layers below it gave.
-`stackwise plugins` lists what is installed, also what others have published.
+**Hooks.** `mask_schedule`, `precision`, `adapter`, `cache_backend`, `trainer_mode`, `optimizer`, `objective`,
+`tracker` and the texts of `[data]` are plugins'. `use` picks one by its name or an alias, and the other keys of its
+table are that plugin's own options, listed below it. A name alone is short for a table with nothing but `use`: `trunk =
+"bf16"` is `trunk = { use = "bf16" }`. In place of a text's table a string is the path of its files: `corpus = "books"`
+is `corpus = { use = "files", path = "books" }`. A *table of precisions by whole number* has such a choice for each
+number: `stacks = { 0 = "bf16", 3 = { use = "fp16", initial_scale = 1024 } }`, the 3 of which may also be a table
+`[precision.stacks.3]`. Where two packages have one name, `use = "package:name"` picks one. A layer that changes `use`
+drops the options that the layers below it gave. `stackwise plugins` lists what is installed, also what others have
+published.
 """
 
 EXPORT = """

@@ -10,6 +10,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from stackwise_core.errors import UsageError
 from stackwise_core.lacking_calls import CHMOD, SYNC
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -20,6 +21,11 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can't be read without being set
+
+
+def unreadable(file: Path, error: OSError) -> UsageError:
+    """Return the error to raise for a file that the system won't give."""
+    return UsageError(f"{file}: expected a file that can be read: {error.strerror or error}")
 
 
 def limit_of_open_files() -> int:

@@ -102,6 +102,11 @@ def checkpoint_format() -> list[Implementation]:  # type: ignore[empty-body]
     """
 
 
+@hookspec
+def corpus() -> list[Implementation]:  # type: ignore[empty-body]
+    """Declare sources of text (provisional): :class:`stackwise_core.interfaces.corpus.Corpus`."""
+
+
 # The hooks by name, in the order of the listing, and the interface that each one's factories implement.
 INTERFACES = {
     "mask_schedule": "stackwise_core.interfaces.mask_schedule:MaskSchedule",
@@ -114,6 +119,7 @@ INTERFACES = {
     "objective": "stackwise_core.interfaces.objective:Objective",
     "command": "stackwise_core.interfaces.command:Command",
     "checkpoint_format": "stackwise_core.interfaces.checkpoint_format:CheckpointFormat",
+    "corpus": "stackwise_core.interfaces.corpus:Corpus",
 }
 
 # The class that options of a hook's implementations subclass, where the core reads what they have in common.
@@ -122,5 +128,5 @@ OPTIONS = {
     "objective": "stackwise_core.interfaces.objective:ObjectiveOptions",
 }
 
-PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command", "checkpoint_format"})
+PROVISIONAL = frozenset({"optimizer", "tracker", "objective", "command", "checkpoint_format", "corpus"})
 """Hooks whose contract may change without a new ``API_VERSION``; the listing marks them."""

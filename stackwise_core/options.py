@@ -24,6 +24,7 @@ def option(
     *,
     check: Check | None = None,
     hook: str | None = None,
+    alone: tuple[str, str] | None = None,
     path: tuple[str, ...] | None = None,
 ) -> Any:
     """Return an attrs field that the configuration fills.
@@ -35,13 +36,15 @@ def option(
         check: an attrs validator. It raises ``ValueError`` with what was expected, as in
             ``"expected at least 1"``; it may look at the other fields of the instance, which are structured already.
         hook: for the core's own tables: the hook that this field's ``use =`` chooses an implementation of.
+        alone: with ``hook``, what a text in place of the table is short for: an implementation, and the option of it
+            that the text is. None: the text is the implementation's name.
         path: given for a text that is a path: relative ones are taken from the folder of the file that sets them
             (from the working directory, where an environment variable or ``--set`` does). The texts listed here are
             names and no paths.
     """
     if callable(default):
         default = Factory(default)
-    return field(default=default, validator=check, metadata={"help": help, "hook": hook, "path": path})
+    return field(default=default, validator=check, metadata={"help": help, "hook": hook, "alone": alone, "path": path})
 
 
 @frozen

@@ -30,8 +30,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from attrs import evolve
 
     from stackwise_core.cli.pulse import working
-    from stackwise_core.config.choices import RACK_HOOKS
-    from stackwise_core.config.load import load_run
+    from stackwise_core.config.load import load_run_to_copy
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
     from stackwise_core.runs.copy import beside, copy_run
     from stackwise_core.runs.directory import RunDirectory
@@ -41,7 +40,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from stackwise_core.training.setup import set_up_rack
 
     run = RunDirectory(directory)
-    config, registry = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    config, registry = load_run_to_copy(directory, plugins=plugins)
     planned = PlannedRack.of(run, source)
     parts = set_up_rack(config, registry, planned)
 

@@ -49,12 +49,12 @@ def restore(
     from attrs import evolve
 
     from stackwise_core.config.choices import RACK_HOOKS
-    from stackwise_core.config.load import load_run, load_run_at_precision
+    from stackwise_core.config.load import load_run_at_precision, load_run_to_copy
     from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError
 
     source = finished_run(directory)
-    config, _ = load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+    config, _ = load_run_to_copy(directory, plugins=plugins)
     asked, registry = load_run_at_precision(
         directory, precision, asked_by="--precision", plugins=plugins, hooks=RACK_HOOKS
     )

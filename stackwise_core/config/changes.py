@@ -1,6 +1,7 @@
 """Differences between the configuration that a run began with and the one that it is resumed with."""
 
 import os
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -84,7 +85,7 @@ def _is_same(key: str, before: Any, now: Any, known: str | None, found: str | No
 
 def is_text(key: str) -> bool:
     """Return whether a dotted key names a text."""
-    return key in ("data.corpus", "data.validation") or (key.startswith("data.sources.") and key.endswith(".corpus"))
+    return re.fullmatch(r"data\.(corpus|validation|sources\..+\.corpus)(\..+)?", key) is not None
 
 
 def with_window_of(before: Config, now: Config) -> Config:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -12,7 +13,7 @@ import attrs
 from cattrs import Converter, IterableValidationError, IterableValidationNote
 from cattrs.errors import AttributeValidationNote, BaseValidationError, ClassValidationError
 
-from stackwise_core.config.choices import key_type
+from stackwise_core.config.choices import PLACED_HOOKS, key_type
 from stackwise_core.config.cross_checks import cross_checks
 from stackwise_core.config.defaults import default_of
 from stackwise_core.config.layers import KeyPath
@@ -20,11 +21,12 @@ from stackwise_core.config.locate import Part
 from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.value_synonyms import same_as
 from stackwise_core.config.words import a, either, found, noun, shown, with_article
-from stackwise_core.errors import UnavailableError, UsageError
+from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.options import ByteSize
 from stackwise_core.registry import Registry
 from stackwise_core.registry.nearest import nearest
 
+_TABLE_OR_NAME, _STRING_OR_TABLE = "a table with `use`, or a name", "a string, or a table with `use`"
 _INT64 = range(-(2**63), 2**63)
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _BOOLEAN_OR_NUMBER = re.compile(r"true|false|[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -80,6 +82,16 @@ def convert_options(data: Mapping[str, Any], options: type, registry: Registry) 
         ClassValidationError: as ``convert``.
     """
     return _Tables(registry, None).read(data, options, kind="option")
+
+
+def convert_choice(table: Mapping[str, Any], hook: str, registry: Registry) -> Choice:
+    """Return a table with ``use`` as a choice.
+
+    Raises:
+        ClassValidationError: as ``convert``.
+        Fault: it is no such table.
+    """
+    return _Tables(registry, None)._choice(table, hook)
 
 
 def faults(error: Exception, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Fault]]:
@@ -173,12 +185,15 @@ class _Tables:
         if given is attrs.NOTHING:
             default = default_of(attribute)
             if default is attrs.NOTHING:
-                raise Fault(f"missing: expected {a(attribute.type)}", part="key")
+                expected = str if attribute.metadata.get("alone") else attribute.type
+                raise Fault(f"missing: expected {a(expected)}", part="key")
             if not isinstance(default, dict) or get_origin(attribute.type) is dict or attribute.type is dict:
                 return default
             given = default
         if hook := attribute.metadata.get("hook"):
-            return self._choices(given, hook, keys) if (keys := key_type(attribute)) else self._choice(given, hook)
+            if keys := key_type(attribute):
+                return self._choices(given, hook, keys)
+            return self._choice(given, hook, _STRING_OR_TABLE if attribute.metadata["alone"] else _TABLE_OR_NAME)
         return self.converter.structure(given, attribute.type)  # type: ignore[arg-type]
 
     def _choices(self, value: Any, hook: str, keys: type) -> dict[Any, Choice]:
@@ -190,9 +205,9 @@ class _Tables:
         read_key = _stack_number if keys is int else str
         return _contents(value, read_key, partial(self._choice, hook=hook), Choice, kind)
 
-    def _choice(self, value: Any, hook: str) -> Choice:
+    def _choice(self, value: Any, hook: str, expected: str = _TABLE_OR_NAME) -> Choice:
         if not isinstance(value, Mapping):
-            raise Fault(f"expected a table with `use`, or a name, found {found(value)}", help=_array_of_tables(value))
+            raise Fault(f"expected {expected}, found {found(value)}", help=_array_of_tables(value))
         use = value.get("use", attrs.NOTHING)
         errors: list[Exception] = []
         if use is attrs.NOTHING:
@@ -201,7 +216,7 @@ class _Tables:
         elif not isinstance(use, str):
             errors.append(Fault(f"expected {a(str)}, found {found(use)}", help=self._installed(hook)))
         elif self.hooks is not None and hook not in self.hooks:
-            return Choice(use, {key: content for key, content in value.items() if key != "use"})
+            return self._unasked(use, value, hook)
         else:
             try:
                 declared = self.registry.resolve(hook, use)
@@ -223,6 +238,14 @@ class _Tables:
         except _Refused as refused:
             refused.partial = Choice(use, refused.partial)
             raise
+
+    def _unasked(self, use: str, value: Mapping[str, Any], hook: str) -> Choice:
+        """Return a choice whose plugin may be missing, with its options as they are written where it is."""
+        given = {key: content for key, content in value.items() if key != "use"}
+        if hook in PLACED_HOOKS:
+            with suppress(StackwiseError, Fault, BaseValidationError):
+                return Choice(use, self.read(given, self.registry.options_class(self.registry.resolve(hook, use))))
+        return Choice(use, given)
 
     def _installed(self, hook: str) -> str:
         return f"installed: {', '.join(self.registry.names(hook)) or 'none'}"

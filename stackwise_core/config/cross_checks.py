@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from stackwise_core.config.model import AdapterConfig, Config, TrainingConfig
+from stackwise_core.config.dump import plain_choice
+from stackwise_core.config.model import TEXT, AdapterConfig, Config, TrainingConfig
 from stackwise_core.config.words import either, shown
 from stackwise_core.registry.blocking import normalised
 
@@ -140,7 +141,7 @@ def _a_corpus_or_sources(config: Config) -> str | None:
         return None
     return (
         f"data.corpus and data.sources both say what is trained on: leave corpus out, or make it a source, "
-        f"[data.sources.NAME] with corpus = {shown(config.data.corpus)}"
+        f"[data.sources.NAME] with corpus = {shown(plain_choice(config.data.corpus, TEXT))}"
     )
 
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 
-from stackwise_core.config.choices import chosen
+from stackwise_core.config.choices import choices
+from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.registry import Registry
 from stackwise_core.registry.errors import WrongDevice
 
 
-def wrong_devices(config: Config, registry: Registry) -> Iterator[tuple[str, WrongDevice]]:
+def wrong_devices(config: Config, registry: Registry) -> Iterator[tuple[KeyPath, WrongDevice]]:
     """List the keys whose implementation isn't for ``run.device``; with ``"auto"`` a run finds out."""
     device = config.run.device
-    for key, hook, choice in chosen(config) if device != "auto" else ():
+    for key, hook, choice in choices(config) if device != "auto" else ():
         declared = registry.resolve(hook, choice.use)
         if device not in declared.implementation.devices:
             yield key, WrongDevice(declared, device)

@@ -102,7 +102,7 @@ def _core_keys(table: type = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
     for attribute in attrs.fields(table):
         here = (*path, attribute.name)
         if attribute.metadata.get("hook"):
-            yield here if key_type(attribute) else (*here, "use")
+            yield here if key_type(attribute) or attribute.metadata["alone"] else (*here, "use")
         elif attribute.type is not None and attrs.has(attribute.type):
             yield from _core_keys(attribute.type, here)
         else:

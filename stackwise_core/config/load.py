@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 from cattrs.errors import BaseValidationError
 
-from stackwise_core.config.choices import lengthen
-from stackwise_core.config.convert import convert, faults
+from stackwise_core.config.choices import PLACED_HOOKS, RACK_HOOKS, lengthen
+from stackwise_core.config.convert import convert, convert_choice, faults
 from stackwise_core.config.defaults import default_uses
 from stackwise_core.config.device_checks import wrong_devices
 from stackwise_core.config.dump import plain
@@ -21,8 +21,8 @@ from stackwise_core.config.hints import instead, meant
 from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.local_plugins import LocalPlugins, replaced
-from stackwise_core.config.model import Config
-from stackwise_core.config.paths import absolute, with_absolute_paths
+from stackwise_core.config.model import TEXT, Choice, Config
+from stackwise_core.config.paths import absolute, with_absolute_options, with_absolute_paths
 from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.source_keys import Contradicting, follow_source
 from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides, read_run_file
@@ -45,7 +45,7 @@ def load(
     in_run: bool = False,
     hooks: Collection[str] | None = None,
     trusted: Sequence[Path] = (),
-    more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
+    more_checks: Callable[[Config, Registry], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> tuple[Config, Registry]:
     """Read a configuration: defaults, then the files it extends, the file, ``STACKWISE_*`` variables, overrides.
 
@@ -147,6 +147,21 @@ def load_run(
     )
 
 
+def load_run_to_copy(directory: Path, *, plugins: Sequence[str] = ()) -> tuple[Config, Registry]:
+    """Read the configuration of a run for a copy of it elsewhere, which names the texts as seen from there.
+
+    Where the plugin of a text can't be had, that text's options stay as the run has them: the rack doesn't need it.
+
+    Raises:
+        ConfigError: as ``load``.
+        ConfigUnavailable: as ``load``, of the plugins that the rack needs.
+    """
+    try:
+        return load_run(directory, plugins=plugins, hooks=(*RACK_HOOKS, *PLACED_HOOKS))
+    except ProblemsError:
+        return load_run(directory, plugins=plugins, hooks=RACK_HOOKS)
+
+
 def load_run_at_precision(
     directory: Path,
     precision: str,
@@ -178,6 +193,26 @@ def load_run_at_precision(
         ) from None
 
 
+def text_alone(text: str, registry: Registry, *, asked_by: str) -> Choice:
+    """Return the corpus that a text such as ``"books/*.txt"`` alone is short for, from the working directory.
+
+    Args:
+        asked_by: what the text was given with, for messages.
+
+    Raises:
+        ConfigError: it can't be a path.
+        ConfigUnavailable: the plugin isn't there.
+    """
+    use, option = TEXT
+    try:
+        choice = convert_choice({"use": use, option: text}, "corpus", registry)
+    except BaseValidationError as error:
+        raise error_for(
+            [Problem(fault.message, "", Place(asked_by), fault.help, fault.unavailable) for _, fault in faults(error)]
+        ) from None
+    return with_absolute_options(choice, Path.cwd())
+
+
 def structure(data: Mapping[str, Any], registry: Registry) -> Config:
     """Return a configuration from a plain dict, with the checks of ``load``.
 
@@ -188,6 +223,13 @@ def structure(data: Mapping[str, Any], registry: Registry) -> Config:
         ConfigUnavailable: as ``load``.
     """
     return _checked(_merged([PlainLayer(default_uses()), PlainLayer(copy.deepcopy(dict(data)))]), registry, [])
+
+
+def _shortened(path: KeyPath, merged: Merged) -> str:
+    """Return a key in dots, without what a text alone is short for."""
+    table = merged.value(path[:-1])
+    is_short = isinstance(table, dict) and set(table) == {"use", TEXT[1]} and table["use"] == TEXT[0]
+    return dotted(path[:-1] if is_short else path)
 
 
 def _merged(layers: Sequence[Layer]) -> Merged:
@@ -229,7 +271,7 @@ def _checked(
     *,
     hooks: Collection[str] | None = None,
     check_source: bool = True,
-    more_checks: Callable[[Config], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
+    more_checks: Callable[[Config, Registry], Iterable[tuple[KeyPath, StackwiseError]]] | None = None,
 ) -> Config:
     config, contradicting = None, follow_source(merged, registry) if check_source else Contradicting()
     try:
@@ -242,7 +284,7 @@ def _checked(
             else:
                 help = fault.help or instead(path, merged.value(path))
             place = merged.place(fault.culprits(path), fault.part)
-            problems = [*problems, Problem(fault.message, dotted(path), place, help, fault.unavailable)]
+            problems = [*problems, Problem(fault.message, _shortened(path, merged), place, help, fault.unavailable)]
     if problems or config is None:
         raise error_for(problems)
     config = with_absolute_paths(config, merged)
@@ -263,7 +305,7 @@ def _checked(
             for each in source_checks(config, contradicting, registry)
         ]
         problems += [
-            Problem(str(error), key, merged.place([tuple(key.split("."))], "value"), unavailable=error)
+            Problem(str(error), dotted(key), merged.place([key], "value"), unavailable=error)
             for key, error in wrong_devices(config, registry)
         ]
         problems += [
@@ -273,7 +315,7 @@ def _checked(
                 merged.place([key], "value"),
                 unavailable=error if isinstance(error, UnavailableError) else None,
             )
-            for key, error in (more_checks(config) if more_checks else ())
+            for key, error in (more_checks(config, registry) if more_checks else ())
         ]
         if problems:
             raise error_for(problems)

@@ -30,6 +30,8 @@ class Choice:
     """An instance of the implementation's own options class; a dict, as in the file, where that isn't needed."""
 
 
+TEXT = ("files", "path")
+"""The implementation of ``corpus``, and its option, that a text such as ``"books/*.txt"`` alone is short for."""
 LONGEST_RUN_NAME = LONGEST_NAME - 15
 """Bytes of ``run.name``: a later run of the name gets a number, as in ``first-2``."""
 
@@ -70,7 +72,7 @@ def _a_share(instance: Any, attribute: Any, value: float | None) -> None:
 class SourceConfig:
     """One of several texts that are trained on."""
 
-    corpus: str = option(help="As data.corpus.", check=path_text, path=("python-docs",))
+    corpus: Choice = option(help="As data.corpus.", hook="corpus", alone=TEXT)
     weight: float = option(
         1.0,
         "How many times an epoch passes over its training sequences. 2: twice, each time as samples of their own; "
@@ -91,14 +93,12 @@ def _ids(instance: Any, attribute: Any, value: dict[str, int]) -> None:
 class DataConfig:
     """The text, how it becomes tokens, and how long a sequence is."""
 
-    corpus: str | None = option(
+    corpus: Choice | None = option(
         None,
-        'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
-        ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files, or a directory that the library datasets "
-        'saved; relative to the TOML. Of a data set with splits train is read, or "PATH#SPLIT"; "PATH#SUBSET" is one '
-        'of several. Left out: "python-docs", unless there are sources.',
-        check=path_text,
-        path=("python-docs",),
+        'The text. A path alone is short for { use = "files", path = "..." }, whose path says what it may be; another '
+        'use has other options. Left out: "python-docs", unless there are sources.',
+        hook="corpus",
+        alone=TEXT,
     )
     sources: dict[str, SourceConfig] = option(
         dict, "Several texts in place of corpus, each in a table of its own, such as [data.sources.wiki]."
@@ -110,13 +110,13 @@ class DataConfig:
         path=("bytes",),
     )
     seq_len: int = option(256, "Tokens a sequence.", check=counted(2, 10_000_000))
-    validation: str | None = option(
+    validation: Choice | None = option(
         None,
         "The validation split, as data.corpus names a text; of a data set with splits its own validation. Left out: "
         "that of data.corpus, where it is such a data set and validation_fraction isn't set, or else a share of the "
         "text.",
-        check=path_text,
-        path=("python-docs",),
+        hook="corpus",
+        alone=TEXT,
     )
     validation_fraction: float | None = option(
         None,
@@ -126,7 +126,7 @@ class DataConfig:
     )
     text_field: str = option(
         "text",
-        "Field of a .jsonl line, or column of a .parquet or a saved data set, that holds the text.",
+        "Field of a record, such as a .jsonl line, or column of a .parquet or a saved data set, that holds the text.",
         check=not_empty,
     )
     mask_token: str | None = option(

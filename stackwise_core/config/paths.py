@@ -67,6 +67,11 @@ def with_paths(instance: T, change: Change, path: KeyPath = ()) -> T:
         return cast(T, attrs.evolve(cast(Any, instance), **changes))
 
 
+def with_absolute_options(choice: Choice, folder: Path) -> Choice:
+    """Return a choice whose paths are absolute."""
+    return _choice(choice, lambda key, value: absolute(value, folder), ())
+
+
 def is_there(value: str) -> bool:
     """Return whether a path exists.
 

@@ -37,6 +37,8 @@ def _rows(attribute: "attrs.Attribute[Any]") -> list[OptionRow]:
         if keys := key_type(attribute):
             by = "whole number" if keys is int else "name"
             return [OptionRow(attribute.name, f"table of {hook}s by {by}", _written(default), help)]
+        if attribute.metadata["alone"]:
+            return [OptionRow(attribute.name, "string, or a table with use", _written(default), help)]
         use = default["use"] if isinstance(default, Mapping) else default
         return [OptionRow(attribute.name, f"name of {with_article(hook)}, or a table with use", _written(use), help)]
     row = OptionRow(attribute.name, noun(attribute.type), _written(default), help)

@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xxhash import xxh3_128
-
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sources import Source, share_held_out
+from stackwise_core.data.sources import share_held_out
+from stackwise_core.data.text_source import Source
 from stackwise_core.data.tokenizer import Tokenizer
 
 FORMAT = 3
@@ -15,23 +14,15 @@ FORMAT = 3
 COUNTING = 2
 """Version of how long texts are cut for a tokenizer.json, and of the bytes that tokens stand for; part of the name
 likewise."""
-NOTHING = xxh3_128(b"").hexdigest()
 
 
 def fingerprint(sources: Sequence[Source], hashes: Mapping[Path, str], data: DataConfig, tokenizer: Tokenizer) -> str:
-    """Return the hash of all that decides the rows; names of files and sources don't, nor do empty texts."""
-    texts = [
-        (
-            [
-                (file.format, file.compression, source.named.field.name if file.has_fields else "", hashes[file.path])
-                for file in source.files
-                if hashes[file.path] != NOTHING or not file.may_have_no_bytes
-            ],
-            source.named.weight,
-            source.named.is_validation,
-        )
-        for source in sources
-    ]
+    """Return the hash of all that decides the rows; names of files and sources don't.
+
+    Args:
+        hashes: of the content of every file of the sources.
+    """
+    texts = [(source.content(hashes), source.named.weight, source.named.is_validation) for source in sources]
     version = () if tokenizer.is_bytewise else (COUNTING,)
     held_out = share_held_out(sources, data)
     decisive = (FORMAT, texts, tokenizer.fingerprint, data.seq_len, held_out, *version)

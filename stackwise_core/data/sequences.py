@@ -18,17 +18,16 @@ from xxhash import xxh3_128
 
 from stackwise_core.config.model import DataConfig
 from stackwise_core.data.content_index import ContentIndex
-from stackwise_core.data.corpus import read_files
-from stackwise_core.data.corpus.utf8 import unreadable
 from stackwise_core.data.fingerprint import FORMAT, fingerprint
 from stackwise_core.data.mapped import map_array
 from stackwise_core.data.packing import PackedSplit, Packing, pack
 from stackwise_core.data.predictable import predictable
-from stackwise_core.data.sources import Source, find_sources, share_held_out
+from stackwise_core.data.sources import share_held_out
+from stackwise_core.data.text_source import Source
 from stackwise_core.data.token_stream import Coverage, Text, real_tokens, token_dtype
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import EXHAUSTED, sync
+from stackwise_core.files import EXHAUSTED, sync, unreadable
 from stackwise_core.writable import check_writable
 
 MANIFEST = "manifest.json"
@@ -160,11 +159,16 @@ class Corpus:
 
 
 def prepare(
-    data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, *, causal: bool = False
+    sources: Sequence[Source],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+    *,
+    causal: bool = False,
 ) -> Corpus:
-    """Find the tokenised corpus, or tokenise it.
+    """Find some texts as tokens, or tokenise them.
 
-    A hash of the files' contents names a directory in ``data.tokens_directory``; files that are as they were in the
+    A hash of what decides the texts names a directory in ``data.tokens_directory``; files that are as they were in the
     last run aren't read for it (``content_index``). What is there is checked whole and made anew if it is damaged. It
     is written beside and renamed when it is complete, so that processes may do this at the same time.
 
@@ -177,7 +181,8 @@ def prepare(
     three samples each.
 
     Args:
-        data: where the text is, and how it is to be cut.
+        sources: as ``find_sources`` finds them.
+        data: how they are to be cut.
         tokenizer: the one that ``data.tokenizer`` names.
         progress: told while tokenising how many UTF-8 bytes of text are done, and what share that is of all.
         causal: whether each token is predicted from those before it. A row without a token that has one of
@@ -189,18 +194,6 @@ def prepare(
         UnavailableError: a package that reads the corpus isn't there.
         StackwiseError: the files can't be written, or the text changed while it was read.
     """
-    return prepare_sources(find_sources(data), data, tokenizer, progress, causal=causal)
-
-
-def prepare_sources(
-    sources: Sequence[Source],
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    progress: Progress | None = None,
-    *,
-    causal: bool = False,
-) -> Corpus:
-    """Find some texts as tokens, or tokenise them; as ``prepare``, whatever texts ``data`` names."""
     tokens_directory = Path(data.tokens_directory).absolute()
     if not tokens_directory.is_dir():  # one that is there may have these tokens already
         check_writable(tokens_directory, "data.tokens_directory")
@@ -256,18 +249,22 @@ def kept_validation(data: DataConfig, tokenizer: Tokenizer, fingerprint: str) ->
 
 def _named(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer) -> tuple[ContentIndex, str]:
     """Return what is known of the files now, and the fingerprint that follows."""
-    paths = [file.path for source in sources for file in source.files]
     index = ContentIndex.open(Path(data.tokens_directory).absolute() / INDICES / f"{_name_of(sources)}.json")
+    return index, _fingerprint(sources, data, tokenizer, index)
+
+
+def _fingerprint(sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer, index: ContentIndex) -> str:
+    files = [file for source in sources for file in source.files()]
     try:
-        hashes = dict(zip(paths, index.hash_all(paths), strict=True))
+        hashes = dict(zip(files, index.hash_all(files), strict=True))
     except OSError as error:
         raise unreadable(Path(error.filename or data.tokens_directory), error) from None
-    return index, fingerprint(sources, hashes, data, tokenizer)
+    return fingerprint(sources, hashes, data, tokenizer)
 
 
 def _name_of(sources: Sequence[Source]) -> str:
     """Return the name of these texts' index: it depends on where they are, not on what is there now."""
-    where = [os.path.abspath(source.named.corpus) for source in sources]
+    where = [os.path.abspath(source.where) for source in sources]
     return xxh3_128(json.dumps(where).encode()).hexdigest()
 
 
@@ -283,14 +280,9 @@ def _make(
     _remove_abandoned(directory.parent)
     beside = _beside(directory)
     beside.mkdir()
-    reading = _Reading(sum(file.path.stat().st_size for source in sources for file in source.files))
+    reading = _Reading(sum(source.size() for source in sources))
     texts = [
-        Text(
-            read_files(source.files, source.named.field, reading.consumed),
-            source.named.weight,
-            source.named.is_validation,
-        )
-        for source in sources
+        Text(source.documents(reading.consumed), source.named.weight, source.named.is_validation) for source in sources
     ]
     try:
         packing = pack(
@@ -304,6 +296,9 @@ def _make(
         changed = index.changed()
         if changed is not None:
             raise StackwiseError(f"{changed}: the file changed while it was being read; run again when it is finished")
+        if _fingerprint(sources, data, tokenizer, index) != directory.name:
+            corpora = ", ".join(dict.fromkeys(source.where for source in sources))
+            raise StackwiseError(f"{corpora}: the text changed while it was being read; run again when it is finished")
         _refuse_too_small(packing, sources, data)
         _seal(beside, directory.name, data.seq_len, packing)
         return _put_in_place(beside, directory, sources, tokenizer)
@@ -330,10 +325,10 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
     coverage, known = packing.coverage, " that the tokenizer has a token for" if packing.coverage.dropped else ""
     for text, source in zip(packing.texts, sources, strict=True):
         if not text.documents:
-            raise UsageError(f"{source.named.corpus}: expected text, but there is not one character in it{known}")
+            raise UsageError(f"{source.where}: expected text, but there is not one character in it{known}")
     train, validation = packing.train, packing.validation
     unknown = f"{100 * coverage.unknown / coverage.bytes:.3g} % of the text is unknown to {data.tokenizer}"
-    corpora = ", ".join(dict.fromkeys(source.named.corpus for source in sources))
+    corpora = ", ".join(dict.fromkeys(source.where for source in sources))
     if all(source.named.is_validation for source in sources):  # measured on, however short it is
         if not validation.rows:
             because = f", and {unknown}" if coverage.unknown else ""
@@ -374,8 +369,8 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
 
 
 def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: DataConfig) -> None:
-    own = [each.named.corpus for each in sources if each.named.is_validation]
-    trained_on = [each.named.corpus for each in sources if not each.named.is_validation]
+    own = [each.where for each in sources if each.named.is_validation]
+    trained_on = [each.where for each in sources if not each.named.is_validation]
     share = share_held_out(sources, data)
     if trained_on and not len(corpus.train):
         texts = ", ".join(dict.fromkeys(trained_on))

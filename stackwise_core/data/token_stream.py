@@ -14,10 +14,10 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from stackwise_core.data import cutting
-from stackwise_core.data.corpus.document import Document
 from stackwise_core.data.cutting import Tokenised, Window, cut, meet
 from stackwise_core.data.mapped import map_array
 from stackwise_core.data.tokenizer import Joined, Tokenizer
+from stackwise_core.interfaces.corpus import Document
 
 BATCH = 1 << 20  # tokens or characters handled at once
 PIECE_COSTS = 256  # characters that a piece counts for beside its own, so that a batch of short ones isn't too large

@@ -11,15 +11,18 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from stackwise_core.config.choices import RACK_HOOKS
+from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.kept import CONFIG, TOKENIZER
-from stackwise_core.config.load import load_run, load_run_at_precision
+from stackwise_core.config.load import load_run, load_run_at_precision, text_alone
 from stackwise_core.config.source_run import PLAN, finished_run
-from stackwise_core.data.corpus.document import TextField
-from stackwise_core.data.sequences import Progress, Split, fingerprint_now, kept_validation, prepare_sources
-from stackwise_core.data.sources import find_sources, measured
+from stackwise_core.data.sequences import Progress, Split, fingerprint_now, kept_validation, prepare
+from stackwise_core.data.sources import find_sources, make_corpus, measured
+from stackwise_core.data.text_source import Source
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.inference.evaluate import BandRoute, Evaluation, Likelihood, evaluate
+from stackwise_core.interfaces.corpus import TextField
 from stackwise_core.rack.residency import Residency
+from stackwise_core.registry import Registry
 from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.runs.ending import check_rack, read_ending
 from stackwise_core.runs.planned_rack import PlannedRack
@@ -45,6 +48,9 @@ class FinishedRun:
     path: Path
     """The run's directory as it was named, for messages."""
     parts: RackParts
+    registry: Registry
+    plugins: tuple[str, ...]
+    """As ``-p`` has them."""
     residency: Residency
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
@@ -113,7 +119,8 @@ class FinishedRun:
         residency.load_ends(directory.read_ends(parts.spec))
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
         changed = plugin_changes(directory, config, registry)
-        return cls(path, parts, residency, exits=frozenset(planned.exits), active=active, notes=changed, **plan)
+        exits = frozenset(planned.exits)
+        return cls(path, parts, registry, tuple(plugins), residency, exits=exits, active=active, notes=changed, **plan)
 
     @property
     def bytes(self) -> float:
@@ -131,7 +138,7 @@ class FinishedRun:
         """Return the run's validation split, or another text, and what a user should know of it.
 
         Args:
-            corpus: as ``data.corpus``; of a data set with splits its validation split, or the only one.
+            corpus: a path, as ``data.corpus``; of a data set with splits its validation split, or the only one.
             text_field: of that text, in place of the run's ``data.text_field``.
 
         Raises:
@@ -139,8 +146,9 @@ class FinishedRun:
         """
         data = self.parts.config.data
         if corpus is not None:
-            source = measured(corpus, TextField(text_field or data.text_field))
-            prepared = prepare_sources([source], data, self.parts.tokenizer, progress, causal=self.causal)
+            choice = text_alone(corpus, self.registry, asked_by="--corpus")
+            source = measured(make_corpus(choice, TextField(text_field or data.text_field), self.registry))
+            prepared = prepare([source], data, self.parts.tokenizer, progress, causal=self.causal)
             return prepared.validation, prepared.notes
         split, notes = self._own_validation(progress)
         if not len(split):
@@ -157,14 +165,14 @@ class FinishedRun:
         data, tokenizer = self.parts.config.data, self.parts.tokenizer
         kind: type[StackwiseError] = UsageError
         try:
-            sources = find_sources(data)
+            sources = self._sources()
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
-                return prepare_sources(sources, data, tokenizer, progress, causal=self.causal).validation, ()
+                return prepare(sources, data, tokenizer, progress, causal=self.causal).validation, ()
             changed = f"the text of {self.path} has changed since the run"
             refused = f"{changed}, and so its validation split is another one"
         except (UsageError, UnavailableError) as error:
             kind = UnavailableError if isinstance(error, UnavailableError) else UsageError
-            refused = str(error).removesuffix(".")
+            refused = _in_one_line(error).removesuffix(".")
             changed = f"the text of {self.path} can't be read any more ({refused})"
         kept = kept_validation(data, tokenizer, self.corpus)
         if kept is None:
@@ -174,6 +182,16 @@ class FinishedRun:
             )
         kept = kept.causal() if self.causal else kept
         return kept, (f"{changed}: measured on the validation split as it was then, whose tokens were kept.",)
+
+    def _sources(self) -> list[Source]:
+        """Find the texts of the run, whose plugins its rack doesn't need.
+
+        Raises:
+            UsageError: a text can't be read.
+            UnavailableError: a plugin, or a package that reads a text, isn't there.
+        """
+        config, registry = load_run(self.path, plugins=self.plugins, hooks=("corpus",))
+        return find_sources(config.data, registry)
 
     def evaluation(self, split: Split, notes: Sequence[str] = (), **changes: Any) -> Evaluation:
         """Return the run's own settings for a split, with these of them changed.
@@ -197,6 +215,11 @@ class FinishedRun:
             streams=self.streams,
             progress=progress,
         )
+
+
+def _in_one_line(error: StackwiseError) -> str:
+    problems = error.problems if isinstance(error, ProblemsError) else ()
+    return "; ".join(f"{problem.key}: {problem.message}" for problem in problems) or str(error)
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from stackwise_core.data.corpus.files import BUILT_IN
 from stackwise_core.data.sequences import Progress
 from stackwise_core.data.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -257,8 +256,6 @@ class LoadedRack(nn.Module):
             )
         asked = {"draws": draws, "sequences": sequences, "bands": bands, "seed": seed, "batch_size": batch_size}
         path = None if corpus is None else os.fspath(corpus)
-        if path not in (None, BUILT_IN):
-            path = os.path.abspath(os.path.expanduser(path))
         split, notes = self.run.text(path, tokenised, text_field)
         return self.run.evaluation(split, notes, **{name: value for name, value in asked.items() if value is not None})
 

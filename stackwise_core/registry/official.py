@@ -24,6 +24,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "objective": {"stackwise-core": ("mask_diffusion", "mlm", "clm")},
     "command": {"stackwise-sampling": ("sample",), "stackwise-report": ("report",)},
     "checkpoint_format": {"stackwise-huggingface": ("huggingface", "hf")},
+    "corpus": {"stackwise-text": ("files",)},
 }
 
 OFFICIAL = {

@@ -15,8 +15,9 @@ from stackwise_core.hookspecs import INTERFACES
 from stackwise_core.registry import Registry
 from stackwise_core.registry.records import Declared, label
 
-DECISIVE = tuple(hook for hook in INTERFACES if hook != "cache_backend")
-"""Hooks on whose implementations a run's numbers depend: a cache gives back what was put into it."""
+DECISIVE = tuple(hook for hook in INTERFACES if hook not in ("cache_backend", "corpus"))
+"""Hooks on whose implementations a run's numbers depend: a cache gives back what was put into it, and what a corpus
+gave is in the plan by its content."""
 _LONGEST = 80
 
 

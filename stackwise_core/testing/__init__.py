@@ -21,6 +21,7 @@ for _file in (
     "checkpoint_format",
     "child",
     "command",
+    "corpus",
     "fresh",
     "mask_schedule",
     "objective",

@@ -17,6 +17,7 @@ from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.source_run import ENVIRONMENT, FINISHED, PLAN, PROGRESS
 from stackwise_core.data.draws import Drawer, Stream
 from stackwise_core.data.sequences import Split
+from stackwise_core.data.sources import named_texts
 from stackwise_core.errors import StackwiseError
 from stackwise_core.inference.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.interfaces.phase import Phase
@@ -266,7 +267,8 @@ class Engine:
         config, directory = self._setup.config, self._directory
         if has_step(directory.path):
             directory.manifest.recover()
-            check_same_plan(self._plan, directory, config.data)
+            corpora = [text.corpus.name for text in named_texts(config.data, self._registry)]
+            check_same_plan(self._plan, directory, corpora)
             self._residency.load_ends(directory.read_ends(self._setup.spec))
             done, measured_until = _read_progress(directory)
             self._update_config()

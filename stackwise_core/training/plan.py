@@ -8,9 +8,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
-from stackwise_core.config.model import DataConfig
 from stackwise_core.config.source_run import PLAN
-from stackwise_core.data.sources import named_texts
 from stackwise_core.errors import UsageError
 from stackwise_core.inference.evaluate import BandRoute
 from stackwise_core.interfaces.component import ContractError, origin
@@ -181,11 +179,11 @@ def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: 
     return frozenset(stack for stack, path in paths.items() if path in prefixes)
 
 
-def check_same_plan(plan: Plan, directory: RunDirectory, data: DataConfig) -> None:
+def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str]) -> None:
     """Refuse to resume a run whose plan isn't what its configuration gives now, or whose weights aren't its own.
 
     Args:
-        data: what names the text now.
+        corpora: where the texts are now.
 
     Raises:
         UsageError: the corpus, the tokenizer or a plugin is another than when it began.
@@ -202,7 +200,7 @@ def check_same_plan(plan: Plan, directory: RunDirectory, data: DataConfig) -> No
     except (LookupError, TypeError, AttributeError):  # it is no plan at all
         before = {}
     if before.get("tokenizer") == now["tokenizer"] and before.get("corpus") != now["corpus"]:
-        texts = ", ".join(text.corpus for text in named_texts(data))
+        texts = ", ".join(corpora)
         raise UsageError(
             f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
             "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."

@@ -13,6 +13,7 @@ from stackwise_core.config.rack_shape import rack_shape
 from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.data.noise import Noise
 from stackwise_core.data.sequences import Corpus, Progress, prepare
+from stackwise_core.data.sources import find_sources
 from stackwise_core.data.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.adapter import Adapter
@@ -126,7 +127,8 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
-    corpus = prepare(config.data, parts.tokenizer, progress, causal=parts.implementations.objective.options.causal)
+    sources, causal = find_sources(config.data, registry), parts.implementations.objective.options.causal
+    corpus = prepare(sources, config.data, parts.tokenizer, progress, causal=causal)
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
 
 

@@ -52,7 +52,6 @@ from attrs import evolve
 from torch import Tensor
 
 from stackwise_core.config.load import load
-from stackwise_core.data.corpus import documents
 from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.interfaces.cache_backend import Format, Layout
 from stackwise_core.process_state import own_state
@@ -60,6 +59,7 @@ from stackwise_core.training.codec import decode, encode
 from stackwise_core.training.engine import Engine
 from stackwise_core.training.plan import make_plan
 from stackwise_core.training.setup import set_up
+from stackwise_text.reading import documents
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "codec.md"

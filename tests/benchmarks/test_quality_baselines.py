@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from stackwise_core.data.sequences import prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 from tests.benchmarks.quality.baselines import baselines
+from tests.texts import prepared
 from tests.tiny import tiny_config
 
 
@@ -15,7 +15,7 @@ def test_the_baselines_are_what_a_loop_over_the_bytes_gives(tmp_path):
     """Uniform noise costs ln 256; the unigram model is fitted on the one split and measured on the other."""
     config, _ = tiny_config(tmp_path)
     tokenizer = load_tokenizer("bytes", mask_token=None)
-    corpus = prepare(config.data, tokenizer)
+    corpus = prepared(config.data, tokenizer)
 
     def tokens(split):
         rows = split.rows(list(range(len(split))))

@@ -178,7 +178,7 @@ def test_a_package_that_is_missing(on_a_text, monkeypatch):
     def unavailable(files):
         raise UnavailableError("reading it needs a package")
 
-    monkeypatch.setattr("stackwise_core.data.corpus.finding.check_packages", unavailable)
+    monkeypatch.setattr("stackwise_text.finding.check_packages", unavailable)
     measured = json.loads(evaluate(ran.directory, "--json").stdout)
     assert measured["likelihoods"][-1]["nats_per_token"] == ran.result.likelihoods[-1].nats_per_token
     shutil.rmtree(tokens)

@@ -255,11 +255,11 @@ def test_paths_are_relative_to_the_layer_that_sets_them(write, tmp_path):
     write('[data]\ncorpus = "texts/*.md"\ntokenizer = "tokenizer.json"', "bases/base.toml")
     path = write('extends = "bases/base.toml"')
     data = config_of(path, overrides=["data.tokenizer=mine.json"]).data
-    assert data.corpus == str(tmp_path / "configs/bases/texts/*.md")
+    assert data.corpus.options.path == str(tmp_path / "configs/bases/texts/*.md")
     assert data.tokenizer == str(tmp_path / "here/mine.json")
     data = config_of(write('[data]\ncorpus = "python-docs"\ntokenizer = "bytes"')).data
-    assert (data.corpus, data.tokenizer) == ("python-docs", "bytes")
-    assert config_of(write('[data]\ncorpus = "/texts"')).data.corpus == "/texts"
+    assert (data.corpus.options.path, data.tokenizer) == ("python-docs", "bytes")
+    assert config_of(write('[data]\ncorpus = "/texts"')).data.corpus.options.path == "/texts"
 
 
 PLUGIN = """

@@ -37,7 +37,7 @@ def written(run: Path, written_in: Path | None = None, **data: object) -> dict:
 def test_a_path_is_named_as_seen_from_the_run(tmp_path, path, relative):
     """Where they share more than the root; names of what is no path stay."""
     data = written(tmp_path / "project/runs/first", corpus=path.format(tmp=tmp_path))
-    assert data.corpus == relative
+    assert data.corpus.options.path == relative
 
 
 def test_links_lead_where_the_system_follows_them(tmp_path):
@@ -48,8 +48,8 @@ def test_links_lead_where_the_system_follows_them(tmp_path):
     (tmp_path / "project" / "runs").symlink_to(tmp_path / "scratch" / "deep" / "runs")
     run = tmp_path / "project" / "runs" / "first"
     data = written(run, corpus=str(tmp_path / "project" / "text.txt"))
-    assert (run / data.corpus).samefile(tmp_path / "project" / "text.txt")
-    assert Path(load_run(run)[0].data.corpus).samefile(tmp_path / "project" / "text.txt")
+    assert (run / data.corpus.options.path).samefile(tmp_path / "project" / "text.txt")
+    assert Path(load_run(run)[0].data.corpus.options.path).samefile(tmp_path / "project" / "text.txt")
 
 
 @pytest.mark.parametrize(("there", "found"), [(["new"], "new"), (["old"], "old"), (["old", "new"], "new"), ([], "new")])
@@ -60,7 +60,7 @@ def test_what_moved_along_comes_before_what_stayed(tmp_path, there, found):
         (tmp_path / folder / "text.txt").write_text("text")
     run = tmp_path / "new/runs/first"
     written(run, tmp_path / "old/runs/first", corpus=str(tmp_path / "new/text.txt"))
-    assert load_run(run)[0].data.corpus == str(tmp_path / found / "text.txt")
+    assert load_run(run)[0].data.corpus.options.path == str(tmp_path / found / "text.txt")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_manifest_that_no_run_wrote_says_nothing(tmp_path, manifest):
     run = tmp_path / "runs/first"
     written(run, corpus=str(tmp_path / "text.txt"))
     (run / "manifest.json").write_text(manifest)
-    assert os.path.normpath(load_run(run)[0].data.corpus) == str(tmp_path / "text.txt")
+    assert os.path.normpath(load_run(run)[0].data.corpus.options.path) == str(tmp_path / "text.txt")
 
 
 def test_a_glob_is_there_if_its_folder_is(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sequences import prepare
 from stackwise_core.data.tokenizer import load_tokenizer
+from tests import texts as given
 
 
 def train_bpe(path, special_tokens):
@@ -59,6 +59,6 @@ def prepared(tmp_path, data):
         for number, text in enumerate(texts):
             (folder / f"{number:04}.txt").write_bytes(text.encode())
         tokenizer = load_tokenizer(str(tokenizer), mask_token=mask_token)
-        return prepare(evolve(data, corpus=str(folder), **options), tokenizer, progress, causal=causal)
+        return given.prepared(evolve(data, corpus=given.files(folder), **options), tokenizer, progress, causal=causal)
 
     return run

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stackwise_core.data import cutting, token_stream
-from stackwise_core.data.corpus.document import Document
 from stackwise_core.data.cutting import cut
 from stackwise_core.data.token_stream import Text, tokenise
 from stackwise_core.data.tokenizer import load_tokenizer
+from stackwise_core.interfaces.corpus import Document
 from tests.kinds_of_tokenizers import KINDS, save_kind
 from tests.tiny import TEXT
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
 from stackwise_core.data import cutting, packing, token_stream
-from stackwise_core.data.corpus import Document
 from stackwise_core.data.packing import pack
 from stackwise_core.data.token_stream import Coverage, Text
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.corpus import Document
 
 
 def by_definition(documents, special, seq_len, fraction, pad):

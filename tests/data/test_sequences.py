@@ -17,9 +17,11 @@ from tokenizers import models, pre_tokenizers
 from xxhash import xxh3_128
 
 from stackwise_core.data import sequences
-from stackwise_core.data.sequences import INDICES, prepare
+from stackwise_core.data.sequences import INDICES
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
+from tests.texts import files
+from tests.texts import prepared as prepare
 
 TEXTS = [f"Document {number} says: " + " ".join(f"word{number * 7 + i}" for i in range(20)) for number in range(12)]
 
@@ -118,7 +120,7 @@ def test_a_file_of_no_bytes(prepared, data, tmp_path, name):
     """An empty text changes nothing; of other formats a file of no bytes is an error, even if the rest is tokenised."""
     first = prepared(TEXTS)
     tokenizer = load_tokenizer("bytes", mask_token=None)
-    data = evolve(data, corpus=str(tmp_path / "corpus"))
+    data = evolve(data, corpus=files(tmp_path / "corpus"))
     (tmp_path / "corpus" / "x.txt").touch()
     assert prepare(data, tokenizer).directory == first.directory
     (tmp_path / "corpus" / name).touch()
@@ -225,7 +227,7 @@ def test_another_process_leaves_damage(prepared, data):
 PREPARE = """
 import sys, time
 from stackwise_core.config.model import DataConfig
-from stackwise_core.data.sequences import INDICES, prepare
+from tests.texts import files, prepared as prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 
 def progress(done, share):
@@ -233,7 +235,7 @@ def progress(done, share):
     if sys.argv[3] == "wait":
         sys.stdin.readline()
 
-data = DataConfig(corpus=sys.argv[1], tokens_directory=sys.argv[2], seq_len=8)
+data = DataConfig(corpus=files(sys.argv[1]), tokens_directory=sys.argv[2], seq_len=8)
 corpus = prepare(data, load_tokenizer("bytes", mask_token=None), progress)
 print(corpus.fingerprint, corpus.train.tokens, len(corpus.validation), flush=True)
 """
@@ -433,6 +435,6 @@ def test_text_that_the_tokenizer_has_no_token_for(data, tmp_path, text, message)
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     library.save(str(tmp_path / "t.json"))
     (tmp_path / "text.txt").write_text(text)
-    changed = evolve(data, corpus=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+    changed = evolve(data, corpus=files(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
     with pytest.raises(UsageError, match=message):
         prepare(changed, load_tokenizer(changed.tokenizer, mask_token=None))

@@ -14,9 +14,9 @@ from pyarrow import parquet
 
 from stackwise_core.cli import main
 from stackwise_core.config.model import DataConfig, SourceConfig
-from stackwise_core.data.sequences import prepare
 from stackwise_core.data.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
+from tests.texts import files, prepared
 
 SEQ_LEN = 8
 
@@ -40,12 +40,12 @@ def mixed(tmp_path):
             (tmp_path / f"{name}.jsonl").write_text(lines)
         weights = dict(zip(texts, weights, strict=False))
         data = DataConfig(
-            sources={name: SourceConfig(str(tmp_path / f"{name}.jsonl"), weights.get(name, 1.0)) for name in texts},
-            validation=str(tmp_path / "held_out.jsonl") if held_out else None,
+            sources={name: SourceConfig(files(tmp_path / f"{name}.jsonl"), weights.get(name, 1.0)) for name in texts},
+            validation=files(tmp_path / "held_out.jsonl") if held_out else None,
             seq_len=SEQ_LEN,
             tokens_directory=str(tmp_path / "tokens"),
         )
-        return prepare(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None), causal=causal)
+        return prepared(evolve(data, **options), load_tokenizer(str(tokenizer), mask_token=None), causal=causal)
 
     return run
 
@@ -167,7 +167,7 @@ def test_weights_make_another_corpus(mixed):
 def test_one_source_is_a_corpus(mixed, tmp_path):
     """A single source of weight 1 has the rows of a corpus."""
     named = mixed({"a": A})
-    plain = mixed({}, corpus=str(tmp_path / "a.jsonl"))
+    plain = mixed({}, corpus=files(tmp_path / "a.jsonl"))
     assert plain.directory == named.directory
 
 
@@ -208,15 +208,15 @@ def test_a_field_for_each_source(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in A))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in B))
     sources = {
-        "a": SourceConfig(str(tmp_path / "a.jsonl"), text_field="body"),
-        "b": SourceConfig(str(tmp_path / "b.jsonl")),
+        "a": SourceConfig(files(tmp_path / "a.jsonl"), text_field="body"),
+        "b": SourceConfig(files(tmp_path / "b.jsonl")),
     }
     data = DataConfig(sources=sources, seq_len=SEQ_LEN, tokens_directory=str(tmp_path / "tokens"))
     tokenizer = load_tokenizer("bytes", mask_token=None)
-    assert prepare(data, tokenizer).documents == len(A) + len(B)
+    assert prepared(data, tokenizer).documents == len(A) + len(B)
     sources["b"] = evolve(sources["b"], text_field="txt")
     with pytest.raises(UsageError, match=r'expected a field "txt" \(data\.sources\.b\.text_field\)'):
-        prepare(data, tokenizer)
+        prepared(data, tokenizer)
 
 
 def test_an_empty_source(mixed):
@@ -227,7 +227,8 @@ def test_an_empty_source(mixed):
 
 def test_nothing_is_read_twice(mixed, monkeypatch, caplog):
     """A second start opens no text and decodes nothing."""
-    from stackwise_core.data import content_index, sequences
+    from stackwise_core.data import content_index
+    from stackwise_text import corpus
 
     monkeypatch.setattr(content_index, "SETTLED_AFTER", -(10**12))
     with caplog.at_level(logging.DEBUG):
@@ -238,13 +239,13 @@ def test_nothing_is_read_twice(mixed, monkeypatch, caplog):
         raise AssertionError("something was read")
 
     monkeypatch.setattr(content_index, "_read", refuse)
-    monkeypatch.setattr(sequences, "read_files", refuse)
+    monkeypatch.setattr(corpus, "read_files", refuse)
     data = DataConfig(
-        sources={name: SourceConfig(str(first.directory.parents[1] / f"{name}.jsonl")) for name in "ab"},
+        sources={name: SourceConfig(files(first.directory.parents[1] / f"{name}.jsonl")) for name in "ab"},
         seq_len=SEQ_LEN,
         tokens_directory=str(first.directory.parent),
     )
-    again = prepare(data, load_tokenizer("bytes", mask_token=None))
+    again = prepared(data, load_tokenizer("bytes", mask_token=None))
     assert [(source.name, source.train) for source in again.sources] == content
 
 
@@ -292,10 +293,10 @@ def test_check_finds_missing_files(tmp_path):
 def test_check_finds_missing_packages(tmp_path, monkeypatch):
     """A format whose reader isn't installed is told before anything runs, with exit code 3."""
     (tmp_path / "b.parquet").touch()
-    monkeypatch.setattr("stackwise_core.data.corpus.files._installed", lambda package: False)
+    monkeypatch.setattr("stackwise_text.files._installed", lambda package: False)
     result = check(tmp_path, config='[data]\ncorpus = "b.parquet"\n')
     assert result.exit_code == 3
-    assert 'pip install "stackwise-core[datasets]"' in result.output
+    assert 'pip install "stackwise-text[datasets]"' in result.output
 
 
 @pytest.mark.parametrize(
@@ -333,11 +334,11 @@ def texts_of(split):
 def test_a_data_set_has_its_own_validation(mixed, tmp_path):
     """Train is trained on and validation measured on, as if both were named; equal passages are left out."""
     folder = snapshot(tmp_path / "set", {"train": [*A, *B[:3]], "validation": B, "test": words("c", 9)})
-    corpus = mixed({}, corpus=folder)
+    corpus = mixed({}, corpus=files(folder))
     assert texts_of(corpus.train) == "".join(A)
     assert texts_of(corpus.validation) == "".join(B)
     assert corpus.left_out == len("".join(B[:3]))
-    named = mixed({}, corpus=f"{folder}#train", validation=f"{folder}#validation")
+    named = mixed({}, corpus=files(f"{folder}#train"), validation=files(f"{folder}#validation"))
     assert corpus.directory == named.directory
     assert [source.name for source in corpus.sources] == [folder, f"{folder}#validation"]
     assert corpus.notes == (
@@ -350,7 +351,9 @@ def test_what_the_configuration_says_of_validation_counts(mixed, tmp_path, key):
     """A share or a text that is asked for takes the place of the data set's own split, which is in neither."""
     folder = snapshot(tmp_path / "set", {"train": A, "validation": B})
     (tmp_path / "held.txt").write_text("".join(words("c", 20)))
-    corpus = mixed({}, corpus=folder, **{key: 0.2 if key == "validation_fraction" else str(tmp_path / "held.txt")})
+    corpus = mixed(
+        {}, corpus=files(folder), **{key: 0.2 if key == "validation_fraction" else files(tmp_path / "held.txt")}
+    )
     held_out = set.union(*map(names, rows(corpus.validation)))
     assert held_out == ({"a"} if key == "validation_fraction" else {"c"})
     assert set.union(*map(names, rows(corpus.train))) == {"a"}
@@ -359,7 +362,7 @@ def test_what_the_configuration_says_of_validation_counts(mixed, tmp_path, key):
 
 def test_a_data_set_without_validation(mixed, tmp_path):
     """A share of its training text is held out; its test text is in neither split."""
-    corpus = mixed({}, corpus=snapshot(tmp_path / "set", {"train": A, "test": B}))
+    corpus = mixed({}, corpus=files(snapshot(tmp_path / "set", {"train": A, "test": B})))
     assert sorted(texts_of(corpus.train) + texts_of(corpus.validation)) == sorted("".join(A))
     assert len(corpus.validation) > 0
 
@@ -368,8 +371,8 @@ def test_sources_have_their_own_validation(mixed, tmp_path):
     """Each source's own validation split is measured on, once whatever its weight; no row holds text of two."""
     one, two = ({"train": texts[10:], "dev": texts[:10]} for texts in (A, B))
     sources = {
-        "a": SourceConfig(snapshot(tmp_path / "one", one), weight=2),
-        "b": SourceConfig(snapshot(tmp_path / "two", two)),
+        "a": SourceConfig(files(snapshot(tmp_path / "one", one)), weight=2),
+        "b": SourceConfig(files(snapshot(tmp_path / "two", two))),
     }
     corpus = mixed({}, sources=sources)
     assert texts_of(corpus.validation) == "".join([*A[:10], *B[:10]])
@@ -381,12 +384,12 @@ def test_all_sources_have_validation_or_none(mixed, tmp_path):
     """Where some have a validation split and others don't, the configuration must say what to measure on."""
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in B))
     sources = {
-        "a": SourceConfig(snapshot(tmp_path / "set", {"train": A, "validation": A})),
-        "b": SourceConfig(str(tmp_path / "b.jsonl")),
+        "a": SourceConfig(files(snapshot(tmp_path / "set", {"train": A, "validation": A}))),
+        "b": SourceConfig(files(tmp_path / "b.jsonl")),
     }
     with pytest.raises(UsageError, match=r"b\.jsonl: expected a validation split of its own, as a has"):
         mixed({}, sources=sources)
-    sources["a"] = evolve(sources["a"], corpus=f"{tmp_path}/set#train")
+    sources["a"] = evolve(sources["a"], corpus=files(f"{tmp_path}/set#train"))
     corpus = mixed({}, sources=sources, validation_fraction=0.1)
     assert set.union(*map(names, rows(corpus.train))) == {"a", "b"}
 
@@ -395,7 +398,7 @@ def test_all_of_it_is_in_its_validation(mixed, tmp_path):
     """A data set whose training text is its validation text leaves nothing, and says which split it is."""
     folder = snapshot(tmp_path / "set", {"train": A, "validation": A})
     with pytest.raises(UsageError, match=r"all of it is in .*/set#validation too"):
-        mixed({}, corpus=folder)
+        mixed({}, corpus=files(folder))
 
 
 def test_check_lists_subsets(tmp_path):

@@ -9,9 +9,11 @@ import inspect
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.cache_backend import CacheBackendContract
 from stackwise_core.testing.checkpoint_format import CheckpointFormatContract
 from stackwise_core.testing.command import CommandContract
+from stackwise_core.testing.corpus import CorpusContract
 from stackwise_core.testing.mask_schedule import MaskScheduleContract
 from stackwise_core.testing.objective import ObjectiveContract, logits_of, targets_of
 from stackwise_core.testing.optimizer import OptimizerContract
@@ -42,6 +45,7 @@ from tests.cli.test_run import CONFIG
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENESIS = ROOT / "tests" / "golden" / "genesis.txt"
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 DISTRIBUTIONS = [folder.name for folder in (ROOT / "plugins").iterdir()]
@@ -57,6 +61,7 @@ EXAMPLES = {
     "tracker": "table",
     "command": "size",
     "checkpoint_format": "onefile",
+    "corpus": "rows",
 }
 """The local plugin of each hook's page."""
 MORE = ["int8_rows"]
@@ -223,10 +228,10 @@ def examples(tmp_path_factory):
         sys.modules.pop(name, None)
 
 
-def build(examples, hook: str, name: str | None = None):
+def build(examples, hook: str, name: str | None = None, **options):
     _, registry = examples
     declared = registry.resolve(hook, name or EXAMPLES[hook])
-    return registry.build(declared, registry.options_class(declared)(), device="cpu")
+    return registry.build(declared, registry.options_class(declared)(**options), device="cpu")
 
 
 class TestSpans(MaskScheduleContract):
@@ -302,6 +307,25 @@ class TestOneFile(CheckpointFormatContract):
         return build(examples, "checkpoint_format")
 
 
+def write_database(path: Path, texts: list[str]) -> None:
+    """The database that the page's example reads."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE IF NOT EXISTS pages (number INTEGER PRIMARY KEY, body TEXT)")
+        database.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", enumerate(texts))
+
+
+class TestRows(CorpusContract):
+    @pytest.fixture
+    def make(self, examples, tmp_path):
+        options = {"path": str(tmp_path / "texts.db"), "query": "SELECT body FROM pages ORDER BY number"}
+        write_database(tmp_path / "texts.db", ["one", "", "two"])
+        return lambda: build(examples, "corpus", "sqlite", **options)
+
+    @pytest.fixture
+    def change(self, tmp_path):
+        return lambda: write_database(tmp_path / "texts.db", ["ore"])
+
+
 class TestGains(AdapterContract):
     @pytest.fixture
     def adapter(self, examples):
@@ -316,8 +340,9 @@ def train(file: Path, *changes: str):
 
     small = ("stacks=3", "blocks_per_stack=1", "d_model=32", "n_heads=2")
     overrides = [*(f"rack.{value}" for value in small), "data.seq_len=32", "training.steps_per_stack=2"]
-    corpus = ROOT / "tests" / "golden" / "genesis.txt"
-    overrides += [f"data.corpus={corpus}", "evaluation.sequences=4", *changes]
+    overrides += ["evaluation.sequences=4", *changes]
+    if file.stem != EXAMPLES["corpus"]:
+        overrides += [f"data.corpus={GENESIS}"]
     config, registry = load(file, overrides=overrides, environ={})
     setup = set_up(config, registry)
     plan = make_plan(setup)
@@ -328,6 +353,7 @@ def train(file: Path, *changes: str):
 def test_examples_train(hook, examples, tmp_path, monkeypatch):
     """The example of each hook's page trains a small rack under the configuration that stands below it."""
     folder, _ = examples
+    write_database(folder / "texts.db", GENESIS.read_text().splitlines())
     monkeypatch.chdir(tmp_path)
     _, result = train(folder / f"{EXAMPLES[hook]}.toml")
     assert [phase.steps for phase in result.phases] == [2, 2, 2]

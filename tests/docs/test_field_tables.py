@@ -20,6 +20,7 @@ RECORDS = {
         "ExportedTokenizer",
         "Written",
     },
+    "corpus.md": {"Document", "Found", "TextField"},
 }
 
 

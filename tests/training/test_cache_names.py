@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from stackwise_core.builtin.options import MLMOptions
 from stackwise_core.data.draws import Drawer, Draws, Stream
 from stackwise_core.data.noise import Noise
-from stackwise_core.data.sequences import Split, prepare
+from stackwise_core.data.sequences import Split
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.registry import Registry
@@ -28,6 +28,7 @@ from stackwise_core.training.namespace import made_of, namespace
 from stackwise_core.training.objectives.mlm import MLM
 from stackwise_masking.options import ConstantOptions, RangeOptions
 from stackwise_masking.schedules import Constant, Cosine, Linear
+from tests.texts import files, prepared
 from tests.tiny import TEXT, Ran, run_tiny
 
 TRUNK = (0, 1)
@@ -211,8 +212,8 @@ def splits(rack, tmp_path_factory) -> dict[tuple[int, int], Split]:
         path = directory / f"{number}.txt"
         path.write_text(changed, encoding="utf-8")
         for seq_len in (32, 64):
-            data = evolve(rack.setup.config.data, corpus=str(path), seq_len=seq_len)
-            found[number, seq_len] = prepare(data, rack.setup.tokenizer).train
+            data = evolve(rack.setup.config.data, corpus=files(path), seq_len=seq_len)
+            found[number, seq_len] = prepared(data, rack.setup.tokenizer).train
     return found
 
 

@@ -1,0 +1,1 @@
+"""Text files and data sets as corpora of Stackwise."""
