@@ -110,9 +110,9 @@ def test_where_a_text_is_does_not_count(registry):
     assert not any(map(is_text, ("data.tokenizer", "data.sources.x.weight", "data.corpora", "rack.init_from")))
     before = structure({"data": {"corpus": "/a"}}, registry)
     moved = structure({"data": {"corpus": "/b"}}, registry)
-    assert changes(before, moved) == []
+    assert changes(before, moved, registry) == []
     other = evolve(before, data=evolve(before.data, corpus=Choice("rows", {"path": "/a", "query": "SELECT 1"})))
-    assert [change.key for change in changes(before, other)] == [
+    assert [change.key for change in changes(before, other, registry)] == [
         "data.corpus",
         "data.corpus.path",
         "data.corpus.query",
