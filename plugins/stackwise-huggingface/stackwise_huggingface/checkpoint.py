@@ -263,7 +263,7 @@ def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file that the safetensors library refuses."""
+    """Say what is wrong with a file that the safetensors library refuses."""
     if f"os error {errno.ENODEV}" in str(error):
         return "the file system can't map files into memory. Copy the directory to another one."
     return f"not a whole safetensors file: {error!s:.200}"
@@ -302,7 +302,7 @@ def _plain(index: Mapping[str, Any]) -> bool:
 
 
 def _misfits(directory: Path, headers: Headers, expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What the headers have other than config.json lets expect; at most a few of each kind are named."""
+    """Describe how the headers differ from config.json; at most a few of each kind are named."""
     missing = [name for name in expected if name not in headers and name != HEAD]
     if missing:
         yield f"{directory}: expected the tensor {_some(missing)}, as {CONFIG} says, and there is none"

@@ -1,4 +1,4 @@
-"""What this distribution registers; it imports nothing but the hook specs."""
+"""Implementations that this distribution registers; it imports nothing but the hook specs."""
 
 from stackwise_core.hookspecs import Implementation, hookimpl
 
