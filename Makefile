@@ -24,10 +24,11 @@ lint: $(TESTS)
 types: $(TESTS)
 	$(BIN)/mypy
 
-# Writes docs/config.md and the tables of docs/hooks from the code's own words; tests hold them up to date.
+# Writes docs/config.md, the tables of docs/hooks and the drawing of the rooms from the code; tests hold them.
 docs: $(TESTS)
 	$(BIN)/python docs/make_config_reference.py
 	$(BIN)/python docs/make_field_tables.py
+	$(BIN)/python docs/make_architecture.py
 
 $(RUNS): $(NEEDS)
 	$(PYTHON) -m venv $(VENV)

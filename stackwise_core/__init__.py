@@ -9,7 +9,7 @@ rack = sw.load_rack(result.directory)
 
 from typing import TYPE_CHECKING, Any
 
-from stackwise_core.openmp import wait_passively
+from stackwise_core.system.openmp import wait_passively
 
 if TYPE_CHECKING:
     from stackwise_core.api import (

@@ -14,20 +14,20 @@ from attrs import frozen
 
 from stackwise_core.config.errors import ConfigError as ConfigError
 from stackwise_core.config.sources import Overrides
+from stackwise_core.engine.loop.beginning import Configuration, begin, read
+from stackwise_core.engine.loop.beginning import Finished as Finished
 from stackwise_core.errors import StackwiseError as StackwiseError
 from stackwise_core.errors import UnavailableError as UnavailableError
 from stackwise_core.errors import UsageError as UsageError
-from stackwise_core.process_state import own_state, preserved_state
-from stackwise_core.runs.beginning import Configuration, begin, read
-from stackwise_core.runs.beginning import Finished as Finished
+from stackwise_core.system.process_state import own_state, preserved_state
 
 if TYPE_CHECKING:
-    from stackwise_core.data.sequences import Progress
-    from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.events import Event, Listener, RunResult
-    from stackwise_core.training.plan import Plan
-    from stackwise_core.training.setup import Setup
-    from stackwise_core.training.stopping import Stopping
+    from stackwise_core.engine.draws.sequences import Progress
+    from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
+    from stackwise_core.engine.loop.events import Event, Listener, RunResult
+    from stackwise_core.engine.loop.stopping import Stopping
+    from stackwise_core.engine.phases.setup import Setup
+    from stackwise_core.engine.plan.plan import Plan
 
 
 def load_config(
@@ -87,7 +87,7 @@ def run(
             plugin has within a phase.
         beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
             doesn't hold.
-        listener: called with each event of ``stackwise_core.training.events``.
+        listener: called with each event of ``stackwise_core.engine.loop.events``.
         tokenised: as ``plan``.
 
     Raises:
@@ -112,9 +112,9 @@ def prepare(configuration: Configuration, tokenised: Progress | None = None) -> 
     """Prepare everything before a run's first step: its text as tokens, its plan."""
     # torch comes in here, after the configuration was found to be right.
     with own_state():
-        from stackwise_core.training.plan import make_plan
-        from stackwise_core.training.setup import set_up
-        from stackwise_core.training.threads import computing_threads
+        from stackwise_core.engine.phases.setup import set_up
+        from stackwise_core.engine.plan.plan import make_plan
+        from stackwise_core.engine.process.threads import computing_threads
 
         parent = Path(configuration.config.run.directory).absolute()  # as it is before anybody else's code runs
         with computing_threads(configuration.config.run.threads):
@@ -139,9 +139,9 @@ class Prepared:
             stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
             beyond_machine: as ``run``.
         """
-        from stackwise_core.runs.directory import RunDirectory
-        from stackwise_core.training.engine import Engine
-        from stackwise_core.training.stopping import Stopping
+        from stackwise_core.engine.loop.engine import Engine
+        from stackwise_core.engine.loop.stopping import Stopping
+        from stackwise_core.engine.runs.directory import RunDirectory
 
         def tell(event: Event) -> None:
             # A listener that draws numbers continues its own sequence.
@@ -182,8 +182,8 @@ def load_rack(
         StackwiseError: a file is missing or damaged.
     """
     with own_state():
-        from stackwise_core.inference.finished import FinishedRun
-        from stackwise_core.inference.loaded_rack import LoadedRack
+        from stackwise_core.engine.evaluation.finished import FinishedRun
+        from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
 
         run = FinishedRun.open(Path(path), device=device, precision=precision, plugins=plugins)
         return LoadedRack(run, stream=stream)

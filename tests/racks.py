@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from attrs import evolve
 
+from stackwise_core.engine.rack.rack import Ends, stack_of
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.rack import Ends, stack_of
-from stackwise_core.runs.directory import RunDirectory
 
 
 def master_logits(

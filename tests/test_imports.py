@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -11,33 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS = (
-    (
-        "control_groups",
-        "errors",
-        "files",
-        "hookspecs",
-        "lacking_calls",
-        "machine",
-        "number_range",
-        "openmp",
-        "options",
-        "process_state",
-        "quiet_imports",
-        "tensor_file",
-        "writable",
-    ),
-    ("interfaces",),
-    ("registry",),
-    ("config",),
-    ("builtin",),
-    ("data", "inference", "rack", "report", "runs", "training"),
-    ("training.engine",),
-    ("api",),
-    ("cli", "testing"),
-    ("__main__",),
-)
-"""From the bottom up, below ``stackwise_core``: a module imports from its own layer and from those before it."""
+LAYERS = tuple(tuple(layer) for layer in tomllib.loads((ROOT / "docs" / "architecture.toml").read_text())["layer"])
+"""From the bottom up, below ``stackwise_core``: a module imports from its own room and from layers before it."""
+WITH_TORCH = ("engine", "testing")
+"""Packages that import torch; ``interfaces`` and ``system`` do within functions that engine and plugins call."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -62,6 +40,8 @@ def module_name(path: Path) -> str:
 
 
 CORE = {module_name(path): path for path in sorted((ROOT / "stackwise_core").rglob("*.py"))}
+MODULES = [module for module in CORE if module not in ("stackwise_core", "stackwise_core.engine")]
+"""Those of rooms: a package that holds rooms is empty."""
 PLUGIN_FILES = sorted((ROOT / "plugins").glob("*/stackwise_*/**/*.py"))
 HOOK_FILES = [path for path in PLUGIN_FILES if path.name == "hooks.py"]
 OPTIONS_FILES = [path for path in PLUGIN_FILES if path.name == "options.py"]
@@ -77,21 +57,48 @@ def core_imports(path: Path) -> set[str]:
     return found - {"", "stackwise_core"}
 
 
-def layer(module: str) -> int:
-    """The place in LAYERS of the longest entry that the module is or is in."""
+def room(module: str) -> str:
+    """The longest entry of LAYERS that the module is or is in."""
     inside = module.removeprefix("stackwise_core.")
-    entries = {entry: place for place, layer in enumerate(LAYERS) for entry in layer}
-    while inside not in entries:
-        assert "." in inside, f"{module} has no place in LAYERS"
+    rooms = {room for layer in LAYERS for room in layer}
+    while inside not in rooms:
+        assert "." in inside, f"{module} has no place in docs/architecture.toml"
         inside = inside.rpartition(".")[0]
-    return entries[inside]
+    return inside
 
 
-@pytest.mark.parametrize("module", [module for module in CORE if module != "stackwise_core"])
+def layer(module: str) -> int:
+    """The place of the module's layer from the bottom."""
+    return next(place for place, layer in enumerate(LAYERS) if room(module) in layer)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_the_core_imports_downwards(module):
-    """No module imports one of a layer above its own."""
-    upwards = [other for other in core_imports(CORE[module]) if layer(other) > layer(module)]
-    assert upwards == []
+    """A module imports from its own room and from lower layers; rooms side by side don't know each other."""
+    others = [other for other in core_imports(CORE[module]) if room(other) != room(module)]
+    assert [other for other in others if layer(other) >= layer(module)] == []
+
+
+def test_every_room_has_modules():
+    """The list of layers names nothing that isn't there."""
+    assert {room(module) for module in MODULES} == {room for layer in LAYERS for room in layer}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.split(".")[1] not in WITH_TORCH])
+def test_torch_is_the_engine_s(module):
+    """Outside engine and kit nothing imports torch when it is imported."""
+    body = ast.parse(CORE[module].read_text()).body
+    at_once = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_once if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in at_once if isinstance(node, ast.ImportFrom)}
+    assert not [name for name in names if name.partition(".")[0] in ("torch", "safetensors")]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.split(".")[1] not in WITH_TORCH])
+def test_nothing_outside_the_engine_imports_torch_at_all(module):
+    """Not in a function either, but for interfaces' defaults and the state of the process, which are the engine's."""
+    if room(module) not in ("interfaces", "system"):
+        assert not [name for name in imports(CORE[module]) if name.partition(".")[0] == "torch"]
 
 
 def test_the_core_has_no_circles():

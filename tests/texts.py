@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.config.model import Choice, DataConfig
-from stackwise_core.data.sequences import Corpus, Progress, prepare
-from stackwise_core.data.sources import find_sources
-from stackwise_core.data.tokenizer import Tokenizer
+from stackwise_core.engine.draws.sequences import Corpus, Progress, prepare
+from stackwise_core.engine.text.sources import find_sources
+from stackwise_core.engine.text.tokenizer import Tokenizer
 from stackwise_core.registry import Registry
 from stackwise_text.options import FilesOptions
 

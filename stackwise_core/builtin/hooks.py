@@ -5,13 +5,13 @@ from stackwise_core.hookspecs import Implementation, hookimpl
 
 @hookimpl
 def optimizer() -> list[Implementation]:
-    factory, options = "stackwise_core.training.adamw:AdamW", "stackwise_core.builtin.options:AdamWOptions"
+    factory, options = "stackwise_core.engine.loop.adamw:AdamW", "stackwise_core.builtin.options:AdamWOptions"
     return [Implementation("adamw", "torch's AdamW, fused, in fp32", factory, options)]
 
 
 @hookimpl
 def objective() -> list[Implementation]:
-    factories, options = "stackwise_core.training.objectives", "stackwise_core.builtin.options"
+    factories, options = "stackwise_core.engine.objective", "stackwise_core.builtin.options"
     return [
         Implementation(
             "mask_diffusion",

@@ -116,7 +116,7 @@ def refuse_other_than_run(directory: Path) -> None:
     """
     from stackwise_core.config.source_run import nearest_run
     from stackwise_core.errors import UsageError
-    from stackwise_core.runs.manifest import MANIFEST
+    from stackwise_core.run_files.names import MANIFEST
 
     if not (directory / MANIFEST).is_file():
         near = nearest_run(directory)

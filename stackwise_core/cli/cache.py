@@ -19,7 +19,6 @@ from stackwise_core.cli.output import json_option, print_json
 from stackwise_core.cli.pulse import working
 from stackwise_core.cli.quantities import count
 from stackwise_core.cli.tables import print_table
-from stackwise_core.config import kept
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -29,10 +28,11 @@ from stackwise_core.interfaces.cache_backend import (
 )
 from stackwise_core.options import ByteSize
 from stackwise_core.registry.nearest import nearest
-from stackwise_core.runs.stored_boundaries import StoredBoundary, drop_record, is_namespace, read_records
+from stackwise_core.run_files import kept
+from stackwise_core.run_files.stored_boundaries import StoredBoundary, drop_record, is_namespace, read_records
 
 if TYPE_CHECKING:
-    from stackwise_core.training.activation_statistics import ActivationStatistics, Measured
+    from stackwise_core.engine.boundary.activation_statistics import ActivationStatistics, Measured
 
 SHORTEST_NAME = 8
 """Letters of a namespace that a table shows, if no other begins with them."""
@@ -231,7 +231,7 @@ def measure(run: Path, prefixes: Sequence[str], sequences: int | None, plugins: 
         return
 
     from stackwise_core.cli.bars import counting
-    from stackwise_core.training.activation_statistics import measure_store, sample
+    from stackwise_core.engine.boundary.activation_statistics import measure_store, sample
 
     with working(Console(stderr=True), "opening stores"):
         stores = [kept.open(each) for each in boundaries]
@@ -268,7 +268,7 @@ def drop(run: Path, prefixes: Sequence[str], yes: bool, plugins: Sequence[str]) 
 
     What is needed again is computed again.
     """
-    from stackwise_core.runs.directory import RunDirectory
+    from stackwise_core.engine.runs.directory import RunDirectory
 
     refuse_other_than_run(run)
     with ExitStack() as locks:

@@ -13,7 +13,7 @@ from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.choices import chosen
 from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.load import load
-from stackwise_core.data.sources import text_problems
+from stackwise_core.engine.text.sources import text_problems
 
 
 @click.command(short_help="Find all mistakes in a configuration.")

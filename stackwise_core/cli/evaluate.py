@@ -56,9 +56,9 @@ def evaluate(
     from stackwise_core.cli.likelihood_tables import print_likelihoods
     from stackwise_core.cli.progress import tokenising
     from stackwise_core.cli.pulse import working
-    from stackwise_core.inference.finished import FinishedRun
-    from stackwise_core.inference.loaded_rack import LoadedRack
-    from stackwise_core.training.notes import of_the_coverage, unseen
+    from stackwise_core.engine.evaluation.finished import FinishedRun
+    from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
+    from stackwise_core.engine.plan.notes import of_the_coverage, unseen
 
     aside = Console(stderr=True)
     with working(aside, "loading the rack"):

@@ -82,10 +82,10 @@ def export(
     declared, options = chosen_by_words(registry, HOOK, use, words, asked_by="--to", others=others)
 
     from stackwise_core.cli.pulse import working
-    from stackwise_core.data.tokenizer import load_tokenizer
+    from stackwise_core.engine.phases.setup import build_adapters
+    from stackwise_core.engine.text.tokenizer import load_tokenizer
+    from stackwise_core.engine.weights.export import Export, refuse_full
     from stackwise_core.options import ByteSize
-    from stackwise_core.runs.export import Export, refuse_full
-    from stackwise_core.training.setup import build_adapters
 
     refuse_full(target)
     adapters = build_adapters(config, registry, None) if source.has_adapters else {}

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from stackwise_core.cli.shown_paths import shown
-from stackwise_core.config.errors import printable
 from stackwise_core.errors import StackwiseError, is_out_of_memory
-from stackwise_core.files import limit_of_open_files
+from stackwise_core.printable import printable
 from stackwise_core.registry.culprit import culprit
+from stackwise_core.system.files import limit_of_open_files
 
 INTERRUPTED = 130
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from stackwise_core.cli.tables import abridged, print_table
-from stackwise_core.inference.evaluate import BandRoute, Likelihood
-from stackwise_core.training.notes import band_text
+from stackwise_core.engine.evaluation.evaluate import Likelihood
+from stackwise_core.engine.plan.notes import band_text
+from stackwise_core.interfaces.routing import BandRoute
 
 BEYOND = "> 1.8e308"
 """A perplexity that a float can't hold."""

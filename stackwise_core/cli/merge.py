@@ -32,12 +32,12 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     from stackwise_core.cli.pulse import working
     from stackwise_core.config.load import load_run_to_copy
     from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
-    from stackwise_core.runs.copy import beside, copy_run
-    from stackwise_core.runs.directory import RunDirectory
-    from stackwise_core.runs.ending import check_rack, read_ending
-    from stackwise_core.runs.merge import merge_adapter, refuse_unmergeable
-    from stackwise_core.runs.planned_rack import PlannedRack
-    from stackwise_core.training.setup import set_up_rack
+    from stackwise_core.engine.phases.setup import set_up_rack
+    from stackwise_core.engine.runs.directory import RunDirectory
+    from stackwise_core.engine.weights.copy import beside, copy_run
+    from stackwise_core.engine.weights.ending import check_rack, read_ending
+    from stackwise_core.engine.weights.merge import merge_adapter, refuse_unmergeable
+    from stackwise_core.engine.weights.planned_rack import PlannedRack
 
     run = RunDirectory(directory)
     config, registry = load_run_to_copy(directory, plugins=plugins)

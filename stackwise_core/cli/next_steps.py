@@ -11,11 +11,11 @@ from stackwise_core.cli import plugin_commands
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.source_formats import HOOK
+from stackwise_core.engine.loop.events import RunResult
+from stackwise_core.engine.plan.plan import Plan
+from stackwise_core.engine.weights.export import is_one_model
 from stackwise_core.interfaces.command import EndedRun
 from stackwise_core.registry import Registry
-from stackwise_core.runs.export import is_one_model
-from stackwise_core.training.events import RunResult
-from stackwise_core.training.plan import Plan
 
 
 def next_steps(

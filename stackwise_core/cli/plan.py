@@ -24,14 +24,14 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], beyond_mac
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.cli.plan_table import print_plan, print_prices
     from stackwise_core.cli.progress import tokenising
-    from stackwise_core.training.memory import device_memory
-    from stackwise_core.training.plan_limits import (
+    from stackwise_core.engine.plan.plan_limits import (
         check_disk,
         check_memory,
         check_possible,
         check_stores_directory,
         stores_directory,
     )
+    from stackwise_core.engine.process.memory import device_memory
 
     config = configuration.config
     with tokenising(Console(stderr=True), "planning") as tokenised:

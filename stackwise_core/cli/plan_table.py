@@ -6,10 +6,10 @@ from rich.console import Console
 
 from stackwise_core.cli.quantities import count, rough_duration
 from stackwise_core.cli.tables import abridged, print_table
+from stackwise_core.engine.plan.notes import band_text
+from stackwise_core.engine.plan.phase_plan import PhasePlan
+from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.options import ByteSize
-from stackwise_core.training.notes import band_text
-from stackwise_core.training.phase_plan import PhasePlan
-from stackwise_core.training.plan import Plan
 
 ALL_COLUMNS = 125
 """Columns of a terminal that the whole table fits into."""

@@ -17,9 +17,7 @@ from stackwise_core.cli.pulse import Pulse
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import abridged, print_table
-from stackwise_core.options import ByteSize
-from stackwise_core.registry import Registry
-from stackwise_core.training.events import (
+from stackwise_core.engine.loop.events import (
     BadStep,
     BoundaryProgress,
     CheckpointWritten,
@@ -37,7 +35,9 @@ from stackwise_core.training.events import (
     StepDone,
     Validated,
 )
-from stackwise_core.training.plan import Plan
+from stackwise_core.engine.plan.plan import Plan
+from stackwise_core.options import ByteSize
+from stackwise_core.registry import Registry
 
 SECONDS_BETWEEN_LINES = 5.0
 ALL_RESULT_COLUMNS = 80

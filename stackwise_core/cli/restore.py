@@ -71,12 +71,12 @@ def restore(
 
     from stackwise_core.cli.pulse import working
     from stackwise_core.cli.tables import print_table
+    from stackwise_core.engine.phases.setup import set_up_rack
+    from stackwise_core.engine.runs.directory import RunDirectory
+    from stackwise_core.engine.weights.copy import beside, copy_run
+    from stackwise_core.engine.weights.ending import check_rack, read_ending
+    from stackwise_core.engine.weights.planned_rack import PlannedRack
     from stackwise_core.options import ByteSize
-    from stackwise_core.runs.copy import beside, copy_run
-    from stackwise_core.runs.directory import RunDirectory
-    from stackwise_core.runs.ending import check_rack, read_ending
-    from stackwise_core.runs.planned_rack import PlannedRack
-    from stackwise_core.training.setup import set_up_rack
 
     # What can't be had is found before anything is copied.
     run = RunDirectory(directory)

@@ -37,8 +37,8 @@ def run(
     directory of a run.
     """
     from stackwise_core.api import load_config, prepare
+    from stackwise_core.engine.loop.beginning import Finished, begin
     from stackwise_core.errors import UsageError, is_out_of_memory
-    from stackwise_core.runs.beginning import Finished, begin
 
     configuration = load_config(file, overrides=overrides, plugins=plugins)
     try:
@@ -54,9 +54,9 @@ def run(
     from cattrs import unstructure
 
     from stackwise_core.cli.progress import tokenising, watching
-    from stackwise_core.runs.directory import Busy
-    from stackwise_core.training.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
-    from stackwise_core.training.stopping import Stopping
+    from stackwise_core.engine.loop.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
+    from stackwise_core.engine.loop.stopping import Stopping
+    from stackwise_core.engine.runs.directory import Busy
 
     console, directory = Console(stderr=as_json), None
     unshown: OSError | None = None
@@ -107,7 +107,7 @@ def _what_next(directory: Path, unshown: OSError | None) -> str:
     Args:
         unshown: why its progress couldn't be shown any more, if that is why it was stopped.
     """
-    from stackwise_core.runs.beginning import is_finished
+    from stackwise_core.engine.loop.beginning import is_finished
 
     why = "" if unshown is None else f"Progress can't be shown ({unshown.strerror}), so the run was stopped. "
     if not directory.exists():

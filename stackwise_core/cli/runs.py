@@ -30,11 +30,11 @@ def runs(directory: Path | None, as_json: bool) -> None:
 
     Other commands take the names. Weights aren't compared with their checksums: "stackwise verify NAME" does that.
     """
-    from stackwise_core.config.errors import printable
     from stackwise_core.config.run_names import runs_directory
     from stackwise_core.errors import UsageError
     from stackwise_core.options import ByteSize
-    from stackwise_core.report.listing import list_runs
+    from stackwise_core.printable import printable
+    from stackwise_core.run_files.listing import list_runs
 
     there = runs_directory() if directory is None else directory
     if directory is not None and not directory.is_dir():

@@ -12,7 +12,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from stackwise_core.config.errors import printable
+from stackwise_core.printable import printable
 
 GAP = 2
 """Columns of a terminal between two of a table."""

@@ -17,7 +17,8 @@ def verify(directory: Path, as_json: bool) -> None:
     """Compare every file of the run RUN, finished or not, with its checksum."""
     from stackwise_core.cli.pulse import working
     from stackwise_core.options import ByteSize
-    from stackwise_core.runs.manifest import MANIFEST, Manifest
+    from stackwise_core.run_files.manifest import Manifest
+    from stackwise_core.run_files.names import MANIFEST
 
     refuse_other_than_run(directory)
     with working(Console(stderr=True), "verifying") as tell:

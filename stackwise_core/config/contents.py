@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from stackwise_core.config.kept import MANIFEST
 from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.model import Config
 from stackwise_core.config.paths import with_paths
@@ -14,8 +13,9 @@ from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.config.source_run import SourceRun
 from stackwise_core.config.words import dotted
 from stackwise_core.errors import UnavailableError, UsageError
-from stackwise_core.files import sha256
 from stackwise_core.registry import Registry
+from stackwise_core.run_files.names import MANIFEST
+from stackwise_core.system.files import sha256
 
 ENDS = 1 << 20
 """Bytes at either end of a file with weights that stand for all of it."""

@@ -7,6 +7,7 @@ from attrs import frozen
 from rich.cells import cell_len
 
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
+from stackwise_core.printable import printable
 
 _LONGEST_LINE = 160
 
@@ -113,11 +114,6 @@ def error_for(problems: Sequence[Problem]) -> ProblemsError:
     error = ConfigUnavailable(problems)
     error.__cause__ = problems[0].unavailable
     return error
-
-
-def printable(text: str, keep: str = "\t") -> str:
-    """Return the text without control characters and lone surrogates, which would upset a terminal."""
-    return "".join(character if character.isprintable() or character in keep else "\ufffd" for character in text)
 
 
 def _in_reading_order(problems: Sequence[Problem]) -> list[Problem]:

@@ -18,7 +18,6 @@ from stackwise_core.config.device_checks import wrong_devices
 from stackwise_core.config.dump import plain
 from stackwise_core.config.errors import Place, Problem, ProblemsError, error_for
 from stackwise_core.config.hints import instead, meant
-from stackwise_core.config.kept import CONFIG, Kept
 from stackwise_core.config.layers import KeyPath, Layer, Merged, PlainLayer
 from stackwise_core.config.local_plugins import LocalPlugins, replaced
 from stackwise_core.config.model import TEXT, Choice, Config
@@ -31,6 +30,8 @@ from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
+from stackwise_core.run_files.kept import Kept
+from stackwise_core.run_files.names import CONFIG
 
 _log = logging.getLogger(__name__)
 

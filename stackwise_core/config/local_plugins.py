@@ -7,15 +7,15 @@ from pathlib import Path
 from attrs import evolve, field, frozen
 
 from stackwise_core.config.errors import Place, Problem
-from stackwise_core.config.kept import Kept
 from stackwise_core.config.layers import Merged
 from stackwise_core.config.paths import absolute
-from stackwise_core.files import sha256
 from stackwise_core.hookspecs import Implementation
 from stackwise_core.registry import Registry
 from stackwise_core.registry.errors import BrokenPlugin
 from stackwise_core.registry.records import Declared, Plugin
 from stackwise_core.registry.records import Problem as PluginProblem
+from stackwise_core.run_files.kept import Kept
+from stackwise_core.system.files import sha256
 
 
 @frozen

@@ -11,11 +11,12 @@ import attrs
 from stackwise_core.config.errors import Problem, error_for
 from stackwise_core.config.layers import Merged, PlainLayer
 from stackwise_core.config.model import RunConfig
-from stackwise_core.config.source_run import PLAN, runs_in
+from stackwise_core.config.source_run import runs_in
 from stackwise_core.config.sources import read_environment, read_files
 from stackwise_core.config.words import a, found
 from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
+from stackwise_core.run_files.names import PLAN
 
 CONFIGURATION = "stackwise.toml"
 """The file that commands read where none is named."""

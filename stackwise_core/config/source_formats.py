@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from stackwise_core.config.source_run import PLAN
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.interfaces.checkpoint_format import CheckpointFormat
 from stackwise_core.interfaces.component import origin
@@ -10,6 +9,7 @@ from stackwise_core.registry import Declared, FailedImplementation, Registry
 from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.official import FILES_OF_FORMATS
 from stackwise_core.registry.working_directory import kept_working_directory
+from stackwise_core.run_files.names import PLAN
 
 HOOK = "checkpoint_format"
 

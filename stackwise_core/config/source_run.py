@@ -10,20 +10,11 @@ from typing import Any
 import tomli
 from attrs import field, frozen
 
-from stackwise_core.config.kept import CONFIG
 from stackwise_core.config.words import a, found, shown
 from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
+from stackwise_core.run_files.names import ADAPTERS, CONFIG, FINISHED, PLAN, PROGRESS
 
-PLAN = "plan.json"
-PROGRESS = "progress.json"
-"""What each phase came to that is done; written with its weights."""
-ENVIRONMENT = "environment.json"
-"""The device and the software that it began with; of plugins, those that it has now."""
-RESUME = "resume"
-"""The folder of checkpoints within a phase."""
-FINISHED = "finished.json"
-"""Written when the last phase's weights are on disk."""
 _RACK: dict[str, type] = {
     "d_model": int,
     "n_heads": int,
@@ -84,7 +75,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
         tokenizer=_entry(plan, data, "tokenizer", str),
         **_settings(directory / CONFIG),
-        has_adapters=any(path.is_file() for path in (directory / "adapters").glob("*/*/**/*")),
+        has_adapters=any(path.is_file() for path in (directory / ADAPTERS).glob("*/*/**/*")),
     )
     if not os.path.isfile(directory / FINISHED):
         command = f"stackwise run {shlex.quote(str(directory))}"

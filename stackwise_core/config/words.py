@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
-from stackwise_core.config.errors import printable
 from stackwise_core.options import ByteSize
+from stackwise_core.printable import printable
 
 _NOUNS: dict[Any, tuple[str, str]] = {
     bool: ("boolean", "booleans"),

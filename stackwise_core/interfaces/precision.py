@@ -49,7 +49,8 @@ class Precision(Component):
                 lower precision then keeps fp32 masters and leaves the rest to ``autocast``. False for a frozen one.
 
         Raises:
-            OutOfRange: of ``stackwise_core.number_range``: a weight isn't finite, or the format can't hold it.
+            OutOfRange: of ``stackwise_core.engine.rack.number_range``; a weight isn't finite, or the format can't
+                hold it.
         """
 
     @abstractmethod

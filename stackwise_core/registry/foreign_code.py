@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from stackwise_core.process_state import preserved_state
+from stackwise_core.system.process_state import preserved_state
 
 
 @contextmanager

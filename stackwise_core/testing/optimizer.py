@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stackwise_core.engine.loop.optimizer_state import check_optimizer_state, load_optimizer_state, optimizer_state
 from stackwise_core.interfaces.optimizer import Optimizer
-from stackwise_core.training.optimizer_state import check_optimizer_state, load_optimizer_state, optimizer_state
 
 WIDTH = 64
 """Width of a square matrix: 4096 weights, from which on optimizers in 8 bits use them."""

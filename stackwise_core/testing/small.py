@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stackwise_core.engine.rack.blocks import rotary_tables
+from stackwise_core.engine.rack.rack import AttentionContext, Stack, new_stack
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.blocks import rotary_tables
-from stackwise_core.rack.rack import AttentionContext, Stack, new_stack
 
 
 def small_rack(*blocks: int) -> RackSpec:

@@ -6,7 +6,8 @@ import attrs
 import pytest
 from torch import Tensor
 
-from stackwise_core.data.noise import Noise
+from stackwise_core.engine.draws.noise import Noise
+from stackwise_core.engine.phases.plan_checks import check_phases, settle_routes
 from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
@@ -14,7 +15,6 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_core.testing.fresh import heavy_imports
 from stackwise_core.testing.small import small_rack
-from stackwise_core.training.plan_checks import check_phases, settle_routes
 
 RACKS = [small_rack(1), small_rack(2, 2), small_rack(1, 1, 1, 1), small_rack(3, 1, 2)]
 

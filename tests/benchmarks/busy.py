@@ -21,9 +21,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stackwise_core.files import sha256
-from stackwise_core.machine import processors
-from stackwise_core.openmp import WAITING
+from stackwise_core.system.files import sha256
+from stackwise_core.system.machine import processors
+from stackwise_core.system.openmp import WAITING
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "busy.md"

@@ -39,15 +39,15 @@ from attrs import evolve
 from torch import Tensor
 
 from stackwise_core.config.load import load
-from stackwise_core.data.draws import Draws
+from stackwise_core.engine.boundary.boundary import Boundary, BoundaryCounts
+from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.estimates.flops import boundary_flops, step_flops
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.phases.setup import build_implementations, set_up
+from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
-from stackwise_core.process_state import own_state
-from stackwise_core.training.boundary import Boundary, BoundaryCounts
-from stackwise_core.training.engine import Engine
-from stackwise_core.training.fit import Fit
-from stackwise_core.training.flops import boundary_flops, step_flops
-from stackwise_core.training.plan import make_plan
-from stackwise_core.training.setup import build_implementations, set_up
+from stackwise_core.system.process_state import own_state
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "cache.md"

@@ -52,13 +52,13 @@ from attrs import evolve
 from torch import Tensor
 
 from stackwise_core.config.load import load
-from stackwise_core.inference.finished import FinishedRun
+from stackwise_core.engine.boundary.codec import decode, encode
+from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.phases.setup import set_up
+from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.interfaces.cache_backend import Format, Layout
-from stackwise_core.process_state import own_state
-from stackwise_core.training.codec import decode, encode
-from stackwise_core.training.engine import Engine
-from stackwise_core.training.plan import make_plan
-from stackwise_core.training.setup import set_up
+from stackwise_core.system.process_state import own_state
 from stackwise_text.reading import documents
 
 ROOT = Path(__file__).parents[2]

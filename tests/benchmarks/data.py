@@ -29,9 +29,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "data.md"
 PREPARE = """
 import json, os, sys, threading, time
 from stackwise_core.config.model import Choice, DataConfig
-from stackwise_core.data.sequences import prepare
-from stackwise_core.data.sources import find_sources
-from stackwise_core.data.tokenizer import load_tokenizer
+from stackwise_core.engine.draws.sequences import prepare
+from stackwise_core.engine.text.sources import find_sources
+from stackwise_core.engine.text.tokenizer import load_tokenizer
 from stackwise_core.registry import Registry
 from stackwise_text.options import FilesOptions
 

@@ -26,15 +26,15 @@ import torch
 from safetensors.torch import save_file
 
 from stackwise_core.config.load import load
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.phases.setup import build_implementations, set_up
+from stackwise_core.engine.plan.plan import make_plan
+from stackwise_core.engine.rack.blocks import rotary_tables
+from stackwise_core.engine.rack.rack import AttentionContext, Stack, new_stack
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.process_state import own_state
-from stackwise_core.rack.blocks import rotary_tables
-from stackwise_core.rack.rack import AttentionContext, Stack, new_stack
 from stackwise_core.registry import Registry
-from stackwise_core.training.engine import Engine
-from stackwise_core.training.plan import make_plan
-from stackwise_core.training.setup import build_implementations, set_up
+from stackwise_core.system.process_state import own_state
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "precision.md"

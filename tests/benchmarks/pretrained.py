@@ -103,9 +103,9 @@ def imported(folder: Path) -> dict[str, Any]:
 def import_here(folder: Path) -> None:
     """Import, and print what it took."""
     from stackwise_core.config.load import load
-    from stackwise_core.runs.directory import RunDirectory
-    from stackwise_core.training.memory import peak_bytes, reset_peak
-    from stackwise_core.training.setup import set_up as set_up_run
+    from stackwise_core.engine.phases.setup import set_up as set_up_run
+    from stackwise_core.engine.process.memory import peak_bytes, reset_peak
+    from stackwise_core.engine.runs.directory import RunDirectory
 
     config, registry = load(folder / "grow.toml")
     setup = set_up_run(config, registry)
@@ -122,10 +122,10 @@ def import_here(folder: Path) -> None:
 def train(folder: Path, name: str, *changes: str) -> dict[str, Any]:
     """Run the configuration with some changes; its bound and its losses."""
     from stackwise_core.config.load import load
-    from stackwise_core.training.engine import Engine
-    from stackwise_core.training.events import StepDone
-    from stackwise_core.training.plan import make_plan
-    from stackwise_core.training.setup import set_up as set_up_run
+    from stackwise_core.engine.loop.engine import Engine
+    from stackwise_core.engine.loop.events import StepDone
+    from stackwise_core.engine.phases.setup import set_up as set_up_run
+    from stackwise_core.engine.plan.plan import make_plan
 
     config, registry = load(
         folder / "grow.toml", overrides=[*changes, f"run.name={name}", f"run.directory={folder}/runs"]
@@ -155,7 +155,7 @@ def compare(folder: Path, run: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     from stackwise_core.config.load import load
-    from stackwise_core.training.setup import set_up_parts
+    from stackwise_core.engine.phases.setup import set_up_parts
 
     sys.path.insert(0, str(ROOT))
     from tests.racks import master_logits

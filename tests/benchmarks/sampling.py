@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 import stackwise_core as sw
-from stackwise_core.inference.loaded_rack import LoadedRack
-from stackwise_core.process_state import own_state
+from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
+from stackwise_core.system.process_state import own_state
 from stackwise_sampling import text_for
 from stackwise_sampling.sampling import ORDERS, Sampling, sample
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stackwise_core.training.setup import set_up
+from stackwise_core.engine.phases.setup import set_up
 from tests.benchmarks.quality.budgets import matching_steps, nearest, plan_with, total
 from tests.tiny import tiny_config
 

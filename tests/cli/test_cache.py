@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from stackwise_cache.disk import DiskStore
 from stackwise_core.cli import main
+from stackwise_core.engine.boundary.codec import encode
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.stored_boundaries import StoredBoundary, read_records, write_record
+from stackwise_core.run_files.stored_boundaries import StoredBoundary, read_records, write_record
 from stackwise_core.testing.cache_backend import keys_of
 from stackwise_core.testing.fresh import heavy_imports
-from stackwise_core.training.codec import encode
 from tests.tiny import run_tiny
 
 NAMES = ("aa11" * 8, "aa11bb22" * 4, "cc" * 16)

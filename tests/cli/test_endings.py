@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from stackwise_core.cli import main
 from stackwise_core.cli.output import Console
 from stackwise_core.cli.progress import Lines
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.events import EvaluationProgress, RunDone, RunStarted, StepDone
-from stackwise_core.training.fit import Fit
+from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
+from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.runs.directory import RunDirectory
 from tests.cli.test_run import CONFIG
 
 RUN = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml"]
@@ -157,7 +157,11 @@ def test_few_files_may_be_open(here):
 
 @pytest.mark.parametrize(
     "call",
-    ["tempfile.mkdtemp", "stackwise_core.data.sequences.map_array", "stackwise_core.training.fit.Fit._accumulate"],
+    [
+        "tempfile.mkdtemp",
+        "stackwise_core.engine.draws.sequences.map_array",
+        "stackwise_core.engine.loop.fit.Fit._accumulate",
+    ],
 )
 def test_too_many_open_files_names_the_limit(here, monkeypatch, call):
     """The file or directory that couldn't be opened isn't to blame."""

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stackwise_core.cli import main
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.fit import Fit
+from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.runs.directory import RunDirectory
 from tests.cli.test_run import CONFIG, interruptible
 
 STEPS = ("--set", "checkpoint.steps=1")
@@ -119,7 +119,7 @@ def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(broken
 def test_a_second_process_on_a_run_is_refused(here, broken_off):
     """While one works on it; a process that has died, even by SIGKILL, holds nothing."""
     code = (
-        "import os, sys, time; from pathlib import Path; from stackwise_core.runs.directory import RunDirectory\n"
+        "import os, sys, time; from pathlib import Path\nfrom stackwise_core.engine.runs.directory import RunDirectory\n"
         f"lock = RunDirectory(Path({str(broken_off)!r})).locked(); lock.__enter__(); print('held', flush=True)\n"
         "time.sleep(600)"
     )

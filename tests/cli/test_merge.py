@@ -8,9 +8,10 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main, pulse
 from stackwise_core.config.load import load_run
+from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.finished import FinishedRun
-from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.run_files.names import stack_file
 from tests.cli.test_pulse import AtTheEnd
 from tests.hashes import hashes
 from tests.tiny import run_tiny
@@ -93,7 +94,7 @@ def test_another_run_starts_from_the_copy_only(tmp_path, run, merged):
         run_tiny(tmp_path, changes | {"rack.init_from": str(run)})
     more = run_tiny(tmp_path, changes | {"rack.init_from": str(merged)})
     for stack in range(2):
-        name = RunDirectory.stack_file(stack)
+        name = stack_file(stack)
         assert (more.directory / name).read_bytes() == (merged / name).read_bytes()
 
 

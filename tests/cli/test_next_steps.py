@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.next_steps import next_steps
+from stackwise_core.engine.weights.export import is_one_model
 from stackwise_core.registry import Registry
-from stackwise_core.runs.export import is_one_model
 from tests.cli.test_run import CONFIG
 from tests.tiny import TEXT, run_tiny
 

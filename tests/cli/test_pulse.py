@@ -13,7 +13,7 @@ from stackwise_core.cli import main, progress, pulse
 from stackwise_core.cli.bars import counting
 from stackwise_core.cli.progress import Lines, tokenising
 from stackwise_core.cli.pulse import Pulse, working
-from stackwise_core.training.events import EvaluationProgress
+from stackwise_core.engine.loop.events import EvaluationProgress
 from tests.tiny import TEXT, run_tiny
 
 

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from stackwise_core import load_rack
 from stackwise_core.cli import main
 from stackwise_core.config.load import load_run
+from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.rack.rack import Stack
+from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
-from stackwise_core.inference.finished import FinishedRun
-from stackwise_core.rack.rack import Stack
-from stackwise_core.rack.residency import Residency
-from stackwise_core.runs.directory import RunDirectory
 from tests.hashes import hashes
 from tests.tiny import Ran, run_tiny
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
-from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.engine.runs.directory import RunDirectory
 from tests.tiny import TEXT
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.manifest import Manifest
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.run_files.manifest import Manifest
 from stackwise_core.testing.fresh import heavy_imports
 from tests.tiny import run_tiny
 

@@ -11,7 +11,7 @@ from stackwise_core.config.dump import dump, plain
 from stackwise_core.config.errors import ConfigUnavailable
 from stackwise_core.config.load import load, structure
 from stackwise_core.config.model import Choice
-from stackwise_core.data.sources import find_sources
+from stackwise_core.engine.text.sources import find_sources
 from stackwise_core.errors import UnavailableError
 from stackwise_core.registry import Registry
 from stackwise_text.options import FilesOptions

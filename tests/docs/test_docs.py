@@ -334,9 +334,9 @@ class TestGains(AdapterContract):
 
 def train(file: Path, *changes: str):
     """Train a small rack under a configuration, and changes of it; the plan and what came of it."""
-    from stackwise_core.training.engine import Engine
-    from stackwise_core.training.plan import make_plan
-    from stackwise_core.training.setup import set_up
+    from stackwise_core.engine.loop.engine import Engine
+    from stackwise_core.engine.phases.setup import set_up
+    from stackwise_core.engine.plan.plan import make_plan
 
     small = ("stacks=3", "blocks_per_stack=1", "d_model=32", "n_heads=2")
     overrides = [*(f"rack.{value}" for value in small), "data.seq_len=32", "training.steps_per_stack=2"]

@@ -80,8 +80,8 @@ def test_every_mode_of_ours_has_an_example():
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_what_it_says(name, chain):
     """It loads, is named after its file, has the mode of its row, and its plan costs what its comment says."""
-    from stackwise_core.training.plan import make_plan
-    from stackwise_core.training.setup import set_up
+    from stackwise_core.engine.phases.setup import set_up
+    from stackwise_core.engine.plan.plan import make_plan
 
     config, registry = load(f"docs/examples/{name}.toml", environ={})
     assert config.run.name == name

@@ -3,8 +3,8 @@ import math
 import pytest
 from attrs import evolve
 
+from stackwise_core.engine.rack.rack import Stack
 from stackwise_core.interfaces.checkpoint_format import Checkpoint, ExportedRack, tensor_shapes
-from stackwise_core.rack.rack import Stack
 from stackwise_core.testing.small import small_rack
 
 SIZES = {

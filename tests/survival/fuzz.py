@@ -46,19 +46,20 @@ from stackwise_core.config.dump import dump
 from stackwise_core.config.load import load, load_run
 from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import nearest_run, read_source_run
-from stackwise_core.data.tokenizer import load_tokenizer
+from stackwise_core.engine.loop.events import PhaseStarted, StepDone
+from stackwise_core.engine.rack.rack import new_stack
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.engine.runs.tensor_file import DamagedTensors, read_tensors
+from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.weights.source import Source
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.files import sha256
 from stackwise_core.interfaces.cache_backend import ActivationStore, Layout, MissingEntries
 from stackwise_core.interfaces.rack_spec import RackSpec
-from stackwise_core.rack.rack import new_stack
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.manifest import MANIFEST, Manifest
-from stackwise_core.runs.source import Source
-from stackwise_core.runs.stored_boundaries import owner, read_records
-from stackwise_core.tensor_file import DamagedTensors, read_tensors
+from stackwise_core.run_files.manifest import Manifest
+from stackwise_core.run_files.names import MANIFEST
+from stackwise_core.run_files.stored_boundaries import owner, read_records
+from stackwise_core.system.files import sha256
 from stackwise_core.testing.cache_backend import code_of, entries_of, in_a_child, keys_of
-from stackwise_core.training.events import PhaseStarted, StepDone
 from stackwise_lmdb.options import LmdbOptions
 from stackwise_lmdb.store import Lmdb
 from stackwise_peft.lora import Lora

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from attrs import asdict, define
 
-from stackwise_core.process_state import own_state
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.boundary import Boundary
-from stackwise_core.training.checkpoint import Checkpoints
-from stackwise_core.training.engine import Engine
-from stackwise_core.training.fit import Fit
-from stackwise_core.training.stopping import Stopping
+from stackwise_core.engine.boundary.boundary import Boundary
+from stackwise_core.engine.loop.checkpoint import Checkpoints
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.loop.stopping import Stopping
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.system.process_state import own_state
 from tests.killing import STOPPED, forked, kill_before_change
 from tests.tiny import TinyRun
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from stackwise_core.cli import main
-from stackwise_core.runs.directory import RunDirectory
+from stackwise_core.engine.runs.directory import RunDirectory
 from tests.tiny import TEXT
 
 CONFIG = f"""
@@ -384,7 +384,7 @@ def test_a_directory_that_the_system_refuses(here, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return make(prefix=prefix, dir=dir)
 
-    monkeypatch.setattr("stackwise_core.writable.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("stackwise_core.system.writable.tempfile.mkdtemp", refuse)
     result = run("data.tokens_directory=ours/tokens")
     refused(result, 2, "data.tokens_directory = ", "ours can't be written to (Permission denied)")
 
@@ -395,7 +395,7 @@ def test_tokens_are_read_where_nothing_can_be_written(here, base, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("stackwise_core.data.sequences._make", refuse)
+    monkeypatch.setattr("stackwise_core.engine.draws.sequences._make", refuse)
     assert stackwise("plan", "small.toml").exit_code == 0
 
 

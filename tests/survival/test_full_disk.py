@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-import stackwise_core.files
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.metrics import Metrics
-from stackwise_core.training.events import RunStarted
-from tests.training.test_resume import bits, engine, measured
+import stackwise_core.system.files
+from stackwise_core.engine.loop.events import RunStarted
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.run_files.metrics import Metrics
+from tests.engine.loop.test_resume import bits, engine, measured
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -44,7 +44,7 @@ class Disk:
         self.nth = 0
         self.seen: Counter[str] = Counter()
         self._fsync = os.fsync
-        patch.setattr(stackwise_core.files.os, "fsync", self.fsync)
+        patch.setattr(stackwise_core.system.files.os, "fsync", self.fsync)
 
     def fsync(self, descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")

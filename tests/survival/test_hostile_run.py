@@ -10,15 +10,16 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.config.load import load_run
+from stackwise_core.engine.boundary.stores import Stores
+from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.engine.weights.ending import read_ending
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.inference.finished import FinishedRun
 from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.ending import read_ending
-from stackwise_core.runs.manifest import MANIFEST, Manifest
-from stackwise_core.runs.metrics import Metrics
-from stackwise_core.runs.stored_boundaries import StoredBoundary, write_record
-from stackwise_core.training.stores import Stores
+from stackwise_core.run_files.manifest import Manifest
+from stackwise_core.run_files.metrics import Metrics
+from stackwise_core.run_files.names import MANIFEST
+from stackwise_core.run_files.stored_boundaries import StoredBoundary, write_record
 from tests.survival.fuzz import forge, specimens
 
 PLUGIN = "raise SystemExit('it ran')\n"

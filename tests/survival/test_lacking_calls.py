@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-from stackwise_core import lacking_calls
 from stackwise_core.cli.failures import report
+from stackwise_core.engine.runs.directory import Busy, RunDirectory
 from stackwise_core.errors import StackwiseError
-from stackwise_core.runs.directory import Busy, RunDirectory
+from stackwise_core.system import lacking_calls
+from tests.engine.loop.test_resume import bits, measured
 from tests.survival.test_full_disk import unnamed
 from tests.tiny import run_tiny
-from tests.training.test_resume import bits, measured
 
 CHANGES = {
     "rack.stacks": 2,

@@ -31,7 +31,7 @@ class OneFile(CheckpointFormat):
             into.copy_(file.get_tensor(name))
 
     def write(self, rack, tensors, tokenizer, directory):
-        from stackwise_core.tensor_file import stream_tensors
+        from stackwise_core.engine.runs.tensor_file import stream_tensors
 
         said = rack.described | {"special_ids": dict(tokenizer.special_ids)}
         stream_tensors(directory / FILE, rack.shapes, tensors, metadata={"rack": json.dumps(said)})

@@ -7,11 +7,11 @@ from attrs import frozen
 from torch.nn.functional import cross_entropy
 
 from stackwise_core.builtin.options import CLMOptions, MaskDiffusionOptions, MLMOptions
+from stackwise_core.engine.objective.clm import CLM
+from stackwise_core.engine.objective.mask_diffusion import MaskDiffusion
+from stackwise_core.engine.objective.mlm import MLM
 from stackwise_core.interfaces.objective import Objective, ObjectiveOptions
 from stackwise_core.testing.objective import ObjectiveContract
-from stackwise_core.training.objectives.clm import CLM
-from stackwise_core.training.objectives.mask_diffusion import MaskDiffusion
-from stackwise_core.training.objectives.mlm import MLM
 
 
 class TestMaskDiffusion(ObjectiveContract):

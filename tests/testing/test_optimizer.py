@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from stackwise_core.builtin.options import AdamWOptions
+from stackwise_core.engine.loop.adamw import AdamW
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.testing.optimizer import OptimizerContract
-from stackwise_core.training.adamw import AdamW
 
 
 class Momentum(Optimizer):

@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import UsageError
-from stackwise_core.runs.directory import RunDirectory
 from stackwise_core.testing.adapter import AdapterContract
 from stackwise_core.testing.plugin import PluginContract
 from tests.tiny import run_tiny

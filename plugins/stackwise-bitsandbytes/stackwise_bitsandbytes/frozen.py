@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from stackwise_core.engine.rack.number_range import NumberRange
 from stackwise_core.errors import StackwiseError, UnavailableError
 from stackwise_core.interfaces.precision import Precision
-from stackwise_core.number_range import NumberRange
 
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -3,7 +3,7 @@
 The kernel that its import asks for is for repacked weights, of which there are none here (see ``layers.py``).
 """
 
-from stackwise_core.quiet_imports import importing_quietly
+from stackwise_core.system.quiet_imports import importing_quietly
 
 with importing_quietly():
     import bitsandbytes

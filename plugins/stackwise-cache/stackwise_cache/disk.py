@@ -15,7 +15,6 @@ from stackwise_cache.open_files import OpenFiles
 from stackwise_cache.options import DiskOptions
 from stackwise_cache.rows import as_bytes, unfilled
 from stackwise_cache.shard import DamagedShard, Shard
-from stackwise_core.files import NO_ROOM, is_abandoned, sync
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
     CacheBackend,
@@ -24,6 +23,7 @@ from stackwise_core.interfaces.cache_backend import (
     Layout,
     MissingEntries,
 )
+from stackwise_core.system.files import NO_ROOM, is_abandoned, sync
 
 SHIFT = 32
 """A place is ``shard number << SHIFT | index``: one int an entry, and in the order of the files."""

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
-from stackwise_core.files import limit_of_open_files
+from stackwise_core.system.files import limit_of_open_files
 
 MOST = 64
 """A process may open some 1000 by default, and a run reads from two stores at a time."""

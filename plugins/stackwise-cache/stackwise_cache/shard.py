@@ -16,9 +16,9 @@ import torch
 import xxhash
 from attrs import define
 
-from stackwise_core.files import publish
+from stackwise_core.engine.runs.tensor_file import NAMES, DamagedTensors, packed_header, read_header
 from stackwise_core.interfaces.cache_backend import Key, Layout
-from stackwise_core.tensor_file import NAMES, DamagedTensors, packed_header, read_header
+from stackwise_core.system.files import publish
 
 
 class DamagedShard(ValueError):

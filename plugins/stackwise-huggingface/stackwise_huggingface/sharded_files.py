@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stackwise_core.files import publish, publish_text
-from stackwise_core.number_range import NumberRange
-from stackwise_core.tensor_file import stream_tensors
+from stackwise_core.engine.rack.number_range import NumberRange
+from stackwise_core.engine.runs.tensor_file import stream_tensors
+from stackwise_core.system.files import publish, publish_text
 from stackwise_huggingface.checkpoint import INDEX, WEIGHTS
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stackwise_core.engine.runs.tensor_file import BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header
 from stackwise_core.errors import StackwiseError
-from stackwise_core.tensor_file import BLOCK, DTYPES, DamagedTensors, StoredTensor, read_header
 from stackwise_huggingface.checkpoint import NUMBERS
 
 _NUMBERS = [DTYPES[name] for name in NUMBERS]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stackwise_core.config.tokenizer_json import MASK, PAD
-from stackwise_core.files import publish_text
 from stackwise_core.interfaces.checkpoint_format import HEAD, ExportedRack, ExportedTokenizer, Written
+from stackwise_core.system.files import publish_text
 from stackwise_huggingface.checkpoint import CONFIG
 from stackwise_huggingface.model_card import model_card
 from stackwise_huggingface.model_config import NUMBERS, Target, model_config, target_of

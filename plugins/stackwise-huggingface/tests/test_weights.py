@@ -8,11 +8,12 @@ from attrs import evolve
 from safetensors.torch import load_file, save_file
 
 from stackwise_core.config.source_checkpoint import read_source
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.engine.weights.checkpoint_weights import CheckpointWeights
+from stackwise_core.engine.weights.source import Source
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.registry import Registry
-from stackwise_core.runs.checkpoint_weights import CheckpointWeights
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.runs.source import Source
+from stackwise_core.run_files.names import stack_file
 from tests.checkpoints import save_checkpoint, write_tokenizer
 from tests.racks import master_logits
 from tests.tiny import Ran, run_tiny
@@ -125,7 +126,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("changes", MODES.values(), ids=MODES)
 def test_any_mode_goes_on_from_it(tmp_path, source, changes):
     """New stacks join above it or below; what was given stays as it was, to the bit, and the run is verified."""
-    from stackwise_core.runs.manifest import Manifest
+    from stackwise_core.run_files.manifest import Manifest
 
     ran = start(tmp_path, source, {"training.steps_per_stack": 2} | changes, stacks=4)
     given = sorted(ran.setup.spec.given)
@@ -182,8 +183,8 @@ def test_the_embedding_of_a_run(tmp_path):
 
 def test_a_run_goes_on_from_its_own_copy(tmp_path):
     """Taken up it ends with the same bits as one that ran through, if the source is as it was; that may then go."""
-    from stackwise_core.inference.finished import FinishedRun
-    from stackwise_core.training.stopping import Stopping
+    from stackwise_core.engine.evaluation.finished import FinishedRun
+    from stackwise_core.engine.loop.stopping import Stopping
     from tests.tiny import TinyRun
 
     save_checkpoint(tmp_path / "source", tie_word_embeddings=True)
@@ -213,7 +214,7 @@ def test_a_run_goes_on_from_its_own_copy(tmp_path):
     again = TinyRun.of(tmp_path / "broken", changes)
     again.engine(lambda event: None, begun=RunDirectory(first.directory)).run()
     for stack in range(3):
-        name = RunDirectory.stack_file(stack)
+        name = stack_file(stack)
         assert (first.directory / name).read_bytes() == (whole.directory / name).read_bytes()
     for name in ("model.safetensors", "config.json"):
         (tmp_path / "source" / name).unlink()

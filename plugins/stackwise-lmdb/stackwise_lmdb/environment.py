@@ -22,8 +22,8 @@ import lmdb
 from lmdb.verify import VerifyError, verify
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import sync
 from stackwise_core.interfaces.cache_backend import Layout
+from stackwise_core.system.files import sync
 
 FIRST_MAP = 1 << 30
 """Bytes of address space that an environment begins with. The file takes what is in it, not this."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import publish, publish_text
+from stackwise_core.system.files import publish, publish_text
 from stackwise_peft.library import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftConfig
 from stackwise_peft.projections import PROJECTIONS
 

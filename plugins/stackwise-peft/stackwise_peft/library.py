@@ -3,7 +3,7 @@
 Every other module here takes it from this one.
 """
 
-from stackwise_core.quiet_imports import importing_quietly
+from stackwise_core.system.quiet_imports import importing_quietly
 
 with importing_quietly():
     from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model

@@ -12,10 +12,10 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
+from stackwise_core.engine.runs.tensor_file import DamagedTensors, read_tensors, write_tensors
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import publish, publish_text
 from stackwise_core.interfaces.adapter import SavedAdapter
-from stackwise_core.tensor_file import DamagedTensors, read_tensors, write_tensors
+from stackwise_core.system.files import publish, publish_text
 from stackwise_peft.files import PREFIX
 from stackwise_peft.library import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 

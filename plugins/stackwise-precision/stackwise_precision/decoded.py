@@ -2,7 +2,7 @@
 
 import torch
 
-from stackwise_core.rack.quantised_precision import QuantisedPrecision
+from stackwise_core.engine.rack.quantised_precision import QuantisedPrecision
 
 
 class DecodedPrecision(QuantisedPrecision):

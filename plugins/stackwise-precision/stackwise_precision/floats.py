@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from stackwise_core.engine.process.bf16_device import require_bf16
+from stackwise_core.engine.rack.number_range import NumberRange
 from stackwise_core.interfaces.precision import Precision
-from stackwise_core.number_range import NumberRange
-from stackwise_core.rack.bf16_device import require_bf16
 
 
 def _check(stack: nn.Module, dtype: torch.dtype, instead: str) -> None:

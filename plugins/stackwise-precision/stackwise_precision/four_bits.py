@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stackwise_core.rack.quantised_linear import WeightFormat
+from stackwise_core.engine.rack.quantised_linear import WeightFormat
 from stackwise_precision import e4m3
 
 SMALLEST_SCALE = 2.0**-100

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stackwise_core.rack.quantised_linear import WeightFormat
+from stackwise_core.engine.rack.quantised_linear import WeightFormat
 from stackwise_precision import e4m3
 from stackwise_precision.decoded import DecodedPrecision
 

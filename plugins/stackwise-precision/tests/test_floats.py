@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from stackwise_core.number_range import OutOfRange
+from stackwise_core.engine.rack.number_range import OutOfRange
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
 from stackwise_precision.floats import Bf16, Fp16, Fp32
 from stackwise_precision.options import Bf16Options, Fp16Options, Fp32Options

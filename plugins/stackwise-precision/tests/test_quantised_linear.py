@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from stackwise_core.number_range import OutOfRange
-from stackwise_core.rack.quantised_linear import QuantisedLinear
+from stackwise_core.engine.rack.number_range import OutOfRange
+from stackwise_core.engine.rack.quantised_linear import QuantisedLinear
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
 from stackwise_precision.fp8 import E4m3Rows, Fp8
 from stackwise_precision.nf_fp8 import Nf4Blocks, NfFp8

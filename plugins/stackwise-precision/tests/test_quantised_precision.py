@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from stackwise_core.engine.rack.number_range import OutOfRange
+from stackwise_core.engine.rack.quantised_linear import QuantisedLinear
 from stackwise_core.errors import UnavailableError, UsageError
-from stackwise_core.number_range import OutOfRange
-from stackwise_core.rack.quantised_linear import QuantisedLinear
 from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states
 from stackwise_precision.floats import Bf16
 from stackwise_precision.fp8 import Fp8

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import asdict
 
-from stackwise_core.report.run import Run
+from stackwise_core.run_files.run import Run
 from stackwise_report.wording import flat
 
 

@@ -64,8 +64,8 @@ def report(
         kind = "a directory" if target.is_dir() else f"in {target.parent}, which is no directory"
         raise UsageError(f"--output {target}: expected a file to write, found {kind}.")
 
-    from stackwise_core.files import publish_text
-    from stackwise_core.report.reading import read_runs
+    from stackwise_core.run_files.reading import read_runs
+    from stackwise_core.system.files import publish_text
     from stackwise_report.as_json import as_plain
 
     with working(Console(stderr=True), "reading and drawing") as tell:

@@ -7,8 +7,8 @@ from typing import Any
 
 from attrs import frozen
 
-from stackwise_core.report.files import cleaned
-from stackwise_core.report.run import Run
+from stackwise_core.run_files.files import cleaned
+from stackwise_core.run_files.run import Run
 from stackwise_report import tables, wording
 
 

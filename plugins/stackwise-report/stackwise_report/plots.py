@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from stackwise_core.options import ByteSize, in_thousands
-from stackwise_core.report.run import MEMORY, Phase, Run
+from stackwise_core.run_files.run import MEMORY, Phase, Run
 from stackwise_report.svg import COLOURS, STYLE, series, to_svg
 
 INK, MUTED, LINE, CARD, WARN = (COLOURS[name] for name in ("ink", "muted", "line", "card", "warn"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from stackwise_core.errors import UnavailableError
-from stackwise_core.report.run import Run
+from stackwise_core.run_files.run import Run
 
 
 def check_sampler() -> None:

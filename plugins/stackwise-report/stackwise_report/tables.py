@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from stackwise_core.report.files import listed, table
-from stackwise_core.report.run import COUNTS, MEMORY, Phase, Run
+from stackwise_core.run_files.files import listed, table
+from stackwise_core.run_files.run import COUNTS, MEMORY, Phase, Run
 from stackwise_report import wording
 
 

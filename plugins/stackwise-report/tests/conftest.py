@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stackwise_core.report.reading import read_runs
+from stackwise_core.run_files.reading import read_runs
 from stackwise_report.page import page
-from tests.report.conftest import changed, finished, run  # noqa: F401 - fixtures
+from tests.run_files.conftest import changed, finished, run  # noqa: F401 - fixtures
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

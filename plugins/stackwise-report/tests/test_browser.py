@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from stackwise_core.report.reading import read_runs
+from stackwise_core.run_files.reading import read_runs
 from stackwise_report.page import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

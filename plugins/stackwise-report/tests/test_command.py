@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stackwise_core import files
 from stackwise_core.cli import main
-from stackwise_core.runs.manifest import Manifest
+from stackwise_core.run_files.manifest import Manifest
+from stackwise_core.system import files
 from stackwise_core.testing.fresh import heavy_imports
 from stackwise_report import page as page_module
 from stackwise_report import samples

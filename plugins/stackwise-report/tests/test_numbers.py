@@ -6,11 +6,11 @@ import random
 import pytest
 
 from stackwise_core.config.dump import dump
-from stackwise_core.report.reading import read_run
+from stackwise_core.run_files.reading import read_run
 from stackwise_report import tables, wording
 from stackwise_report.as_json import as_plain
-from tests.report.conftest import lines
-from tests.report.test_reading import NASTY, leaves
+from tests.run_files.conftest import lines
+from tests.run_files.test_reading import NASTY, leaves
 from tests.tiny import TinyRun
 
 

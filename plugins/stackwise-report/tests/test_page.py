@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stackwise_core.report.reading import read_run, read_runs
+from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_report import plots, tables, wording
-from tests.report.conftest import SHORT, lines, seal
+from tests.run_files.conftest import SHORT, lines, seal
 from tests.tiny import run_tiny
 
 

@@ -7,7 +7,7 @@ from itertools import accumulate, product
 
 import numpy as np
 
-from stackwise_core.data.tokenizer import Ids, Joined, Tokenizer
+from stackwise_core.engine.text.tokenizer import Ids, Joined, Tokenizer
 
 NEIGHBOURS = (".", "\n", "a", "x", "0")
 """What may stand in a gap beside a part, for a tokenizer that treats the ends of a text in ways of their own."""

@@ -22,9 +22,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from stackwise_core.data.draws import Stream, generator
+from stackwise_core.engine.draws.draws import Stream, generator
+from stackwise_core.engine.evaluation.arguments import MOST_SEED, whole
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.arguments import MOST_SEED, whole
 from stackwise_sampling.gapped_text import GappedText
 from stackwise_sampling.token_choice import NEVER, chosen
 from stackwise_sampling.unmasking_orders import confidence, counts, margin, negative_entropy

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stackwise_core.engine.evaluation.arguments import whole
+from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
 from stackwise_core.errors import UsageError
-from stackwise_core.inference.arguments import whole
-from stackwise_core.inference.loaded_rack import LoadedRack
-from stackwise_core.process_state import own_state
+from stackwise_core.system.process_state import own_state
 from stackwise_sampling import sampling as sampler
 from stackwise_sampling.gapped_text import GappedText
 from stackwise_sampling.sampling import Order, Sampling, Step

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import stackwise_core as sw
+from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
 from stackwise_core.errors import StackwiseError, UsageError
-from stackwise_core.inference.loaded_rack import LoadedRack
 from stackwise_sampling import Sampling, sample, text_for, unmask
 from stackwise_sampling.sampling import ORDERS
 from stackwise_sampling.sampling import sample as fill

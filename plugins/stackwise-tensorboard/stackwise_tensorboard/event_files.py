@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
-from stackwise_core.files import name_file
+from stackwise_core.system.files import name_file
 
 _STEM = "events.out.tfevents."
 _LONGEST_NAME = 80

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
-from stackwise_core.runs.directory import RunDirectory
-from stackwise_core.training.events import StepDone
+from stackwise_core.engine.loop.events import StepDone
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_tensorboard import event_files
 from stackwise_tensorboard.event_files import EventFiles
+from tests.engine.loop.test_resume import Broken, bits, break_everywhere, engine
 from tests.tiny import Ran, run_tiny
-from tests.training.test_resume import Broken, bits, break_everywhere, engine
 
 CHANGES = {
     "rack.stacks": 2,

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from stackwise_core.errors import UsageError
-from stackwise_core.files import unreadable
+from stackwise_core.system.files import unreadable
 
 CARD = "README.md"
 BESIDE_CARD = ".huggingface.yaml"

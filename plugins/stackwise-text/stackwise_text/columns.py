@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from stackwise_core.errors import UsageError
-from stackwise_core.files import unreadable
 from stackwise_core.interfaces.corpus import Document, TextField
+from stackwise_core.system.files import unreadable
 from stackwise_text.files import CorpusFile
 from stackwise_text.jsonl import missing_field
 

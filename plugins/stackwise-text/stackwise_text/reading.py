@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from stackwise_core.errors import UsageError
-from stackwise_core.files import unreadable
 from stackwise_core.interfaces.corpus import Consumed, Document, TextField
+from stackwise_core.system.files import unreadable
 from stackwise_text.files import CorpusFile
 from stackwise_text.finding import find_files
 from stackwise_text.jsonl import read_jsonl

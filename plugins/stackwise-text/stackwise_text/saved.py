@@ -7,7 +7,7 @@ and a column's feature could have it open files and addresses as rows are decode
 from collections.abc import Iterator
 
 from stackwise_core.interfaces.corpus import Consumed, Document, TextField
-from stackwise_core.quiet_imports import importing_quietly
+from stackwise_core.system.quiet_imports import importing_quietly
 from stackwise_text.columns import ROWS, check_column, documents_of, not_whole
 from stackwise_text.files import CorpusFile
 

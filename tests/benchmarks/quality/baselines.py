@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stackwise_core.data.sequences import Corpus, Split
-from stackwise_core.data.tokenizer import Tokenizer
+from stackwise_core.engine.draws.sequences import Corpus, Split
+from stackwise_core.engine.text.tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 4096
 

@@ -6,8 +6,8 @@ from functools import cache
 
 from attrs import evolve
 
-from stackwise_core.training.plan import Plan, make_plan
-from stackwise_core.training.setup import Setup
+from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.plan import Plan, make_plan
 
 LEAST_STEPS = 8
 """Fewer a stack would leave phases of a mode with cycles without a step."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from attrs import frozen
 
 from stackwise_core.errors import StackwiseError
-from stackwise_core.files import publish_text, sha256
+from stackwise_core.system.files import publish_text, sha256
 
 POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
 

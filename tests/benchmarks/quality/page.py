@@ -10,7 +10,7 @@ from typing import Any
 
 from stackwise_core.cli.quantities import duration
 from stackwise_core.errors import UsageError
-from stackwise_core.files import publish_text
+from stackwise_core.system.files import publish_text
 from tests.benchmarks.quality.corpora import SOURCES
 from tests.benchmarks.quality.regimes import BASE, BASELINE, BUDGETS, REGIMES
 from tests.benchmarks.quality.table import Row

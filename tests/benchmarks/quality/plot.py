@@ -9,7 +9,7 @@ try:
 except ImportError:
     raise SystemExit("The plot needs matplotlib: pip install 'matplotlib>=3.8'. Nothing was run.") from None
 
-from stackwise_core.files import publish
+from stackwise_core.system.files import publish
 from tests.benchmarks.quality.regimes import BASELINE, BUDGETS, REGIMES
 from tests.benchmarks.quality.table import Row
 

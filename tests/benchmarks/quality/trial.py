@@ -14,10 +14,10 @@ from cattrs import unstructure
 
 import stackwise_core
 from stackwise_core.config.load import structure
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.phases.setup import select_device, set_up
+from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.registry import Registry
-from stackwise_core.training.engine import Engine
-from stackwise_core.training.plan import make_plan
-from stackwise_core.training.setup import select_device, set_up
 from tests.benchmarks.quality.budgets import total
 
 

@@ -10,10 +10,10 @@ import torch
 from attrs import frozen
 
 from stackwise_core.config.load import structure
+from stackwise_core.engine.phases.setup import Setup, set_up
+from stackwise_core.engine.plan.plan import ESTIMATES, Plan
 from stackwise_core.errors import UsageError
 from stackwise_core.registry import Registry
-from stackwise_core.training.plan import ESTIMATES, Plan
-from stackwise_core.training.setup import Setup, set_up
 from tests.benchmarks.quality.baselines import baselines
 from tests.benchmarks.quality.budgets import matching_steps, plan_with, total
 from tests.benchmarks.quality.regimes import BASELINE, BUDGETS, REGIMES, configuration

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from stackwise_core.rack.quantised_linear import WeightFormat
-from stackwise_core.rack.quantised_precision import QuantisedPrecision
+from stackwise_core.engine.rack.quantised_linear import WeightFormat
+from stackwise_core.engine.rack.quantised_precision import QuantisedPrecision
 
 SHIFTS = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
 

@@ -1,1 +1,0 @@
-"""Data: from text to token sequences, and from sequences to draws."""

@@ -1,0 +1,1 @@
+"""The engine: everything that imports torch, in rooms with one way through them."""

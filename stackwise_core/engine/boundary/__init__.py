@@ -1,0 +1,1 @@
+"""Boundaries: hidden states between stacks, their names, number formats and stores."""

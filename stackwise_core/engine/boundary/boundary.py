@@ -1,0 +1,450 @@
+"""Boundaries: the trunk's output for any draw, computed once, kept in a store, and never stale.
+
+A store belongs to a namespace, a hash of all that a boundary depends on but the draw; within it a key is a hash of the
+draw. So what was computed under other weights, masks or settings can't be found, and needn't be invalidated.
+
+A window is filled stack by stack: each stack of the trunk is visited once, and all of the window's chunks pass it.
+Between two stacks a boundary is rounded to the store's number format, which is also how it is held meanwhile: its bits
+are the same whether it came from the store, from the boundary below, or from the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+import xxhash
+from attrs import define
+from torch import Tensor
+
+from stackwise_core.engine.boundary.codec import decode, encode
+from stackwise_core.engine.boundary.stores import Stores
+from stackwise_core.engine.draws.draws import Drawer, Draws
+from stackwise_core.engine.draws.order import Order, chunk_size
+from stackwise_core.engine.process.allocator import give_back
+from stackwise_core.engine.rack.not_finite import first_not_finite
+from stackwise_core.engine.rack.number_range import OutOfRange
+from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
+from stackwise_core.interfaces.component import ContractError
+
+
+def draw_keys(draws: Draws, with_time: bool) -> list[Key]:
+    """Return the key of each sequence: 16 bytes, xxh3-128 of its input ids, mask bits, segments.
+
+    Its time is in it where the network gets that.
+    """
+    batch, tokens = draws.inputs.shape
+    mask = np.zeros(batch * tokens, dtype=bool)
+    mask[draws.masked.numpy()] = True
+    bits = np.packbits(mask.reshape(batch, tokens), axis=1)
+    ids = draws.inputs.numpy().astype("<i4")
+    segments = draws.segments.numpy().astype("<i4")
+    times = draws.fraction.numpy().astype("<f8")[:, None] if with_time else np.empty((batch, 0))
+    return [
+        xxhash.xxh3_128_digest(b"".join(part[row].tobytes() for part in (ids, bits, segments, times)))
+        for row in range(batch)
+    ]
+
+
+@define
+class BoundaryCounts:
+    """Counts of a phase's boundaries, in activations."""
+
+    wanted: int = 0
+    """Number that were asked for, a window at a time."""
+    found: int = 0
+    """Number of these that were in the store already."""
+    repeated: int = 0
+    """Number of these equal to one of another sequence, which so serves both."""
+    computed: int = 0
+    read: int = 0
+    """Number that were read for training steps."""
+
+
+@define
+class _Part:
+    """A chunk on its way through the trunk."""
+
+    draws: Draws
+    """Draws of a whole chunk: where there are fewer samples, they are repeated."""
+    keys: list[Key]
+    """Keys of its samples."""
+    rows: slice
+    """Place of its entries among those of all the chunks that go with it."""
+    behind: int = 0
+    """Number of the trunk's stacks that it has passed before the first pass."""
+
+
+class Boundary:
+    """The output of a frozen trunk for a phase's draws.
+
+    Args:
+        store: keeps activations; None: each window's are held in memory until the next window.
+        layout: of the store's entries, or of those that are held.
+        stores: those of the run, among which this one is.
+        below: the boundary of the phase before, where its trunk is the lower part of this one.
+        keep_below: whether the one below stays when this one is whole.
+        made_of: all that its bits depend on but the draws; two boundaries of the same are the same.
+    """
+
+    def __init__(
+        self,
+        trunk: tuple[int, ...],
+        residency: Residency,
+        drawer: Drawer,
+        order: Order,
+        store: ActivationStore | None,
+        layout: Layout,
+        stores: Stores | None = None,
+        below: Boundary | None = None,
+        keep_below: bool = False,
+        made_of: Mapping[str, object] | None = None,
+    ) -> None:
+        self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
+        self._store, self.layout, self._stores = store, layout, stores
+        self._below, self._keep_below, self.made_of = below, keep_below, made_of
+        self._held: dict[Key, Tensor] = {}
+        self._equal: set[Key] = set()
+        """Keys that more than one sequence has."""
+        self._announced: list[tuple[Draws, list[Key]]] = []
+        self._seen: dict[tuple[int, int], int] = {}
+        """Chunks that were made available, by number and draw, and how many entries the store had lost by then."""
+        self._was_empty = self.is_empty
+        self._refused = 0
+        """Number of entries that weren't put, since the store is another run's."""
+        self.counts = BoundaryCounts()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a store keeps activations beyond their window."""
+        return self._store is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no activation in its store."""
+        return not self._all_stats().entries
+
+    def prepare(self, window: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
+        """Make the boundaries of a window's chunks available, computing what isn't.
+
+        Gives how many times a chunk has passed a stack, and how many times one will; nothing where all is there.
+        """
+        self._held.clear()
+        self._announced.clear()
+        parts, whole, lost = list[_Part](), list[int](), self._lost
+        coming: set[Key] = set()
+        for chunk in window:
+            part = self._lacking(chunk, number, parts[-1].rows.stop if parts else 0, coming)
+            if part is None:
+                whole.append(chunk)
+            else:
+                parts.append(part)
+                coming.update(part.keys)
+        if not parts:
+            return
+        entries = self._room(parts)
+        yield from self._pass_trunk(parts, entries)
+        for part in parts:
+            self._keep(part, entries)
+        for part in parts:  # once all are put, since a later one may drive out an earlier one
+            self._hold(part, entries)
+        if self._lost != lost:
+            yield from self._hold_driven_out(whole, number)
+        give_back()
+
+    def _hold_driven_out(self, chunks: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
+        """Compute those of a window's chunks again that were there, and had to go for others of it."""
+        parts: list[_Part] = []
+        for chunk in chunks:
+            part = self._part(chunk, number, parts[-1].rows.stop if parts else 0)
+            gone = self._contains(part.keys).count(False)
+            if gone:
+                parts.append(part)
+                self.counts.found -= gone
+        if parts:
+            entries = self._room(parts)
+            yield from self._pass_trunk(parts, entries)
+            for part in parts:  # to put them would drive out others
+                self._hold(part, entries)
+
+    def _lacking(self, chunk: int, number: int, first: int, coming: Container[Key]) -> _Part | None:
+        """Return a chunk of which an entry is to be computed, with its entries from a row on.
+
+        None where all of them are there.
+
+        Args:
+            coming: keys of chunks before it that are to be computed, too.
+        """
+        size, lost, seen = len(self._order.chunk(chunk)), self._lost, self._seen.get((chunk, number))
+        self.counts.wanted += size
+        if self._store is not None:
+            self._seen[chunk, number] = lost
+        if self._store is not None and seen == lost:  # nothing can have gone since
+            self.counts.found += size
+            return None
+        part = self._part(chunk, number, first)
+        there = self._contains(part.keys)
+        self.counts.found += sum(there)
+        if seen is None and self._was_empty:  # nobody made it yet
+            others = set[Key]()
+            for key, found in zip(part.keys, there, strict=True):
+                if found or key in coming or key in others:
+                    self._equal.add(key)
+                    self.counts.repeated += 1
+                others.add(key)
+        return None if all(there) else part
+
+    @property
+    def _lost(self) -> int:
+        """Number of entries that the store has given up so far, or never got."""
+        stats = self._all_stats()
+        return stats.evicted + stats.damaged + self._refused
+
+    def _part(self, chunk: int, number: int, first: int) -> _Part:
+        samples = self._order.chunk(chunk)
+        # The last chunk is filled up, so that an activation's bits don't depend on how many there are beside it.
+        draws = self._drawer.draw(np.resize(samples, chunk_size(self.layout.tokens)), number)
+        return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
+
+    def _room(self, parts: Sequence[_Part]) -> Tensor:
+        """Return entries [n, T, row], not filled yet, of some chunks."""
+        return torch.empty((parts[-1].rows.stop, *self.layout.shape), dtype=self.layout.torch_dtype)
+
+    @torch.no_grad()
+    def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor) -> Iterator[tuple[int, int]]:
+        """Fill entries [n, T, row], stack by stack."""
+        residency, layout = self._residency, self.layout
+        for part in parts:
+            self._take_from_below(part, entries)
+        done, total = 0, sum(len(self.trunk) - part.behind for part in parts)
+        for place, index in enumerate(self.trunk):
+            arriving = [part for part in parts if part.behind <= place]
+            if not arriving:
+                continue
+            with residency.visiting(index):
+                for part in arriving:
+                    if place:
+                        hidden = decode(entries[part.rows].to(residency.device), layout)
+                        if len(part.keys) < len(part.draws.samples):
+                            hidden = hidden[torch.arange(len(part.draws.samples)) % len(part.keys)]
+                    else:
+                        hidden = residency.embed(index, part.draws.inputs, part.draws.fraction)
+                    hidden = residency.through(index, hidden, residency.context(part.draws.segments))
+                    entries[part.rows] = self._encoded(hidden, place, part)[: len(part.keys)]
+                    done += 1
+                    yield done, total
+        self.counts.computed += len(entries)
+
+    def _encoded(self, hidden: Tensor, place: int, part: _Part) -> Tensor:
+        """Return entries [n, T, row] of what leaves a stack of the trunk.
+
+        Raises:
+            StackwiseError: it isn't finite, or the store's format can't hold it.
+        """
+        try:
+            return encode(hidden, self.layout, f"the boundary above stack {self.trunk[place]}")
+        except OutOfRange as error:
+            found = first_not_finite(self._residency, self.trunk[: place + 1], part.draws)
+            raise StackwiseError(found or str(error)) from error
+
+    def _take_from_below(self, part: _Part, entries: Tensor) -> None:
+        """Begin with the boundary below, where it has all of a chunk."""
+        below = None if self._below is None else self._below.take(part.keys)
+        if below is not None and self._below is not None:
+            entries[part.rows] = below
+            part.behind = len(self._below.trunk)
+
+    def _contains(self, keys: list[Key]) -> list[bool]:
+        """Return which keys the store has an entry of; none where there is no store."""
+        if self._store is None:
+            return [False] * len(keys)
+        there = self._store.contains(keys)
+        if len(there) != len(keys):
+            raise self._broken(
+                self._store, f"contains() gave {len(there)} answers, expected one for each of {len(keys)}"
+            )
+        return there
+
+    def _get(self, store: ActivationStore, keys: list[Key]) -> Tensor:
+        """Return entries [n, T, row] of a store.
+
+        Raises:
+            MissingEntries: it doesn't have all of them.
+            ContractError: they aren't of the layout.
+        """
+        entries, expected = store.get(keys), (len(keys), *self.layout.shape)
+        if entries.shape == expected and entries.dtype == self.layout.torch_dtype and entries.device.type == "cpu":
+            return entries
+        found = f"{entries.dtype} {list(entries.shape)} on {entries.device}".removeprefix("torch.")
+        wanted = f"{self.layout.torch_dtype} {list(expected)} on cpu".removeprefix("torch.")
+        raise self._broken(store, f"get() gave entries {found}, expected {wanted}")
+
+    def _broken(self, store: ActivationStore, said: str) -> ContractError:
+        return ContractError(store if self._stores is None else self._stores.backend, said)
+
+    def take(self, keys: list[Key]) -> Tensor | None:
+        """Return entries [n, T, row] of these keys, if the store has all of them."""
+        with suppress(MissingEntries):
+            return None if self._store is None else self._get(self._store, keys)
+        return None
+
+    def give_up(self, keys: list[Key]) -> None:
+        """Discard entries that the boundary above was made of.
+
+        They won't be asked for again, but for those of equal draws.
+        """
+        if self._store is not None and self._is_ours:
+            self._store.discard([key for key in keys if key not in self._equal])
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether this run may delete what is in the store, and no other run's it is."""
+        return self._store is not None and (self._stores is None or self._stores.is_ours(self._store))
+
+    def _keep(self, part: _Part, entries: Tensor) -> None:
+        """Put a chunk's entries into the store; the boundary below won't be asked for them again."""
+        if self._store is None:
+            return
+        there = self._contains(part.keys)
+        missing = [place for place, found in enumerate(there) if not found]
+        by = len(missing) * self.layout.bytes_per_entry
+        if self._stores is not None and not self._stores.may_grow(self._store, by):
+            self._refused += len(missing)
+            return
+        self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
+        if self._below is not None and not self._keep_below:
+            self._below.give_up(part.keys)
+        if self._stores is not None:
+            self._stores.make_room()
+
+    def _hold(self, part: _Part, entries: Tensor) -> None:
+        """Hold in memory what no store keeps, until the next window."""
+        kept = self._contains(part.keys)
+        for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
+            if not found:
+                self._held[key] = entry
+
+    def read(self, draws: Draws, number: int) -> Tensor:
+        """Return hidden states [B, T, D], fp32, on the rack's device, for a batch of the prepared window.
+
+        Raises:
+            StackwiseError: the draws aren't those that the boundary was made under. A boundary that saw fewer masks
+                would give away what the loss asks for.
+        """
+        keys = next((keys for ahead, keys in self._announced if ahead is draws), None) or self._keys(draws)
+        self._announced = [each for each in self._announced if each[0] is not draws]
+        if self._store is None:
+            self._refuse_others(keys, self._held)
+            entries = torch.stack([self._held[key] for key in keys])
+        else:
+            entries = self._fetch(self._store, draws, keys, number)
+        return decode(entries.to(self._residency.device), self.layout)
+
+    def prefetch(self, draws: Draws) -> None:
+        """Announce the batch that comes next."""
+        if self._store is not None:
+            self._announced.append((draws, self._keys(draws)))
+            self._store.prefetch(self._announced[-1][1])
+
+    def _keys(self, draws: Draws) -> list[Key]:
+        return draw_keys(draws, with_time=self._residency.spec.time_encoding is not None)
+
+    @staticmethod
+    def _refuse_others(keys: Iterable[Key], made: Container[Key]) -> None:
+        if not all(key in made for key in keys):
+            raise StackwiseError(
+                "a batch's masks aren't those that its boundary was made under; its loss would see what it asks for"
+            )
+
+    def _fetch(self, store: ActivationStore, draws: Draws, keys: list[Key], number: int) -> Tensor:
+        """Return a batch's entries from the store or from memory; chunks of lost ones are computed again."""
+        found = {key: self._held[key] for key in keys if key in self._held}
+        while wanted := [key for key in keys if key not in found]:
+            try:
+                entries = self._get(store, wanted)
+            except MissingEntries as missing:
+                lost = [place for place, key in enumerate(keys) if key in missing.keys]
+                if not lost:
+                    raise self._broken(store, "get() missed entries that it wasn't asked for") from missing
+                for chunk in sorted({int(draws.samples[place]) // chunk_size(self.layout.tokens) for place in lost}):
+                    found |= self._again(chunk, number)
+                self._refuse_others([keys[place] for place in lost], found)
+                continue
+            self.counts.read += len(wanted)
+            if len(wanted) == len(keys):
+                return entries
+            found.update(zip(wanted, entries, strict=True))
+        return torch.stack([found[key] for key in keys])
+
+    def _again(self, chunk: int, number: int) -> dict[Key, Tensor]:
+        """Compute a whole chunk again, and keep it; hold it too, since others of it may have been lost."""
+        part = self._part(chunk, number, 0)
+        entries = self._room([part])
+        for _ in self._pass_trunk([part], entries):
+            """One chunk is no progress to speak of."""
+        self._keep(part, entries)
+        made = dict(zip(part.keys, entries, strict=True))
+        self._held |= made
+        return made
+
+    def drop_below(self) -> None:
+        """Release the boundary below, and delete it unless it is to be kept: this one is whole."""
+        if self._below is not None and self._keep_below:
+            self._below.rest()
+        elif self._below is not None:
+            self._below.drop()
+        self._below = None
+
+    def rest(self) -> None:
+        """Make durable what was put, as the phase is over, or that of the boundary above; nobody reads for now."""
+        if self._store is not None:
+            self._store.flush()
+        if self._below is not None:
+            self._below.rest()
+        self._below = None
+
+    def drop(self) -> None:
+        """Delete this boundary, or leave it to the run whose it is."""
+        self._held.clear()
+        if self._store is None:
+            return
+        if self._stores is None:
+            self._store.drop()
+        else:
+            self._stores.release(self._store)
+        self._store = None
+
+    def close(self) -> None:
+        """Leave what is stored where it is, and stop using it."""
+        self._held.clear()
+        if self._store is not None:
+            self._store.close()
+
+    def passed_on(self, drawer: Drawer) -> Boundary:
+        """Return the same boundary for another phase, which has the store from now on."""
+        store, self._store = self._store, None
+        passed_on = Boundary(
+            self.trunk,
+            self._residency,
+            drawer,
+            self._order,
+            store,
+            self.layout,
+            self._stores,
+            keep_below=self._keep_below,
+            made_of=self.made_of,
+        )
+        passed_on._equal = self._equal
+        return passed_on
+
+    @property
+    def losses(self) -> CacheStats:
+        """Counts of what the run's stores have ``evicted`` and found ``damaged`` in this phase."""
+        return CacheStats() if self._stores is None else self._stores.losses
+
+    def _all_stats(self) -> CacheStats:
+        return CacheStats() if self._store is None else self._store.stats()

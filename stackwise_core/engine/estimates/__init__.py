@@ -1,0 +1,1 @@
+"""Estimates: memory, disk, parameters and FLOPs of a phase."""

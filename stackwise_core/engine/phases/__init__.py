@@ -1,0 +1,1 @@
+"""Phases: what they are built from, their steps, adapters and boundaries."""

@@ -1,0 +1,1 @@
+"""Plans: phases as the engine executes them, checked and priced."""

@@ -1,0 +1,105 @@
+"""A phase and what it costs, estimated before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from stackwise_core.engine.estimates.disk_estimate import held_bytes, store_bytes
+from stackwise_core.engine.estimates.flops import boundary_flops, step_flops
+from stackwise_core.engine.estimates.memory_estimate import Memory, phase_memory
+from stackwise_core.engine.estimates.parameter_count import adapter_sizes, trainable_parameters, used_parameters
+from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of, made_from_below, same_boundary
+from stackwise_core.engine.phases.phase_steps import phase_steps, sample_order
+from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.trunk_streaming import streams_trunk
+from stackwise_core.interfaces.phase import Phase
+
+
+@frozen
+class Prices:
+    """Costs of each way of having a boundary."""
+
+    resident: int
+    """Peak memory in bytes with all of the trunk in memory."""
+    streamed: int
+    """Peak memory in bytes with one stack of it at a time."""
+    bytes: int
+    """Bytes of all its activations, in the format of the cache, or bf16 without one."""
+    cached: float
+    """Floating-point operations of making it once a draw, and from the one below where that is there."""
+    recomputed: float
+    """Floating-point operations of making it for every window anew."""
+
+
+@frozen
+class PhasePlan:
+    """A phase, and what it costs."""
+
+    phase: Phase
+    steps: int
+    tokens: int
+    """Tokens that training steps pass, in all."""
+    trainable_parameters: int
+    frozen_parameters: int
+    band: tuple[float, float] | None
+    """Mask fractions at the two ends of its progress; None where nothing is masked."""
+    memory: Memory
+    disk: int
+    """Most bytes of boundaries on disk, those before it that are kept included."""
+    streams: bool
+    """Whether only one stack of its trunk is in memory at a time."""
+    made_from_below: bool
+    """Whether its boundaries are made from those of the phase before."""
+    same_boundary: bool
+    """Whether its boundaries are those of the phase before."""
+    step_flops: float
+    """Floating-point operations of training steps."""
+    flops: float
+    """The same with those of boundaries."""
+    boundary: Prices | None
+    """Costs of its boundary; None where it starts at the tokens."""
+    seconds: float = 0.0
+    """Time that it will take on this machine, very roughly."""
+
+
+def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
+    """Estimate what a phase costs, after those before it."""
+    below = before[-1] if before else None
+    spec, order = setup.spec, sample_order(setup)
+    steps = phase_steps(phase, order)
+    tokens = round(steps / order.steps_per_epoch() * len(setup.corpus.train)) * spec.seq_len
+    trainable = trainable_parameters(phase, setup)
+    on_stacks = adapter_sizes({pair for each in (*before, phase) for pair in each.adapters}, setup)
+
+    cache = cache_of(phase, setup)
+    stored = held_bytes(phase, before, setup)
+    durable = cache is not None and cache.durable
+    in_memory = 0 if durable else stored
+    if cache is not None and phase.frozen_prefix:
+        in_memory += cache.buffer_bytes(boundary_layout(phase, setup))
+    resident, streamed = (
+        phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams) for streams in (False, True)
+    )
+    streams = bool(phase.frozen_prefix) and streams_trunk(resident, setup)
+    training = step_flops(phase, on_stacks, tokens, setup)
+    cached, recomputed = (boundary_flops(phase, before, on_stacks, setup, cached=cached) for cached in (True, False))
+    return PhasePlan(
+        phase=phase,
+        steps=steps,
+        tokens=tokens,
+        trainable_parameters=trainable,
+        frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,
+        band=None if setup.implementations.objective.options.causal else setup.noise.band(phase.progress),
+        memory=streamed if streams else resident,
+        disk=stored if durable else 0,
+        streams=streams,
+        made_from_below=made_from_below(phase, before, setup),
+        same_boundary=same_boundary(phase, below, setup),
+        step_flops=training,
+        flops=training + (recomputed if cache is None else cached),
+        boundary=Prices(resident.total, streamed.total, store_bytes((*before, phase), setup), cached, recomputed)
+        if phase.frozen_prefix
+        else None,
+    )

@@ -1,0 +1,213 @@
+"""The plan of a run: its phases, checked, and what each will cost, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import asdict, evolve, frozen
+
+from stackwise_core.engine.phases.adapting import settle_adapters
+from stackwise_core.engine.phases.phase_steps import largest_window
+from stackwise_core.engine.phases.plan_checks import (
+    check_adapters,
+    check_division,
+    check_masks,
+    check_phases,
+    check_stacks_named,
+    check_steps_divide,
+    settle_objective,
+    settle_routes,
+)
+from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.notes import notes
+from stackwise_core.engine.plan.phase_plan import PhasePlan, price
+from stackwise_core.engine.plan.speed import Speed, measure_speed, phase_seconds
+from stackwise_core.engine.plan.trunk_streaming import streams_trunk
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.engine.weights.shapes import check_shapes
+from stackwise_core.engine.weights.source import Source
+from stackwise_core.errors import UsageError
+from stackwise_core.interfaces.component import ContractError, origin
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.routing import BandRoute
+from stackwise_core.run_files.names import PLAN
+
+
+def _json_value(instance: object, attribute: object, value: object) -> object:
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+ESTIMATES = ("memory", "disk", "streams", "flops", "boundary", "seconds")
+"""Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
+
+
+@frozen
+class Plan:
+    """The phases of a run in order."""
+
+    spec: RackSpec
+    phases: tuple[PhasePlan, ...]
+    routes: tuple[BandRoute, ...]
+    """Routes of the finished rack."""
+    exits: frozenset[int]
+    """Stacks whose exit the head was trained to read at."""
+    window: int
+    """Sequences of the largest window."""
+    cache: str | None
+    """The name of the cache backend, if there is one."""
+    streams: bool
+    """Whether only one stack is in memory at a time where a text passes the whole rack."""
+    tokenizer: str
+    """Fingerprint of the tokenizer, in hexadecimal."""
+    corpus: str
+    """Fingerprint of the text and of how it was cut, in hexadecimal."""
+    notes: tuple[str, ...]
+    """Notes for the user before starting."""
+    speed: Speed
+    """Speed of this machine, by a short measurement."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of all phases; validation comes on top."""
+        return sum(planned.seconds for planned in self.phases)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "rack": {**asdict(self.spec, value_serializer=_json_value), "parameters": self.spec.parameters},
+            "tokenizer": self.tokenizer,
+            "corpus": self.corpus,
+            "routes": [asdict(route) for route in self.routes],
+            "exits": sorted(self.exits),
+            "streams": self.streams,
+            "notes": list(self.notes),
+            "speed": asdict(self.speed),
+            "phases": [
+                {
+                    **asdict(planned.phase, value_serializer=_json_value),
+                    "entry": planned.phase.entry,
+                    "steps": planned.steps,
+                    "tokens": planned.tokens,
+                    "trainable_parameters": planned.trainable_parameters,
+                    "frozen_parameters": planned.frozen_parameters,
+                    "band": planned.band and list(planned.band),
+                    "memory": {**asdict(planned.memory), "total": planned.memory.total},
+                    "disk": planned.disk,
+                    "streams": planned.streams,
+                    "flops": planned.flops,
+                    "seconds": planned.seconds,
+                    "boundary": planned.boundary and asdict(planned.boundary),
+                }
+                for planned in self.phases
+            ],
+        }
+
+
+def make_plan(setup: Setup) -> Plan:
+    """Plan a run and price each phase.
+
+    Raises:
+        UsageError: the mode can't plan this rack, or a phase contradicts the objective.
+        StackwiseError: the mode is a plugin whose plan makes no sense.
+    """
+    training, mode, objective = setup.config.training, setup.implementations.mode, setup.implementations.objective
+    whose = origin(mode)
+    check_stacks_named(setup.config, setup.spec)
+    phases = mode.plan(setup.spec, training.budget)
+    check_phases(phases, setup.spec, whose)
+    check_division(phases, setup.spec, training, whose)
+    phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
+    check_adapters(phases, setup.implementations.formats.adapters, setup.spec)
+    routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)
+    there = setup.spec.given.union(*(phase.path for phase in phases))
+    untrained = {stack for route in routes for stack in route.path} - there
+    if untrained:
+        raise ContractError(
+            mode,
+            f"no phase passes stack {min(untrained)}, and its routes use it: plan a phase for it, or give the mode "
+            "routes() of its own",
+        )
+    if objective.options.causal and len(routes) > 1:
+        raise UsageError(
+            f'objective = "{setup.config.objective.use}" masks nothing, and {whose} gives each stack a band of mask '
+            "fractions. Use another mode."
+        )
+    if training.noise_over == "both":
+        check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
+    settled = [settle_objective(phase, setup.noise, training, objective) for phase in phases]
+    if not objective.options.causal:
+        check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
+    planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
+    said = notes(planned, setup)
+    speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
+    timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
+    return Plan(
+        spec=setup.spec,
+        phases=tuple(timed),
+        routes=routes,
+        exits=trained_exits(phases, routes, setup.source),
+        window=largest_window(setup),
+        cache=None if setup.config.cache_backend is None else setup.config.cache_backend.use,
+        streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
+        tokenizer=setup.tokenizer.fingerprint.hex(),
+        corpus=setup.corpus.fingerprint,
+        notes=(*_source_notes(setup), *said),
+        speed=speed,
+    )
+
+
+def _source_notes(setup: Setup) -> list[str]:
+    return setup.source.notes(setup.spec, setup.tokenizer.mask_id) if setup.source else []
+
+
+def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:
+    """Return the stacks whose exit was read in training, with nothing below it that changed since."""
+    paths: dict[int, tuple[int, ...]] = {}
+    if source is not None:
+        given = sorted(source.stacks)
+        paths = {stack: tuple(given[: given.index(stack) + 1]) for stack in source.exits}
+    for phase in phases:
+        read, trained = phase.path[-1], set(paths)
+        unchanged, changes = {} if phase.embedding else paths, phase.trains | phase.adapts
+        paths = {stack: path for stack, path in unchanged.items() if not changes & set(path)}
+        if phase.exit_norm is not None or read in trained | phase.adapts:
+            paths[read] = phase.path
+    prefixes = {route.path[: place + 1] for route in routes for place in range(len(route.path))}
+    return frozenset(stack for stack, path in paths.items() if path in prefixes)
+
+
+def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str]) -> None:
+    """Refuse to resume a run whose plan isn't what its configuration gives now, or whose weights aren't its own.
+
+    Args:
+        corpora: where the texts are now.
+
+    Raises:
+        UsageError: the corpus, the tokenizer or a plugin is another than when it began.
+        StackwiseError: its plan is damaged, or weights are those of another rack.
+    """
+
+    def essence(values: dict[str, Any]) -> dict[str, Any]:
+        phases = [{key: value for key, value in phase.items() if key not in ESTIMATES} for phase in values["phases"]]
+        return {**values, "phases": phases, "notes": [], "streams": None, "speed": None}
+
+    now = json.loads(json.dumps(essence(plan.to_json())))
+    try:
+        before = essence(directory.read_json(PLAN))
+    except (LookupError, TypeError, AttributeError):  # it is no plan at all
+        before = {}
+    if before.get("tokenizer") == now["tokenizer"] and before.get("corpus") != now["corpus"]:
+        texts = ", ".join(corpora)
+        raise UsageError(
+            f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
+            "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
+        )
+    if now != before:
+        raise UsageError(
+            f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
+            "corpus, the tokenizer, a plugin or what rack.init_from names changed?"
+        )
+    check_shapes(directory, plan.spec)

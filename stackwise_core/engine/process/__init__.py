@@ -1,0 +1,1 @@
+"""The process: generators and flags of torch, threads, memory."""

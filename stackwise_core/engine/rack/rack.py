@@ -1,0 +1,200 @@
+"""Modules of a rack: stack, embedding and head, and their initial weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stackwise_core.engine.rack.blocks import Block, RMSNorm, rotary_tables
+from stackwise_core.interfaces.rack_spec import RackSpec
+
+ROWS_MULTIPLE = 256
+"""The head's matrix products have a multiple of this many rows in training."""
+FEW_ROWS_MULTIPLE = 32
+"""Multiple that the number of rows is padded to where few tokens are to be predicted."""
+INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+"""The projections of a block that write into the residual stream."""
+
+
+class AttentionContext(NamedTuple):
+    """Inputs of attention besides the hidden states, the same for every block of a batch."""
+
+    cos: Tensor
+    """[T, W]"""
+    sin: Tensor
+    visible: Tensor | None
+    """bool [B, 1, T, T], or None where nothing is hidden but by causal order."""
+
+
+class Stack(nn.Module):
+    """Consecutive blocks, and the exit norm through which the head reads them."""
+
+    def __init__(self, spec: RackSpec, index: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.blocks[index]))
+        self.norm = RMSNorm(spec.d_model, eps=spec.norm_eps)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Pass hidden states [B, T, D] through the blocks; the exit norm belongs to the head."""
+        for block in self.layers:
+            x = block(x, *context)
+        return x
+
+
+class TimeEmbedding(nn.Module):
+    """A sequence's mask fraction as a vector that is added to each of its tokens' embeddings; zero at first.
+
+    Sinusoidal features of 1000 x fraction (Ho et al. 2020, after Vaswani et al. 2017) through a learned projection, or
+    a learned vector a time step. Where time is discrete, a fraction counts as the nearest step's.
+    """
+
+    steps: Tensor
+    frequencies: Tensor
+
+    def __init__(self, spec: RackSpec) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(spec.time_fractions, dtype=torch.float64), persistent=False)
+        half = torch.arange(spec.d_model // 2, dtype=torch.float64) / (spec.d_model // 2)
+        self.register_buffer("frequencies", 1000 * 10_000.0**-half, persistent=False)
+        self.learned = spec.time_encoding == "learned"
+        rows = len(spec.time_fractions) if self.learned else spec.d_model
+        self.weight = nn.Parameter(torch.zeros(rows, spec.d_model))
+
+    def forward(self, fraction: Tensor) -> Tensor:
+        """Return vectors [B, D] of mask fractions float64 [B]."""
+        if len(self.steps):
+            nearest = (fraction[:, None] - self.steps).abs().argmin(dim=1)
+            if self.learned:
+                return self.weight[nearest]
+            fraction = self.steps[nearest]
+        angles = fraction[:, None] * self.frequencies
+        return torch.cat((angles.cos(), angles.sin()), dim=1).to(self.weight.dtype) @ self.weight
+
+
+class Ends(nn.Module):
+    """The token embedding below the stacks and the LM head above them, tied or not; with a time input, its embedding.
+
+    The embedding's parameters are named ``embed_...``, the head's ``lm_head``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, spec: RackSpec, mask_id: int) -> None:
+        super().__init__()
+        self.spec, self.mask_id = spec, mask_id
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.embed_time = None if spec.time_encoding is None else TimeEmbedding(spec)
+        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        cos, sin = rotary_tables(spec, spec.seq_len, torch.device("cpu"))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def context(self, segments: Tensor) -> AttentionContext:
+        """Compute who sees whom, from segments int [B, T] (0: padding and special tokens, else a document of the row).
+
+        A token sees the tokens of its own document. A token of segment 0 is seen by none but itself, which keeps its
+        softmax defined.
+        """
+        tokens = segments.shape[1]
+        cos, sin = self.cos[:tokens], self.sin[:tokens]
+        if bool((segments == segments[:, :1]).all()) and bool((segments[:, 0] > 0).all()):
+            return AttentionContext(cos, sin, None)
+        visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+        if self.spec.attention == "causal":
+            visible = visible.tril()
+        visible = visible | torch.eye(tokens, dtype=torch.bool, device=segments.device)
+        return AttentionContext(cos, sin, visible[:, None])
+
+    def embed(self, inputs: Tensor, fraction: Tensor) -> Tensor:
+        """Return hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""
+        hidden: Tensor = self.embed_tokens(inputs)
+        return hidden if self.embed_time is None else hidden + self.embed_time(fraction)[:, None]
+
+    def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
+        """Compute logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return nn.functional.linear(norm(hidden), weight)
+
+    def predictions(self, hidden: Tensor, norm: nn.Module, rows_multiple: int = FEW_ROWS_MULTIPLE) -> Tensor:
+        """Compute logits [N, V] of the tokens possible under hidden states [N, D], in fp32 or better.
+
+        The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
+        MDLM, arXiv 2406.07524).
+        """
+        # oneDNN keeps a kernel for every shape it has met, and N differs from step to step: a GB in 200 steps.
+        padded = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % rows_multiple))
+        logits = self.logits(padded, norm)[: len(hidden)]  # [N, V]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits[:, self.mask_id] = -torch.inf
+        return logits
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
+        """Compute cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
+        logits = self.predictions(hidden, norm, ROWS_MULTIPLE)
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def derived_seed(seed: int, *what: object) -> int:
+    """Return a seed for one part of the model: its weights depend on the run's seed and its own name alone."""
+    digest = hashlib.blake2b(repr((seed, *what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(seed: int, *what: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, *what))
+
+
+def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:
+    """Return embedding and head as they begin: normal with standard deviation ``init_std``."""
+    ends = Ends(spec, mask_id)
+    nn.init.normal_(ends.embed_tokens.weight, std=spec.init_std, generator=_generator(seed, "embed_tokens"))
+    if ends.lm_head is not None:
+        nn.init.normal_(ends.lm_head.weight, std=spec.init_std, generator=_generator(seed, "lm_head"))
+    return ends
+
+
+def silence(stack: Stack) -> None:
+    """Zero the projections into the residual stream, so that the stack changes nothing until it has trained."""
+    for name, parameter in stack.named_parameters():
+        if name.endswith(INTO_RESIDUAL):
+            nn.init.zeros_(parameter)
+
+
+def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
+    """Return a stack as it begins.
+
+    Matrices are normal with standard deviation ``init_std``, the two of each block that write into the residual
+    stream with 1/sqrt(2 x blocks of the rack) of that (GPT-2, Radford et al. 2019, section 2.3). A block's weights
+    depend on its place in the rack, however the rack is cut into stacks.
+    """
+    stack = Stack(spec, index)
+    first_block = sum(spec.blocks[:index])
+    residual_std = spec.init_std / math.sqrt(2 * sum(spec.blocks))
+    for offset, block in enumerate(stack.layers):
+        generator = _generator(seed, "block", first_block + offset)
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 2:
+                std = residual_std if name.endswith(INTO_RESIDUAL) else spec.init_std
+                nn.init.normal_(parameter, std=std, generator=generator)
+    return stack
+
+
+def stack_of(spec: RackSpec, index: int, tensors: Mapping[str, Tensor]) -> Stack:
+    """Return a stack whose parameters are these tensors themselves, not copies."""
+    with torch.device("meta"):
+        stack = Stack(spec, index)
+    stack.load_state_dict(tensors, assign=True)
+    return stack
+
+
+def blank_stack(spec: RackSpec, index: int, device: torch.device) -> Stack:
+    """Return a stack whose weights mean nothing yet; until they are written to, they take no memory."""
+    with torch.device("meta"):
+        stack = Stack(spec, index)
+    return stack.to_empty(device=device)

@@ -1,0 +1,1 @@
+"""The run directory: weights and records, each with a checksum."""

@@ -1,0 +1,1 @@
+"""Text: from a corpus to token sequences on disk."""

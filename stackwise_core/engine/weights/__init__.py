@@ -1,0 +1,1 @@
+"""Weights in and out: from runs and checkpoints, merged, copied, exported."""

@@ -1,1 +1,0 @@
-"""Use of a trained rack: its likelihood, and texts from it."""

@@ -1,1 +1,0 @@
-"""What a run's files tell of it, read without torch, be they whole or damaged."""

@@ -1,0 +1,221 @@
+"""Runs whose trunk is streamed, and what the plan says of it."""
+
+import pytest
+import torch
+
+from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.phases.setup import WINDOW, set_up
+from stackwise_core.engine.plan.plan import make_plan
+from stackwise_core.engine.plan.plan_limits import check_memory
+from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.errors import UsageError
+from stackwise_core.options import ByteSize
+from tests.tiny import run_tiny, tiny_config
+
+LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
+RUNS = {
+    "cached on disk": {"cache_backend": {"use": "disk", "shard_entries": 16}},
+    "made anew": {"cache_backend": None, "training.window": 64},
+    "copies in bf16": {"precision": {"active": "bf16"}, "trainer_mode": {"use": "blockwise", "start": "copy"}},
+    "nf4 and adapters": {
+        "precision": {"active": "fp32", "trunk": "nf4"},
+        "adapter": {"stack": LORA},
+        "training.epochs_per_stack": 1,
+    },
+    "validated, fused": {
+        "trainer_mode": {"use": "fused"},
+        "evaluation": {"every": 7, "sequences": 20},
+        "training.window": 40,
+    },
+    "a finale of all": {"trainer_mode": {"use": "progressive", "finale": 0.3}},
+    "clm": {"objective": "clm", "rack.attention": "causal", "training.masks_per_sample": 1},
+}
+
+
+@pytest.fixture
+def most_resident(monkeypatch) -> list[int]:
+    """How many stacks are in memory whenever one computes."""
+    counts, through = [], Residency.through
+
+    def counted(residency, index, hidden, context):
+        counts.append(sum(stack in residency for stack in range(residency.spec.stacks)))
+        return through(residency, index, hidden, context)
+
+    monkeypatch.setattr(Residency, "through", counted)
+    return counts
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_resident):
+    """Losses, weights, validation and likelihoods; two stacks are in memory at most, but in a phase that trains all."""
+    changes = {"rack.stacks": 4, "training.epochs_per_stack": 2} | RUNS[run]
+    resident = run_tiny(tmp_path / "memory", changes | {"training.trunk_residency": "memory"})
+    assert max(most_resident) == 4
+    most_resident.clear()
+    streamed = run_tiny(tmp_path / "stream", changes | {"training.trunk_residency": "stream"})
+    assert max(most_resident) == (4 if "finale" in run else 2)
+    assert streamed.losses == resident.losses
+    for file in resident.directory.rglob("*.safetensors"):
+        assert (streamed.directory / file.relative_to(resident.directory)).read_bytes() == file.read_bytes()
+    assert streamed.result.likelihoods == resident.result.likelihoods
+    assert [planned.streams for planned in streamed.plan.phases] == [
+        bool(planned.phase.frozen_prefix) for planned in streamed.plan.phases
+    ]
+    assert not any(planned.streams for planned in resident.plan.phases)
+
+
+def test_a_finished_run_is_evaluated_as_it_was_trained(tmp_path, most_resident):
+    """With one stack at a time where it was streamed, to the same numbers."""
+    ran = run_tiny(tmp_path, {"training.trunk_residency": "stream", "training.epochs_per_stack": 1})
+    most_resident.clear()
+    finished = FinishedRun.open(ran.directory)
+    likelihoods = finished.likelihoods(finished.evaluation(*finished.text(None)))
+    assert tuple(likelihoods) == ran.result.likelihoods
+    assert max(most_resident) == 1
+
+
+def plan_of(tmp_path, changes):
+    return make_plan(set_up(*tiny_config(tmp_path, changes)))
+
+
+def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tmp_path, monkeypatch):
+    """Or where the budget doesn't hold it; what is asked for outright is done."""
+    # The corpus has 100 sequences of 32 tokens, and so has its largest window.
+    monkeypatch.setattr("stackwise_core.engine.plan.trunk_streaming.LOADED_FOR", 100 * 32)
+    monkeypatch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 16 * 32)
+    auto = {"training.trunk_residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
+
+    def streams(changes) -> bool:
+        return plan_of(tmp_path, auto | changes).phases[-1].streams
+
+    assert streams({"training.window": 1024})
+    assert not streams({"training.window": 64})
+    last = plan_of(tmp_path, auto | {"training.window": 64}).phases[-1].boundary
+    assert last.streamed < last.resident
+    between = (last.streamed + last.resident) // 2
+    assert streams({"training.window": 64, "training.memory_budget": between})
+    assert not streams({"training.window": 1024, "training.trunk_residency": "memory"})
+    assert streams({"training.window": 64, "training.trunk_residency": "stream"})
+
+
+def test_a_streamed_trunk_doesn_t_count_in_the_plan_s_memory(tmp_path):
+    """Eight stacks more cost nothing, and in memory they cost their bytes."""
+    shape = {"d_model": 128, "n_heads": 2, "blocks_per_stack": 1}
+    last = [plan_of(tmp_path, {"rack": {"stacks": stacks, **shape}}).phases[-1] for stacks in (4, 12)]
+    # The process itself grows between the two plans.
+    streamed, resident = (
+        [getattr(each.boundary, way) - each.memory.process for each in last] for way in ("streamed", "resident")
+    )
+    assert streamed[0] == streamed[1]
+    assert resident[1] - resident[0] == 8 * 4 * plan_of(
+        tmp_path, {"rack": {"stacks": 4, **shape}}
+    ).spec.stack_parameters(0)
+
+
+def test_the_window_is_halved_until_the_budget_holds_it(tmp_path):
+    """Its boundaries take a quarter of the budget at most, and it holds a step in any case; what is set stands."""
+
+    def window(budget, **more):
+        config, registry = tiny_config(tmp_path, {"training.memory_budget": budget, **more})
+        return set_up(config, registry).window
+
+    sequence = 4 * 32 * 32
+    assert window("1 TB") == WINDOW
+    assert window(4 * sequence * WINDOW) == WINDOW
+    assert window(4 * sequence * WINDOW - 1) == WINDOW // 2
+    assert window(4 * sequence * 100) == 64
+    assert window(1) == 8  # a batch
+    assert window(1, **{"training.gradient_accumulation": 5}) == 40
+    assert window(1, **{"training.window": 300}) == 300
+
+
+def test_the_window_that_was_chosen_is_in_the_run_s_configuration(tmp_path):
+    """So that a run that goes on has the same, however much memory is free then."""
+    ran = run_tiny(tmp_path, {"training.memory_budget": "8 GB", "training.epochs_per_stack": 1})
+    assert f"window = {WINDOW}" in (ran.directory / "config.toml").read_text()
+
+
+def test_a_plan_beyond_the_budget_is_refused(tmp_path):
+    """With the phase, what takes most, and what helps; without a budget nothing is refused."""
+    wide = {"rack": {"stacks": 8, "d_model": 256, "n_heads": 2}, "training.window": 64}
+    plan = plan_of(tmp_path, wide)
+    needed = plan.phases[-1].memory.total
+    check_memory(plan, None)
+    check_memory(plan, ByteSize(needed + 1))
+    with pytest.raises(UsageError, match=r'Phase "stack 7" needs .* training.trunk_residency = "stream" needs less'):
+        check_memory(plan, ByteSize(needed - 1))
+    streamed = plan_of(tmp_path, wide | {"training.trunk_residency": "stream"})
+    with pytest.raises(UsageError, match=r"for Python and torch, and .* is 1 MB\. A larger budget"):
+        check_memory(streamed, ByteSize(10**6))
+    config, registry = tiny_config(tmp_path, {"training.memory_budget": "1 MB"})
+    setup = set_up(config, registry)
+    with pytest.raises(UsageError, match="memory_budget is 1 MB"):
+        Engine(setup, make_plan(setup), registry, lambda event: None)
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
+    """The first step over a streamed trunk of two: the loss of the last stack, computed here from the tokens on."""
+    seen = []
+
+    def watch(ran):
+        fit_of = ran.engine._fit
+
+        def fitting(planned, boundary, *others):
+            fit = fit_of(planned, boundary, *others)
+            if planned.phase.name == "stack 2":
+                accumulate = type(fit)._accumulate
+
+                def first(self, step, number, scaler):
+                    loss = accumulate(self, step, number, scaler)
+                    if not seen:
+                        seen.append((loss, step, [each.grad.clone() for _, each in ran.engine._residency.trainable()]))
+                    return loss
+
+                monkey.setattr(type(fit), "_accumulate", first)
+            return fit
+
+        ran.engine._fit = fitting
+
+    with pytest.MonkeyPatch.context() as monkey:
+        changes = {"training.trunk_residency": "stream", "cache_backend": {"use": "disk", "dtype": "fp32"}}
+        ran = run_tiny(tmp_path, changes | {"training.max_grad_norm": 1e9}, before=watch)
+    loss, step, gradients = seen[0]
+    objective = ran.engine._fit(ran.plan.phases[2], None, lambda event: None).objective
+    fresh = Residency(
+        ran.setup.spec,
+        mask_id=256,
+        seed=3,
+        formats=ran.setup.implementations.formats,
+        device=torch.device("cpu"),
+        masters=Below(ran.engine._directory, 2),
+        window=8,
+    )
+    fresh.load_ends(ran.engine._directory.read_ends(ran.setup.spec))
+    fresh.place(ran.plan.phases[2].phase)
+    (draws,) = step
+    hidden = fresh.embed(0, draws.inputs, draws.fraction)
+    for index in range(3):
+        hidden = fresh.stack(index)(hidden, fresh.context(draws.segments))
+    masked = hidden.flatten(0, 1)[draws.masked]
+    predicted = objective.predicted(draws)
+    losses = fresh.losses(2, masked, draws.targets, objective.losses)
+    again = objective.weighted_sum(losses, predicted) / objective.normaliser([predicted])
+    again.backward()
+    assert loss == pytest.approx(again.item(), rel=1e-6)
+    for ours, (_, theirs) in zip(gradients, fresh.trainable(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+class Below:
+    """A run's masters as they were before a stack was written."""
+
+    def __init__(self, directory, stack):
+        self._directory, self._stack = directory, stack
+
+    def has_stack(self, index):
+        return index < self._stack
+
+    def __getattr__(self, name):
+        return getattr(self._directory, name)

@@ -1,0 +1,368 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import evolve
+
+from stackwise_core.engine.rack.formats import Formats
+from stackwise_core.engine.rack.rack import INTO_RESIDUAL, new_ends, new_stack
+from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_peft.lora import Lora
+from stackwise_peft.options import LoraOptions
+from stackwise_precision.floats import Bf16, Fp16, Fp32
+from stackwise_precision.fp8 import Fp8
+from stackwise_precision.options import Fp8Options, Fp16Options
+
+SPEC = RackSpec(blocks=(1, 1, 1), vocab_size=40, seq_len=12, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
+MASK = 39
+ADAPTERS = {"stack": Lora(LoraOptions(rank=4)), "trunk": Lora(LoraOptions(rank=2, target_modules=("q_proj",)))}
+
+
+class Shelf(dict):
+    """Masters in memory; quantised copies and adapters' files beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared: dict[int, tuple[object, dict[str, torch.Tensor]]] = {}
+        self.files: dict[tuple[int, str], Path] = {}
+
+    def has_stack(self, index):
+        return index in self
+
+    def read_stack(self, index):
+        return {name: tensor.clone() for name, tensor in self[index].items()}
+
+    def write_stack(self, index, tensors):
+        self[index] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def read_prepared(self, index, precision):
+        described, tensors = self.prepared.get(index, (None, {}))
+        return dict(tensors) if described == precision else None
+
+    def write_prepared(self, index, precision, tensors):
+        self.prepared[index] = (precision, tensors)
+
+    def adapters(self, index):
+        return [name for stack, name in self.files if stack == index]
+
+    def adapter(self, index, name):
+        return self.files[index, name]
+
+    def checksums(self, index):
+        return [*(tensor.sum().item() for tensor in self[index].values()), *map(str, self.files.items())]
+
+
+def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **formats) -> Residency:
+    fp32 = Fp32(None)
+    return Residency(
+        spec,
+        mask_id=MASK,
+        seed=seed,
+        formats=Formats(**{"active": fp32, "trunk": fp32, "adapters": ADAPTERS, **formats}),
+        device=torch.device("cpu"),
+        masters=Shelf() if masters is None else masters,
+        window=4,
+    )
+
+
+def trained(*stacks: int) -> Shelf:
+    """Masters of stacks that are nothing like new ones, norms included."""
+    shelf = Shelf()
+    for index in stacks:
+        state = new_stack(SPEC, index, seed=100).state_dict()
+        shelf[index] = {name: torch.rand_like(tensor) + index for name, tensor in state.items()}
+    return shelf
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "neighbour"), [((0, 1), 1, 0), ((1, 2), 1, 2), ((0, 2), 2, 0), ((0, 1, 2), 1, 0)]
+)
+def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
+    """Appended it is the stack below it in the path, prepended the one above, and its weights are its own."""
+    held = residency(masters=trained(*set(path) - {new}))
+    held.bring(path, active={new}, start="copy")
+    assert equal(held.stack(new).state_dict(), held._masters.read_stack(neighbour))
+    with torch.no_grad():
+        held.stack(new).norm.weight.add_(1)
+    assert not equal(held.stack(new).state_dict(), held.stack(neighbour).state_dict())
+
+
+@pytest.mark.parametrize("path", [(0, 1), (1, 2)])
+def test_a_stack_of_zero_output_changes_nothing_at_first(path):
+    """Hidden states leave it as they came, to the bit, though its other weights are random."""
+    held = residency(masters=trained(0 if path == (0, 1) else 2))
+    held.bring(path, active={1}, start="zero_output")
+    hidden = torch.randn(2, 12, 32)
+    assert torch.equal(held.through(1, hidden, held.context(torch.ones(2, 12))), hidden)
+    random = new_stack(SPEC, 1, seed=0).state_dict()
+    for name, tensor in held.stack(1).state_dict().items():
+        if name.endswith(INTO_RESIDUAL):
+            assert not tensor.any()
+        elif name != "norm.weight":
+            assert torch.equal(tensor, random[name])
+
+
+def test_start_is_for_new_stacks_only():
+    """A stack that was trained comes back as it was, whatever the phase says of new ones."""
+    masters = trained(0, 1)
+    held = residency(masters=masters)
+    for start in ("copy", "zero_output"):
+        held.bring((0, 1), active={1}, start=start)
+        assert equal(held.stack(1).state_dict(), masters[1])
+        held.bring((0,), active=())
+
+
+def test_a_new_stack_is_read_through_the_norm_below_it():
+    """It is nearly the identity at first; at the bottom there is none."""
+    held = residency(masters=trained(0, 2))
+    held.bring((0, 1, 2), active={1})
+    assert torch.equal(held.stack(1).norm.weight, held._masters[0]["norm.weight"])
+    assert torch.equal(held.stack(1).layers[0].mlp.up_proj.weight, new_stack(SPEC, 1, 0).layers[0].mlp.up_proj.weight)
+
+
+def test_only_the_path_is_in_memory():
+    """What a phase doesn't pass isn't there."""
+    held = residency(masters=trained(0, 1, 2))
+    held.bring((0, 1, 2), active={2})
+    held.bring((1,), active={1})
+    assert [index in held for index in range(3)] == [False, True, False]
+
+
+def test_a_stack_is_at_its_role_s_precision():
+    """From the trunk it comes back into training from its full-precision master."""
+    masters = trained(0, 1)
+    held = residency(masters=masters, trunk=Bf16(None))
+    held.bring((0, 1), active={1})
+    assert held.tensors(0)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    held.bring((0, 1), active={0})
+    assert equal(held.stack(0).state_dict(), masters[0])
+    assert held.tensors(1)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+def requiring(held: Residency) -> set[str]:
+    return {name for name, _ in held.trainable()}
+
+
+def test_a_phase_unfreezes_just_what_it_names():
+    """Stacks, embedding with the time's, head, and of the exit norms the last one where its stack trains."""
+    spec = evolve(SPEC, tie_embeddings=False, time_encoding="sinusoidal")
+    held = residency(spec, trained(0, 1, 2))
+
+    def unfrozen(**phase) -> set[str]:
+        held.place(Phase(name="x", **phase))
+        return {".".join(name.split(".")[:2]) + (".norm" if ".norm." in name else "") for name in requiring(held)}
+
+    every = range(3)
+    assert unfrozen(path=every, trains=every, embedding=True, head=True) == {
+        "embed_tokens.weight",
+        "embed_time.weight",
+        "lm_head.weight",
+        "stacks.0",
+        "stacks.1",
+        "stacks.2",
+        "stacks.2.norm",
+    }
+    assert unfrozen(path=every, trains={0}) == {"stacks.0"}
+    assert unfrozen(path=every, trains={2}, head=True) == {"stacks.2", "stacks.2.norm", "lm_head.weight"}
+    assert unfrozen(path=every, trains=(), embedding=True) == {"embed_tokens.weight", "embed_time.weight"}
+
+
+def test_each_stack_may_have_ends_of_its_own():
+    """Begun alike, loaded and trained apart; shared ends are one."""
+    held = residency(evolve(SPEC, ends="per_stack"), trained(0, 1, 2))
+    assert [owner for owner, _ in held.all_ends()] == [0, 1, 2]
+    assert held.ends(1) is not held.ends(0)
+    weight = torch.rand(40, 32)
+    held.load_ends({1: {"embed_tokens.weight": weight}})
+    begun = new_ends(SPEC, MASK, 0).embed_tokens.weight
+    assert torch.equal(held.ends(1).embed_tokens.weight, weight)
+    assert torch.equal(held.ends(0).embed_tokens.weight, begun)
+    held.place(Phase(name="x", path=[1], trains={1}, embedding=True, head=True))
+    assert [ends.embed_tokens.weight.requires_grad for _, ends in held.all_ends()] == [False, True, False]
+    ids = torch.tensor([[3, 4]])
+    assert torch.equal(held.embed(1, ids, torch.zeros(1)), weight[ids])
+    shared = residency()
+    assert shared.ends(2) is shared.ends(0)
+    assert [owner for owner, _ in shared.all_ends()] == [None]
+
+
+def adapter_weights(held: Residency, index: int, name: str) -> dict[str, torch.Tensor]:
+    """A stack's adapter by the names of its tensors."""
+    tensors = held._residents[index].adapter_weights
+    return {key: tensors[key].detach().clone() for key in tensors if f".{name}." in key}
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_fresh_adapters_depend_on_seed_name_and_place_alone(place):
+    """Not on what was drawn before, nor on the other adapter."""
+
+    def fresh(seed: int, names: tuple[str, ...], index: int, name: str) -> dict[str, torch.Tensor]:
+        held = residency(masters=trained(0, 1, 2), seed=seed)
+        held.bring((index,), active=(), adapters={index: names})
+        return adapter_weights(held, index, name)
+
+    alone = fresh(3, ("stack",), place, "stack")
+    assert equal(fresh(3, ("stack", "trunk"), place, "stack"), alone)
+    assert not equal(fresh(4, ("stack",), place, "stack"), alone)
+    assert not equal(fresh(3, ("stack",), 1, "stack"), alone)
+
+
+def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
+    """From its files, whenever its stack is brought, whether the phase names it or not."""
+    masters = trained(0)
+    held = residency(masters=masters)
+    held.bring((0,), active=(), adapters={0: ["trunk"]})
+    with torch.no_grad():
+        for tensor in held._residents[0].adapter_weights.values():
+            tensor.add_(0.5)
+    left = adapter_weights(held, 0, "trunk")
+    held.save_adapter(0, "trunk", tmp_path)
+    masters.files[0, "trunk"] = tmp_path
+    for names in ((), ("trunk",), ("stack",)):
+        held.let_go({0})
+        held.bring((0,), active=(), adapters={0: names})
+        assert equal(adapter_weights(held, 0, "trunk"), left)
+        assert held._residents[0].adapters == tuple(sorted({"trunk", *names}))
+
+
+def test_a_stack_stays_while_its_adapters_and_role_do():
+    """What is in memory already isn't read again; another adapter or role, or letting go, brings it anew."""
+    held = residency(masters=trained(0, 1))
+    held.bring((0,), active=())
+    before = held.stack(0)
+    held.bring((0, 1), active={1})
+    assert held.stack(0) is before
+    for change in (
+        lambda: held.bring((0,), active=(), adapters={0: ["stack"]}),
+        lambda: held.bring((0,), active={0}, adapters={0: ["stack"]}),
+        lambda: (held.let_go({0}), held.bring((0,), active={0}, adapters={0: ["stack"]})),
+    ):
+        change()
+        assert held.stack(0) is not before
+        before = held.stack(0)
+
+
+def test_a_quantised_stack_is_kept_as_it_was_prepared():
+    """It is made from the master once and read back to the bit; floats are not kept, nor is a stack that trains."""
+    masters, fp8 = trained(0, 1), Fp8(Fp8Options())
+    held = residency(masters=masters, trunk=fp8)
+    held.bring((0, 1), active={1})
+    assert list(masters.prepared) == [0]
+    made = {name: tensor.clone() for name, tensor in held.tensors(0).items()}
+    again = residency(masters=masters, trunk=fp8)
+    masters[0] = {name: tensor + 1 for name, tensor in masters[0].items()}  # would show if it were made again
+    again.bring((0,), active=())
+    assert made.keys() == again.tensors(0).keys()
+    assert all(torch.equal(made[name].view(torch.uint8), again.tensors(0)[name].view(torch.uint8)) for name in made)
+    plain = residency(masters=trained(0), trunk=Bf16(None))
+    plain.bring((0,), active=())
+    assert plain._masters.prepared == {}
+
+
+def test_stacks_have_precisions_of_their_own():
+    """When they are frozen; a stack that trains is at the active precision whatever it is named."""
+    held = residency(masters=trained(0, 1, 2), trunk=Fp8(Fp8Options()), stacks={1: Bf16(None), 2: Bf16(None)})
+    held.bring((0, 1, 2), active={2})
+    up_proj = [held.stack(index).layers[0].mlp.up_proj for index in range(3)]
+    assert type(up_proj[0]) is not torch.nn.Linear
+    assert (up_proj[1].weight.dtype, up_proj[2].weight.dtype) == (torch.bfloat16, torch.float32)
+    held.bring((0, 1, 2), active={1})
+    assert held.stack(1).layers[0].mlp.up_proj.weight.dtype == torch.float32
+    assert held.stack(2).layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+def test_a_phase_unfreezes_just_the_adapters_that_it_names():
+    """Beside weights that train or over frozen ones; a stack that has two trains the one that is named."""
+    held = residency(masters=trained(0, 1), trunk=Fp8(Fp8Options()))
+
+    def unfrozen(**phase) -> set[tuple[str, ...]]:
+        held.place(Phase(name="x", path=(0, 1), **phase))
+        found = {tuple(name.split(".")) for name in requiring(held)}
+        return {(part, stack, *((rest[-2],) if part == "adapters" else ())) for part, stack, *rest in found}
+
+    both = {"trains": {1}, "adapts": {0}}
+    assert unfrozen(**both, adapters=((0, "stack"), (0, "trunk"))) == {
+        ("stacks", "1"),
+        ("adapters", "0", "stack"),
+        ("adapters", "0", "trunk"),
+    }
+    # Each call begins anew, since nothing was saved: only what is named is there.
+    assert unfrozen(**both, adapters=((0, "trunk"),)) == {("stacks", "1"), ("adapters", "0", "trunk")}
+    assert unfrozen(trains={1}, adapters=((1, "stack"),)) == {("stacks", "1"), ("adapters", "1", "stack")}
+
+
+def test_an_adapter_that_is_not_named_is_frozen_and_active(tmp_path):
+    """It has its part in the output, and no gradient."""
+    masters = trained(0)
+    held = residency(masters=masters)
+    held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "stack"),)))
+    with torch.no_grad():
+        for tensor in held._residents[0].adapter_weights.values():
+            tensor.add_(0.1)
+    held.save_adapter(0, "stack", tmp_path)
+    hidden, context = torch.randn(2, 12, 32), held.context(torch.ones(2, 12))
+    with torch.no_grad():
+        expected = held.through(0, hidden, context)
+    masters.files[0, "stack"] = tmp_path
+    held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "trunk"),)))
+    assert {name.split(".")[-2] for name in requiring(held)} == {"trunk"}
+    assert torch.equal(held.through(0, hidden, context), expected)  # a fresh LoRA changes nothing
+
+
+def test_a_weight_that_the_trunk_cannot_hold_is_named_with_its_stack():
+    """Beyond fp16, and not a number in full precision; whatever the format, the stack and the tensor are said."""
+    for trunk, value, said in (
+        (
+            Fp16(Fp16Options()),
+            70000.0,
+            r"^stack 1, layers\.0\.mlp\.up_proj\.weight can't be held in fp16: 70000 at \[2, 3\]",
+        ),
+        (Fp32(None), math.nan, r"^stack 1, layers\.0\.mlp\.up_proj\.weight isn't finite: nan at \[2, 3\]"),
+        (Fp8(Fp8Options()), math.inf, r"^stack 1, layers\.0\.mlp\.up_proj\.weight isn't finite: inf at \[2, 3\]"),
+    ):
+        masters = Shelf()
+        for index in range(3):
+            masters.write_stack(index, new_stack(SPEC, index, seed=1).state_dict())
+        masters[1]["layers.0.mlp.up_proj.weight"][2, 3] = value
+        rack = residency(masters=masters, trunk=trunk)
+        rack.bring((0,), active=())
+        with pytest.raises(StackwiseError, match=said):
+            rack.bring((0, 1), active=())
+
+
+class Careless(Fp16):
+    """A stranger's fp16, which looks at nothing."""
+
+    def prepare(self, stack, *, trainable):
+        stack.to(torch.float16)
+
+
+def test_a_precision_that_makes_infinite_weights_is_to_blame():
+    """The core looks at what any plugin made of finite masters, and names the plugin, the stack and the tensor."""
+    masters = Shelf()
+    masters.write_stack(0, new_stack(SPEC, 0, seed=1).state_dict())
+    rack = residency(masters=masters, trunk=Careless(Fp16Options()))
+    rack.bring((0,), active=())
+    masters[0]["layers.0.mlp.up_proj.weight"][2, 3] = 70000.0
+    rack.let_go([0])
+    with pytest.raises(
+        ContractError, match=r"prepare\(\) left layers\.0\.mlp\.up_proj\.weight of stack 0 with numbers"
+    ):
+        rack.bring((0,), active=())
+
+
+def test_ends_that_are_not_finite_are_refused():
+    """An embedding with a NaN in it is named when it is loaded."""
+    ends = new_ends(SPEC, MASK, seed=2).state_dict()
+    ends["embed_tokens.weight"][4, 5] = math.nan
+    with pytest.raises(StackwiseError, match=r"^embed_tokens\.weight isn't finite: nan at \[4, 5\]"):
+        residency().load_ends({None: ends})
