@@ -106,12 +106,12 @@ def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:
     """For ``before``: tell somebody of each event first, and where the run is."""
 
     def before(ran: Ran) -> None:
-        listener = ran.engine._listener
+        listener = ran.engine.listener
 
         def both(event: Event) -> None:
             listen(event, ran.engine.directory)
             listener(event)
 
-        ran.engine._listener = both
+        ran.engine.listener = both
 
     return before

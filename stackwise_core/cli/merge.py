@@ -68,13 +68,13 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     merged: list[tuple[int, str]] = []
 
     def fold(copy: RunDirectory) -> None:
-        residency = set_up_rack(without, registry, planned).residency(copy)
+        placement = set_up_rack(without, registry, planned).forward(copy).placement
         for stack in range(parts.spec.stacks):
             tell(f"stack {stack} of {parts.spec.stacks}")
             for name in copy.adapters(stack):
                 merge_adapter(copy, parts.spec, parts.formats.adapters, stack, name)
                 merged.append((stack, name))
-            residency.bring((stack,), active=active)  # quantised anew where it is
+            placement.bring((stack,), active=active)  # quantised anew where it is
 
     with working(Console(stderr=True), "merging") as tell:
         copy = copy_run(run, target or beside(directory, "merged"), without, fold)

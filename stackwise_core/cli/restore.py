@@ -87,12 +87,12 @@ def restore(
     rows: list[tuple[int, str, int, int]] = []
 
     def rebuild(copy: RunDirectory) -> None:
-        residency = parts.residency(copy)
+        placement = parts.forward(copy).placement
         for stack in range(parts.spec.stacks):
             tell(f"stack {stack} of {parts.spec.stacks}")
-            residency.bring((stack,), active=active)
+            placement.bring((stack,), active=active)
             # Adapters are what they were.
-            size = sum(tensor.numel() * tensor.element_size() for tensor in residency.tensors(stack).values())
+            size = sum(tensor.numel() * tensor.element_size() for tensor in placement.tensors(stack).values())
             use = held.active if stack in active else held.stacks.get(stack, held.trunk or held.active)
             rows.append((stack, use.use, copy.stack_bytes(stack), size))
 

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from stackwise_core.engine.draws.noise import Noise
-from stackwise_core.engine.phases.plan_checks import check_phases, settle_routes
+from stackwise_core.engine.phases.plan_checks import check_phases, resolve_routes
 from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.mask_schedule import MaskSchedule
 from stackwise_core.interfaces.phase import Phase
@@ -60,7 +60,7 @@ class TrainerModeContract:
     def test_routes_divide_the_schedule(self, mode: TrainerMode, rack: RackSpec) -> None:
         """Every mask fraction is served by one route, through stacks that the rack has."""
         cut = mode.partition(rack)
-        settle_routes(mode.routes(cut), cut, Noise(_Identity(None)), type(mode).__name__)
+        resolve_routes(mode.routes(cut), cut, Noise(_Identity(None)), type(mode).__name__)
 
     def test_the_engine_can_execute_the_plan(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
         """The phases pass the engine's own check."""

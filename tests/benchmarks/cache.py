@@ -43,7 +43,6 @@ from stackwise_core.engine.boundary.boundary import Boundary, BoundaryCounts
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.estimates.flops import boundary_flops, step_flops
 from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.fit import Fit
 from stackwise_core.engine.phases.setup import build_implementations, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheBackend, CacheStats, Layout
@@ -317,17 +316,23 @@ def alone(*overrides: str) -> tuple[str, ...]:
     return ("trainer_mode.shares=[]", "trainer_mode.start=random", *overrides)
 
 
-def fit_of(engine: Engine, phase: int) -> Fit:
-    planned = engine._plan.phases[phase]
-    engine._residency.place(planned.phase, streams=planned.streams)
-    return engine._fit(planned, engine._boundary(planned, []), lambda event: None)
+def opened(engine: Engine, phase: int) -> Boundary | None:
+    """Place a phase's stacks, and open the boundary that it starts from."""
+    planned = engine.plan.phases[phase]
+    engine.placement.place(planned.phase, streams=planned.streams)
+    return engine.boundaries.open(planned)
 
 
-def filled(fit: Fit) -> Fit:
-    """Run once, so that all boundaries are in the store's files."""
-    fit.run()
-    fit.boundary._store.flush()
-    return fit
+def filled(engine: Engine, phase: int, boundary: Boundary) -> Boundary:
+    """Run a phase once, so that all its boundaries are in the store's files."""
+    run_again(engine, phase, boundary)
+    boundary._store.flush()
+    return boundary
+
+
+def run_again(engine: Engine, phase: int, boundary: Boundary | None) -> float:
+    """Run a phase from its beginning, and return the seconds that it took."""
+    return engine.phase(engine.plan.phases[phase], boundary, lambda event: None).run().seconds
 
 
 @contextmanager
@@ -352,19 +357,18 @@ def timed(of: object, method: str) -> Iterator[list[float]]:
 
 def measure_share(directory: Path) -> dict[str, float]:
     """Of the default run's step: what reading its boundary and announcing the next one take."""
-    fit = filled(fit_of(engine_for(directory, *alone("training.steps_per_stack=60")), 1))
-    boundary = fit.boundary
-    rounds = []
+    engine, rounds = engine_for(directory, *alone("training.steps_per_stack=60")), []
+    boundary = filled(engine, 1, opened(engine, 1))
     for _ in range(STORE_REPEATS):
         with (
             timed(boundary, "read") as read,
             timed(boundary, "prefetch") as announced,
             timed(boundary._store, "get") as got,
         ):
-            seconds = fit.run().seconds
+            seconds = run_again(engine, 1, boundary)
         rounds.append({"read": sum(read), "get": sum(got), "prefetch": sum(announced), "step": seconds})
     found = {name: median_ratio([e[name] for e in rounds], [e["step"] for e in rounds]) for name in rounds[0]}
-    return {**found, "step": statistics.median(each["step"] / fit.planned.steps for each in rounds)}
+    return {**found, "step": statistics.median(each["step"] / engine.plan.phases[1].steps for each in rounds)}
 
 
 def measure_epochs(directory: Path) -> dict[str, list[float]]:
@@ -377,18 +381,18 @@ def measure_epochs(directory: Path) -> dict[str, list[float]]:
     }
     for name, shape in shapes.items():
         engine = engine_for(directory, *alone(*shape))
-        fit = filled(fit_of(engine, 1))
+        boundary = filled(engine, 1, opened(engine, 1))
 
-        def warm(fit: Fit = fit) -> float:
-            return fit.run().seconds
+        def warm(engine: Engine = engine, boundary: Boundary = boundary) -> float:
+            return run_again(engine, 1, boundary)
 
-        def cold(fit: Fit = fit, engine: Engine = engine) -> float:
-            drop_pages(engine._directory.cache)
-            return fit.run().seconds
+        def cold(engine: Engine = engine, boundary: Boundary = boundary) -> float:
+            drop_pages(engine.files.cache)
+            return run_again(engine, 1, boundary)
 
         epochs = alternating({"warm": warm, "cold": cold}, EPOCH_REPEATS)
         found |= {f"{name}, {state}": seconds for state, seconds in epochs.items()}
-        fit.boundary.drop()
+        boundary.drop()
     return found
 
 
@@ -431,19 +435,20 @@ def measure_saving(directory: Path, stacks: int) -> dict[str, Any]:
             directory, *shape, "trainer_mode={ use = 'end_to_end' }", f"training.steps_per_stack={STEPS // stacks}"
         ),
     }
-    fits = {name: fit_of(engine, -1) for name, engine in engines.items()}
-    cached = filled(fits["cached"])
-    fits["tensors"] = evolve(cached, boundary=Tensors(cached.boundary))
-    seconds = alternating({name: lambda fit=fit: fit.run().seconds for name, fit in fits.items()})
-    assert {fit.planned.steps for fit in fits.values()} == {STEPS}
-    cached.boundary.drop()
+    boundaries = {name: opened(engine, -1) for name, engine in engines.items()}
+    cached = filled(engines["cached"], -1, boundaries["cached"])
+    ways = {name: (engine, boundaries[name]) for name, engine in engines.items()}
+    ways["tensors"] = engines["cached"], Tensors(cached)
+    seconds = alternating({name: lambda way=way: run_again(way[0], -1, way[1]) for name, way in ways.items()})
+    assert {engine.plan.phases[-1].steps for engine in engines.values()} == {STEPS}
+    cached.drop()
 
     tokens, flops = SEQUENCES * ENTRY.tokens, {}
     for name, engine in engines.items():
-        phases = [planned.phase for planned in engine._plan.phases]
-        flops[name] = step_flops(phases[-1], {}, tokens, engine._setup)
+        phases = [planned.phase for planned in engine.plan.phases]
+        flops[name] = step_flops(phases[-1], {}, tokens, engine.setup)
         if name != "cached":
-            flops[name] += boundary_flops(phases[-1], phases[:-1], {}, engine._setup, cached=False)
+            flops[name] += boundary_flops(phases[-1], phases[:-1], {}, engine.setup, cached=False)
     return {"seconds": seconds, "allowed": {name: each / flops["cached"] for name, each in flops.items()}}
 
 
@@ -451,7 +456,7 @@ def measure_run(directory: Path) -> list[dict[str, Any]]:
     """What the metrics of a run of `stackwise.toml` say of each phase."""
     engine = engine_for(directory)
     engine.run()
-    lines = [json.loads(line) for line in engine._directory.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in engine.files.metrics.read_text().splitlines()]
     return [line for line in lines if line["kind"] == "phase" and line["boundaries_wanted"]]
 
 

@@ -82,13 +82,13 @@ def bytes_a_weight(held: Precision) -> tuple[float, float]:
 def output_error(held: Precision, source: Engine) -> float:
     """Of stack 1's output on a batch of validation text, over the norm of what the stack adds in fp32."""
     setup, directory = source._setup, source._directory
-    residency = setup.residency(directory)
-    residency.load_ends(directory.read_ends(setup.spec))
-    residency.bring((0,), active=(0,))
+    forward = setup.forward(directory)
+    forward.placement.load_ends(directory.read_ends(setup.spec))
+    forward.placement.bring((0,), active=(0,))
     rows = setup.corpus.validation.rows(setup.corpus.validation.evenly_spaced(16))
     inputs = torch.from_numpy(rows.tokens.astype("int64"))
-    context = residency.context(torch.from_numpy(rows.segments))
-    x = residency.stack(0)(residency.embed(0, inputs, torch.zeros(len(inputs))), context)
+    context = forward.context(torch.from_numpy(rows.segments))
+    x = forward.placement.stack(0)(forward.embed(0, inputs, torch.zeros(len(inputs))), context)
     in_full = Stack(setup.spec, 1)
     in_full.load_state_dict(directory.read_stack(1))
     expected = in_full(x, context)

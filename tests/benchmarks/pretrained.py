@@ -110,11 +110,11 @@ def import_here(folder: Path) -> None:
     config, registry = load(folder / "grow.toml")
     setup = set_up_run(config, registry)
     directory = RunDirectory.create(folder / "runs", "imported")
-    residency = setup.residency(directory)
+    forward = setup.forward(directory)
     reset_peak(setup.device)
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     assert setup.source is not None
-    residency.load_ends(setup.source.copy_into(directory, setup.spec))
+    forward.placement.load_ends(setup.source.copy_into(directory, setup.spec))
     took = time.perf_counter() - began
     print(json.dumps({"before": before, "peak": peak_bytes(setup.device), "seconds": took}))
 

@@ -79,14 +79,14 @@ class Remembering:
 def bare_forward(rack: LoadedRack, inputs: Tensor, segments: Tensor, fraction: float) -> Tensor:
     """Logits [B, T, V], by the modules alone."""
     (path,) = [route.path for route in rack.routes if route.serves(fraction)]
-    residency = rack.run.residency
-    ends = residency.ends(path[0])
+    forward = rack.run.forward
+    ends = forward.placement.ends(path[0])
     hidden = ends.embed(inputs, torch.full((len(inputs),), fraction, dtype=torch.float64))
     context = ends.context(segments)
     for index in path:
-        with residency.precision(index).autocast(rack.device):
+        with forward.placement.precision(index).autocast(rack.device):
             hidden = rack.stacks[str(index)](hidden, context)
-    with residency.precision(path[-1]).autocast(rack.device):
+    with forward.placement.precision(path[-1]).autocast(rack.device):
         return ends.logits(hidden, rack.stacks[str(path[-1])].norm)
 
 

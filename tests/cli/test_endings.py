@@ -16,7 +16,7 @@ from stackwise_core.cli import main
 from stackwise_core.cli.output import Console
 from stackwise_core.cli.progress import Lines
 from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
-from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.cli.test_run import CONFIG
 
@@ -112,15 +112,15 @@ def test_output_that_fails(here, monkeypatch, event, number, exit_code):
 
 def test_memory_that_runs_out(here, monkeypatch):
     """Torch's own error has the message, and the line that says how to go on."""
-    calls, accumulate = [], Fit._accumulate
+    calls, backward = [], TrainingStep.backward
 
     def fail(*arguments):
         calls.append(True)
         if len(calls) == 3:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory")
-        return accumulate(*arguments)
+        return backward(*arguments)
 
-    monkeypatch.setattr(Fit, "_accumulate", fail)
+    monkeypatch.setattr(TrainingStep, "backward", fail)
     result = CliRunner().invoke(main, ["run", "small.toml"])
     assert result.exit_code == 1
     assert result.stderr.startswith('"stackwise run runs/small" goes on with this run.\nout of memory. ')
@@ -160,7 +160,7 @@ def test_few_files_may_be_open(here):
     [
         "tempfile.mkdtemp",
         "stackwise_core.engine.draws.sequences.map_array",
-        "stackwise_core.engine.loop.fit.Fit._accumulate",
+        "stackwise_core.engine.loop.training_step.TrainingStep.backward",
     ],
 )
 def test_too_many_open_files_names_the_limit(here, monkeypatch, call):

@@ -319,7 +319,7 @@ def test_a_run_that_broke_off(tmp_path):
             if isinstance(event, PhaseDone):
                 raise Interrupted
 
-        ran.engine._listener = listener
+        ran.engine.listener = listener
 
     changes = {"trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 1}}
     with pytest.raises(Interrupted):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stackwise_core.cli import main
-from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.cli.test_run import CONFIG, interruptible
 
@@ -31,15 +31,15 @@ def here(tmp_path, monkeypatch) -> Path:
 def broken_off(here, monkeypatch) -> Path:
     """A run that broke off in its sixth step."""
     taken = []
-    accumulate = Fit._accumulate
+    backward = TrainingStep.backward
 
     def interrupted(*arguments):
         taken.append(True)
         if len(taken) == 6:
             raise KeyboardInterrupt
-        return accumulate(*arguments)
+        return backward(*arguments)
 
-    monkeypatch.setattr(Fit, "_accumulate", interrupted)
+    monkeypatch.setattr(TrainingStep, "backward", interrupted)
     result = run("small.toml")
     assert result.exit_code == 130, result.output
     assert '"stackwise run runs/small" goes on with this run.' in result.output
@@ -119,7 +119,8 @@ def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(broken
 def test_a_second_process_on_a_run_is_refused(here, broken_off):
     """While one works on it; a process that has died, even by SIGKILL, holds nothing."""
     code = (
-        "import os, sys, time; from pathlib import Path\nfrom stackwise_core.engine.runs.directory import RunDirectory\n"
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from stackwise_core.engine.runs.directory import RunDirectory\n"
         f"lock = RunDirectory(Path({str(broken_off)!r})).locked(); lock.__enter__(); print('held', flush=True)\n"
         "time.sleep(600)"
     )

@@ -11,8 +11,8 @@ from stackwise_core import load_rack
 from stackwise_core.cli import main
 from stackwise_core.config.load import load_run
 from stackwise_core.engine.evaluation.finished import FinishedRun
+from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.engine.rack.rack import Stack
-from stackwise_core.engine.rack.residency import Residency
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
 from tests.hashes import hashes
@@ -35,11 +35,11 @@ def restored(run: Path, target: Path, *arguments: object) -> Path:
     return target
 
 
-def stack_of(run: Path, stack: int) -> Residency:
-    """A finished run's residency with one of its stacks in it."""
+def stack_of(run: Path, stack: int) -> Placement:
+    """A finished run's rack with one of its stacks in memory."""
     finished = FinishedRun.open(run)
-    finished.residency.bring((stack,), active=finished.active)
-    return finished.residency
+    finished.forward.placement.bring((stack,), active=finished.active)
+    return finished.forward.placement
 
 
 def tensors(run: Path, stack: int) -> dict[str, torch.Tensor]:
@@ -137,7 +137,7 @@ def test_a_run_with_adapters_keeps_them(tmp_path):
     run = run_tiny(tmp_path, changes).directory
     copy = restored(run, tmp_path / "copy", "--precision", "fp32")
     for stack in range(2):
-        ours, theirs = (stack_of(path, stack)._residents[stack].adapter_weights for path in (copy, run))
+        ours, theirs = (stack_of(path, stack).adapter_weights(stack) for path in (copy, run))
         assert ours
         assert same(ours, theirs)
         assert same(tensors(copy, stack), RunDirectory(run).read_stack(stack))

@@ -23,8 +23,8 @@ SHORT = ("--set", "training.steps_per_stack=1", "--set", "evaluation.sequences=2
 KILLED = """
 import os, signal, sys
 from stackwise_core.cli import main
-from stackwise_core.engine.rack.residency import Residency
-Residency.place = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+from stackwise_core.engine.rack.placement import Placement
+Placement.place = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
 main(["run", "small.toml", "--set", "rack.tie_embeddings=false"])
 """
 

@@ -444,7 +444,7 @@ def specimens() -> Path:
                 raise Stop
 
         begun: list[object] = []
-        ran.engine._listener = listener
+        ran.engine.listener = listener
 
     with suppress(Stop):
         run_tiny(folder, {**changes, "run.name": "broken-off"}, stop_within_the_second_stack)

@@ -22,20 +22,20 @@ from attrs import asdict, define
 
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.loop.checkpoint import Checkpoints
-from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.engine.loop.stopping import Stopping
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.system.process_state import own_state
 from tests.killing import STOPPED, forked, kill_before_change
 from tests.tiny import TinyRun
 
 MOMENTS: dict[str, tuple[type, str]] = {
-    "step": (Fit, "_accumulate"),
+    "step": (TrainingStep, "backward"),
     "checkpoint": (Checkpoints, "write"),
     "cache write": (Boundary, "_keep"),
     "quantising": (RunDirectory, "write_prepared"),
-    "phase change": (Engine, "_write"),
+    "phase change": (RunRecord, "write_phase"),
 }
 """What is going on when a life is killed, by the method that does it."""
 

@@ -172,13 +172,13 @@ def test_adapters_are_loaded_by_peft(tmp_path, adapters):
 def rack_logits(run: Path) -> torch.Tensor:
     """A finished run's own logits, adapters and all."""
     finished = FinishedRun.open(run)
-    residency, path = finished.residency, finished.routes[0].path
-    residency.bring(path, active=finished.active)
-    hidden, context = residency.embed(0, IDS, torch.zeros(len(IDS))), residency.context(torch.ones_like(IDS))
+    forward, path = finished.forward, finished.routes[0].path
+    forward.placement.bring(path, active=finished.active)
+    hidden, context = forward.embed(0, IDS, torch.zeros(len(IDS))), forward.context(torch.ones_like(IDS))
     with torch.no_grad():
         for index in path:
-            hidden = residency.through(index, hidden, context)
-        return residency.ends(path[-1]).logits(hidden, residency.stack(path[-1]).norm)
+            hidden = forward.through(index, hidden, context)
+        return forward.placement.ends(path[-1]).logits(hidden, forward.placement.stack(path[-1]).norm)
 
 
 def test_what_was_written_is_said(tmp_path, ran):

@@ -68,13 +68,13 @@ def test_rows_that_stand_for_no_token_are_put_nowhere(tmp_path, changes):
 def test_each_step_of_a_banded_rack_takes_the_route_of_its_fraction(racks, order, monkeypatch):
     """From all masked to none the fraction falls, and each stack of three serves its own third."""
     rack, taken = racks["banded"], []
-    predict = rack.run.residency.predict
+    predict = rack.run.forward.predict
 
     def spying(path, inputs, segments, fraction, where):
         taken.append((float(fraction[0]), path))
         return predict(path, inputs, segments, fraction, where)
 
-    monkeypatch.setattr(rack.run.residency, "predict", spying)
+    monkeypatch.setattr(rack.run.forward, "predict", spying)
     sample(rack, order=order, steps=rack.seq_len, num=3)
     assert [fraction for fraction, _ in taken] == sorted((fraction for fraction, _ in taken), reverse=True)
     assert taken[0][0] == 1.0

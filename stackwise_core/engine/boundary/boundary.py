@@ -23,10 +23,10 @@ from stackwise_core.engine.boundary.codec import decode, encode
 from stackwise_core.engine.boundary.stores import Stores
 from stackwise_core.engine.draws.draws import Drawer, Draws
 from stackwise_core.engine.draws.order import Order, chunk_size
-from stackwise_core.engine.process.allocator import give_back
+from stackwise_core.engine.process.allocator import trim_heap
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.not_finite import first_not_finite
 from stackwise_core.engine.rack.number_range import OutOfRange
-from stackwise_core.engine.rack.residency import Residency
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import ActivationStore, CacheStats, Key, Layout, MissingEntries
 from stackwise_core.interfaces.component import ContractError
@@ -88,13 +88,13 @@ class Boundary:
         stores: those of the run, among which this one is.
         below: the boundary of the phase before, where its trunk is the lower part of this one.
         keep_below: whether the one below stays when this one is whole.
-        made_of: all that its bits depend on but the draws; two boundaries of the same are the same.
+        provenance: all that its bits depend on but the draws; two boundaries of the same are the same.
     """
 
     def __init__(
         self,
         trunk: tuple[int, ...],
-        residency: Residency,
+        forward: Forward,
         drawer: Drawer,
         order: Order,
         store: ActivationStore | None,
@@ -102,11 +102,11 @@ class Boundary:
         stores: Stores | None = None,
         below: Boundary | None = None,
         keep_below: bool = False,
-        made_of: Mapping[str, object] | None = None,
+        provenance: Mapping[str, object] | None = None,
     ) -> None:
-        self.trunk, self._residency, self._drawer, self._order = trunk, residency, drawer, order
+        self.trunk, self._forward, self._drawer, self._order = trunk, forward, drawer, order
         self._store, self.layout, self._stores = store, layout, stores
-        self._below, self._keep_below, self.made_of = below, keep_below, made_of
+        self._below, self._keep_below, self.provenance = below, keep_below, provenance
         self._held: dict[Key, Tensor] = {}
         self._equal: set[Key] = set()
         """Keys that more than one sequence has."""
@@ -154,7 +154,7 @@ class Boundary:
             self._hold(part, entries)
         if self._lost != lost:
             yield from self._hold_driven_out(whole, number)
-        give_back()
+        trim_heap()
 
     def _hold_driven_out(self, chunks: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
         """Compute those of a window's chunks again that were there, and had to go for others of it."""
@@ -217,7 +217,7 @@ class Boundary:
     @torch.no_grad()
     def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor) -> Iterator[tuple[int, int]]:
         """Fill entries [n, T, row], stack by stack."""
-        residency, layout = self._residency, self.layout
+        forward, layout = self._forward, self.layout
         for part in parts:
             self._take_from_below(part, entries)
         done, total = 0, sum(len(self.trunk) - part.behind for part in parts)
@@ -225,15 +225,15 @@ class Boundary:
             arriving = [part for part in parts if part.behind <= place]
             if not arriving:
                 continue
-            with residency.visiting(index):
+            with forward.placement.visiting(index):
                 for part in arriving:
                     if place:
-                        hidden = decode(entries[part.rows].to(residency.device), layout)
+                        hidden = decode(entries[part.rows].to(forward.device), layout)
                         if len(part.keys) < len(part.draws.samples):
                             hidden = hidden[torch.arange(len(part.draws.samples)) % len(part.keys)]
                     else:
-                        hidden = residency.embed(index, part.draws.inputs, part.draws.fraction)
-                    hidden = residency.through(index, hidden, residency.context(part.draws.segments))
+                        hidden = forward.embed(index, part.draws.inputs, part.draws.fraction)
+                    hidden = forward.through(index, hidden, forward.context(part.draws.segments))
                     entries[part.rows] = self._encoded(hidden, place, part)[: len(part.keys)]
                     done += 1
                     yield done, total
@@ -248,7 +248,7 @@ class Boundary:
         try:
             return encode(hidden, self.layout, f"the boundary above stack {self.trunk[place]}")
         except OutOfRange as error:
-            found = first_not_finite(self._residency, self.trunk[: place + 1], part.draws)
+            found = first_not_finite(self._forward, self.trunk[: place + 1], part.draws)
             raise StackwiseError(found or str(error)) from error
 
     def _take_from_below(self, part: _Part, entries: Tensor) -> None:
@@ -342,7 +342,7 @@ class Boundary:
             entries = torch.stack([self._held[key] for key in keys])
         else:
             entries = self._fetch(self._store, draws, keys, number)
-        return decode(entries.to(self._residency.device), self.layout)
+        return decode(entries.to(self._forward.device), self.layout)
 
     def prefetch(self, draws: Draws) -> None:
         """Announce the batch that comes next."""
@@ -351,7 +351,7 @@ class Boundary:
             self._store.prefetch(self._announced[-1][1])
 
     def _keys(self, draws: Draws) -> list[Key]:
-        return draw_keys(draws, with_time=self._residency.spec.time_encoding is not None)
+        return draw_keys(draws, with_time=self._forward.placement.spec.time_encoding is not None)
 
     @staticmethod
     def _refuse_others(keys: Iterable[Key], made: Container[Key]) -> None:
@@ -429,14 +429,14 @@ class Boundary:
         store, self._store = self._store, None
         passed_on = Boundary(
             self.trunk,
-            self._residency,
+            self._forward,
             drawer,
             self._order,
             store,
             self.layout,
             self._stores,
             keep_below=self._keep_below,
-            made_of=self.made_of,
+            provenance=self.provenance,
         )
         passed_on._equal = self._equal
         return passed_on

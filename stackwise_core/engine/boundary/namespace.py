@@ -11,22 +11,22 @@ from attrs import asdict
 from torch import Tensor
 
 from stackwise_core.engine.draws.order import chunk_size
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.interfaces.cache_backend import Layout
 
 FORMAT = 2
 
 
-def made_of(
-    residency: Residency, trunk: Sequence[int], layout: Layout, settings: Mapping[str, object]
+def provenance(
+    placement: Placement, trunk: Sequence[int], layout: Layout, settings: Mapping[str, object]
 ) -> dict[str, object]:
     """Return all that decides the bits of a boundary but the draw, as JSON values.
 
     Args:
         settings: what else decides them: tokenizer, precisions and their options, versions, device.
     """
-    spec = residency.spec
-    ends = residency.ends(trunk[0]).state_dict()
+    spec = placement.spec
+    ends = placement.ends(trunk[0]).state_dict()
     return {
         "format": FORMAT,
         "layout": asdict(layout),
@@ -35,7 +35,7 @@ def made_of(
         "time": [spec.time_encoding, *spec.time_fractions],
         **settings,
         "embedding": _hash_of({name: tensor for name, tensor in ends.items() if name.startswith("embed_")}),
-        "stacks": [residency.fingerprint(index) for index in trunk],
+        "stacks": [placement.fingerprint(index) for index in trunk],
     }
 
 
@@ -47,6 +47,6 @@ def _hash_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def namespace(made_of: Mapping[str, object]) -> str:
+def namespace(provenance: Mapping[str, object]) -> str:
     """Return the name of a boundary's store: a hash of all that it is made of."""
-    return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(provenance, sort_keys=True).encode(), digest_size=16).hexdigest()

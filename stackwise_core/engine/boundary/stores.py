@@ -40,11 +40,13 @@ class Stores:
         self._gone: list[CacheStats] = []  # of those that aren't open any more
         self._settled = (0, 0)
 
-    def open(self, phase: str, trunk: Sequence[int], layout: Layout, made_of: Mapping[str, object]) -> ActivationStore:
+    def open(
+        self, phase: str, trunk: Sequence[int], layout: Layout, provenance: Mapping[str, object]
+    ) -> ActivationStore:
         """Open the store for a boundary of this provenance, with whatever is left there."""
-        name = namespace(made_of)
+        name = namespace(provenance)
         if self.backend.durable:
-            self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(made_of)))
+            self._write_record(StoredBoundary(name, self._run, phase, tuple(trunk), layout, dict(provenance)))
         capacity = self.backend.options.capacity if self._is_ours(name) else None  # another run's has its own
         store = self.backend.open(self._directory / name, layout, capacity)
         if not isinstance(store, ActivationStore):

@@ -27,8 +27,8 @@ from stackwise_core.config.model import Config
 from stackwise_core.engine.draws.draws import Draws, Stream, corrupt, generator, shifted
 from stackwise_core.engine.draws.sequences import Split
 from stackwise_core.engine.evaluation.arguments import MOST_SEED, whole
+from stackwise_core.engine.rack.forward import AtExit, Forward
 from stackwise_core.engine.rack.not_finite import refuse_not_finite
-from stackwise_core.engine.rack.residency import AtExit, Residency
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.routing import BandRoute
 
@@ -178,7 +178,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    residency: Residency,
+    forward: Forward,
     evaluation: Evaluation,
     *,
     routes: Sequence[BandRoute],
@@ -204,7 +204,7 @@ def evaluate(
         StackwiseError: a loss isn't a finite number, with the stack and the tensor at which that begins.
     """
     if evaluation.causal:
-        return _evaluate_causal(residency, evaluation, routes[0], exits, active, streams, progress)
+        return _evaluate_causal(forward, evaluation, routes[0], exits, active, streams, progress)
     split, samples = evaluation.split, evaluation.samples
     scored = split.rows(samples).scorable.sum(axis=1)
     counts, order = stratified_counts(scored, evaluation.draws, generator(evaluation.seed, 0, Stream.EVALUATION_COUNTS))
@@ -217,14 +217,14 @@ def evaluate(
         depths = [len({stack for route in routes for stack in route.path})]
     parts = []
     for number, (route, read, bands) in enumerate(zip(routes, read_at, bands_of, strict=True)):
-        residency.bring(route.path, active=active, streamed=route.path if streams else ())
+        forward.placement.bring(route.path, active=active, streamed=route.path if streams else ())
         parts.append(np.zeros((len(read), len(bands), len(samples))))
 
         def tell(done: float, number: int = number) -> None:
             if progress is not None:
                 progress(round((number + done) * len(samples)), len(routes) * len(samples))
 
-        _add_bounds(parts[-1], residency, evaluation, route.path, read, bands, counts, scored, tell)
+        _add_bounds(parts[-1], forward, evaluation, route.path, read, bands, counts, scored, tell)
     # [depths, bands, sequences]: one route is read at several exits, and each of several has a band of its own.
     nelbo, bands = np.concatenate(parts, axis=1), [band for of_route in bands_of for band in of_route]
     results = []
@@ -240,7 +240,7 @@ def evaluate(
 
 def _add_bounds(
     nelbo: np.ndarray,
-    residency: Residency,
+    forward: Forward,
     evaluation: Evaluation,
     path: Sequence[int],
     read: Sequence[int],
@@ -270,9 +270,9 @@ def _add_bounds(
     ]
     corrupted = (_corrupted(evaluation, evaluation.samples, counts[:, draw], places, draw) for places, draw in batches)
     exits = {stack: nelbo[place] for place, stack in enumerate(read)}
-    for done, at_exit in enumerate(residency.sweep(corrupted, path, read), start=1):
+    for done, at_exit in enumerate(forward.sweep(corrupted, path, read), start=1):
         places, draw = batches[at_exit.batch]
-        refuse_not_finite(at_exit.losses, residency, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
+        refuse_not_finite(at_exit.losses, forward, _up_to(path, at_exit.stack), at_exit.draws, NO_BOUND)
         means = _mean_by_sequence(at_exit)
         exits[at_exit.stack][:, places] += weighed[:, places, draw] * means / evaluation.draws
         tell(done / (len(batches) * len(read)))
@@ -290,7 +290,7 @@ def _corrupted(evaluation: Evaluation, samples: np.ndarray, counts: np.ndarray, 
 
 
 def _evaluate_causal(
-    residency: Residency,
+    forward: Forward,
     evaluation: Evaluation,
     route: BandRoute,
     exits: Collection[int],
@@ -300,13 +300,13 @@ def _evaluate_causal(
 ) -> list[Likelihood]:
     """Compute the negative log-likelihood itself, of every token that has one before it in its document."""
     split, samples = evaluation.split, evaluation.samples
-    residency.bring(route.path, active=active, streamed=route.path if streams else ())
+    forward.placement.bring(route.path, active=active, streamed=route.path if streams else ())
     read = _exits_of(route, exits)
     losses, predicted = np.zeros((len(read), len(samples))), np.zeros(len(samples), dtype=np.int64)
     batches = [samples[places] for places in evaluation.batches()]
-    swept = residency.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
+    swept = forward.sweep((shifted(split.rows(members), members) for members in batches), route.path, read)
     for done, at_exit in enumerate(swept, start=1):
-        refuse_not_finite(at_exit.losses, residency, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND)
+        refuse_not_finite(at_exit.losses, forward, _up_to(route.path, at_exit.stack), at_exit.draws, NO_BOUND)
         places = slice(at_exit.batch * evaluation.batch_size, (at_exit.batch + 1) * evaluation.batch_size)
         losses[read.index(at_exit.stack), places] = _mean_by_sequence(at_exit)
         predicted[places] = np.bincount(at_exit.draws.rows.numpy(), minlength=len(batches[at_exit.batch]))

@@ -17,7 +17,7 @@ from stackwise_core.config.source_run import finished_run
 from stackwise_core.engine.draws.sequences import Progress, Split, fingerprint_now, kept_validation, prepare
 from stackwise_core.engine.evaluation.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.engine.phases.setup import RackParts, select_device, set_up_rack
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.runs.plugin_changes import plugin_changes
 from stackwise_core.engine.text.sources import find_sources, make_corpus, measured
@@ -52,7 +52,7 @@ class FinishedRun:
     registry: Registry
     plugins: tuple[str, ...]
     """As ``-p`` has them."""
-    residency: Residency
+    forward: Forward
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
     active: frozenset[int]
@@ -116,12 +116,12 @@ class FinishedRun:
             )
         plan = _read_plan(path / PLAN)
         check_rack(directory, parts.spec, parts.formats.adapters)
-        residency = parts.residency(directory)
-        residency.load_ends(directory.read_ends(parts.spec))
+        forward = parts.forward(directory)
+        forward.placement.load_ends(directory.read_ends(parts.spec))
         active = frozenset(read_ending(directory)["active"] if precision is None else ())
         changed = plugin_changes(directory, config, registry)
         exits = frozenset(planned.exits)
-        return cls(path, parts, registry, tuple(plugins), residency, exits=exits, active=active, notes=changed, **plan)
+        return cls(path, parts, registry, tuple(plugins), forward, exits=exits, active=active, notes=changed, **plan)
 
     @property
     def bytes(self) -> float:
@@ -208,7 +208,7 @@ class FinishedRun:
     ) -> list[Likelihood]:
         """Compute the bound at every depth; see ``evaluate``."""
         return evaluate(
-            self.residency,
+            self.forward,
             evaluation,
             routes=self.routes,
             exits=self.exits,

@@ -52,16 +52,16 @@ class LoadedRack(nn.Module):
     def __init__(self, run: FinishedRun, *, stream: bool | None = None) -> None:
         super().__init__()
         self.run = evolve(run, streams=run.bytes > run.parts.memory_budget if stream is None else stream)
-        self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.residency.all_ends()})
+        self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.forward.placement.all_ends()})
         self.stacks = nn.ModuleDict()
         self._bring()
 
     def _bring(self) -> None:
         """Bring all stacks to where they are to be."""
         every = sorted({stack for route in self.run.routes for stack in route.path})
-        self.run.residency.bring(every, active=self.run.active, streamed=every if self.run.streams else ())
+        self.run.forward.placement.bring(every, active=self.run.active, streamed=every if self.run.streams else ())
         if not self.run.streams:
-            self.stacks = nn.ModuleDict({str(index): self.run.residency.stack(index) for index in every})
+            self.stacks = nn.ModuleDict({str(index): self.run.forward.placement.stack(index) for index in every})
         self.requires_grad_(False)
 
     @contextmanager
@@ -179,7 +179,7 @@ class LoadedRack(nn.Module):
             self._ready()
             for path in dict.fromkeys(paths):
                 rows = torch.tensor([place for place, each in enumerate(paths) if each == path])
-                part = self.run.residency.logits(path, ids[rows], segments[rows], fraction[rows])
+                part = self.run.forward.logits(path, ids[rows], segments[rows], fraction[rows])
                 logits = part.new_empty(*ids.shape, self.spec.vocab_size) if logits is None else logits
                 logits[rows.to(part.device)] = part
         assert logits is not None
@@ -220,7 +220,7 @@ class LoadedRack(nn.Module):
 
     def _ready(self) -> None:
         """Bring all stacks into memory again, where an evaluation of bands has let some go."""
-        if any(int(index) not in self.run.residency for index in self.stacks):
+        if any(int(index) not in self.run.forward.placement for index in self.stacks):
             self._bring()
 
     @own_state()
@@ -304,7 +304,7 @@ class LoadedRack(nn.Module):
             StackwiseError: in any case, with the stack and the tensor that isn't finite, if one isn't.
         """
         path = sorted({stack for route in self.routes for stack in route.path})
-        refuse_weights(self.run.residency, path, "the rack's predictions aren't finite")
+        refuse_weights(self.run.forward, path, "the rack's predictions aren't finite")
 
 
 @frozen
@@ -323,4 +323,4 @@ class AtDepth:
             self.rack.path(fraction, self.depth),
             inputs.new_full((len(inputs),), fraction, dtype=torch.float64),
         )
-        return self.rack.run.residency.predict(path, inputs, segments, fractions, where)
+        return self.rack.run.forward.predict(path, inputs, segments, fractions, where)

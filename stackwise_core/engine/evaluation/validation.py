@@ -9,8 +9,8 @@ from attrs import define, frozen
 
 from stackwise_core.engine.draws.draws import Drawer
 from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.not_finite import refuse_not_finite
-from stackwise_core.engine.rack.residency import Residency
 
 
 @frozen
@@ -31,7 +31,7 @@ class Validation:
         return step % self.every == 0
 
     @torch.no_grad()
-    def loss(self, residency: Residency, path: Sequence[int]) -> float:
+    def loss(self, forward: Forward, path: Sequence[int]) -> float:
         """Compute nats a token at the exit of a path, from the tokens on.
 
         Raises:
@@ -43,9 +43,9 @@ class Validation:
         ]
         predicted = [self.objective.predicted(draws) for draws in batches]
         total = 0.0
-        for at_exit in residency.sweep(batches, path, path[-1:], self.objective.losses):
+        for at_exit in forward.sweep(batches, path, path[-1:], self.objective.losses):
             what = "the held-out text has no loss"
-            refuse_not_finite(at_exit.losses, residency, path, at_exit.draws, what)
+            refuse_not_finite(at_exit.losses, forward, path, at_exit.draws, what)
             total += self.objective.weighted_sum(at_exit.losses, predicted[at_exit.batch]).item()
         return total / self.objective.normaliser(predicted)
 

@@ -15,12 +15,10 @@ from cattrs.errors import BaseValidationError
 from torch import Tensor
 
 from stackwise_core.config.model import CheckpointConfig
-from stackwise_core.engine.loop.optimizer_state import check_optimizer_state, load_optimizer_state, optimizer_state
 from stackwise_core.engine.loop.phase_state import PhaseState
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.loop.training_step import StepState, TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
-from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.run_files.metrics import Metrics
 
 KEPT = 2
@@ -37,7 +35,6 @@ class Checkpoints:
         phase: its place in the plan.
         metrics: cut back, when a run resumes, to what they were at the checkpoint.
         begun: how long these were when the phase began, in bytes.
-        optimizer: checks what a checkpoint has of its state.
     """
 
     directory: RunDirectory
@@ -45,7 +42,6 @@ class Checkpoints:
     config: CheckpointConfig
     phase: int
     begun: int
-    optimizer: Optimizer
     _damaged: list[str] = field(factory=list, init=False)
     """Names of those that aren't whole."""
     _written: float = field(factory=lambda: time.monotonic(), init=False)
@@ -56,25 +52,17 @@ class Checkpoints:
             return True
         return time.monotonic() - self._written >= 60 * self.config.minutes
 
-    def write(
-        self,
-        state: PhaseState,
-        losses: list[float],
-        residency: Residency,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None,
-    ) -> None:
+    def write(self, state: PhaseState, losses: list[float], trained: StepState) -> None:
         """Write one, and delete all but the last two."""
-        tensors, numbers = optimizer_state(optimizer)
         said = {
             "phase": self.phase,
             "state": unstructure(state),
-            "optimizer": numbers,
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "optimizer": trained.numbers,
+            "scaler": trained.scaler,
             "metrics": self.metrics.settle(),
         }
-        everything = {RACK + name: tensor for name, tensor in residency.training_state().items()}
-        everything |= {OPTIMIZER + name: tensor for name, tensor in tensors.items()}
+        everything = {RACK + name: tensor for name, tensor in trained.rack.items()}
+        everything |= {OPTIMIZER + name: tensor for name, tensor in trained.optimizer.items()}
         everything[LOSSES] = torch.tensor(losses, dtype=torch.float64)
         with self.directory.together():
             name = _name(self.phase, state.step)
@@ -86,14 +74,11 @@ class Checkpoints:
         self._damaged.clear()
         self._written = time.monotonic()
 
-    def restore(
-        self,
-        state: PhaseState,
-        residency: Residency,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None,
-    ) -> tuple[PhaseState, list[float], list[str]]:
-        """Put rack, optimizer and scaler back to the newest checkpoint that is whole; ``state`` where there is none.
+    def restore(self, state: PhaseState, step: TrainingStep) -> tuple[PhaseState, list[float], list[str]]:
+        """Put a step back to the newest checkpoint that is whole.
+
+        Args:
+            state: of the phase at its beginning.
 
         Returns:
             The phase's state, the losses of its steps, and what was wrong with checkpoints that aren't whole.
@@ -110,12 +95,9 @@ class Checkpoints:
                 self._damaged.append(name)
                 damaged.append(str(error))
                 continue
-            check_optimizer_state(self.optimizer, optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
-            _check_scaler(said["scaler"], scaler)
-            residency.load_training_state(_under(RACK, tensors))
-            load_optimizer_state(optimizer, _under(OPTIMIZER, tensors), said["optimizer"])
-            if scaler is not None:
-                scaler.load_state_dict(said["scaler"])
+            step.restore(
+                StepState(_under(RACK, tensors), _under(OPTIMIZER, tensors), said["optimizer"], said["scaler"])
+            )
             self.metrics.cut_back(said["metrics"])
             plateau = evolve(found.plateau, patience=state.plateau.patience)
             return evolve(found, plateau=plateau), tensors[LOSSES].tolist(), damaged
@@ -150,22 +132,6 @@ def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> Phas
     except (LookupError, TypeError, ValueError, BaseValidationError):
         """Said below."""
     raise StackwiseError(f"checkpoint {name}: not one of this phase")
-
-
-def _check_scaler(said: Any, scaler: torch.amp.GradScaler | None) -> None:
-    """Refuse what can't be a loss scaler's state, or is that of one where there is none.
-
-    Raises:
-        StackwiseError: it is so.
-    """
-    expected = None if scaler is None else scaler.state_dict()
-    if isinstance(said, dict) and expected is not None:
-        kinds = {key: type(value) for key, value in expected.items()}
-        if {key: type(value) for key, value in said.items()} == kinds:
-            return
-    elif said is expected is None:
-        return
-    raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ def make_optimizer(
     """Make the optimizer of what trains.
 
     Args:
-        named: parameters by their names in ``Residency.trainable``. Only the matrices of embedding, stacks and head
+        named: parameters by their names in ``Placement.trainable``. Only the matrices of embedding, stacks and head
             decay: an adapter's product would shrink with both of its factors.
         factor: of all learning rates.
 
@@ -43,7 +43,7 @@ def make_optimizer(
 
 
 def learning_rate(name: str, training: TrainingConfig) -> float:
-    """Return the peak learning rate of a parameter by its name in ``Residency.trainable``."""
+    """Return the peak learning rate of a parameter by its name in ``Placement.trainable``."""
     part, *rest = name.split(".")
     if part in ("stacks", "adapters"):
         peak = training.block_lr if part == "stacks" else training.adapter_lr

@@ -20,14 +20,14 @@ STACK, TRUNK = "stack", "trunk"
 
 
 @frozen
-class _Settling:
-    """A phase being settled, and the stacks whose own adapter trains in it."""
+class _Resolving:
+    """A phase being resolved, and the stacks whose own adapter trains in it."""
 
     phase: Phase
     own: frozenset[int] = frozenset()
 
 
-def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSpec, formats: Formats) -> list[Phase]:
+def resolve_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSpec, formats: Formats) -> list[Phase]:
     """Settle the phases that are executed. What can't train in full adapts, and every adapter has its time and name.
 
     Raises:
@@ -50,17 +50,19 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
                 f'adapter.stack = "{config.stack.use}" and adapter.trunk = "{config.trunk.use}" can\'t stand on one '
                 f"stack: {reason}"
             )
-    settling = list(_over_frozen_weights(phases, config, spec, formats))
-    if config.active == "adapters" and not any(each.own for each in settling):
+    resolving = list(_over_frozen_weights(phases, config, spec, formats))
+    if config.active == "adapters" and not any(each.own for each in resolving):
         raise UsageError(
             'adapter.active = "adapters": every stack that joins begins at random, and has no weights to adapt. Set '
             'trainer_mode.start = "copy", or have rack.init_from bring all stacks.'
         )
     if config.stack is not None and config.attach == "freeze":
-        settling = [each for place in range(len(settling)) for each in _with_time_of_its_own(settling, place, config)]
-    settled = list(_named(settling, config))
+        resolving = [
+            each for place in range(len(resolving)) for each in _with_time_of_its_own(resolving, place, config)
+        ]
+    resolved = list(_named(resolving, config))
     trained: set[tuple[int, str]] = set()
-    for phase in settled:
+    for phase in resolved:
         _check_formats(phase, config, formats)
         trained -= set(phase.merges)
         for stack, name in trained & set(phase.adapters):
@@ -71,18 +73,18 @@ def settle_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackSp
                     + (', or adapter.growth = "merge".' if name == TRUNK else ".")
                 )
         trained |= set(phase.adapters)
-    named = {name for phase in settled for _, name in phase.adapters}
+    named = {name for phase in resolved for _, name in phase.adapters}
     if config.trunk is not None and TRUNK not in named:
         raise UsageError(
             "adapter.trunk: no phase trains the trunk's adapters. Trainer mode progressive does, with "
             'trainer_mode.trunk = "adapters"; or leave adapter.trunk out.'
         )
-    return settled
+    return resolved
 
 
 def _over_frozen_weights(
     phases: Sequence[Phase], config: AdapterConfig, spec: RackSpec, formats: Formats
-) -> Iterator[_Settling]:
+) -> Iterator[_Resolving]:
     """Move those stacks from ``trains`` to ``adapts`` of which only adapters can or should train."""
     trained, seen, with_weights = set(spec.given), set(spec.given), set(spec.given)
     for phase in phases:
@@ -101,18 +103,18 @@ def _over_frozen_weights(
             )
         trained |= phase.trains
         seen |= set(phase.path)
-        yield _Settling(evolve(phase, trains=phase.trains - adapts, adapts=phase.adapts | adapts), frozenset(own))
+        yield _Resolving(evolve(phase, trains=phase.trains - adapts, adapts=phase.adapts | adapts), frozenset(own))
 
 
-def _with_time_of_its_own(settling: Sequence[_Settling], place: int, config: AdapterConfig) -> Iterator[_Settling]:
+def _with_time_of_its_own(resolving: Sequence[_Resolving], place: int, config: AdapterConfig) -> Iterator[_Resolving]:
     """Yield a phase, and another after the last that trains a stack in full: its adapter over the frozen weights.
 
     That has a share of the phase's budget, and continues its samples and draws.
     """
-    phase = settling[place].phase
-    done = phase.trains - {stack for after in settling[place + 1 :] for stack in after.phase.trains}
+    phase = resolving[place].phase
+    done = phase.trains - {stack for after in resolving[place + 1 :] for stack in after.phase.trains}
     if not done:
-        yield settling[place]
+        yield resolving[place]
         return
     if phase.steps is None:
         epochs = phase.epochs * config.share
@@ -127,17 +129,17 @@ def _with_time_of_its_own(settling: Sequence[_Settling], place: int, config: Ada
             )
         main = evolve(phase, steps=phase.steps - steps)
         adapter = evolve(phase, steps=steps, begins=phase.begins + phase.steps - steps)
-    yield evolve(settling[place], phase=main)
-    yield _Settling(
+    yield evolve(resolving[place], phase=main)
+    yield _Resolving(
         evolve(adapter, name=f"{phase.name}, adapter", trains=(), adapts=done, embedding=False, head=False), done
     )
 
 
-def _named(settling: Sequence[_Settling], config: AdapterConfig) -> Iterator[Phase]:
+def _named(resolving: Sequence[_Resolving], config: AdapterConfig) -> Iterator[Phase]:
     """Yield each phase with the adapters that it trains, and those that it begins by merging."""
     there: dict[int, set[str]] = {}
     seen: set[int] = set()
-    for each in settling:
+    for each in resolving:
         phase = each.phase
         if phase.adapts and config.stack is None and config.trunk is None:
             raise UsageError(

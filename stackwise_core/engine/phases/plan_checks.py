@@ -48,7 +48,7 @@ def check_partition(spec: RackSpec, mode: str) -> None:
         raise ContractError(mode, f"partition() gave stacks of {spec.blocks} blocks, expected one or more in each")
 
 
-def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
+def resolve_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) -> tuple[BandRoute, ...]:
     """Return the routes in the order of their mask fractions, which they divide (0, 1] into.
 
     Args:
@@ -71,7 +71,7 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
     # The first and the last take what the schedule leaves out of (0, 1].
     first, last = (0.0, 1.0) if low <= high else (1.0, 0.0)
     edges = [first, *(noise.band(route.progress)[1] for route in ordered[:-1]), last]
-    settled = [
+    resolved = [
         BandRoute(route.path, (min(edge, following), max(edge, following)))
         for route, edge, following in zip(ordered, edges, edges[1:], strict=False)
     ]
@@ -80,7 +80,7 @@ def settle_routes(routes: list[Route], spec: RackSpec, noise: Noise, mode: str) 
             f"{mode} gives each stack a band of mask fractions, and the mask schedule has no width for all of them. "
             "Take a schedule that rises all the way, such as linear from 0 to 1."
         )
-    return tuple(sorted(settled, key=lambda route: route.band))
+    return tuple(sorted(resolved, key=lambda route: route.band))
 
 
 def check_steps_divide(edges: Iterable[float], noise: Noise) -> None:
@@ -172,7 +172,7 @@ def check_division(phases: Iterable[Phase], spec: RackSpec, training: TrainingCo
             training.budget.only_over_time(f'phase "{phase.name}" of {mode}')
 
 
-def settle_objective(phase: Phase, noise: Noise, training: TrainingConfig, objective: Objective) -> Phase:
+def resolve_objective(phase: Phase, noise: Noise, training: TrainingConfig, objective: Objective) -> Phase:
     """Fill in the weighting that was left open, and refuse one under which the loss means nothing."""
     if objective.options.causal:  # no masks, and so one draw a sample
         return evolve(phase, weighting="mean", masks="fixed", masks_per_sample=1)

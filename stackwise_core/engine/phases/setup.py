@@ -14,11 +14,13 @@ from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.draws.sequences import Corpus, Progress, prepare
 from stackwise_core.engine.phases.plan_checks import check_partition
-from stackwise_core.engine.process.allocator import keep_little
+from stackwise_core.engine.process.allocator import return_freed_memory
 from stackwise_core.engine.process.memory import device_memory
 from stackwise_core.engine.rack.formats import Formats
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.masters import Masters
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.placement import Placement
+from stackwise_core.engine.rack.stack_loader import StackLoader
 from stackwise_core.engine.text.sources import find_sources
 from stackwise_core.engine.text.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.engine.weights.planned_rack import PlannedRack
@@ -64,18 +66,11 @@ class RackParts:
     tokenizer: Tokenizer
     spec: RackSpec
 
-    def residency(self, masters: Masters) -> Residency:
+    def forward(self, masters: Masters) -> Forward:
         """Return the rack as it begins, with nothing in memory but its ends."""
-        keep_little()
-        return Residency(
-            self.spec,
-            mask_id=self.tokenizer.mask_id,
-            seed=self.config.run.seed,
-            formats=self.formats,
-            device=self.device,
-            masters=masters,
-            window=self.window,
-        )
+        return_freed_memory()
+        loader = StackLoader(self.spec, self.formats, masters, self.config.run.seed, self.device)
+        return Forward(Placement(loader, self.tokenizer.mask_id), self.window)
 
     @property
     def memory_budget(self) -> int:
@@ -89,7 +84,7 @@ class RackParts:
     def window(self) -> int:
         """Sequences that are shuffled together, and that pass the trunk together."""
         window = self.config.training.window
-        assert window is not None  # set_up_parts has settled it
+        assert window is not None  # set_up_parts has resolved it
         return window
 
 
@@ -174,7 +169,7 @@ def set_up_rack(config: Config, registry: Registry, planned: PlannedRack) -> Rac
 
 
 def _with_window(config: Config) -> Config:
-    return evolve(config, training=evolve(config.training, window=settled_window(config)))
+    return evolve(config, training=evolve(config.training, window=resolved_window(config)))
 
 
 def _check_formats(formats: Formats, spec: RackSpec) -> None:
@@ -183,7 +178,7 @@ def _check_formats(formats: Formats, spec: RackSpec) -> None:
             raise UsageError(reason)
 
 
-def settled_window(config: Config) -> int:
+def resolved_window(config: Config) -> int:
     """Return ``training.window``, or its default where it was left out.
 
     It decides the order of samples. So it is halved rather than made to fit, and is the same wherever there is room.

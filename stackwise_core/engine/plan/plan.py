@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
-from stackwise_core.engine.phases.adapting import settle_adapters
+from stackwise_core.engine.phases.adapting import resolve_adapters
 from stackwise_core.engine.phases.phase_steps import largest_window
 from stackwise_core.engine.phases.plan_checks import (
     check_adapters,
@@ -17,8 +17,8 @@ from stackwise_core.engine.phases.plan_checks import (
     check_phases,
     check_stacks_named,
     check_steps_divide,
-    settle_objective,
-    settle_routes,
+    resolve_objective,
+    resolve_routes,
 )
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.notes import notes
@@ -119,9 +119,9 @@ def make_plan(setup: Setup) -> Plan:
     phases = mode.plan(setup.spec, training.budget)
     check_phases(phases, setup.spec, whose)
     check_division(phases, setup.spec, training, whose)
-    phases = settle_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
+    phases = resolve_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
     check_adapters(phases, setup.implementations.formats.adapters, setup.spec)
-    routes = settle_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)
+    routes = resolve_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)
     there = setup.spec.given.union(*(phase.path for phase in phases))
     untrained = {stack for route in routes for stack in route.path} - there
     if untrained:
@@ -137,10 +137,10 @@ def make_plan(setup: Setup) -> Plan:
         )
     if training.noise_over == "both":
         check_steps_divide([edge for phase in phases for edge in phase.progress], setup.noise)
-    settled = [settle_objective(phase, setup.noise, training, objective) for phase in phases]
+    resolved = [resolve_objective(phase, setup.noise, training, objective) for phase in phases]
     if not objective.options.causal:
         check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
-    planned = [price(phase, settled[:place], setup) for place, phase in enumerate(settled)]
+    planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
     said = notes(planned, setup)
     speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
     timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]

@@ -33,7 +33,7 @@ def _c_library() -> Any:
 
 
 @cache
-def keep_little() -> None:
+def return_freed_memory() -> None:
     """Return large blocks to the system when they are freed, from now on; where the C library can (glibc)."""
     set_option = getattr(_c_library(), "mallopt", None)
     if set_option is not None:
@@ -41,7 +41,7 @@ def keep_little() -> None:
         set_option(M_TRIM_THRESHOLD, HEAP_KEEPS)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return the pages of freed memory, which the C library would otherwise keep for later."""
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:

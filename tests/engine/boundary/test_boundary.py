@@ -10,8 +10,8 @@ from stackwise_cache.disk import Disk
 from stackwise_cache.memory import Memory
 from stackwise_cache.options import DiskOptions, MemoryOptions
 from stackwise_core.engine.boundary.boundary import Boundary, draw_keys
-from stackwise_core.engine.boundary.namespace import made_of, namespace
-from stackwise_core.engine.draws.draws import Drawer, Stream
+from stackwise_core.engine.boundary.namespace import namespace, provenance
+from stackwise_core.engine.draws.draws import Drawer
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.loop.events import Event, PhaseDone, PhaseStarted, StepDone
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout
@@ -88,15 +88,15 @@ def test_a_boundary_is_made_from_the_one_below_by_one_stack(tmp_path):
     ran_stacks: list[set[int]] = []
 
     def watch(ran: Ran) -> None:
-        residency = ran.engine._residency
-        through = residency.through
+        forward = ran.engine.forward
+        through = forward.through
 
         def counted(index, hidden, context):
             ran_stacks[-1].add(index)
             return through(index, hidden, context)
 
-        residency.through = counted
-        listener = ran.engine._listener
+        forward.through = counted
+        listener = ran.engine.listener
 
         def listen(event):
             if isinstance(event, PhaseStarted):
@@ -105,7 +105,7 @@ def test_a_boundary_is_made_from_the_one_below_by_one_stack(tmp_path):
                 ran_stacks.append(set())
             listener(event)
 
-        ran.engine._listener = listen
+        ran.engine.listener = listen
 
     run_tiny(tmp_path, before=watch)
     assert ran_stacks[0:6:2] == [{0}, {0, 1}, {1, 2}]
@@ -118,8 +118,8 @@ def test_bits_do_not_depend_on_where_a_boundary_came_from(tmp_path, dtype):
     kept = run_tiny(tmp_path / "kept", cache)
 
     def forget_below(ran: Ran) -> None:
-        build = ran.engine._boundary
-        ran.engine._boundary = lambda planned, kept: build(planned, [])
+        above = ran.engine.boundaries.above
+        ran.engine.boundaries.above = lambda phase, drawer, below: above(phase, drawer)
 
     assert run_tiny(tmp_path / "alone", cache, before=forget_below).losses == kept.losses
 
@@ -162,22 +162,22 @@ def test_the_boundary_is_the_trunk_s_own_output(tmp_path):
     seen = []
 
     def watch(ran: Ran) -> None:
-        build = ran.engine._boundary
+        build = ran.engine.boundaries.open
 
-        def built(planned, below):
-            boundary = build(planned, below)
+        def built(planned):
+            boundary = build(planned)
             if boundary is not None:
                 read = boundary.read
 
                 def reading(draws, number):
                     hidden = read(draws, number)
                     if len(seen) < 3 * len(boundary.trunk):
-                        residency = ran.engine._residency
+                        forward = ran.engine.forward
                         with torch.no_grad():
-                            expected = residency.ends(0).embed_tokens(draws.inputs)
-                            context = residency.ends(0).context(draws.segments)
+                            expected = forward.placement.ends(0).embed_tokens(draws.inputs)
+                            context = forward.placement.ends(0).context(draws.segments)
                             for index in boundary.trunk:
-                                expected = residency.stack(index)(expected, context)
+                                expected = forward.placement.stack(index)(expected, context)
                         torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-6)
                         seen.append(len(boundary.trunk))
                     return hidden
@@ -185,7 +185,7 @@ def test_the_boundary_is_the_trunk_s_own_output(tmp_path):
                 boundary.read = reading
             return boundary
 
-        ran.engine._boundary = built
+        ran.engine.boundaries.open = built
 
     run_tiny(tmp_path, before=watch)
     assert set(seen) == {1, 2}
@@ -198,34 +198,35 @@ def finished(tmp_path_factory) -> Ran:
 
 def training_drawer(ran: Ran, phase: int) -> Drawer:
     """What makes a phase's draws of the training split."""
-    return ran.engine._drawer(ran.plan.phases[phase], ran.setup.corpus.train, Stream.TRAINING)
+    return ran.engine.training_drawer(ran.plan.phases[phase])
 
 
 def name_of(ran: Ran, trunk=(0, 1), layout=None, settings=None) -> str:
     """The namespace of a boundary above some of a run's stacks."""
-    layout, settings = layout or layout_of(ran), settings or ran.engine._settings()
-    return namespace(made_of(ran.engine._residency, trunk, layout, settings))
+    layout, settings = layout or layout_of(ran), settings or ran.engine.boundaries.settings
+    return namespace(provenance(ran.engine.placement, trunk, layout, settings))
 
 
 def names(ran: Ran):
     """Namespaces after each single change of what a boundary depends on, the unchanged one first."""
-    residency, layout, directory = ran.engine._residency, layout_of(ran), ran.engine._directory
-    settings = ran.engine._settings()
+    forward, layout, directory = ran.engine.forward, layout_of(ran), ran.engine.files
+    settings = ran.engine.boundaries.settings
     yield "same", name_of(ran)
     yield "fewer stacks", name_of(ran, (0,))
     yield "other order", name_of(ran, (1, 0))
     yield "stored format", name_of(ran, layout=evolve(layout, dtype="bf16"))
     yield "sequence length", name_of(ran, layout=evolve(layout, tokens=64))
     for fractions in ((0.5, 1.0), (0.6, 1.0)):
-        residency.spec = evolve(ran.setup.spec, time_encoding="learned", time_fractions=fractions)
+        forward.placement.spec = evolve(ran.setup.spec, time_encoding="learned", time_fractions=fractions)
         yield f"time steps {fractions}", name_of(ran)
-    residency.spec = ran.setup.spec
+    forward.placement.spec = ran.setup.spec
     for key in settings:
         yield key, name_of(ran, settings=settings | {key: "other"})
-    formats, residency._formats = residency._formats, evolve(residency._formats, trunk=Bf16(None))
+    loader = forward.placement.loader
+    formats, loader.formats = loader.formats, evolve(loader.formats, trunk=Bf16(None))
     yield "precision", name_of(ran)
-    residency._formats = formats
-    embedding = residency.ends(0).embed_tokens.weight
+    loader.formats = formats
+    embedding = forward.placement.ends(0).embed_tokens.weight
     before = embedding.detach().clone()
     with torch.no_grad():
         embedding.view(-1)[3] += 1e-6
@@ -276,13 +277,13 @@ def test_time_is_part_of_a_key_where_the_network_is_told(finished):
     later = evolve(draws, fraction=draws.fraction + 1e-9)
     assert draw_keys(draws, with_time=False) == draw_keys(later, with_time=False)
     assert not set(draw_keys(draws, with_time=True)) & set(draw_keys(later, with_time=True))
-    boundary = finished.engine._boundary(finished.plan.phases[1], None)
+    boundary = finished.engine.boundaries.above(finished.plan.phases[1].phase, training_drawer(finished, 1))
     assert boundary._keys(draws) == boundary._keys(later)
     try:
-        finished.engine._residency.spec = evolve(finished.setup.spec, time_encoding="sinusoidal")
+        finished.engine.placement.spec = evolve(finished.setup.spec, time_encoding="sinusoidal")
         assert boundary._keys(draws) != boundary._keys(later)
     finally:
-        finished.engine._residency.spec = finished.setup.spec
+        finished.engine.placement.spec = finished.setup.spec
 
 
 STORES = {
@@ -296,7 +297,7 @@ def boundary_over_two_chunks(finished: Ran, directory: Path, store: str) -> tupl
     """The third phase's boundary with its first two chunks made, and what made their draws."""
     engine, drawer = finished.engine, training_drawer(finished, 2)
     kept = STORES[store](directory, layout_of(finished))
-    boundary = Boundary((0, 1), engine._residency, drawer, engine._order, kept, layout_of(finished))
+    boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout_of(finished))
     assert list(boundary.prepare([0, 1], 0)) == [(done, 4) for done in (1, 2, 3, 4)]
     return boundary, drawer
 
@@ -369,21 +370,23 @@ def test_boundaries_of_as_many_phases_are_kept_as_asked(tmp_path):
         store = Disk(DiskOptions()).open(ran.directory / "cache" / name, layout_of(ran), None)
         assert store.stats().entries == len(ran.setup.corpus.train)
         with torch.no_grad():
-            hidden = engine._residency.embed(0, draws.inputs, draws.fraction)
-            context = engine._residency.context(draws.segments)
+            hidden = engine.forward.embed(0, draws.inputs, draws.fraction)
+            context = engine.forward.context(draws.segments)
             for index in range(top):
-                hidden = engine._residency.through(index, hidden, context)
+                hidden = engine.forward.through(index, hidden, context)
         assert torch.equal(store.get(draw_keys(draws, with_time=False)), hidden)
 
 
 def test_the_same_again_hits_and_other_masks_miss(finished, monkeypatch, tmp_path):
     """Equal weights and draws are found; draws from another stretch of the schedule are not."""
     engine, planned = finished.engine, finished.plan.phases[1]
-    cache = engine._setup.implementations.cache
+    cache = engine.setup.implementations.cache
     store = cache.open(tmp_path, layout_of(finished), None)
     monkeypatch.setattr(cache, "open", lambda directory, layout, capacity: store)
-    first, again = engine._boundary(planned, None), engine._boundary(planned, None)
-    lighter = engine._boundary(evolve(planned, phase=evolve(planned.phase, progress=(0.0, 0.5))), None)
+    lighter = evolve(planned, phase=evolve(planned.phase, progress=(0.0, 0.5)))
+    first, again, lighter = (
+        engine.boundaries.above(each.phase, engine.training_drawer(each)) for each in (planned, planned, lighter)
+    )
     passes = [len(list(boundary.prepare(range(2), 0))) for boundary in (first, again, lighter)]
     assert passes == [2, 0, 2]
     assert [boundary.counts.computed for boundary in (first, again, lighter)] == [32, 0, 32]

@@ -14,8 +14,8 @@ from stackwise_cache import shard
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
 from stackwise_core.engine.boundary.boundary import Boundary
-from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.loop.events import Event, PhaseDone, StepDone
+from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.testing.damage import flip
 from tests.tiny import Ran, run_tiny, telling
@@ -120,18 +120,20 @@ def test_boundaries_that_are_kept_are_whole_on_disk_and_hold_nothing(tmp_path, m
 
     Also where a phase ends before the boundary below has served its turn.
     """
-    on_disk, held, write = [], [], Engine._write
+    on_disk, held, write, engines = [], [], RunRecord.write_phase, []
 
-    def look(engine: Engine, planned, phases, measured_until) -> None:
-        stores = [path for path in engine.directory.glob("cache/*") if path.is_dir()]
+    def look(record: RunRecord, planned, phases, measured_until) -> None:
+        run = record.directory.path
+        stores = [path for path in run.glob("cache/*") if path.is_dir()]
         on_disk.append(sum(store_of(path).stats().entries for path in stores))
-        buffers = sum(store._buffer is not None for store in engine._stores._open.values())
-        held.append((len(open_stores(engine.directory)), buffers))
-        write(engine, planned, phases, measured_until)
+        buffers = sum(store._buffer is not None for store in engines[-1].stores._open.values())
+        held.append((len(open_stores(run)), buffers))
+        write(record, planned, phases, measured_until)
 
-    monkeypatch.setattr(Engine, "_write", look)
+    monkeypatch.setattr(RunRecord, "write_phase", look)
     changes = {"rack.stacks": 5, "training.window": 32, "cache_backend": DISK | {"keep": "rack"}}
-    ran = run_tiny(tmp_path, SHORT | changes | ({} if steps is None else {"training.steps_per_stack": steps}))
+    budget = {} if steps is None else {"training.steps_per_stack": steps}
+    ran = run_tiny(tmp_path, SHORT | changes | budget, lambda ran: engines.append(ran.engine))
     new = [phase.boundaries_computed - phase.boundaries_repeated for phase in ran.result.phases]
     assert on_disk == list(accumulate(new))
     assert on_disk[1] > 100 if steps is None else 0 < on_disk[1] <= 64

@@ -18,7 +18,7 @@ from stackwise_core.engine.evaluation.evaluate import (
     mean_and_error,
     stratified_counts,
 )
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.errors import StackwiseError
 from tests.joint import Joint
 from tests.tiny import run_tiny
@@ -103,7 +103,7 @@ WHOLE = (BandRoute((0, 1, 2), (0.0, 1.0)),)
 def measure(ran, *, routes=WHOLE, **changes):
     settings = {"mask_id": 256, "seed": 3, "draws": 4, "batch_size": 8} | changes
     evaluation = Evaluation(split=ran.setup.corpus.validation, **settings)
-    return evaluate(ran.engine._residency, evaluation, routes=routes, exits={0, 1, 2}, active={2})
+    return evaluate(ran.engine.forward, evaluation, routes=routes, exits={0, 1, 2}, active={2})
 
 
 def test_evaluation_is_deterministic_by_seed(ran):
@@ -160,7 +160,7 @@ def test_bits_per_byte_of_bytes_are_nats_over_ln_2(ran):
 
 def test_uniform_predictor_scores_the_logarithm_of_the_vocabulary(ran, monkeypatch):
     """A rack whose head says nothing costs ln(vocabulary without the mask token) a token, at every depth."""
-    ends = ran.engine._residency.ends(0)
+    ends = ran.engine.placement.ends(0)
     monkeypatch.setattr(ends, "logits", lambda hidden, norm: hidden.new_zeros(*hidden.shape[:-1], 258))
     for likelihood in measure(ran):
         assert likelihood.nats_per_token == pytest.approx(math.log(257), abs=1e-6)
@@ -168,15 +168,19 @@ def test_uniform_predictor_scores_the_logarithm_of_the_vocabulary(ran, monkeypat
 
 
 class JointRack:
-    """A residency whose stack k predicts with the exact conditionals of the k-th joint distribution."""
+    """A forward whose stack k predicts with the exact conditionals of the k-th joint distribution."""
 
     device = torch.device("cpu")
-    sweep = Residency.sweep
+    sweep = Forward.sweep
 
     def __init__(self, joints: list[Joint], causal: bool = False) -> None:
         self.joints, self.causal = joints, causal
         self.seen: list[tuple[tuple[int, ...], torch.Tensor]] = []
         """The path in use, and a batch of inputs that entered it."""
+
+    @property
+    def placement(self):
+        return self
 
     def bring(self, path, *, active, streamed):
         self.path = tuple(path)
@@ -328,7 +332,7 @@ def test_every_mask_fraction_is_served_once(edges):
 def test_a_changed_stack_changes_its_own_band_and_no_other(tmp_path):
     """Of a banded rack the other bands stay as they were to the bit, and the bands add up before and after."""
     banded = run_tiny(tmp_path, {"trainer_mode": {"use": "banded", "cycles": 1}, "training.epochs_per_stack": 1})
-    routes, directory = banded.plan.routes, banded.engine._directory
+    routes, directory = banded.plan.routes, banded.engine.files
     assert [route.path for route in routes] == [(0,), (1,), (2,)]
     (before,) = banded.result.likelihoods
     assert measure(banded, routes=routes) == [before]
@@ -344,7 +348,7 @@ def test_a_changed_stack_changes_its_own_band_and_no_other(tmp_path):
 def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
     """Each depth's likelihood is the mean of the next tokens' cross entropies, sequence by sequence."""
     ran = run_tiny(tmp_path, {"objective": "clm", "rack.attention": "causal", "training.epochs_per_stack": 1})
-    residency, split = ran.engine._residency, ran.setup.corpus.validation
+    forward, split = ran.engine.forward, ran.setup.corpus.validation
     totals, predicted = [0.0] * 3, 0
     with torch.no_grad():
         for sample in range(len(split)):
@@ -352,11 +356,13 @@ def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
             length = int(rows.scorable.sum())
             ids = torch.from_numpy(rows.tokens[0, :length].astype("int64"))
             assert (rows.segments[0, :length] == 1).all()
-            hidden = residency.ends(0).embed_tokens(ids)[None]
-            context = residency.ends(0).context(torch.ones(1, length))
+            hidden = forward.placement.ends(0).embed_tokens(ids)[None]
+            context = forward.placement.ends(0).context(torch.ones(1, length))
             for index in range(3):
-                hidden = residency.stack(index)(hidden, context)
-                logits = residency.stack(index).norm(hidden)[0] @ residency.ends(0).embed_tokens.weight.T
+                hidden = forward.placement.stack(index)(hidden, context)
+                logits = (
+                    forward.placement.stack(index).norm(hidden)[0] @ forward.placement.ends(0).embed_tokens.weight.T
+                )
                 logits[:, 256] = -torch.inf
                 totals[index] -= float(logits.log_softmax(-1)[range(length - 1), ids[1:]].sum())
             predicted += length - 1
@@ -370,9 +376,9 @@ def test_a_bound_that_is_no_number_is_an_error(tmp_path, objective):
     """The first stack and tensor that isn't finite is named; without one, the stack whose result isn't."""
     attention = {"rack.attention": "causal"} if objective == "clm" else {}
     ran = run_tiny(tmp_path, {"objective": objective, "training.steps_per_stack": 1, **attention})
-    residency, causal = ran.engine._residency, objective == "clm"
+    forward, causal = ran.engine.forward, objective == "clm"
     before = measure(ran, causal=causal)
-    mlp, embedding = residency.stack(1).layers[0].mlp, residency.ends(0).embed_tokens.weight
+    mlp, embedding = forward.placement.stack(1).layers[0].mlp, forward.placement.ends(0).embed_tokens.weight
     harms = (
         (
             mlp.down_proj.weight[2:3, 3:4],

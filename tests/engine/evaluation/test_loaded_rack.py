@@ -109,7 +109,7 @@ def test_a_streamed_rack_holds_no_stack_and_computes_the_same(runs, monkeypatch)
     assert len(streamed.stacks) == 0
     ids = some_ids(streamed)
     assert torch.equal(streamed(ids), by_hand(streamed, ids, range(3), 0.5))
-    assert not any(index in streamed.run.residency for index in range(3))
+    assert not any(index in streamed.run.forward.placement for index in range(3))
     bytes_of_all = 4 * sum(streamed.spec.stack_parameters(index) for index in range(3))
     for budget, held in ((bytes_of_all - 1, 0), (bytes_of_all, 3)):
         monkeypatch.setattr(RackParts, "memory_budget", budget)

@@ -31,38 +31,41 @@ def ran(tmp_path_factory):
 
 
 def validation_of(ran, phase: int):
-    return ran.engine._fit(ran.plan.phases[phase], None, lambda event: None).validation
+    return ran.engine.validation(ran.plan.phases[phase])
 
 
 def test_the_loss_is_the_objective_over_validation_text(ran):
     """Seven sequences of the validation split, sequence by sequence, through the whole path."""
-    validation, residency = validation_of(ran, 2), ran.engine._residency
+    validation, forward = validation_of(ran, 2), ran.engine.forward
     split, total, scored = ran.setup.corpus.validation, 0.0, 0
     assert validation.drawer.split is split
     places = [round(at * (len(split) - 1) / 6) for at in range(7)]
     for sample in places:
         draws = validation.drawer.draw([sample], 0)
         with torch.no_grad():
-            hidden, context = residency.ends(0).embed_tokens(draws.inputs), residency.ends(0).context(draws.segments)
+            hidden, context = (
+                forward.placement.ends(0).embed_tokens(draws.inputs),
+                forward.placement.ends(0).context(draws.segments),
+            )
             for index in range(3):
-                hidden = residency.stack(index)(hidden, context)
-            logits = residency.stack(2).norm(hidden)[0] @ residency.ends(0).embed_tokens.weight.T
+                hidden = forward.placement.stack(index)(hidden, context)
+            logits = forward.placement.stack(2).norm(hidden)[0] @ forward.placement.ends(0).embed_tokens.weight.T
         logits[:, 256] = -torch.inf
         losses = torch.nn.functional.cross_entropy(logits[draws.masked], draws.targets, reduction="sum")
         total += float(losses) * 0.75 / (0.15 + 0.75 * draws.progress.item())
         scored += int((draws.segments > 0).sum())
-    assert validation.loss(residency, range(3)) == pytest.approx(total / scored, rel=1e-5)
-    assert validation.loss(residency, range(3)) == validation.loss(residency, range(3))
+    assert validation.loss(forward, range(3)) == pytest.approx(total / scored, rel=1e-5)
+    assert validation.loss(forward, range(3)) == validation.loss(forward, range(3))
 
 
 def test_a_predictor_that_knows_nothing_has_the_logarithm_of_the_vocabulary(tmp_path, monkeypatch):
     """Under the mean over masked tokens, at any depth."""
     changes = {"training.steps_per_stack": 1, "training.over": "depth", "evaluation.every": 5}
     ran = run_tiny(tmp_path, changes)
-    ends = ran.engine._residency.ends(0)
+    ends = ran.engine.placement.ends(0)
     monkeypatch.setattr(ends, "logits", lambda hidden, norm: hidden.new_zeros(*hidden.shape[:-1], 258))
     for phase in range(3):
-        loss = validation_of(ran, phase).loss(ran.engine._residency, range(phase + 1))
+        loss = validation_of(ran, phase).loss(ran.engine.forward, range(phase + 1))
         assert loss == pytest.approx(math.log(257), abs=1e-6)
 
 
@@ -97,12 +100,12 @@ def test_a_loss_that_is_no_number_is_no_validation(tmp_path):
     """It would be the best there ever was; the stack and the tensor are named instead."""
     changes = {"training.steps_per_stack": 1, "rack.stacks": 2, "evaluation.every": 5, "training.patience": 1}
     ran = run_tiny(tmp_path, changes)
-    residency = ran.engine._residency
+    forward = ran.engine.forward
     validation = validation_of(ran, 1)
-    assert math.isfinite(validation.loss(residency, (0, 1)))
+    assert math.isfinite(validation.loss(forward, (0, 1)))
     with torch.no_grad():
-        residency.stack(1).layers[0].mlp.up_proj.weight[2, 3] = math.nan
+        forward.placement.stack(1).layers[0].mlp.up_proj.weight[2, 3] = math.nan
     with pytest.raises(
         StackwiseError, match=r"^the held-out text has no loss: stack 1, layers\.0\.mlp\.up_proj\.weight"
     ):
-        validation.loss(residency, (0, 1))
+        validation.loss(forward, (0, 1))

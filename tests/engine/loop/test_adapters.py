@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from stackwise_bitsandbytes.layers import FrozenLinear8bit
 from stackwise_cache.disk import DiskStore
 from stackwise_core.config.load import load
-from stackwise_core.engine.boundary.namespace import made_of, namespace
-from stackwise_core.engine.draws.draws import Stream
+from stackwise_core.engine.boundary.namespace import namespace, provenance
 from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.evaluation.validation import Validation
 from stackwise_core.engine.loop.engine import Engine
@@ -88,25 +87,25 @@ def test_peft_loads_a_rack_of_two_adapters_a_stack(dual, without_stackwise):
     theirs = without_stackwise.logits(dual.directory, ids)
 
     finished = FinishedRun.open(dual.directory)
-    residency, path = finished.residency, (0, 1, 2)
-    residency.bring(path, active=finished.active)
-    hidden, context = residency.embed(0, ids, torch.zeros(6)), residency.context(torch.ones_like(ids))
+    forward, path = finished.forward, (0, 1, 2)
+    forward.placement.bring(path, active=finished.active)
+    hidden, context = forward.embed(0, ids, torch.zeros(6)), forward.context(torch.ones_like(ids))
     for index in path:
-        hidden = residency.through(index, hidden, context)
-    ours = residency.ends(2).logits(hidden, residency.stack(2).norm)
+        hidden = forward.through(index, hidden, context)
+    ours = forward.placement.ends(2).logits(hidden, forward.placement.stack(2).norm)
     assert torch.equal(theirs, ours)
 
     # The adapters have a part in it.
-    directory = dual.engine._directory
+    directory = dual.engine.files
     assert [directory.adapters(index) for index in path] == [["stack", "trunk"], ["stack", "trunk"], ["stack"]]
     for index, name in ((0, "stack"), (0, "trunk"), (2, "stack")):
-        lora_b = residency.stack(index).layers[0].self_attn.q_proj.lora_B[name].weight
+        lora_b = forward.placement.stack(index).layers[0].self_attn.q_proj.lora_B[name].weight
         kept = lora_b.clone()
         lora_b.zero_()
-        hidden = residency.embed(0, ids, torch.zeros(6))
+        hidden = forward.embed(0, ids, torch.zeros(6))
         for each in path:
-            hidden = residency.through(each, hidden, context)
-        assert not torch.equal(residency.ends(2).logits(hidden, residency.stack(2).norm), ours)
+            hidden = forward.through(each, hidden, context)
+        assert not torch.equal(forward.placement.ends(2).logits(hidden, forward.placement.stack(2).norm), ours)
         lora_b.copy_(kept)
 
 
@@ -136,16 +135,16 @@ def test_the_adapter_of_the_hook_s_page_trains(gains):
 def test_every_adapter_weight_gets_a_gradient(dual):
     """In the finale, in which all of them train at once, and nothing else does."""
     engine, (*_, finale) = dual.engine, dual.plan.phases
-    engine._residency.place(finale.phase)
-    fit = engine._fit(finale, None, lambda event: None)
-    fit._accumulate([fit.drawer.draw(range(8), 0)], 0, None)
-    trainable = engine._residency.trainable()
+    engine.placement.place(finale.phase)
+    draws = engine.training_drawer(finale).draw(range(8), 0)
+    engine.phase(finale, None, lambda event: None).step.backward([draws], 0)
+    trainable = engine.placement.trainable()
     assert {name.split(".")[0] for name, _ in trainable} == {"adapters"}
     assert {(int(name.split(".")[1]), name.split(".")[-2]) for name, _ in trainable} == set(finale.phase.adapters)
     assert all(parameter.grad.abs().max() > 0 for _, parameter in trainable)
     others = {id(parameter) for _, parameter in trainable}
     for index in range(3):
-        assert all(each.grad is None for each in engine._residency.stack(index).parameters() if id(each) not in others)
+        assert all(each.grad is None for each in engine.placement.stack(index).parameters() if id(each) not in others)
 
 
 def test_adapters_learn(tmp_path):
@@ -157,14 +156,14 @@ def test_adapters_learn(tmp_path):
 
     def watch(ran):
         engine = ran.engine
-        place, write = engine._residency.place, engine._write
+        place, write = engine.placement.place, engine.record.write_phase
 
         def measure(phase):
             (planned,) = (planned for planned in ran.plan.phases if planned.phase is phase)
-            drawer = engine._drawer(planned, ran.setup.corpus.train, Stream.TRAINING)
-            objective = engine._fit(planned, None, lambda event: None).objective
+            drawer = engine.training_drawer(planned)
+            objective = engine.objective(planned)
             on_draws = Validation(drawer, objective, every=1, sequences=None, batch_size=32)
-            lost.setdefault(phase.name, []).append(on_draws.loss(engine._residency, phase.path))
+            lost.setdefault(phase.name, []).append(on_draws.loss(engine.forward, phase.path))
 
         def placed(phase, *, streams):
             place(phase, streams=streams)
@@ -174,7 +173,7 @@ def test_adapters_learn(tmp_path):
             measure(planned.phase)
             write(planned, *others)
 
-        engine._residency.place, engine._write = placed, writing
+        engine.placement.place, engine.record.write_phase = placed, writing
 
     run_tiny(
         tmp_path,
@@ -229,49 +228,49 @@ def test_dropout_is_the_same_again(dropping, tmp_path):
 
 def test_dropout_is_for_training_steps_only(dropping):
     """Boundaries and evaluation are computed without gradients, and so without it."""
-    residency = dropping.engine._residency
-    residency.bring((0,), active=())
-    hidden, context = torch.randn(2, 32, 32), residency.context(torch.ones(2, 32))
+    forward = dropping.engine.forward
+    forward.placement.bring((0,), active=())
+    hidden, context = torch.randn(2, 32, 32), forward.context(torch.ones(2, 32))
 
     def twice() -> list[torch.Tensor]:
-        return [residency.through(0, hidden, context).detach() for _ in range(2)]
+        return [forward.through(0, hidden, context).detach() for _ in range(2)]
 
     first, second = twice()
     assert not torch.equal(first, second)
     with torch.no_grad():
         first, second = twice()
         assert torch.equal(first, second)
-        assert torch.equal(first, residency.stack(0).eval()(hidden, context))
+        assert torch.equal(first, forward.placement.stack(0).eval()(hidden, context))
 
 
 def test_a_boundary_s_name_is_about_its_adapters(dual, tmp_path):
     """Another weight of an adapter, another alpha, or no adapter: another name, so that nothing stale is ever read."""
     engine, phase = dual.engine, dual.plan.phases[3].phase
     assert phase.frozen_prefix == (0,)
-    residency, directory, layout = engine._residency, engine._directory, boundary_layout(phase, dual.setup)
-    residency.bring((0,), active=())
+    forward, directory, layout = engine.forward, engine.files, boundary_layout(phase, dual.setup)
+    forward.placement.bring((0,), active=())
 
     def name() -> str:
-        return namespace(made_of(residency, (0,), layout, engine._settings()))
+        return namespace(provenance(forward, (0,), layout, engine.boundaries.settings))
 
     whole = name()
-    weight = residency.stack(0).layers[0].mlp.down_proj.lora_A["trunk"].weight
+    weight = forward.placement.stack(0).layers[0].mlp.down_proj.lora_A["trunk"].weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[0, 0] += 1e-6
-    directory.write_adapter(0, "trunk", partial(residency.save_adapter, 0, "trunk"))
+    directory.write_adapter(0, "trunk", partial(forward.placement.save_adapter, 0, "trunk"))
     assert name() != whole
     with torch.no_grad():
         weight.copy_(kept)
-    directory.write_adapter(0, "trunk", partial(residency.save_adapter, 0, "trunk"))
+    directory.write_adapter(0, "trunk", partial(forward.placement.save_adapter, 0, "trunk"))
     assert name() == whole
 
     louder = {**DUAL, "trunk": DUAL["trunk"] | {"alpha": 33.0}}
     changes = {"adapter": louder, "precision": {"trunk": NF4}, "trainer_mode": GROWING}
-    formats, other = residency._formats, set_up(*tiny_config(tmp_path, changes)).implementations.formats
-    residency._formats = evolve(formats, adapters=other.adapters)
+    formats, other = forward.placement.loader.formats, set_up(*tiny_config(tmp_path, changes)).implementations.formats
+    forward.placement.loader.formats = evolve(formats, adapters=other.adapters)
     assert name() != whole
-    residency._formats = formats
+    forward.placement.loader.formats = formats
     assert name() == whole
 
 
@@ -295,8 +294,8 @@ def test_a_boundary_is_made_by_one_stack(tmp_path):
     ran_in_phase: dict[str, set[int]] = {}
 
     def watch(ran):
-        residency, listener = ran.engine._residency, ran.engine._listener
-        through, phase = residency.through, [""]
+        forward, listener = ran.engine.forward, ran.engine.listener
+        through, phase = forward.through, [""]
 
         def watched(index, hidden, context):
             if not torch.is_grad_enabled():
@@ -307,7 +306,7 @@ def test_a_boundary_is_made_by_one_stack(tmp_path):
             phase[0] = event.planned.phase.name if type(event).__name__ == "PhaseStarted" else phase[0]
             listener(event)
 
-        residency.through, ran.engine._listener = watched, listen
+        forward.through, ran.engine.listener = watched, listen
 
     changes = {"adapter": {"stack": LORA}, "precision": {"trunk": NF4}, "data.validation_fraction": 0.0}
     cached = run_tiny(tmp_path / "cached", changes, before=watch)
@@ -326,14 +325,14 @@ def test_disk_is_what_the_cache_takes(tmp_path, monkeypatch):
         most[phase[0]] = max(most.get(phase[0], 0), held)
 
     def watch(ran):
-        listener = ran.engine._listener
+        listener = ran.engine.listener
 
         def listen(event):
             if type(event).__name__ == "PhaseStarted":
                 phase[0] = event.planned.phase.name
             listener(event)
 
-        ran.engine._listener = listen
+        ran.engine.listener = listen
 
     monkeypatch.setattr(DiskStore, "put", measured)
     changes = {
@@ -387,9 +386,9 @@ def test_stacks_have_precisions_of_their_own(tmp_path):
         "rack.stacks": 4,
     }
     ran = run_tiny(tmp_path, changes)
-    residency = ran.engine._residency
-    residency.bring(range(4), active={3})
-    projections = [residency.stack(index).layers[0].self_attn.q_proj for index in range(4)]
+    forward = ran.engine.forward
+    forward.placement.bring(range(4), active={3})
+    projections = [forward.placement.stack(index).layers[0].self_attn.q_proj for index in range(4)]
     assert projections[0].weight.dtype == torch.bfloat16
     assert isinstance(projections[1], FrozenLinear8bit)
     assert projections[2].weight.quant_state.quant_type == "nf4"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stackwise_core.engine.loop.events import BadStep, StepDone
-from stackwise_core.engine.loop.fit import Fit
 from stackwise_core.engine.loop.loss_course import SETTLED, LossCourse
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.rack.not_finite import first_not_finite
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
@@ -20,13 +20,13 @@ ONE = {"rack.stacks": 1, "training.steps_per_stack": 8}
 def spoil(monkeypatch, bad: Callable[[int], float]) -> list[dict[str, torch.Tensor]]:
     """Multiply each step's losses by a number; gives the weights that each step begins with."""
     weights: list[dict[str, torch.Tensor]] = []
-    losses = Fit._losses
+    losses = TrainingStep.losses
 
-    def spoilt(fit: Fit, *arguments):
-        weights.append({name: each.detach().clone() for name, each in fit.residency.trainable()})
-        return losses(fit, *arguments) * bad(len(weights))
+    def spoilt(step: TrainingStep, *arguments):
+        weights.append({name: each.detach().clone() for name, each in step.named})
+        return losses(step, *arguments) * bad(len(weights))
 
-    monkeypatch.setattr(Fit, "_losses", spoilt)
+    monkeypatch.setattr(TrainingStep, "losses", spoilt)
     return weights
 
 
@@ -47,17 +47,17 @@ def test_a_step_without_a_finite_loss_is_left_out_and_counted(tmp_path, monkeypa
 
 def test_a_gradient_that_is_not_finite_is_found_where_it_is(tmp_path, monkeypatch):
     """The first weight whose gradient isn't finite is named, though the loss is."""
-    monkeypatch.setattr("stackwise_core.engine.loop.fit.MOST_OVERFLOWS", 0)
+    monkeypatch.setattr("stackwise_core.engine.loop.running_phase.MOST_OVERFLOWS", 0)
 
     def before(ran: Ran) -> None:
-        place = ran.engine._residency.place
+        place = ran.engine.placement.place
 
         def placed(*arguments, **options) -> None:
             place(*arguments, **options)
-            weight = ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight
+            weight = ran.engine.placement.stack(0).layers[0].mlp.up_proj.weight
             weight.register_hook(lambda gradient: gradient * math.inf)
 
-        monkeypatch.setattr(ran.engine._residency, "place", placed)
+        monkeypatch.setattr(ran.engine.placement, "place", placed)
 
     with pytest.raises(StackwiseError, match=r"first in stacks\.0\.layers\.0\.mlp\.up_proj\.weight"):
         run_tiny(tmp_path, ONE | {"training.max_bad_steps": 0}, before)
@@ -117,13 +117,13 @@ def test_a_run_that_gives_up_says_where_numbers_stop_being_finite(tmp_path):
     """The stack and the weight are named after the loss."""
 
     def before(ran: Ran) -> None:
-        place = ran.engine._residency.place
+        place = ran.engine.placement.place
 
         def placed(*arguments, **options) -> None:
             place(*arguments, **options)
-            ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+            ran.engine.placement.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
 
-        ran.engine._residency.place = placed
+        ran.engine.placement.place = placed
 
     with pytest.raises(StackwiseError, match=r"the loss is nan: stack 0, layers\.0\.mlp\.up_proj\.weight isn't finite"):
         run_tiny(tmp_path, ONE | {"training.max_bad_steps": 0}, before)
@@ -133,14 +133,14 @@ def test_a_trunk_that_is_not_finite_makes_no_boundary(tmp_path):
     """It is named when its boundary is made, however that is stored: scaled formats would make numbers of NaN."""
 
     def before(ran: Ran) -> None:
-        place = ran.engine._residency.place
+        place = ran.engine.placement.place
 
         def placed(phase, **options) -> None:
             place(phase, **options)
             if phase.frozen_prefix:
-                ran.engine._residency.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
+                ran.engine.placement.stack(0).layers[0].mlp.up_proj.weight.data[2, 3] = math.nan
 
-        ran.engine._residency.place = placed
+        ran.engine.placement.place = placed
 
     changes = {"rack.stacks": 2, "training.steps_per_stack": 1, "cache_backend": {"use": "memory", "dtype": "int8"}}
     with pytest.raises(
@@ -154,15 +154,15 @@ def test_an_overflow_in_fp16_is_told_what_helps(tmp_path, computed):
     """Weights that are finite give hidden states that aren't, which fp16 explains and fp32 doesn't."""
     active = {"use": "fp16", "cpu_compute": "fp16"} if computed == "fp16" else {"use": "fp32"}
     ran = run_tiny(tmp_path, {"rack.stacks": 1, "training.steps_per_stack": 1, "precision": {"active": active}})
-    residency = ran.engine._residency
+    forward = ran.engine.forward
     largest = 6e4 if computed == "fp16" else 3e38
     with torch.no_grad():
         for weight in (
-            residency.stack(0).layers[0].mlp.up_proj.weight,
-            residency.stack(0).layers[0].mlp.gate_proj.weight,
+            forward.placement.stack(0).layers[0].mlp.up_proj.weight,
+            forward.placement.stack(0).layers[0].mlp.gate_proj.weight,
         ):
             weight.copy_(largest * weight.sign())
-    draws = ran.engine._fit(ran.plan.phases[0], None, lambda event: None).drawer.draw(range(4), 0)
-    found = first_not_finite(residency, (0,), draws)
+    draws = ran.engine.training_drawer(ran.plan.phases[0]).draw(range(4), 0)
+    found = first_not_finite(forward, (0,), draws)
     assert found.startswith("what leaves stack 0, whose weights are all finite, isn't finite: ")
     assert ("It computes in fp16" in found) is (computed == "fp16")

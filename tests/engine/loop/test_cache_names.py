@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from stackwise_core.builtin.options import MLMOptions
 from stackwise_core.engine.boundary.boundary import draw_keys
-from stackwise_core.engine.boundary.namespace import made_of, namespace
+from stackwise_core.engine.boundary.namespace import namespace, provenance
 from stackwise_core.engine.draws.draws import Drawer, Draws, Stream
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.draws.sequences import Split
@@ -285,9 +285,9 @@ def write_adapter(directory: RunDirectory, index: int, config: bytes, tensors: d
 
 @contextmanager
 def changed(rack: Ran, below: Below, above: Above) -> Iterator[None]:
-    """The rack with all that differs, in its run's directory and in its residency, while this lasts."""
-    residency, directory = rack.engine._residency, rack.engine._directory
-    ends, spec, formats = residency.ends(0), residency.spec, residency._formats
+    """The rack with all that differs, in its run's directory and in its forward, while this lasts."""
+    forward, directory = rack.engine.forward, rack.engine.files
+    ends, spec, formats = forward.placement.ends(0), forward.placement.spec, forward.placement.loader.formats
     undo: list[Callable[[], object]] = []
     try:
         for index, changes in [*by_stack(below.weights), (2, above.weights)]:
@@ -306,10 +306,10 @@ def changed(rack: Ran, below: Below, above: Above) -> Iterator[None]:
         for part, elements in ((ends.embed_tokens.weight, below.embedding), (ends.lm_head.weight, above.head)):
             undo.append(partial(part.data.copy_, part.detach().clone()))
             part.data.copy_(nudged(part, elements))
-        residency.spec = evolve(spec, **dict(below.spec))
+        forward.placement.spec = evolve(spec, **dict(below.spec))
         stacks = dict(below.precisions) | ({2: above.precision} if above.precision != "fp32" else {})
         adapter = formats.adapters["stack"]
-        residency._formats = evolve(
+        forward.placement.loader.formats = evolve(
             formats,
             trunk=precision(below.precision),
             stacks={index: precision(use) for index, use in stacks.items()},
@@ -317,7 +317,7 @@ def changed(rack: Ran, below: Below, above: Above) -> Iterator[None]:
         )
         yield
     finally:
-        residency.spec, residency._formats = spec, formats
+        forward.placement.spec, forward.placement.loader.formats = spec, formats
         for each in undo:
             each()
 
@@ -337,7 +337,7 @@ def by_stack(changes: frozenset[tuple[int, Weight]]) -> list[tuple[int, set[Weig
 def settings_of(rack: Ran) -> dict[str, object]:
     """What the engine says of tokenizer and versions; once, since it looks through all that is installed."""
     if rack.engine not in SETTINGS:
-        SETTINGS[rack.engine] = rack.engine._settings()
+        SETTINGS[rack.engine] = rack.engine.boundaries.settings
     return SETTINGS[rack.engine]
 
 
@@ -348,7 +348,7 @@ def name_of(rack: Ran, world: World) -> str:
     """The namespace of the boundary above the trunk."""
     with changed(rack, world.below, world.above):
         others = dict(world.below.settings)
-        return namespace(made_of(rack.engine._residency, TRUNK, world.below.layout, settings_of(rack) | others))
+        return namespace(provenance(rack.engine.forward, TRUNK, world.below.layout, settings_of(rack) | others))
 
 
 NOTHING_SEEN = World(Below(Layout(32, 32, "bf16")), Above(), Drawn(keep=1.0))

@@ -7,7 +7,6 @@ from attrs import evolve
 from safetensors.torch import load_file
 
 from stackwise_core.config.load import load
-from stackwise_core.engine.draws.draws import Stream
 from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.loop.events import (
     BoundaryProgress,
@@ -33,16 +32,16 @@ from tests.tiny import Ran, run_tiny, tiny_config
 
 def hashes(ran: Ran) -> dict[str, str]:
     """A hash of every weight of the rack, from memory or, where a stack isn't there, from its master on disk."""
-    residency, tensors = ran.engine._residency, {}
-    for owner, ends in residency.all_ends():
+    forward, tensors = ran.engine.forward, {}
+    for owner, ends in forward.placement.all_ends():
         where = "ends" if owner is None else f"ends.{owner}"
         tensors |= {f"{where}.{name}": tensor for name, tensor in ends.state_dict().items()}
     for index in range(ran.setup.spec.stacks):
         state = {}
-        if index in residency:
-            state = residency.stack(index).state_dict()
-        elif ran.engine._directory.has_stack(index):
-            state = ran.engine._directory.read_stack(index)
+        if index in forward:
+            state = forward.placement.stack(index).state_dict()
+        elif ran.engine.files.has_stack(index):
+            state = ran.engine.files.read_stack(index)
         tensors |= {f"stacks.{index}.{name}": tensor for name, tensor in state.items()}
     return {name: hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
@@ -53,7 +52,7 @@ def named_by(phase: Phase, ran: Ran) -> set[str]:
     named = {
         f"stacks.{index}.{name}"
         for index in phase.trains
-        for name in ran.engine._residency.stack(index).state_dict()
+        for name in ran.engine.placement.stack(index).state_dict()
         if index == phase.path[-1] or not name.startswith("norm.")
     }
     own = ran.setup.spec.ends == "per_stack"
@@ -69,14 +68,14 @@ def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]], list[set[s
     changed, expected, before = [], [], {}
 
     def watch(ran: Ran) -> None:
-        residency, listener = ran.engine._residency, ran.engine._listener
-        place = residency.place
+        forward, listener = ran.engine.forward, ran.engine.listener
+        place = forward.placement.place
 
         def placed(phase, *, streams):
             place(phase, streams=streams)
             before.clear()
             before.update(hashes(ran))
-            trainable = sum(parameter.numel() for _, parameter in residency.trainable())
+            trainable = sum(parameter.numel() for _, parameter in forward.placement.trainable())
             (planned,) = [planned for planned in ran.plan.phases if planned.phase is phase]
             assert planned.trainable_parameters == trainable
 
@@ -88,8 +87,8 @@ def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]], list[set[s
                 expected.append(named_by(event.planned.phase, ran))
             listener(event)
 
-        residency.place = placed
-        ran.engine._listener = listen
+        forward.placement.place = placed
+        ran.engine.listener = listen
 
     ran = run_tiny(tmp_path, changes, before=watch)
     assert len(changed) == len(ran.plan.phases)
@@ -173,27 +172,27 @@ def test_a_new_stack_begins_as_asked(tmp_path, mode, start):
     begun = []
 
     def watch(ran: Ran) -> None:
-        residency = ran.engine._residency
-        place = residency.place
+        forward = ran.engine.forward
+        place = forward.placement.place
 
         def placed(phase, *, streams):
             place(phase, streams=streams)
-            new = [stack for stack in phase.path if not ran.engine._directory.has_stack(stack)]
+            new = [stack for stack in phase.path if not ran.engine.files.has_stack(stack)]
             if len(phase.path) == 1:
                 return
             (stack,) = new
-            state = residency.stack(stack).state_dict()
+            state = forward.placement.stack(stack).state_dict()
             neighbour = stack + 1 if mode == "prepend" else stack - 1
             if start == "copy":
-                master = ran.engine._directory.read_stack(neighbour)
+                master = ran.engine.files.read_stack(neighbour)
                 assert all(torch.equal(state[name], master[name]) for name in master)
             else:
                 hidden = torch.randn(2, 32, 32)
-                context = residency.context(torch.ones(2, 32))
-                assert torch.equal(residency.through(stack, hidden, context), hidden)
+                context = forward.context(torch.ones(2, 32))
+                assert torch.equal(forward.through(stack, hidden, context), hidden)
             begun.append(stack)
 
-        residency.place = placed
+        forward.placement.place = placed
 
     changes = {"trainer_mode": MODES[mode] | {"start": start}, "training.steps_per_stack": 2}
     run_tiny(tmp_path, changes, before=watch)
@@ -214,14 +213,14 @@ def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
     tops = []
 
     def watch(ran: Ran) -> None:
-        listener = ran.engine._listener
+        listener = ran.engine.listener
 
         def listen(event):
             if isinstance(event, PhaseDone):
-                tops.append((ran.engine._directory.path / "stacks/001.safetensors").read_bytes())
+                tops.append((ran.engine.files.path / "stacks/001.safetensors").read_bytes())
             listener(event)
 
-        ran.engine._listener = listen
+        ran.engine.listener = listen
 
     ran = run_tiny(
         tmp_path,
@@ -239,15 +238,12 @@ def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
         before=watch,
     )
     assert len(set(tops)) == 1
-    losses, epoch = losses_by_phase(ran), ran.engine._order.steps_per_epoch()
+    losses, epoch = losses_by_phase(ran), ran.engine.order.steps_per_epoch()
     assert list(losses) == ["stack 1", "stack 0"]
     first, last = losses["stack 0"][:epoch], losses["stack 0"][-epoch:]  # every sample once, under its one mask
     assert sum(last) / epoch < sum(first) / epoch - 0.04
     # Each phase's draws have the mask fraction of its stack's place.
-    drawn = [
-        ran.engine._drawer(planned, ran.setup.corpus.train, Stream.TRAINING).draw([0], 0).fraction.item()
-        for planned in ran.plan.phases
-    ]
+    drawn = [ran.engine.training_drawer(planned).draw([0], 0).fraction.item() for planned in ran.plan.phases]
     assert drawn == pytest.approx([0.15, 0.9] if index == "build" else [0.9, 0.15])
 
 
@@ -256,25 +252,28 @@ def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
     seen = set()
 
     def watch(ran: Ran) -> None:
-        residency = ran.engine._residency
-        fit = ran.engine._fit
+        forward = ran.engine.forward
+        phase = ran.engine.phase
 
-        def fitted(planned, boundary, *others):
-            made = fit(planned, boundary, *others)
+        def built(planned, boundary, *others):
+            made = phase(planned, boundary, *others)
             (stack,) = planned.phase.path
             assert boundary is None
-            draws = made.drawer.draw(range(4), 0)
-            made._accumulate([draws], 0, None)
-            assert [index in residency for index in range(3)] == [index == stack for index in range(3)]
-            for owner, ends in residency.all_ends():
+            draws = ran.engine.training_drawer(planned).draw(range(4), 0)
+            made.step.backward([draws], 0)
+            assert [index in forward.placement for index in range(3)] == [index == stack for index in range(3)]
+            for owner, ends in forward.placement.all_ends():
                 assert all((parameter.grad is not None) == (owner == stack) for parameter in ends.parameters())
-            for parameter in (*residency.stack(stack).parameters(), *residency.ends(stack).parameters()):
+            for parameter in (
+                *forward.placement.stack(stack).parameters(),
+                *forward.placement.ends(stack).parameters(),
+            ):
                 assert parameter.grad.any()
                 parameter.grad = None
             seen.add(stack)
             return made
 
-        ran.engine._fit = fitted
+        ran.engine.phase = built
 
     mode = {"use": "banded", "shared": "per_stack", "cycles": 1}
     changes = {"trainer_mode": mode, "training.steps_per_stack": 3, "rack.tie_embeddings": False}
@@ -297,7 +296,7 @@ def visits(tmp_path, changes) -> list[tuple[list[int], list[int], str]]:
     return [
         (draws.samples.tolist(), draws.inputs.tolist(), number)
         for planned in plan.phases
-        for step, number in engine._fit(planned, None, lambda event: None)._steps()
+        for step, number in engine.draws(planned, None, lambda event: None).after(0)
         for draws in step
     ]
 
@@ -325,7 +324,7 @@ def test_the_bands_of_a_cycle_share_its_samples(tmp_path, budget):
     engine = Engine(setup, plan, registry, lambda event: None)
     by_stack: dict[int, list] = {0: [], 1: [], 2: []}
     for planned in plan.phases:
-        for step, number in engine._fit(planned, None, lambda event: None)._steps():
+        for step, number in engine.draws(planned, None, lambda event: None).after(0):
             by_stack[planned.phase.path[0]] += [(draws.samples.tolist(), number) for draws in step]
     alone = visits(tmp_path, budget | {"trainer_mode": {"use": "end_to_end"}, "rack.stacks": 1})
     assert by_stack[0] == by_stack[1] == by_stack[2] == [(samples, number) for samples, _, number in alone]
@@ -348,15 +347,15 @@ def test_a_phase_s_factor_is_on_all_its_learning_rates(tmp_path):
     ended = []
 
     def watch(ran: Ran) -> None:
-        listener = ran.engine._listener
+        listener = ran.engine.listener
 
         def listen(event):
             if isinstance(event, PhaseDone):
-                files = sorted(ran.engine._directory.path.glob("**/*.safetensors"))
+                files = sorted(ran.engine.files.path.glob("**/*.safetensors"))
                 ended.append([path.read_bytes() for path in files])
             listener(event)
 
-        ran.engine._listener = listen
+        ran.engine.listener = listen
 
     mode = APPEND | {"finale": 0.5, "finale_lr": 0.0}
     ran = run_tiny(tmp_path, {"trainer_mode": mode, "training.epochs_per_stack": 1, "rack": SMALL}, before=watch)
@@ -374,7 +373,7 @@ def test_a_phase_ends_at_a_plateau(tmp_path):
     ran = run_tiny(tmp_path, still | {"rack.stacks": 2})
     for phase in ran.result.phases:
         assert (phase.steps, phase.stopped_early) == (12, True)
-    lines = [json.loads(line) for line in ran.engine._directory.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in ran.engine.files.metrics.read_text().splitlines()]
     validations = [line for line in lines if line["kind"] == "validation"]
     assert [(line["phase"], line["step"]) for line in validations] == [
         (f"stack {stack}", step) for stack in (0, 1) for step in (4, 8, 12)
@@ -406,7 +405,7 @@ def test_activation_checkpointing_leaves_every_loss_as_it_is(tmp_path, mode):
     passes = []
 
     def count(ran: Ran) -> None:
-        through, passed = ran.engine._residency.through, []
+        through, passed = ran.engine.forward.through, []
         passes.append(passed)
 
         def counted(index, hidden, context):
@@ -414,7 +413,7 @@ def test_activation_checkpointing_leaves_every_loss_as_it_is(tmp_path, mode):
                 passed.append(index)
             return through(index, hidden, context)
 
-        ran.engine._residency.through = counted
+        ran.engine.forward.through = counted
 
     changes = {"trainer_mode": {"use": mode}, "training.epochs_per_stack": 1}
     plain = run_tiny(tmp_path / "plain", changes, before=count)
@@ -471,7 +470,7 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
             "training.weight_decay": 0.0,
         },
     )
-    ends, stack = fresh.engine._residency.ends(0), fresh.engine._residency.stack(0)
+    ends, stack = fresh.engine.placement.ends(0), fresh.engine.placement.stack(0)
     matrices = [p for p in (*ends.parameters(), *stack.parameters()) if p.ndim == 2]
     vectors = [p for p in stack.parameters() if p.ndim == 1]
     # The embedding has its own rate in the configuration.
@@ -485,9 +484,9 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
         betas=(0.9, 0.95),
         eps=1e-8,
     )
-    drawer, losses = ran.engine._drawer(ran.plan.phases[0], setup.corpus.train, Stream.TRAINING), []
+    drawer, losses = ran.engine.training_drawer(ran.plan.phases[0]), []
     for epoch in range(3):
-        for window in ran.engine._order.epoch(epoch):
+        for window in ran.engine.order.epoch(epoch):
             for (samples,) in window.steps:
                 draws = drawer.draw(samples, epoch % 2)
                 context = ends.context(draws.segments)
@@ -545,7 +544,7 @@ def test_masters_on_disk_are_the_full_precision_weights(tmp_path):
     ran = run_tiny(tmp_path, {"precision": {"active": {"use": "bf16"}}})
     for index in range(3):
         master = load_file(ran.directory / f"stacks/{index:03d}.safetensors")
-        held = ran.engine._residency.stack(index).state_dict()
+        held = ran.engine.placement.stack(index).state_dict()
         assert {tensor.dtype for tensor in master.values()} == {torch.float32}
         for name, tensor in master.items():
             assert torch.equal(held[name], tensor.to(held[name].dtype))
@@ -622,16 +621,16 @@ def test_any_plan_is_executed(tmp_path):
 
     def backwards(ran: Ran) -> None:
         implementations = evolve(ran.setup.implementations, mode=Backwards(None))
-        ran.plan = ran.engine._plan = make_plan(evolve(ran.setup, implementations=implementations))
+        ran.plan = ran.engine.plan = make_plan(evolve(ran.setup, implementations=implementations))
 
     ran = run_tiny(tmp_path, {"precision": {"active": {"use": "bf16"}}}, before=backwards)
     losses = losses_by_phase(ran)
     assert list(losses) == ["top", "bottom", "top again"]
     assert losses["top again"][-1] < losses["top"][0]
     master = load_file(ran.directory / "stacks/002.safetensors")
-    held = ran.engine._residency.stack(2).state_dict()
+    held = ran.engine.placement.stack(2).state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in master.items())
-    assert ran.engine._residency.stack(0).state_dict()["norm.weight"].dtype == torch.bfloat16
+    assert ran.engine.placement.stack(0).state_dict()["norm.weight"].dtype == torch.bfloat16
 
 
 class JustTheFirst(TrainerMode):
@@ -649,7 +648,7 @@ def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
 
     def just_the_first(ran: Ran) -> None:
         implementations = evolve(ran.setup.implementations, mode=JustTheFirst(None))
-        ran.plan = ran.engine._plan = make_plan(evolve(ran.setup, implementations=implementations))
+        ran.plan = ran.engine.plan = make_plan(evolve(ran.setup, implementations=implementations))
 
     ran = run_tiny(tmp_path, before=just_the_first)
     assert [likelihood.depth for likelihood in ran.result.likelihoods] == [1]
@@ -741,7 +740,7 @@ def test_equal_draws_leave_the_boundary_below_whole(tmp_path):
             if isinstance(event, BoundaryProgress):
                 passes.setdefault(event.planned.phase.name, []).append(event.total)
 
-        ran.engine._listener = listen
+        ran.engine.listener = listen
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 8 * 32)

@@ -67,17 +67,17 @@ def digest(tensor) -> str:
 
 def in_memory(ran: Ran) -> dict[str, str]:
     """Hashes of all tensors: ``ends.embed_tokens.weight``, ``0.layers...q_proj.lora_A.stack.weight``."""
-    residency = ran.engine._residency
-    found = {f"ends.{name}": digest(tensor) for name, tensor in residency.ends(0).state_dict().items()}
-    for index in filter(residency.__contains__, range(ran.setup.spec.stacks)):
-        state = residency.stack(index).state_dict()
+    forward = ran.engine.forward
+    found = {f"ends.{name}": digest(tensor) for name, tensor in forward.placement.ends(0).state_dict().items()}
+    for index in filter(forward.placement.__contains__, range(ran.setup.spec.stacks)):
+        state = forward.placement.stack(index).state_dict()
         found |= {f"{index}.{name.replace('.base_layer', '')}": digest(tensor) for name, tensor in state.items()}
     return found
 
 
 def on_disk(ran: Ran) -> dict[str, str]:
     """Hashes of all tensors by file and name; of quantised stacks and of configs, hashes of the files."""
-    directory, found = ran.engine._directory, {}
+    directory, found = ran.engine.files, {}
     for name in directory.manifest:
         path = directory.path / name
         if name.startswith("trunk/") or path.name == "adapter_config.json":
@@ -130,9 +130,9 @@ def changes_on_disk(phase: Phase, name: str, before: dict[str, str], stale: set[
 
 def weights(ran: Ran) -> int:
     """How many weights are in memory, at any precision."""
-    residency, spec = ran.engine._residency, ran.setup.spec
-    held = [ends for _, ends in residency.all_ends()]
-    held += [residency.stack(index) for index in range(spec.stacks) if index in residency]
+    forward, spec = ran.engine.forward, ran.setup.spec
+    held = [ends for _, ends in forward.placement.all_ends()]
+    held += [forward.placement.stack(index) for index in range(spec.stacks) if index in forward.placement]
     return sum(
         getattr(parameter, "quant_state", parameter).shape.numel() for each in held for parameter in each.parameters()
     )
@@ -166,14 +166,14 @@ class Watch:
 
     def begin(self) -> None:
         engine = self.ran.engine
-        engine._residency.place = partial(self.place, engine._residency.place)
-        engine._write = partial(self.write, engine._write)
-        engine._listener = partial(self.listen, engine._listener)
+        engine.placement.place = partial(self.place, engine.placement.place)
+        engine.record.write_phase = partial(self.write, engine.record.write_phase)
+        engine.listener = partial(self.listen, engine.listener)
 
     def place(self, place, phase, *, streams):
         place(phase, streams=streams)
         self._memory = in_memory(self.ran)
-        training = sum(parameter.numel() for _, parameter in self.ran.engine._residency.trainable())
+        training = sum(parameter.numel() for _, parameter in self.ran.engine.placement.trainable())
         unread = self.ran.setup.spec.d_model * (len(phase.path) - 1)
         self._counted = training, weights(self.ran) - training - unread
 

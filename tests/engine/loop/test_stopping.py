@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 
-from stackwise_core.engine.loop import fit
 from stackwise_core.engine.loop.beginning import is_finished
 from stackwise_core.engine.loop.events import (
     BoundaryProgress,
@@ -16,8 +15,9 @@ from stackwise_core.engine.loop.events import (
     PhaseResumed,
     StepDone,
 )
-from stackwise_core.engine.loop.fit import Fit
+from stackwise_core.engine.loop.running_phase import RunningPhase
 from stackwise_core.engine.loop.stopping import SIGNALS, Stopping
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.errors import is_out_of_memory
 from tests.engine.loop.test_checkpoint import same
 from tests.engine.loop.test_resume import bits, engine, measured
@@ -61,8 +61,8 @@ def stopped(tmp_path, when) -> int:
     """A run that is asked to stop at an event, and goes on afterwards; the step from which it does."""
 
     def listen(event) -> None:
-        if when(event) and not run._stopping.requested:
-            run._stopping.requested = True
+        if when(event) and not run.stopping.requested:
+            run.stopping.requested = True
 
     run = engine(tmp_path, CHANGES, listen)
     with pytest.raises(KeyboardInterrupt):
@@ -97,9 +97,9 @@ def test_measuring_is_interrupted_at_once_and_done_when_the_run_goes_on(tmp_path
             os.kill(os.getpid(), signal.SIGINT)
 
     run = engine(tmp_path, ours, listen)
-    with run._stopping.heeding(), pytest.raises(KeyboardInterrupt):
+    with run.stopping.heeding(), pytest.raises(KeyboardInterrupt):
         run.run()
-    assert not run._stopping.requested
+    assert not run.stopping.requested
     result = engine(tmp_path, ours, lambda event: None, run.directory).run()
     undisturbed = run_tiny(tmp_path / "undisturbed", ours)
     assert result.likelihoods == undisturbed.result.likelihoods
@@ -111,13 +111,13 @@ def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing(tmp_path, mon
     run = engine(tmp_path, CHANGES, lambda event: None)
     begin = run._begin
     monkeypatch.setattr(run, "_begin", lambda: [begin(), os.kill(os.getpid(), signal.SIGINT)])
-    with run._stopping.heeding(), pytest.raises(KeyboardInterrupt):
+    with run.stopping.heeding(), pytest.raises(KeyboardInterrupt):
         run.run()
     assert not run.directory.exists()
     assert stopped(tmp_path / "other", lambda event: isinstance(event, StepDone) and event.step == 2) == 2
     again = engine(tmp_path / "other", CHANGES, lambda event: None, tmp_path / "other" / "runs" / "tiny")
     monkeypatch.setattr(again, "_begin", lambda: os.kill(os.getpid(), signal.SIGINT))
-    with again._stopping.heeding(), pytest.raises(KeyboardInterrupt):
+    with again.stopping.heeding(), pytest.raises(KeyboardInterrupt):
         again.run()
     assert again.directory.exists()
 
@@ -127,7 +127,7 @@ def test_a_signal_after_the_last_step_stops_before_measuring(tmp_path):
 
     def listen(event) -> None:
         if isinstance(event, PhaseDone) and event.planned.phase.name == "stack 1":
-            run._stopping.requested = True
+            run.stopping.requested = True
 
     run = engine(tmp_path, CHANGES, listen)
     with pytest.raises(KeyboardInterrupt):
@@ -169,10 +169,10 @@ def test_sigusr1_asks_for_a_checkpoint_and_the_run_goes_on(tmp_path):
         if isinstance(event, StepDone) and event.step == 2 and event.planned.phase.name == "stack 0":
             os.kill(os.getpid(), signal.SIGUSR1)
         if isinstance(event, CheckpointWritten):
-            assert run._directory.checkpoints() == ["0000-000000002"]
+            assert run.files.checkpoints() == ["0000-000000002"]
 
     run = engine(tmp_path, CHANGES, listen)
-    with run._stopping.heeding():
+    with run.stopping.heeding():
         run.run()
     assert [event.step for event in events if isinstance(event, CheckpointWritten)] == [2]
     assert same(bits(run.directory), bits(run_tiny(tmp_path / "undisturbed", CHANGES).directory))
@@ -209,10 +209,10 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize(("method", "goes_on_from"), [("_accumulate", 2), ("_is_plateau", 0), ("_is_good", 0)])
+@pytest.mark.parametrize(("method", "goes_on_from"), [("backward", 2), ("_is_plateau", 0), ("_is_good", 0)])
 def test_memory_that_runs_out_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch, error, method, goes_on_from):
     """Where weights were being changed, or a validation was due, there is none, and the one before it serves."""
-    owner = Fit if hasattr(Fit, method) else fit._Going
+    owner = TrainingStep if method == "backward" else RunningPhase
     calls, original = [], getattr(owner, method)
 
     def fail(*arguments):

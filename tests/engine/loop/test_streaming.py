@@ -5,10 +5,13 @@ import torch
 
 from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.phases.setup import WINDOW, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.plan.plan_limits import check_memory
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.engine.rack.placement import Placement
+from stackwise_core.engine.rack.stack_loader import StackLoader
 from stackwise_core.errors import UsageError
 from stackwise_core.options import ByteSize
 from tests.tiny import run_tiny, tiny_config
@@ -36,13 +39,13 @@ RUNS = {
 @pytest.fixture
 def most_resident(monkeypatch) -> list[int]:
     """How many stacks are in memory whenever one computes."""
-    counts, through = [], Residency.through
+    counts, through = [], Forward.through
 
-    def counted(residency, index, hidden, context):
-        counts.append(sum(stack in residency for stack in range(residency.spec.stacks)))
-        return through(residency, index, hidden, context)
+    def counted(forward, index, hidden, context):
+        counts.append(sum(stack in forward.placement for stack in range(forward.placement.spec.stacks)))
+        return through(forward, index, hidden, context)
 
-    monkeypatch.setattr(Residency, "through", counted)
+    monkeypatch.setattr(Forward, "through", counted)
     return counts
 
 
@@ -160,51 +163,37 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     seen = []
 
     def watch(ran):
-        fit_of = ran.engine._fit
+        backward = TrainingStep.backward
 
-        def fitting(planned, boundary, *others):
-            fit = fit_of(planned, boundary, *others)
-            if planned.phase.name == "stack 2":
-                accumulate = type(fit)._accumulate
+        def first(self, step, number):
+            loss, norm = backward(self, step, number)
+            if self.phase.name == "stack 2" and not seen:
+                seen.append((loss, step, [each.grad.clone() for _, each in self.named]))
+            return loss, norm
 
-                def first(self, step, number, scaler):
-                    loss = accumulate(self, step, number, scaler)
-                    if not seen:
-                        seen.append((loss, step, [each.grad.clone() for _, each in ran.engine._residency.trainable()]))
-                    return loss
-
-                monkey.setattr(type(fit), "_accumulate", first)
-            return fit
-
-        ran.engine._fit = fitting
+        monkey.setattr(TrainingStep, "backward", first)
 
     with pytest.MonkeyPatch.context() as monkey:
         changes = {"training.trunk_residency": "stream", "cache_backend": {"use": "disk", "dtype": "fp32"}}
         ran = run_tiny(tmp_path, changes | {"training.max_grad_norm": 1e9}, before=watch)
     loss, step, gradients = seen[0]
-    objective = ran.engine._fit(ran.plan.phases[2], None, lambda event: None).objective
-    fresh = Residency(
-        ran.setup.spec,
-        mask_id=256,
-        seed=3,
-        formats=ran.setup.implementations.formats,
-        device=torch.device("cpu"),
-        masters=Below(ran.engine._directory, 2),
-        window=8,
-    )
-    fresh.load_ends(ran.engine._directory.read_ends(ran.setup.spec))
-    fresh.place(ran.plan.phases[2].phase)
+    objective = ran.engine.objective(ran.plan.phases[2])
+    masters, formats = Below(ran.engine.files, 2), ran.setup.implementations.formats
+    placed = Placement(StackLoader(ran.setup.spec, formats, masters, 3, torch.device("cpu")), mask_id=256)
+    fresh = Forward(placed, window=8)
+    placed.load_ends(ran.engine.files.read_ends(ran.setup.spec))
+    placed.place(ran.plan.phases[2].phase)
     (draws,) = step
     hidden = fresh.embed(0, draws.inputs, draws.fraction)
     for index in range(3):
-        hidden = fresh.stack(index)(hidden, fresh.context(draws.segments))
+        hidden = placed.stack(index)(hidden, fresh.context(draws.segments))
     masked = hidden.flatten(0, 1)[draws.masked]
     predicted = objective.predicted(draws)
     losses = fresh.losses(2, masked, draws.targets, objective.losses)
     again = objective.weighted_sum(losses, predicted) / objective.normaliser([predicted])
     again.backward()
     assert loss == pytest.approx(again.item(), rel=1e-6)
-    for ours, (_, theirs) in zip(gradients, fresh.trainable(), strict=True):
+    for ours, (_, theirs) in zip(gradients, placed.trainable(), strict=True):
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-7)
 
 

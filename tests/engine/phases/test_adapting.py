@@ -7,7 +7,7 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.config.model import AdapterConfig, Choice, TrainingConfig
-from stackwise_core.engine.phases.adapting import settle_adapters
+from stackwise_core.engine.phases.adapting import resolve_adapters
 from stackwise_core.engine.phases.plan_checks import check_phases
 from stackwise_core.engine.rack.formats import Formats
 from stackwise_core.errors import UsageError
@@ -49,7 +49,7 @@ def settled(
     config = AdapterConfig(**{name: Choice("lora", None) for name in names}, **adapter)
     kinds = kind if isinstance(kind, dict) else dict.fromkeys(names, kind)
     formats = Formats(active=FLOAT, trunk=trunk, stacks=stacks or {}, adapters=kinds)
-    return settle_adapters(phases, config, rack, formats)
+    return resolve_adapters(phases, config, rack, formats)
 
 
 def who_trains(phases) -> list[tuple[str, list[int], str]]:

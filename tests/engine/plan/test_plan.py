@@ -9,7 +9,7 @@ from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.estimates.disk_estimate import boundary_bytes
 from stackwise_core.engine.phases.phase_boundaries import boundaries_by_draw
 from stackwise_core.engine.phases.phase_steps import sample_order
-from stackwise_core.engine.phases.plan_checks import check_phases, settle_routes
+from stackwise_core.engine.phases.plan_checks import check_phases, resolve_routes
 from stackwise_core.engine.phases.setup import select_device, set_up
 from stackwise_core.engine.plan.plan import Plan, make_plan
 from stackwise_core.engine.plan.plan_limits import check_disk
@@ -382,7 +382,7 @@ def test_stacks_with_ends_of_their_own_train_them_one_by_one(tmp_path):
 
 def settled(spec: RackSpec, noise: Noise, *progress: tuple[float, float]) -> tuple[BandRoute, ...]:
     routes = [Route(path=(k,), progress=stretch) for k, stretch in enumerate(progress)]
-    return settle_routes(routes, spec, noise, "mine")
+    return resolve_routes(routes, spec, noise, "mine")
 
 
 def test_routes_divide_all_mask_fractions_between_them(tmp_path):
@@ -416,7 +416,7 @@ def test_routes_with_gaps_or_overlaps_are_refused(tmp_path, progress):
     with pytest.raises(StackwiseError, match=r"^mine: routes\(\) gave the progress .*all of \[0, 1\]"):
         settled(setup.spec, setup.noise, *progress)
     with pytest.raises(StackwiseError, match=r"routes\(\) gave a stack that isn't there, expected 0 to 2"):
-        settle_routes([Route(path=(0, 3))], setup.spec, setup.noise, "mine")
+        resolve_routes([Route(path=(0, 3))], setup.spec, setup.noise, "mine")
 
 
 @pytest.mark.parametrize(

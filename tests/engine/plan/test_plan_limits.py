@@ -15,7 +15,7 @@ from stackwise_core.engine.loop.events import PhaseStarted
 from stackwise_core.engine.phases.setup import WINDOW, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.plan.plan_limits import FAR, check_possible
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.system import machine
 from stackwise_core.system.machine import Room
 from tests.cli.test_run import CONFIG
@@ -102,7 +102,7 @@ def test_told_to_go_on_it_is_begun(here, monkeypatch, way):
         raise MemoryError
 
     with monkeypatch.context() as short:
-        short.setattr(Residency, "place", full)
+        short.setattr(Placement, "place", full)
         if way == "python":
             with pytest.raises(sw.UsageError, match="--beyond-machine"):
                 sw.run("small.toml")
@@ -124,7 +124,7 @@ def test_weights_that_memory_does_not_hold_leave_nothing(here, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(Residency, "__init__", full)
+    monkeypatch.setattr(Placement, "__init__", full)
     with pytest.raises(MemoryError):
         sw.run("small.toml")
     assert not (here / "runs" / "small").exists()

@@ -37,11 +37,11 @@ def filled(tmp_path: Path, parts: Parts) -> RunDirectory:
 
 def output(parts: Parts, directory: RunDirectory, index: int) -> torch.Tensor:
     """What a finished run's stack makes of some hidden states."""
-    residency = parts.residency(directory)
-    residency.bring((index,), active=())
+    forward = parts.residency(directory)
+    forward.placement.bring((index,), active=())
     hidden = torch.randn(2, 16, parts.spec.d_model, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        return residency.through(index, hidden, residency.context(torch.ones(2, 16)))
+        return forward.through(index, hidden, forward.context(torch.ones(2, 16)))
 
 
 ONE = [{"stack": "lora"}, {"stack": "dora"}, {"stack": "pissa"}, {"trunk": "ia3"}]

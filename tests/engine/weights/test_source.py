@@ -156,13 +156,13 @@ def test_a_rack_that_grows_down_has_the_given_stacks_on_top(tmp_path, first):
 
 
 def logits(ran: Ran) -> torch.Tensor:
-    residency, ids = ran.engine._residency, torch.arange(32)[None]
-    hidden, context = residency.embed(0, ids, torch.zeros(1)), residency.context(torch.ones(1, 32))
+    forward, ids = ran.engine.forward, torch.arange(32)[None]
+    hidden, context = forward.embed(0, ids, torch.zeros(1)), forward.context(torch.ones(1, 32))
     top = ran.setup.spec.stacks - 1
     with torch.no_grad():
         for index in range(top + 1):
-            hidden = residency.through(index, hidden, context)
-        return residency.ends(top).logits(hidden, residency.stack(top).norm)
+            hidden = forward.through(index, hidden, context)
+        return forward.placement.ends(top).logits(hidden, forward.placement.stack(top).norm)
 
 
 def test_regrouped_blocks_are_the_same_model(tmp_path):
@@ -194,7 +194,7 @@ def test_ends_of_their_own_are_given_to_their_stacks(tmp_path):
         two.directory, three.directory, [f"stacks/{stack:03d}{kind}" for stack in (0, 1) for kind in kinds]
     )
     new = load_file(three.directory / "stacks/002.embedding.safetensors")
-    assert not torch.equal(new["embed_tokens.weight"], three.engine._residency.ends(1).embed_tokens.weight)
+    assert not torch.equal(new["embed_tokens.weight"], three.engine.placement.ends(1).embed_tokens.weight)
 
 
 def test_shared_ends_are_given_to_every_stack(tmp_path, first):

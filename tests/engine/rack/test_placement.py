@@ -6,8 +6,10 @@ import torch
 from attrs import evolve
 
 from stackwise_core.engine.rack.formats import Formats
+from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.engine.rack.rack import INTO_RESIDUAL, new_ends, new_stack
-from stackwise_core.engine.rack.residency import Residency
+from stackwise_core.engine.rack.stack_loader import StackLoader
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.phase import Phase
@@ -57,17 +59,11 @@ class Shelf(dict):
         return [*(tensor.sum().item() for tensor in self[index].values()), *map(str, self.files.items())]
 
 
-def residency(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **formats) -> Residency:
+def placement(spec: RackSpec = SPEC, masters: Shelf | None = None, seed: int = 0, **formats) -> Placement:
     fp32 = Fp32(None)
-    return Residency(
-        spec,
-        mask_id=MASK,
-        seed=seed,
-        formats=Formats(**{"active": fp32, "trunk": fp32, "adapters": ADAPTERS, **formats}),
-        device=torch.device("cpu"),
-        masters=Shelf() if masters is None else masters,
-        window=4,
-    )
+    made = Formats(**{"active": fp32, "trunk": fp32, "adapters": ADAPTERS, **formats})
+    shelf = Shelf() if masters is None else masters
+    return Placement(StackLoader(spec, made, shelf, seed, torch.device("cpu")), mask_id=MASK)
 
 
 def trained(*stacks: int) -> Shelf:
@@ -88,9 +84,9 @@ def equal(one, other) -> bool:
 )
 def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
     """Appended it is the stack below it in the path, prepended the one above, and its weights are its own."""
-    held = residency(masters=trained(*set(path) - {new}))
+    held = placement(masters=trained(*set(path) - {new}))
     held.bring(path, active={new}, start="copy")
-    assert equal(held.stack(new).state_dict(), held._masters.read_stack(neighbour))
+    assert equal(held.stack(new).state_dict(), held.loader.masters.read_stack(neighbour))
     with torch.no_grad():
         held.stack(new).norm.weight.add_(1)
     assert not equal(held.stack(new).state_dict(), held.stack(neighbour).state_dict())
@@ -99,10 +95,11 @@ def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
 @pytest.mark.parametrize("path", [(0, 1), (1, 2)])
 def test_a_stack_of_zero_output_changes_nothing_at_first(path):
     """Hidden states leave it as they came, to the bit, though its other weights are random."""
-    held = residency(masters=trained(0 if path == (0, 1) else 2))
+    held = placement(masters=trained(0 if path == (0, 1) else 2))
     held.bring(path, active={1}, start="zero_output")
     hidden = torch.randn(2, 12, 32)
-    assert torch.equal(held.through(1, hidden, held.context(torch.ones(2, 12))), hidden)
+    forward = Forward(held, window=4)
+    assert torch.equal(forward.through(1, hidden, forward.context(torch.ones(2, 12))), hidden)
     random = new_stack(SPEC, 1, seed=0).state_dict()
     for name, tensor in held.stack(1).state_dict().items():
         if name.endswith(INTO_RESIDUAL):
@@ -114,7 +111,7 @@ def test_a_stack_of_zero_output_changes_nothing_at_first(path):
 def test_start_is_for_new_stacks_only():
     """A stack that was trained comes back as it was, whatever the phase says of new ones."""
     masters = trained(0, 1)
-    held = residency(masters=masters)
+    held = placement(masters=masters)
     for start in ("copy", "zero_output"):
         held.bring((0, 1), active={1}, start=start)
         assert equal(held.stack(1).state_dict(), masters[1])
@@ -123,15 +120,15 @@ def test_start_is_for_new_stacks_only():
 
 def test_a_new_stack_is_read_through_the_norm_below_it():
     """It is nearly the identity at first; at the bottom there is none."""
-    held = residency(masters=trained(0, 2))
+    held = placement(masters=trained(0, 2))
     held.bring((0, 1, 2), active={1})
-    assert torch.equal(held.stack(1).norm.weight, held._masters[0]["norm.weight"])
+    assert torch.equal(held.stack(1).norm.weight, held.loader.masters[0]["norm.weight"])
     assert torch.equal(held.stack(1).layers[0].mlp.up_proj.weight, new_stack(SPEC, 1, 0).layers[0].mlp.up_proj.weight)
 
 
 def test_only_the_path_is_in_memory():
     """What a phase doesn't pass isn't there."""
-    held = residency(masters=trained(0, 1, 2))
+    held = placement(masters=trained(0, 1, 2))
     held.bring((0, 1, 2), active={2})
     held.bring((1,), active={1})
     assert [index in held for index in range(3)] == [False, True, False]
@@ -140,7 +137,7 @@ def test_only_the_path_is_in_memory():
 def test_a_stack_is_at_its_role_s_precision():
     """From the trunk it comes back into training from its full-precision master."""
     masters = trained(0, 1)
-    held = residency(masters=masters, trunk=Bf16(None))
+    held = placement(masters=masters, trunk=Bf16(None))
     held.bring((0, 1), active={1})
     assert held.tensors(0)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     held.bring((0, 1), active={0})
@@ -148,14 +145,14 @@ def test_a_stack_is_at_its_role_s_precision():
     assert held.tensors(1)["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
 
 
-def requiring(held: Residency) -> set[str]:
+def requiring(held: Placement) -> set[str]:
     return {name for name, _ in held.trainable()}
 
 
 def test_a_phase_unfreezes_just_what_it_names():
     """Stacks, embedding with the time's, head, and of the exit norms the last one where its stack trains."""
     spec = evolve(SPEC, tie_embeddings=False, time_encoding="sinusoidal")
-    held = residency(spec, trained(0, 1, 2))
+    held = placement(spec, trained(0, 1, 2))
 
     def unfrozen(**phase) -> set[str]:
         held.place(Phase(name="x", **phase))
@@ -178,7 +175,7 @@ def test_a_phase_unfreezes_just_what_it_names():
 
 def test_each_stack_may_have_ends_of_its_own():
     """Begun alike, loaded and trained apart; shared ends are one."""
-    held = residency(evolve(SPEC, ends="per_stack"), trained(0, 1, 2))
+    held = placement(evolve(SPEC, ends="per_stack"), trained(0, 1, 2))
     assert [owner for owner, _ in held.all_ends()] == [0, 1, 2]
     assert held.ends(1) is not held.ends(0)
     weight = torch.rand(40, 32)
@@ -189,15 +186,15 @@ def test_each_stack_may_have_ends_of_its_own():
     held.place(Phase(name="x", path=[1], trains={1}, embedding=True, head=True))
     assert [ends.embed_tokens.weight.requires_grad for _, ends in held.all_ends()] == [False, True, False]
     ids = torch.tensor([[3, 4]])
-    assert torch.equal(held.embed(1, ids, torch.zeros(1)), weight[ids])
-    shared = residency()
+    assert torch.equal(Forward(held, window=4).embed(1, ids, torch.zeros(1)), weight[ids])
+    shared = placement()
     assert shared.ends(2) is shared.ends(0)
     assert [owner for owner, _ in shared.all_ends()] == [None]
 
 
-def adapter_weights(held: Residency, index: int, name: str) -> dict[str, torch.Tensor]:
+def adapter_weights(held: Placement, index: int, name: str) -> dict[str, torch.Tensor]:
     """A stack's adapter by the names of its tensors."""
-    tensors = held._residents[index].adapter_weights
+    tensors = held.adapter_weights(index)
     return {key: tensors[key].detach().clone() for key in tensors if f".{name}." in key}
 
 
@@ -206,7 +203,7 @@ def test_fresh_adapters_depend_on_seed_name_and_place_alone(place):
     """Not on what was drawn before, nor on the other adapter."""
 
     def fresh(seed: int, names: tuple[str, ...], index: int, name: str) -> dict[str, torch.Tensor]:
-        held = residency(masters=trained(0, 1, 2), seed=seed)
+        held = placement(masters=trained(0, 1, 2), seed=seed)
         held.bring((index,), active=(), adapters={index: names})
         return adapter_weights(held, index, name)
 
@@ -219,10 +216,10 @@ def test_fresh_adapters_depend_on_seed_name_and_place_alone(place):
 def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
     """From its files, whenever its stack is brought, whether the phase names it or not."""
     masters = trained(0)
-    held = residency(masters=masters)
+    held = placement(masters=masters)
     held.bring((0,), active=(), adapters={0: ["trunk"]})
     with torch.no_grad():
-        for tensor in held._residents[0].adapter_weights.values():
+        for tensor in held.adapter_weights(0).values():
             tensor.add_(0.5)
     left = adapter_weights(held, 0, "trunk")
     held.save_adapter(0, "trunk", tmp_path)
@@ -231,12 +228,12 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path):
         held.let_go({0})
         held.bring((0,), active=(), adapters={0: names})
         assert equal(adapter_weights(held, 0, "trunk"), left)
-        assert held._residents[0].adapters == tuple(sorted({"trunk", *names}))
+        assert [each for each in ("stack", "trunk") if ADAPTERS[each] in held.adapters(0)] == sorted({"trunk", *names})
 
 
 def test_a_stack_stays_while_its_adapters_and_role_do():
     """What is in memory already isn't read again; another adapter or role, or letting go, brings it anew."""
-    held = residency(masters=trained(0, 1))
+    held = placement(masters=trained(0, 1))
     held.bring((0,), active=())
     before = held.stack(0)
     held.bring((0, 1), active={1})
@@ -254,23 +251,23 @@ def test_a_stack_stays_while_its_adapters_and_role_do():
 def test_a_quantised_stack_is_kept_as_it_was_prepared():
     """It is made from the master once and read back to the bit; floats are not kept, nor is a stack that trains."""
     masters, fp8 = trained(0, 1), Fp8(Fp8Options())
-    held = residency(masters=masters, trunk=fp8)
+    held = placement(masters=masters, trunk=fp8)
     held.bring((0, 1), active={1})
     assert list(masters.prepared) == [0]
     made = {name: tensor.clone() for name, tensor in held.tensors(0).items()}
-    again = residency(masters=masters, trunk=fp8)
+    again = placement(masters=masters, trunk=fp8)
     masters[0] = {name: tensor + 1 for name, tensor in masters[0].items()}  # would show if it were made again
     again.bring((0,), active=())
     assert made.keys() == again.tensors(0).keys()
     assert all(torch.equal(made[name].view(torch.uint8), again.tensors(0)[name].view(torch.uint8)) for name in made)
-    plain = residency(masters=trained(0), trunk=Bf16(None))
+    plain = placement(masters=trained(0), trunk=Bf16(None))
     plain.bring((0,), active=())
-    assert plain._masters.prepared == {}
+    assert plain.loader.masters.prepared == {}
 
 
 def test_stacks_have_precisions_of_their_own():
     """When they are frozen; a stack that trains is at the active precision whatever it is named."""
-    held = residency(masters=trained(0, 1, 2), trunk=Fp8(Fp8Options()), stacks={1: Bf16(None), 2: Bf16(None)})
+    held = placement(masters=trained(0, 1, 2), trunk=Fp8(Fp8Options()), stacks={1: Bf16(None), 2: Bf16(None)})
     held.bring((0, 1, 2), active={2})
     up_proj = [held.stack(index).layers[0].mlp.up_proj for index in range(3)]
     assert type(up_proj[0]) is not torch.nn.Linear
@@ -282,7 +279,7 @@ def test_stacks_have_precisions_of_their_own():
 
 def test_a_phase_unfreezes_just_the_adapters_that_it_names():
     """Beside weights that train or over frozen ones; a stack that has two trains the one that is named."""
-    held = residency(masters=trained(0, 1), trunk=Fp8(Fp8Options()))
+    held = placement(masters=trained(0, 1), trunk=Fp8(Fp8Options()))
 
     def unfrozen(**phase) -> set[tuple[str, ...]]:
         held.place(Phase(name="x", path=(0, 1), **phase))
@@ -303,19 +300,20 @@ def test_a_phase_unfreezes_just_the_adapters_that_it_names():
 def test_an_adapter_that_is_not_named_is_frozen_and_active(tmp_path):
     """It has its part in the output, and no gradient."""
     masters = trained(0)
-    held = residency(masters=masters)
+    held = placement(masters=masters)
+    forward = Forward(held, window=4)
     held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "stack"),)))
     with torch.no_grad():
-        for tensor in held._residents[0].adapter_weights.values():
+        for tensor in held.adapter_weights(0).values():
             tensor.add_(0.1)
     held.save_adapter(0, "stack", tmp_path)
-    hidden, context = torch.randn(2, 12, 32), held.context(torch.ones(2, 12))
+    hidden, context = torch.randn(2, 12, 32), forward.context(torch.ones(2, 12))
     with torch.no_grad():
-        expected = held.through(0, hidden, context)
+        expected = forward.through(0, hidden, context)
     masters.files[0, "stack"] = tmp_path
     held.place(Phase(name="x", path=[0], trains=(), adapts={0}, adapters=((0, "trunk"),)))
     assert {name.split(".")[-2] for name in requiring(held)} == {"trunk"}
-    assert torch.equal(held.through(0, hidden, context), expected)  # a fresh LoRA changes nothing
+    assert torch.equal(forward.through(0, hidden, context), expected)  # a fresh LoRA changes nothing
 
 
 def test_a_weight_that_the_trunk_cannot_hold_is_named_with_its_stack():
@@ -333,7 +331,7 @@ def test_a_weight_that_the_trunk_cannot_hold_is_named_with_its_stack():
         for index in range(3):
             masters.write_stack(index, new_stack(SPEC, index, seed=1).state_dict())
         masters[1]["layers.0.mlp.up_proj.weight"][2, 3] = value
-        rack = residency(masters=masters, trunk=trunk)
+        rack = placement(masters=masters, trunk=trunk)
         rack.bring((0,), active=())
         with pytest.raises(StackwiseError, match=said):
             rack.bring((0, 1), active=())
@@ -350,7 +348,7 @@ def test_a_precision_that_makes_infinite_weights_is_to_blame():
     """The core looks at what any plugin made of finite masters, and names the plugin, the stack and the tensor."""
     masters = Shelf()
     masters.write_stack(0, new_stack(SPEC, 0, seed=1).state_dict())
-    rack = residency(masters=masters, trunk=Careless(Fp16Options()))
+    rack = placement(masters=masters, trunk=Careless(Fp16Options()))
     rack.bring((0,), active=())
     masters[0]["layers.0.mlp.up_proj.weight"][2, 3] = 70000.0
     rack.let_go([0])
@@ -365,4 +363,4 @@ def test_ends_that_are_not_finite_are_refused():
     ends = new_ends(SPEC, MASK, seed=2).state_dict()
     ends["embed_tokens.weight"][4, 5] = math.nan
     with pytest.raises(StackwiseError, match=r"^embed_tokens\.weight isn't finite: nan at \[4, 5\]"):
-        residency().load_ends({None: ends})
+        placement().load_ends({None: ends})

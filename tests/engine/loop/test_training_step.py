@@ -15,15 +15,15 @@ from tests.tiny import run_tiny
 def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     """Other true ids at unmasked positions leave the loss as it is, and the gradient there is nil."""
     ran = run_tiny(tmp_path, {"training.epochs_per_stack": 1})
-    residency, split = ran.engine._residency, ran.setup.corpus.train
+    forward, split = ran.engine.forward, ran.setup.corpus.train
     samples = np.arange(4)
     rows = split.rows(samples)
     mask = np.random.default_rng(0).random(rows.tokens.shape) < 0.4
     progress = torch.full((4,), 0.4, dtype=torch.float64)
     draws = corrupt(rows, samples, mask, 256, progress, progress)
 
-    hidden = residency.embed(0, draws.inputs, draws.fraction).detach().requires_grad_()
-    losses = residency.cross_entropy(2, hidden.flatten(0, 1).index_select(0, draws.masked), draws.targets)
+    hidden = forward.embed(0, draws.inputs, draws.fraction).detach().requires_grad_()
+    losses = forward.cross_entropy(2, hidden.flatten(0, 1).index_select(0, draws.masked), draws.targets)
     losses.sum().backward()
     gradient = hidden.grad.abs().sum(-1).numpy()
     assert (gradient[mask] > 0).all()
@@ -36,15 +36,15 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     assert not torch.equal(other.inputs, draws.inputs)
 
 
-def llama_of(residency, mask_id: int) -> LlamaForCausalLM:
+def llama_of(forward, mask_id: int) -> LlamaForCausalLM:
     """The rack as transformers' Llama, with a vocabulary that lacks the mask token."""
-    spec = residency.spec
+    spec = forward.placement.spec
     llama = llama_like(spec, spec.vocab_size - 1)
-    embedding = residency.ends(0).embed_tokens.weight
+    embedding = forward.placement.ends(0).embed_tokens.weight
     keep = torch.arange(spec.vocab_size) != mask_id
     state = {"model.embed_tokens.weight": embedding[keep], "lm_head.weight": embedding[keep]}
-    state["model.norm.weight"] = residency.stack(spec.stacks - 1).norm.weight
-    blocks = [block for index in range(spec.stacks) for block in residency.stack(index).layers]
+    state["model.norm.weight"] = forward.placement.stack(spec.stacks - 1).norm.weight
+    blocks = [block for index in range(spec.stacks) for block in forward.placement.stack(index).layers]
     for place, block in enumerate(blocks):
         state |= {f"model.layers.{place}.{name}": tensor for name, tensor in block.state_dict().items()}
     missing, unexpected = llama.load_state_dict(state, strict=False)
@@ -57,20 +57,21 @@ def test_the_causal_loss_and_its_gradient_are_those_of_transformers_llama(tmp_pa
     """On the same weights: labels shifted by one, the mean over a sequence of one document."""
     mode = {"trainer_mode": {"use": "end_to_end"}, "objective": "clm", "rack.attention": "causal"}
     ran = run_tiny(tmp_path, mode | {"training.steps_per_stack": 4, "training.max_grad_norm": 0.0})
-    residency, engine = ran.engine._residency, ran.engine
-    residency.place(ran.plan.phases[0].phase)
-    fit = engine._fit(ran.plan.phases[0], None, lambda event: None)
-    llama = llama_of(residency, mask_id=256)
-    draws = fit.drawer.draw([2, 5], 0)
+    forward, engine = ran.engine.forward, ran.engine
+    forward.placement.place(ran.plan.phases[0].phase)
+    phase = engine.phase(ran.plan.phases[0], None, lambda event: None)
+    llama = llama_of(forward, mask_id=256)
+    draws = engine.training_drawer(phase.planned).draw([2, 5], 0)
     assert (draws.segments == 1).all()
     ids = draws.inputs
     assert int(ids.max()) < 256
     expected = llama(ids, labels=ids).loss
     expected.backward()
-    assert fit._accumulate([draws], 0, None) == pytest.approx(expected.item(), abs=1e-5)
+    loss, _ = phase.step.backward([draws], 0)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
     theirs = dict(llama.named_parameters())
     for place in range(3):
-        for name, parameter in residency.stack(place).layers[0].named_parameters():
+        for name, parameter in forward.placement.stack(place).layers[0].named_parameters():
             torch.testing.assert_close(
                 parameter.grad, theirs[f"model.layers.{place}.{name}"].grad, rtol=1e-3, atol=1e-5
             )

@@ -1,0 +1,190 @@
+"""A training step, from draws to weights: hidden states, losses, gradients, clipping, optimizer.
+
+Parameters and gradients are those of ``Placement.trainable``; everything is in memory at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, frozen
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.engine.boundary.boundary import Boundary
+from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.optimizer import make_optimizer
+from stackwise_core.engine.loop.optimizer_state import (
+    Number,
+    check_optimizer_state,
+    load_optimizer_state,
+    optimizer_state,
+)
+from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.optimizer import Optimizer
+from stackwise_core.interfaces.phase import Phase
+
+
+@frozen
+class StepState:
+    """All that steps change: what a checkpoint holds of them."""
+
+    rack: Mapping[str, Tensor]
+    """What trains, and such stacks' buffers, by name."""
+    optimizer: Mapping[str, Tensor]
+    numbers: Mapping[str, Number]
+    """Plain numbers of the optimizer."""
+    scaler: dict[str, Any] | None
+    """State of the loss scaler, if there is one."""
+
+
+@define
+class TrainingStep:
+    """The optimizer step of a phase, whose stacks are in memory."""
+
+    forward: Forward
+    phase: Phase
+    objective: PhaseLoss
+    boundary: Boundary | None
+    training: TrainingConfig
+    plugin: Optimizer
+    named: list[tuple[str, nn.Parameter]]
+    """What trains, by name."""
+    optimizer: torch.optim.Optimizer
+    peaks: list[float]
+    """Peak learning rates of the optimizer's groups."""
+    scaler: torch.amp.GradScaler | None
+
+    @classmethod
+    def of(
+        cls,
+        forward: Forward,
+        phase: Phase,
+        objective: PhaseLoss,
+        boundary: Boundary | None,
+        training: TrainingConfig,
+        plugin: Optimizer,
+    ) -> TrainingStep:
+        """Build the step of a phase whose stacks are placed."""
+        placement = forward.placement
+        named = placement.trainable()
+        optimizer = make_optimizer(plugin, named, training, phase.lr)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        scalers = [placement.precision(stack).loss_scaler(forward.device) for stack in phase.live_path]
+        scaler = next((scaler for scaler in scalers if scaler is not None), None)
+        return cls(forward, phase, objective, boundary, training, plugin, named, optimizer, peaks, scaler)
+
+    def backward(self, step: Sequence[Draws], number: int) -> tuple[float, float]:
+        """Add up the gradients of a step's forward passes.
+
+        Args:
+            number: of the draws, for the boundary that they start from.
+
+        Returns:
+            The loss in nats a token, and the norm of all gradients together.
+        """
+        predicted = [self.objective.predicted(draws) for draws in step]
+        total, normaliser = 0.0, self.objective.normaliser(predicted)
+        for draws, each in zip(step, predicted, strict=True):
+            loss = self.objective.weighted_sum(self.losses(draws, number), each) / normaliser
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total += loss.item()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        return total, float(nn.utils.get_total_norm(self._gradients()))
+
+    def losses(self, draws: Draws, number: int) -> Tensor:
+        """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
+        forward, phase = self.forward, self.phase
+        if self.boundary is None:
+            hidden = forward.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
+        else:
+            hidden = self.boundary.read(draws, number)
+        context = forward.context(draws.segments)
+        for index in phase.live_path:
+            if self.training.activation_checkpointing:
+                hidden = checkpoint(forward.through, index, hidden, context, use_reentrant=False)
+            else:
+                hidden = forward.through(index, hidden, context)
+        masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
+        return forward.losses(phase.path[-1], masked, draws.targets.to(forward.device), self.objective.losses)
+
+    def update(self, factor: float, grad_norm: float) -> None:
+        """Clip the gradients, move the weights by them, and forget them.
+
+        Args:
+            factor: of the peak learning rates.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = factor * peak
+        if math.isfinite(grad_norm) and self.training.max_grad_norm:
+            parameters = [parameter for _, parameter in self.named]
+            nn.utils.clip_grads_with_norm_(parameters, self.training.max_grad_norm, torch.tensor(grad_norm))
+        self.optimizer.step() if self.scaler is None else self.scaler.step(self.optimizer)
+        self.leave_out()
+
+    def leave_out(self) -> None:
+        """Forget the gradients; a loss scaler learns from them."""
+        if self.scaler is not None:
+            self.scaler.update()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Free the memory of gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it computes on."""
+        return self.forward.device
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what trains."""
+        return [name for name, _ in self.named]
+
+    @property
+    def first_bad_gradient(self) -> str | None:
+        """Name of the first parameter whose gradient isn't finite."""
+        bad = (name for name, each in self.named if each.grad is not None and not each.grad.isfinite().all())
+        return next(bad, None)
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for _, parameter in self.named if parameter.grad is not None]
+
+    @property
+    def state(self) -> StepState:
+        """All that steps have changed so far."""
+        tensors, numbers = optimizer_state(self.optimizer)
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        return StepState(self.forward.placement.training_state(), tensors, numbers, scaler)
+
+    def restore(self, state: StepState) -> None:
+        """Put everything back to a state.
+
+        Raises:
+            StackwiseError: it isn't one of what trains now.
+        """
+        check_optimizer_state(self.plugin, self.optimizer, state.optimizer, state.numbers)
+        self._check_scaler(state.scaler)
+        self.forward.placement.load_training_state(state.rack)
+        load_optimizer_state(self.optimizer, state.optimizer, state.numbers)
+        if self.scaler is not None and state.scaler is not None:
+            self.scaler.load_state_dict(state.scaler)
+
+    def _check_scaler(self, given: object) -> None:
+        """Refuse what can't be the loss scaler's state, or is that of one where there is none."""
+        expected = None if self.scaler is None else self.scaler.state_dict()
+        if isinstance(given, dict) and expected is not None:
+            kinds = {key: type(value) for key, value in expected.items()}
+            if {key: type(value) for key, value in given.items()} == kinds:
+                return
+        elif given is expected is None:
+            return
+        raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")

@@ -1,0 +1,172 @@
+"""Forward passes of a rack: embedding, stacks, and the head that reads out at a stack's exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.rack.placement import Placement
+from stackwise_core.engine.rack.rack import ROWS_MULTIPLE, AttentionContext
+from stackwise_core.interfaces.component import ContractError, origin
+
+TokenLosses = Callable[[Tensor, Tensor], Tensor]
+"""Losses [N] from logits [N, V] and targets [N]."""
+
+
+class AtExit(NamedTuple):
+    """A batch, read out at a stack's exit."""
+
+    stack: int
+    batch: int
+    """Number of the batch."""
+    draws: Draws
+    losses: Tensor
+    """Of its predicted tokens [N]: cross entropies, unless another function was asked for."""
+
+
+class Forward:
+    """The rack as a function of token ids, wherever its stacks are.
+
+    Args:
+        window: how many sequences' hidden states may be held between two streamed stacks.
+    """
+
+    def __init__(self, placement: Placement, window: int) -> None:
+        self.placement, self._window = placement, window
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it computes on."""
+        return self.placement.device
+
+    def embed(self, index: int, inputs: Tensor, fraction: Tensor) -> Tensor:
+        """Return hidden states [B, T, D] that enter a stack from input ids [B, T] at mask fractions float64 [B]."""
+        return self.placement.ends(index).embed(inputs.to(self.device), fraction.to(self.device))
+
+    def context(self, segments: Tensor) -> AttentionContext:
+        """Compute who sees whom, from segments int [B, T]; the same for every stack."""
+        return self.placement.shared_ends.context(segments.to(self.device))
+
+    def through(self, index: int, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """Pass hidden states [B, T, D] through a stack; the residual stream is fp32 before and after."""
+        stack = self.placement.stack(index)
+        if stack.training != torch.is_grad_enabled():
+            stack.train(torch.is_grad_enabled())  # dropout is for training steps, which alone keep a graph
+        with self.placement.precision(index).autocast(self.device):
+            try:
+                passed: Tensor = stack(hidden, context)
+            except RuntimeError as error:
+                if "memory" in str(error) or "CUDA error" in str(error):
+                    raise
+                raise self._not_a_stack(index, hidden, f"can't be computed: {error}") from error
+        if passed.shape != hidden.shape or passed.dtype != hidden.dtype:
+            raise self._not_a_stack(index, hidden, f"gave {passed.dtype} {list(passed.shape)}")
+        return passed
+
+    def _not_a_stack(self, index: int, hidden: Tensor, what: str) -> ContractError:
+        """Return the error for a stack that no longer takes hidden states to hidden states."""
+        adapters = [origin(adapter) for adapter in self.placement.adapters(index)]
+        beside = f", with {' and '.join(adapters)} on it," if adapters else ""
+        expected = f"expected {hidden.dtype} {list(hidden.shape)}, as it went in"
+        said = f"the stack that prepare() left{beside} {' '.join(what.split())}; {expected}"
+        return ContractError(self.placement.precision(index), said.replace("torch.", ""))
+
+    def sweep(
+        self,
+        batches: Iterable[Draws],
+        path: Sequence[int],
+        read: Collection[int],
+        losses_of: TokenLosses | None = None,
+    ) -> Iterator[AtExit]:
+        """Read batches out at each stack of a path that is to be read at, from the tokens on.
+
+        Where stacks are streamed, as many batches as a window holds pass one together before the next is read.
+
+        Args:
+            losses_of: as ``losses`` has it; None: cross entropies.
+        """
+        left, first = iter(batches), 0
+        while group := self._group(left):
+            hidden: list[Tensor] = []  # of each batch, [B, T, D]
+            for place, index in enumerate(path):
+                with self.placement.visiting(index):
+                    for number, draws in enumerate(group):
+                        if place == 0:
+                            hidden.append(self.embed(index, draws.inputs, draws.fraction))
+                        hidden[number] = self.through(index, hidden[number], self.context(draws.segments))
+                        if index in read:
+                            predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
+                            targets = draws.targets.to(self.device)
+                            if losses_of is None:
+                                losses = self.cross_entropy(index, predicted, targets)
+                            else:
+                                losses = self.losses(index, predicted, targets, losses_of)
+                            yield AtExit(index, first + number, draws, losses)
+            first += len(group)
+
+    def _group(self, batches: Iterator[Draws]) -> list[Draws]:
+        """Return the next batches to pass the stacks together."""
+        group = [*islice(batches, 1)]
+        if not self.placement.streams:
+            return group
+        while group and sum(len(each.inputs) for each in group) < self._window:
+            following = [*islice(batches, 1)]
+            if not following:
+                break
+            group += following
+        return group
+
+    def cross_entropy(self, index: int, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Compute cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
+        with self.placement.precision(index).autocast(self.device):
+            return self.placement.ends(index).cross_entropy(hidden, targets, self.placement.stack(index).norm)
+
+    def losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
+        """Losses [N] of targets [N] from hidden states [N, D] at the exit of a stack.
+
+        Args:
+            losses_of: makes them of logits [N, V], where the mask token's is -inf, and targets.
+        """
+        with self.placement.precision(index).autocast(self.device):
+            logits = self.placement.ends(index).predictions(hidden, self.placement.stack(index).norm, ROWS_MULTIPLE)
+        return losses_of(logits, targets)
+
+    def predict(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor) -> Tensor:
+        """Compute logits [N, V] of possible tokens at flat positions [N] of ids [B, T]; the mask's is -inf."""
+
+        def read(index: int, hidden: Tensor) -> Tensor:
+            chosen = hidden.flatten(0, 1).index_select(0, where.to(self.device))
+            return self.placement.ends(index).predictions(chosen, self.placement.stack(index).norm)
+
+        return self._read_out(path, inputs, segments, fraction, read)
+
+    def logits(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor) -> Tensor:
+        """Compute logits [B, T, V] of ids [B, T] at the end of a path, as the head gives them."""
+
+        def read(index: int, hidden: Tensor) -> Tensor:
+            return self.placement.ends(index).logits(hidden, self.placement.stack(index).norm)
+
+        return self._read_out(path, inputs, segments, fraction, read)
+
+    def _read_out(
+        self,
+        path: Sequence[int],
+        inputs: Tensor,
+        segments: Tensor,
+        fraction: Tensor,
+        read: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        """Return the result of ``read`` on the hidden states [B, T, D] at the exit of a path's last stack."""
+        hidden, context = self.embed(path[0], inputs, fraction), self.context(segments)
+        for index in path:
+            with self.placement.visiting(index):
+                hidden = self.through(index, hidden, context)
+                if index == path[-1]:
+                    with self.placement.precision(index).autocast(self.device):
+                        return read(index, hidden)
+        raise AssertionError("a path has stacks")

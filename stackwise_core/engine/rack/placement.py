@@ -1,0 +1,274 @@
+"""Placement of stacks: which are in memory, at which precision, and what of them trains.
+
+Of the stacks of the path in use some are in memory for as long as it is. The others, *streamed*, are read when the
+hidden states of a whole window pass them, and leave the memory before the next one comes: however deep the rack is, one
+of them is there at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from stackwise_core.engine.process.allocator import trim_heap
+from stackwise_core.engine.rack.formats import Role
+from stackwise_core.engine.rack.number_range import FINITE
+from stackwise_core.engine.rack.rack import Ends, Stack, new_ends
+from stackwise_core.engine.rack.stack_loader import Beginning, Resident, StackLoader, Start
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.adapter import Adapter
+from stackwise_core.interfaces.component import ContractError
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.precision import Precision
+
+
+@frozen
+class Arrangement:
+    """Arrangement of the stacks of the path in use: how each is to be held, wherever it is."""
+
+    path: tuple[int, ...] = ()
+    active: frozenset[int] = frozenset()
+    start: Start = "random"
+    adapters: Mapping[int, Collection[str]] = MappingProxyType({})
+    streamed: frozenset[int] = frozenset()
+
+
+class Placement:
+    """The rack as it stands in memory: its ends, and the stacks of the path in use.
+
+    Args:
+        loader: brings stacks into memory.
+    """
+
+    def __init__(self, loader: StackLoader, mask_id: int) -> None:
+        self.loader, self.spec, self.seed, self.device = loader, loader.spec, loader.seed, loader.device
+        self._arranged = Arrangement()
+        self._residents: dict[int, Resident] = {}
+        spec = self.spec
+        owners = range(spec.stacks) if spec.ends == "per_stack" else range(1)
+        self._ends = {owner: new_ends(spec, mask_id, self.seed).to(self.device) for owner in owners}
+
+    def place(self, phase: Phase, *, streams: bool = False) -> None:
+        """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains.
+
+        Args:
+            streams: whether its trunk is streamed.
+        """
+        streamed = phase.frozen_prefix if streams else ()
+        self.bring(
+            phase.path, active=phase.trains, start=phase.start, adapters=phase.trains_adapters, streamed=streamed
+        )
+        for index in phase.path:
+            if index in streamed:
+                continue
+            resident = self._residents[index]
+            trained = phase.trains_adapters.get(index, ())
+            chosen = [each for name in trained for each in self._trainable(index, name)]
+            resident.stack.requires_grad_(False)
+            for parameter in [*chosen, *(resident.own.values() if index in phase.trains else ())]:
+                parameter.requires_grad_()
+            resident.stack.norm.requires_grad_(index == phase.exit_norm)
+        for ends in self._ends.values():
+            ends.requires_grad_(False)
+        below, above = self.ends(phase.path[0]), self.ends(phase.path[-1])
+        for name, parameter in below.named_parameters():
+            if name.startswith("embed_"):
+                parameter.requires_grad_(phase.embedding)
+        if phase.head:
+            (above.embed_tokens if above.lm_head is None else above.lm_head).requires_grad_()
+
+    def _trainable(self, index: int, name: str) -> list[nn.Parameter]:
+        """Return the weights of a stack's adapter that the adapter made trainable."""
+        adapter = self.loader.formats.adapters[name]
+        weights = list(adapter.trainable(self._residents[index].stack, [name]))
+        if not all(isinstance(each, nn.Parameter) for each in weights):
+            raise ContractError(adapter, f"trainable() gave something else than parameters for stack {index}")
+        size = adapter.size(self.spec, index)
+        if size and not weights:
+            raise ContractError(
+                adapter, f"trainable() gave no weights for stack {index}, expected the {size} of size()"
+            )
+        return weights
+
+    def bring(
+        self,
+        path: Sequence[int],
+        *,
+        active: Collection[int],
+        start: Start = "random",
+        adapters: Mapping[int, Collection[str]] = MappingProxyType({}),
+        streamed: Collection[int] = (),
+    ) -> None:
+        """Bring the stacks of a path into memory, with their adapters, and no others.
+
+        Args:
+            active: stacks to prepare for training; the others are frozen.
+            start: how those begin that are new.
+            adapters: names of those that a stack has in any case, fresh ones if need be.
+            streamed: frozen stacks of the path that aren't kept in memory, but read each time they are visited.
+        """
+        self._arranged = Arrangement(tuple(path), frozenset(active), start, adapters, frozenset(streamed))
+        for index in set(self._residents) - (set(path) - set(streamed)):
+            del self._residents[index]
+        for index in path:
+            if index not in self._arranged.streamed:
+                self._bring_one(index)
+            elif not self.loader.masters.has_stack(index):
+                with self.visiting(index):
+                    pass  # its masters are written now, and so it can be read again, or copied
+
+    def _bring_one(self, index: int) -> None:
+        """Bring a stack of the path into memory, as it is to be."""
+        role: Role = "active" if index in self._arranged.active else "trunk"
+        names = tuple(sorted({*self.loader.masters.adapters(index), *self._arranged.adapters.get(index, ())}))
+        resident = self._residents.get(index)
+        if resident is None or (resident.role, resident.adapters) != (role, names):
+            self._residents.pop(index, None)  # before the next one takes its room
+            arranged = self._arranged
+            self._residents[index] = self.loader.load(index, role, names, Beginning(arranged.path, arranged.start))
+
+    @contextmanager
+    def visiting(self, index: int) -> Iterator[None]:
+        """Keep a stack of the path in memory while this lasts; a streamed one is read for it."""
+        if index in self._residents:
+            yield
+            return
+        self._bring_one(index)
+        try:
+            yield
+        finally:
+            del self._residents[index]
+            trim_heap()
+
+    def let_go(self, stacks: Collection[int]) -> None:
+        """Forget stacks, which are read again when they are next needed."""
+        for index in stacks:
+            self._residents.pop(index, None)
+
+    def ends(self, index: int) -> Ends:
+        """Return the embedding below a stack and the head above it."""
+        return self._ends[index if self.spec.ends == "per_stack" else 0]
+
+    def load_ends(self, given: Mapping[int | None, Mapping[str, Tensor]]) -> None:
+        """Load embedding and head by their owner; a part that isn't given stays as it begins.
+
+        Raises:
+            OutOfRange: a weight isn't finite.
+        """
+        for owner, ends in self.all_ends():
+            if owner in given:
+                for name, tensor in given[owner].items():
+                    FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
+                ends.load_state_dict(given[owner], strict=False)
+
+    @property
+    def shared_ends(self) -> Ends:
+        """The first of them, for what is the same in all."""
+        return self._ends[0]
+
+    @property
+    def streams(self) -> bool:
+        """Whether a stack of the path in use is read each time that it is visited."""
+        return bool(self._arranged.streamed)
+
+    def all_ends(self) -> Iterator[tuple[int | None, Ends]]:
+        """Yield each pair of ends and the stack whose own it is, None where all share it."""
+        for owner, ends in self._ends.items():
+            yield (owner if self.spec.ends == "per_stack" else None), ends
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._residents
+
+    def stack(self, index: int) -> Stack:
+        """Return the module of a stack of the path in use."""
+        return self._residents[index].stack
+
+    def adapters(self, index: int) -> list[Adapter]:
+        """List the adapters on a stack of the path in use."""
+        return [self.loader.formats.adapters[name] for name in self._residents[index].adapters]
+
+    def adapter_weights(self, index: int) -> dict[str, nn.Parameter]:
+        """Return the weights of all adapters of a stack of the path in use, by name."""
+        return self._residents[index].adapter_weights
+
+    def precision(self, index: int) -> Precision:
+        """Return the precision that a stack of the path in use is at."""
+        return self.loader.formats.precision(index, "active" if index in self._arranged.active else "trunk")
+
+    def fingerprint(self, index: int) -> str:
+        """Compute a hash of all that decides a frozen stack's output but software: masters, adapters, precision.
+
+        It is taken of the files' checksums, so that the stack needn't be read.
+        """
+        precision = self.precision(index)
+        adapters = {name: self.loader.formats.adapters[name].described for name in self.loader.masters.adapters(index)}
+        said = [self.spec.blocks[index], self.loader.masters.checksums(index), precision.described, adapters]
+        return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def master(self, index: int) -> dict[str, Tensor]:
+        """Return the full-precision weights of a stack that trains, by name."""
+        resident = self._residents[index]
+        assert resident.role == "active"
+        return resident.own
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return all that a training step may change of the rack, by name: what trains, and such stacks' buffers."""
+        buffers = {
+            f"stacks.{index}.{name}": each
+            for index, resident in sorted(self._residents.items())
+            if resident.role == "active"
+            for name, each in resident.own.items()
+            if not isinstance(each, nn.Parameter)
+        }
+        return {**dict(self.trainable()), **buffers}
+
+    @torch.no_grad()
+    def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``training_state`` gave.
+
+        Raises:
+            StackwiseError: it is that of other tensors.
+        """
+        now = self.training_state()
+        shapes = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
+        wanted = {name: (tensor.dtype, *tensor.shape) for name, tensor in now.items()}
+        for name in sorted(shapes.keys() | wanted):
+            if shapes.get(name) != wanted.get(name):
+                raise StackwiseError(
+                    f"a checkpoint isn't of what trains now: {name} is {shapes.get(name, 'absent')} in it, and should "
+                    f"be {wanted.get(name, 'absent')}"
+                )
+        for name, tensor in tensors.items():
+            now[name].copy_(tensor)
+
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """Return a stack's own weights as it holds them, by name."""
+        return self._residents[index].own
+
+    def save_adapter(self, index: int, name: str, directory: Path) -> None:
+        """Write a stack's adapter into a directory."""
+        self.loader.formats.adapters[name].save(self.stack(index), name, directory)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """List what trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0...``."""
+        found = [
+            (name, parameter)
+            for ends in self._ends.values()
+            for name, parameter in ends.named_parameters()
+            if parameter.requires_grad
+        ]
+        for index, resident in sorted(self._residents.items()):
+            own = [(f"stacks.{index}.{name}", each) for name, each in resident.own.items()]
+            adapters = [(f"adapters.{index}.{name}", each) for name, each in resident.adapter_weights.items()]
+            found += [
+                (name, each) for name, each in own + adapters if isinstance(each, nn.Parameter) and each.requires_grad
+            ]
+        return found
