@@ -25,7 +25,7 @@ from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.errors import UsageError
 from tests.tiny import TEXT, Ran, run_tiny, tiny_config
 
-PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
 NF4 = {"use": "nf4", "compute": "fp32"}
 LORA = {"use": "lora", "rank": 4}
 DUAL = {"stack": LORA, "trunk": {"use": "lora", "rank": 2, "target_modules": ["q_proj", "down_proj"]}}
@@ -251,7 +251,7 @@ def test_a_boundary_s_name_is_about_its_adapters(dual, tmp_path):
     forward.placement.bring((0,), active=())
 
     def name() -> str:
-        return namespace(provenance(forward, (0,), layout, engine.boundaries.settings))
+        return namespace(provenance(forward.placement, (0,), layout, engine.boundaries.settings))
 
     whole = name()
     weight = forward.placement.stack(0).layers[0].mlp.down_proj.lora_A["trunk"].weight

@@ -348,7 +348,7 @@ def name_of(rack: Ran, world: World) -> str:
     """The namespace of the boundary above the trunk."""
     with changed(rack, world.below, world.above):
         others = dict(world.below.settings)
-        return namespace(provenance(rack.engine.forward, TRUNK, world.below.layout, settings_of(rack) | others))
+        return namespace(provenance(rack.engine.placement, TRUNK, world.below.layout, settings_of(rack) | others))
 
 
 NOTHING_SEEN = World(Below(Layout(32, 32, "bf16")), Above(), Drawn(keep=1.0))

@@ -28,7 +28,7 @@ from tests.engine.loop.killed_run import CHUNK_TOKENS, WRONG
 from tests.engine.loop.test_resume import Broken, bits
 from tests.tiny import Ran, run_tiny, telling, tiny_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 BOUNDARIES = 200  # of a phase: two masks of a hundred sequences
 

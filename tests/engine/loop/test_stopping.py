@@ -109,14 +109,14 @@ def test_measuring_is_interrupted_at_once_and_done_when_the_run_goes_on(tmp_path
 def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing(tmp_path, monkeypatch):
     """Nobody was told of it, and nothing was trained; one that goes on stays where it is."""
     run = engine(tmp_path, CHANGES, lambda event: None)
-    begin = run._begin
-    monkeypatch.setattr(run, "_begin", lambda: [begin(), os.kill(os.getpid(), signal.SIGINT)])
+    begin = run.record.begin
+    monkeypatch.setattr(run.record, "begin", lambda: [begin(), os.kill(os.getpid(), signal.SIGINT)])
     with run.stopping.heeding(), pytest.raises(KeyboardInterrupt):
         run.run()
     assert not run.directory.exists()
     assert stopped(tmp_path / "other", lambda event: isinstance(event, StepDone) and event.step == 2) == 2
     again = engine(tmp_path / "other", CHANGES, lambda event: None, tmp_path / "other" / "runs" / "tiny")
-    monkeypatch.setattr(again, "_begin", lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(again.record, "begin", lambda: os.kill(os.getpid(), signal.SIGINT))
     with again.stopping.heeding(), pytest.raises(KeyboardInterrupt):
         again.run()
     assert again.directory.exists()
