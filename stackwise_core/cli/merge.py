@@ -64,7 +64,7 @@ def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json:
     )
     check_rack(run, parts.spec, parts.formats.adapters)
     refuse_unmergeable(run, parts.spec, parts.formats.adapters)
-    active = read_ending(run)["active"]
+    active = read_ending(run).active
     merged: list[tuple[int, str]] = []
 
     def fold(copy: RunDirectory) -> None:

@@ -83,7 +83,7 @@ def restore(
     here = config if device is None else evolve(config, run=evolve(config.run, device=device))
     parts = set_up_rack(here, registry, PlannedRack.of(run, source))
     check_rack(run, parts.spec, parts.formats.adapters)
-    active = [] if stacks is None else sorted({*read_ending(run)["active"]} - {*stacks})
+    active = [] if stacks is None else sorted({*read_ending(run).active} - {*stacks})
     rows: list[tuple[int, str, int, int]] = []
 
     def rebuild(copy: RunDirectory) -> None:

@@ -7,7 +7,7 @@ import attrs
 from attrs import frozen
 
 from stackwise_core.config.model import Choice, Config
-from stackwise_core.config.words import dotted
+from stackwise_core.words import dotted
 
 RACK_HOOKS = ("precision", "adapter")
 """Hooks whose implementations a rack needs that isn't trained any more."""

@@ -11,11 +11,11 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.paths import with_paths
 from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.config.source_run import SourceRun
-from stackwise_core.config.words import dotted
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.run_files.names import MANIFEST
 from stackwise_core.system.files import sha256
+from stackwise_core.words import dotted
 
 ENDS = 1 << 20
 """Bytes at either end of a file with weights that stand for all of it."""

@@ -20,11 +20,11 @@ from stackwise_core.config.layers import KeyPath
 from stackwise_core.config.locate import Part
 from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.value_synonyms import same_as
-from stackwise_core.config.words import a, either, found, noun, shown, with_article
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.options import ByteSize
 from stackwise_core.registry import Registry
 from stackwise_core.registry.nearest import nearest
+from stackwise_core.words import a, either, found, noun, shown, with_article
 
 _TABLE_OR_NAME, _STRING_OR_TABLE = "a table with `use`, or a name", "a string, or a table with `use`"
 _INT64 = range(-(2**63), 2**63)

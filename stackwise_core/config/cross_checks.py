@@ -6,8 +6,8 @@ import attrs
 
 from stackwise_core.config.dump import plain_choice
 from stackwise_core.config.model import TEXT, AdapterConfig, Config, TrainingConfig
-from stackwise_core.config.words import either, shown
 from stackwise_core.registry.blocking import normalised
+from stackwise_core.words import either, shown
 
 Check = Callable[[Config], str | None]
 Misfit = tuple[tuple[str, ...], str]

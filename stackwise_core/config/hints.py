@@ -8,9 +8,9 @@ import attrs
 from stackwise_core.config.choices import key_type
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, KeyPath, Layer
 from stackwise_core.config.model import Config
-from stackwise_core.config.words import dotted
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 from stackwise_core.registry.nearest import nearest
+from stackwise_core.words import dotted
 
 OF_REGISTRY = (DISABLE, AUTOLOAD)
 """Variables that aren't of the configuration."""

@@ -26,12 +26,12 @@ from stackwise_core.config.source_checks import source_checks
 from stackwise_core.config.source_keys import Contradicting, follow_source
 from stackwise_core.config.sources import Overrides, read_environment, read_files, read_overrides, read_run_file
 from stackwise_core.config.utf8_names import ADVICE, names_beyond_utf8, refuse_names_beyond_utf8
-from stackwise_core.config.words import dotted
 from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from stackwise_core.registry import Registry
 from stackwise_core.registry.blocking import AUTOLOAD, DISABLE
 from stackwise_core.run_files.kept import Kept
 from stackwise_core.run_files.names import CONFIG
+from stackwise_core.words import dotted
 
 _log = logging.getLogger(__name__)
 

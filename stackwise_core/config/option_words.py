@@ -8,10 +8,10 @@ from cattrs.errors import BaseValidationError
 from stackwise_core.config.convert import convert_options, faults
 from stackwise_core.config.errors import Place, Problem, error_for
 from stackwise_core.config.sources import toml_value
-from stackwise_core.config.words import dotted
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.registry import Declared, Registry
 from stackwise_core.registry.nearest import nearest
+from stackwise_core.words import dotted
 
 
 def chosen_by_words(

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from stackwise_core.config.choices import key_type
 from stackwise_core.config.defaults import default_of
-from stackwise_core.config.words import noun, shown, with_article
+from stackwise_core.words import noun, shown, with_article
 
 
 @frozen

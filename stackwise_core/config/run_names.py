@@ -13,10 +13,10 @@ from stackwise_core.config.layers import Merged, PlainLayer
 from stackwise_core.config.model import RunConfig
 from stackwise_core.config.source_run import runs_in
 from stackwise_core.config.sources import read_environment, read_files
-from stackwise_core.config.words import a, found
 from stackwise_core.errors import UsageError
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.run_files.names import PLAN
+from stackwise_core.words import a, found
 
 CONFIGURATION = "stackwise.toml"
 """The file that commands read where none is named."""

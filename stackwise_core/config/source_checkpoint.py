@@ -10,7 +10,6 @@ from attrs import evolve, frozen
 from stackwise_core.config.source_formats import format_of
 from stackwise_core.config.source_run import SourceRun, read_source_run
 from stackwise_core.config.source_vocabulary import BYTES, vocabulary_of
-from stackwise_core.config.words import shown
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.checkpoint_format import Checkpoint, CheckpointFormat, RefusedCheckpoint
 from stackwise_core.interfaces.component import origin
@@ -18,6 +17,7 @@ from stackwise_core.registry import Registry
 from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.registry.working_directory import kept_working_directory
 from stackwise_core.run_files.names import PLAN
+from stackwise_core.words import shown
 
 _SHAPE = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_ff", "tie_embeddings", "norm_eps", "rope_theta")
 

@@ -15,10 +15,10 @@ from stackwise_core.config.source_keys import Contradicting
 from stackwise_core.config.source_run import SourceRun, nearest_run
 from stackwise_core.config.source_vocabulary import BYTES, MASK_ID, other_vocabulary
 from stackwise_core.config.tokenizer_json import MASK, read_vocabulary
-from stackwise_core.config.words import shown
 from stackwise_core.errors import UnavailableError, UsageError
 from stackwise_core.interfaces.checkpoint_format import RefusedCheckpoint
 from stackwise_core.registry import Registry
+from stackwise_core.words import shown
 
 _SOURCE: KeyPath = ("rack", "init_from")
 

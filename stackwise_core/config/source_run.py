@@ -8,45 +8,50 @@ from pathlib import Path
 from typing import Any
 
 import tomli
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
-from stackwise_core.config.words import a, found, shown
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.run_files.names import ADAPTERS, CONFIG, FINISHED, PLAN, PROGRESS
-
-_RACK: dict[str, type] = {
-    "d_model": int,
-    "n_heads": int,
-    "n_kv_heads": int,
-    "d_ff": int,
-    "attention": str,
-    "tie_embeddings": bool,
-    "rope_theta": float,
-    "norm_eps": float,
-}
+from stackwise_core.run_files.plan_file import PlanFile
+from stackwise_core.run_files.progress_file import FinishedFile
+from stackwise_core.run_files.records import peek_record
 
 
 @frozen
 class SourceRun:
-    """What there is to start from."""
+    """A finished run that another one can start from, or that is used."""
 
     path: Path
     """The run's directory."""
-    blocks: tuple[int, ...]
-    """Blocks of each of its stacks."""
-    rack: dict[str, Any]
-    """Its ``RackSpec`` as JSON has it."""
-    exits: tuple[int, ...]
-    """Stacks whose exit norms are trained."""
-    tokenizer: str
-    """The fingerprint of its tokenizer in hexadecimal."""
+    plan: PlanFile
+    """Its plan."""
     special_ids: Mapping[str, int] = field(factory=dict)
     """``data.special_ids`` of its configuration."""
     vocab_size: int | None = None
     """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
     """Whether some of what it learnt isn't in its full-precision weights."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks of each of its stacks."""
+        return self.plan.rack.spec.blocks
+
+    @property
+    def rack(self) -> dict[str, Any]:
+        """Its ``RackSpec`` by field."""
+        return asdict(self.plan.rack.spec)
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Stacks whose exit norms are trained."""
+        return self.plan.exits
+
+    @property
+    def tokenizer(self) -> str:
+        """The fingerprint of its tokenizer in hexadecimal."""
+        return self.plan.tokenizer
 
 
 def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
@@ -65,15 +70,13 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         data = json.loads(plan.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{plan} can't be read: {error}") from None
-    rack = _entry(plan, data, "rack", dict)
-    for key, kind in _RACK.items():
-        _entry(plan, data, f"rack.{key}", kind)
+    try:
+        content = PlanFile.from_json(data, plan)
+    except StackwiseError as error:
+        raise UsageError(str(error)) from None
     source = SourceRun(
-        path=directory,
-        blocks=_whole_numbers(plan, data, "rack.blocks", at_least=1, fewest=1),
-        rack=rack,
-        exits=_whole_numbers(plan, data, "exits", at_least=0, fewest=0),
-        tokenizer=_entry(plan, data, "tokenizer", str),
+        directory,
+        content,
         **_settings(directory / CONFIG),
         has_adapters=any(path.is_file() for path in (directory / ADAPTERS).glob("*/*/**/*")),
     )
@@ -81,7 +84,8 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
         command = f"stackwise run {shlex.quote(str(directory))}"
         goes_on = f'. "{command}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
         raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
-    if not _keeps_weights(directory / FINISHED):
+    ending = peek_record(FinishedFile, directory / FINISHED)
+    if ending is not None and not ending.weights:
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
     return source
 
@@ -106,15 +110,6 @@ def finished_run(path: str | os.PathLike[str]) -> SourceRun:
         raise UsageError(f"{error}. Did you mean {near}?" if near else str(error)) from None
 
 
-def _keeps_weights(finished: Path) -> bool:
-    """Whether a finished run still has its weights."""
-    try:
-        ending = json.loads(finished.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True  # who reads the file for what is in it says what is wrong
-    return not isinstance(ending, dict) or ending.get("weights", True) is not False
-
-
 def nearest_run(path: str | os.PathLike[str]) -> str | None:
     """The run that was probably meant: the only one in a directory, or one beside it with a like name."""
     directory = Path(path)
@@ -137,20 +132,3 @@ def _names_in(directory: Path) -> list[str]:
         return sorted(os.listdir(directory))
     except (OSError, ValueError):
         return []
-
-
-def _entry(plan: Path, data: Any, key: str, kind: type) -> Any:
-    """What a dotted key holds, of just this type; an integer will do for a number."""
-    value = data
-    for step in key.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    if type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise UsageError(f"{plan}: expected {key} to be {a(kind)}, found {found(value)}")
-
-
-def _whole_numbers(plan: Path, data: Any, key: str, *, at_least: int, fewest: int) -> tuple[int, ...]:
-    values = _entry(plan, data, key, list)
-    if len(values) < fewest or not all(type(value) is int and value >= at_least for value in values):
-        raise UsageError(f"{plan}: expected {key} to be whole numbers of {at_least} or more, found {shown(values)}")
-    return tuple(values)

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from stackwise_core.config.tokenizer_json import Vocabulary, read_vocabulary
-from stackwise_core.config.words import shown
+from stackwise_core.words import shown
 
 BYTES = "bytes"
 MASK_ID, PAD_ID = 256, 257

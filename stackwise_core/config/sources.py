@@ -15,10 +15,10 @@ from stackwise_core.config.hints import OF_REGISTRY, setting_meant
 from stackwise_core.config.layers import ENVIRONMENT_PREFIX, EnvironmentLayer, FileLayer, RunLayer, SettingsLayer
 from stackwise_core.config.locate import TomlText
 from stackwise_core.config.source_run import nearest_run
-from stackwise_core.config.words import a, found
 from stackwise_core.registry.nearest import nearest
 from stackwise_core.run_files.kept import Kept
 from stackwise_core.run_files.names import CONFIG
+from stackwise_core.words import a, found
 
 _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """Names of the variables that Kubernetes sets in every container for a service whose name begins with ``stackwise``,

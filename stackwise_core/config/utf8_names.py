@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stackwise_core.config.layers import KeyPath
-from stackwise_core.config.words import dotted
 from stackwise_core.errors import UsageError
+from stackwise_core.words import dotted
 
 ADVICE = "rename it: a run writes its names and paths down as UTF-8"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from stackwise_core.run_files.manifest import Manifest
 from stackwise_core.run_files.names import CACHE, MANIFEST, METRICS, PROGRESS, RESUME
+from stackwise_core.run_files.progress_file import ProgressFile
+from stackwise_core.run_files.records import peek_record
 
 
 def has_step(directory: Path) -> bool:
@@ -16,11 +17,8 @@ def has_step(directory: Path) -> bool:
         return False
     if any(name.startswith(f"{RESUME}/") for name in manifest) or (metrics.is_file() and metrics.stat().st_size):
         return True
-    try:
-        progress = json.loads(manifest.where(PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True  # who resumes it says what is wrong
-    return not isinstance(progress, dict) or progress.get("phases") != []
+    progress = peek_record(ProgressFile, manifest.where(PROGRESS))
+    return progress is None or progress.phases != ()
 
 
 def has_work(directory: Path) -> bool:

@@ -5,6 +5,7 @@ import pytest
 
 from stackwise_core.config.source_run import SourceRun, finished_run, nearest_run, read_source_run
 from stackwise_core.errors import UsageError
+from stackwise_core.run_files.plan_file import PlanFile
 
 RUN = Path(__file__).parent / "golden/files/a_run"
 DATA = json.loads((RUN / "plan.json").read_text())
@@ -12,7 +13,10 @@ DATA = json.loads((RUN / "plan.json").read_text())
 
 def test_a_run():
     """Blocks, exits and the tokenizer are those of its plan."""
-    assert read_source_run(str(RUN)) == SourceRun(RUN, (2, 2, 2, 2), DATA["rack"], (0, 1, 2, 3), "8f2c0d5a")
+    run = read_source_run(str(RUN))
+    assert run == SourceRun(RUN, PlanFile.from_json(DATA, RUN / "plan.json"))
+    assert (run.blocks, run.exits, run.tokenizer) == ((2, 2, 2, 2), (0, 1, 2, 3), "8f2c0d5a")
+    assert run.rack["n_kv_heads"] == 4
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ def test_a_run():
         ("\xff", "can't be read"),
         ("[" * 100_000, "can't be read"),
         ("1" * 5000, "can't be read"),
-        ("3", "expected rack to be a table, found nothing"),
+        ("3", "expected a table, found 3"),
         ("{}", "expected rack to be a table, found nothing"),
         (json.dumps(DATA | {"rack": []}), "expected rack to be a table, found an array"),
         *(
@@ -32,14 +36,18 @@ def test_a_run():
                 ({"d_ff": 704.0}, "an integer, found 704.0"),
                 ({"tie_embeddings": 1}, "a boolean, found 1"),
                 ({"rope_theta": "1"}, 'a number, found the string "1"'),
-                ({"attention": None}, "a string, found nothing"),
-                ({"blocks": 2}, "an array, found 2"),
+                ({"attention": None}, '"bidirectional" or "causal", found nothing'),
+                ({"blocks": 2}, "an array of integers, found 2"),
                 ({"blocks": []}, r"whole numbers of 1 or more, found \[\]"),
                 ({"blocks": [2, 0]}, r"whole numbers of 1 or more, found \[2, 0\]"),
             )
         ),
+        (
+            json.dumps(DATA | {"rack": DATA["rack"] | {"blocks": [2, True]}}),
+            r"expected rack.blocks\[1\] to be an integer",
+        ),
         (json.dumps(DATA | {"exits": [-1]}), r"expected exits to be whole numbers of 0 or more, found \[-1\]"),
-        (json.dumps(DATA | {"exits": ["0"]}), r"expected exits to be whole numbers of 0 or more"),
+        (json.dumps(DATA | {"exits": ["0"]}), r'expected exits\[0\] to be an integer, found the string "0"'),
         (json.dumps({key: DATA[key] for key in ("rack", "exits")}), "expected tokenizer to be a string, found nothing"),
     ],
 )

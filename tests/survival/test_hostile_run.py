@@ -148,11 +148,12 @@ def test_errors_are_printed_without_escapes_too(run, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("null", "expected `active` to be a list"),
-        ('{"active": 1}', "expected `active` to be a list"),
-        ('{"active": ["0"]}', "expected `active` to be a list"),
-        ('{"active": [true]}', "expected `active` to be a list"),
-        ('{"active": [-1]}', "expected `active` to be a list"),
+        ("null", "expected a table, found nothing"),
+        ('{"active": [0]}', "expected phases to be an array of tables, found nothing"),
+        ('{"phases": [], "active": 1}', "expected active to be an array of integers, found 1"),
+        ('{"phases": [], "active": ["0"]}', r'expected active\[0\] to be an integer, found the string "0"'),
+        ('{"phases": [], "active": [true]}', r"expected active\[0\] to be an integer, found true"),
+        ('{"phases": [], "active": [-1]}', r"expected active to be whole numbers of 0 or more, found \[-1\]"),
         ("{", "not JSON: "),
         ("[" * 100_000, "not JSON: "),
     ],

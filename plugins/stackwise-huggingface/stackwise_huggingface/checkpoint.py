@@ -10,8 +10,8 @@ from typing import Any
 from attrs import field, frozen
 
 from stackwise_core.config.tokenizer_json import read_vocabulary
-from stackwise_core.config.words import found, shown
 from stackwise_core.interfaces.checkpoint_format import HEAD, Checkpoint, Refusal, RefusedCheckpoint
+from stackwise_core.words import found, shown
 from stackwise_huggingface.beside import ADAPTER_CONFIG, adapters_beside, changes_ends, code_of_tokenizer, other_weights
 from stackwise_huggingface.special_ids import TOKENIZER_CONFIG, read_special_ids
 

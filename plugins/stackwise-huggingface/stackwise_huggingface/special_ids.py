@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from stackwise_core.config.tokenizer_json import MASK, PAD, Vocabulary
-from stackwise_core.config.words import found, shown
+from stackwise_core.words import found, shown
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"

@@ -299,15 +299,24 @@ def test_damage_is_named_and_nothing_is_left(tmp_path, ran, name):
     assert f"{run}/{name}" in refused(run, tmp_path / "out" / "hf")
 
 
-@pytest.mark.parametrize(("key", "value"), [("n_heads", 0), ("d_model", -32), ("seq_len", "x"), ("vocab_size", None)])
-def test_a_plan_that_no_run_wrote(tmp_path, ran, key, value):
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("n_heads", 0, "1 or more, found 0"),
+        ("d_model", -32, "1 or more, found -32"),
+        ("seq_len", "x", 'an integer, found the string "x"'),
+        ("vocab_size", None, "an integer, found nothing"),
+        ("n_heads", 3, "a divisor of d_model"),
+    ],
+)
+def test_a_plan_that_no_run_wrote(tmp_path, ran, key, value, said):
     """One message with the file, though its checksum is right."""
     run = RunDirectory(Path(shutil.copytree(ran.directory, tmp_path / "run")))
     plan = run.read_json("plan.json")
     run.write_json("plan.json", {**plan, "rack": {**plan["rack"], key: value}})
     (tmp_path / "out").mkdir()
     message = refused(run.path, tmp_path / "out" / "hf")
-    assert f"{run.path}/plan.json: not the plan of a run: rack has vocab_size, seq_len, d_model" in message
+    assert f"{run.path}/plan.json: expected rack.{key} to be {said}" in message
 
 
 def test_a_run_that_broke_off_is_refused(tmp_path, ran):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stackwise_core.config.words import shown
 from stackwise_core.options import ByteSize, in_thousands
+from stackwise_core.words import shown
 
 NOTHING = "–"
 

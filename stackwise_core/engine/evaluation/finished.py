@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -114,14 +113,27 @@ class FinishedRun:
             raise UsageError(
                 f"{path}: its plan isn't that of its configuration; was the tokenizer's file or config.toml changed?"
             )
-        plan = _read_plan(path / PLAN)
         check_rack(directory, parts.spec, parts.formats.adapters)
         forward = parts.forward(directory)
         forward.placement.load_ends(directory.read_ends(parts.spec))
-        active = frozenset(read_ending(directory)["active"] if precision is None else ())
+        active = frozenset(read_ending(directory).active if precision is None else ())
         changed = plugin_changes(directory, config, registry)
-        exits = frozenset(planned.exits)
-        return cls(path, parts, registry, tuple(plugins), forward, exits=exits, active=active, notes=changed, **plan)
+        bands = tuple(phase.band for phase in planned.plan.phases if phase.band is not None)
+        return cls(
+            path,
+            parts,
+            registry,
+            tuple(plugins),
+            forward,
+            routes=planned.plan.routes,
+            exits=frozenset(planned.exits),
+            active=active,
+            streams=planned.plan.streams,
+            trained_bands=bands,
+            causal=not bands,  # a phase that masks nothing has no band
+            corpus=planned.plan.corpus,
+            notes=changed,
+        )
 
     @property
     def bytes(self) -> float:
@@ -221,22 +233,3 @@ class FinishedRun:
 def _in_one_line(error: StackwiseError) -> str:
     problems = error.problems if isinstance(error, ProblemsError) else ()
     return "; ".join(f"{problem.key}: {problem.message}" for problem in problems) or str(error)
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    """Return routes, whether stacks are streamed, what was trained on, and the text's fingerprint."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        routes = tuple(
-            BandRoute(tuple(map(int, route["path"])), (float(route["band"][0]), float(route["band"][1])))
-            for route in data["routes"]
-        )
-        trained = [phase["band"] for phase in data["phases"] if phase["band"] is not None]
-        bands = tuple((float(band[0]), float(band[1])) for band in trained)
-        streams, corpus = bool(data.get("streams")), str(data["corpus"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise StackwiseError(f"{path}: not the plan of a run: {type(error).__name__}: {error!s:.200}") from error
-    if not routes:
-        raise StackwiseError(f"{path}: not the plan of a run: it has no routes")
-    # A phase that masks nothing has no band.
-    return {"routes": routes, "streams": streams, "trained_bands": bands, "causal": not bands, "corpus": corpus}

@@ -20,6 +20,8 @@ from stackwise_core.registry import Registry
 from stackwise_core.run_files.kept import Kept
 from stackwise_core.run_files.manifest import Manifest
 from stackwise_core.run_files.names import CONFIG, ENVIRONMENT, FINISHED, PROGRESS, RESUME, TOKENIZER
+from stackwise_core.run_files.progress_file import FinishedFile
+from stackwise_core.run_files.records import peek_record
 from stackwise_core.run_files.steps import has_step, was_only_begun
 from stackwise_core.system.writable import check_writable
 
@@ -93,11 +95,8 @@ def is_finished(directory: Path) -> bool:
     """Return whether all of a run is trained and measured."""
     if FINISHED not in Manifest(directory):
         return False
-    try:
-        ending = json.loads((directory / FINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return True  # who reads the file for what is in it says what is wrong
-    return not isinstance(ending, dict) or ending.get("evaluated", True) is not False
+    ending = peek_record(FinishedFile, directory / FINISHED)
+    return ending is None or ending.evaluated
 
 
 def broken_off(parent: Path, name: str) -> Path | None:

@@ -11,6 +11,7 @@ from stackwise_core.engine.evaluation.evaluate import Likelihood
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.interfaces.routing import BandRoute
+from stackwise_core.run_files.progress_file import PhaseResult
 
 
 @frozen
@@ -122,38 +123,6 @@ class Validated:
     """Number of the phase's steps that were taken before."""
     loss: float
     """Loss in nats a token."""
-
-
-@frozen
-class PhaseResult:
-    """Measurements of a phase."""
-
-    name: str
-    steps: int
-    seconds: float
-    first_loss: float
-    """Mean over the first tenth of the steps."""
-    last_loss: float
-    """Mean over the last tenth of the steps."""
-    tokens_per_second: float
-    peak_bytes: int
-    stopped_early: bool
-    """Whether it ended at a plateau, before its budget did."""
-    boundaries_computed: int
-    boundaries_read: int
-    """Number of boundaries that training steps read from the store."""
-    boundaries_evicted: int
-    boundaries_damaged: int
-    boundaries_wanted: int = 0
-    """Activations that were asked for, a window at a time."""
-    boundaries_found: int = 0
-    """Number of these that were in the store already."""
-    boundaries_repeated: int = 0
-    """Number of these equal to one of another sequence, which so serves both."""
-    bad_steps: int = 0
-    """Number of steps left out, since a loss or gradient wasn't a finite number."""
-    loss_spikes: int = 0
-    """Steps whose loss was far above those before them."""
 
 
 @frozen

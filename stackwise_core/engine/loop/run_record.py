@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from cattrs import structure, unstructure
-from cattrs.errors import BaseValidationError
-
 from stackwise_core.config.contents import contents
 from stackwise_core.engine.loop.events import EnvironmentChanged, Listener, PhaseResult
 from stackwise_core.engine.phases.setup import Setup
@@ -26,7 +23,6 @@ from stackwise_core.engine.weights.kept_files import (
     write_config,
 )
 from stackwise_core.engine.weights.merge import merge_adapter
-from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.registry import Registry
 from stackwise_core.run_files.names import (
@@ -39,6 +35,8 @@ from stackwise_core.run_files.names import (
     head_file,
     rack_file,
 )
+from stackwise_core.run_files.progress_file import FinishedFile, ProgressFile
+from stackwise_core.run_files.records import as_json, read_record
 from stackwise_core.run_files.steps import has_step
 
 
@@ -63,10 +61,10 @@ class RunRecord:
             corpora = [text.corpus.name for text in named_texts(config.data, self._registry)]
             check_same_plan(self._plan, directory, corpora)
             self._placement.load_ends(directory.read_ends(self._setup.spec))
-            done, measured_until = _read_progress(directory)
+            progress = read_record(ProgressFile, directory.read_json(PROGRESS), directory.path / PROGRESS)
             self._update_config()
-            self._save_rack(len(done))
-            return done, measured_until
+            self._save_rack(len(progress.phases))
+            return list(progress.phases), progress.metrics
         # What a run without a step left; by its directory, its own copies are what is copied anew.
         directory.clear(keep=named_files(config, self._registry))
         with directory.together():
@@ -76,8 +74,8 @@ class RunRecord:
             hashes = contents(config, self._registry)
             write_config(directory, config, own_tokenizer=self._keep_files(), contents=hashes)
             directory.write_json(PLAN, self._plan.to_json())
-            directory.write_json(ENVIRONMENT, environment(config, self._registry, self._setup.device))
-            directory.write_json(PROGRESS, {"phases": [], "metrics": 0})
+            directory.write_json(ENVIRONMENT, as_json(environment(config, self._registry, self._setup.device)))
+            directory.write_json(PROGRESS, as_json(ProgressFile(phases=(), metrics=0)))
         return [], 0
 
     def _keep_files(self) -> bool:
@@ -101,7 +99,7 @@ class RunRecord:
     def compare_environment(self, tell: Listener) -> None:
         """Report what changed since the run began; a changed plugin counts as the run's own from now on."""
         known = self.directory.read_json(ENVIRONMENT)
-        now = environment(self._setup.config, self._registry, self._setup.device)
+        now = as_json(environment(self._setup.config, self._registry, self._setup.device))
         if changed := differences(known, now):
             tell(EnvironmentChanged(tuple(changed)))
         known = known if isinstance(known, dict) else {}
@@ -128,7 +126,7 @@ class RunRecord:
                 directory.write_stack(index, placement.master(index))
             for index, name in phase.adapters:
                 directory.write_adapter(index, name, partial(placement.save_adapter, index, name))
-            directory.write_json(PROGRESS, {"phases": unstructure(phases), "metrics": measured_until})
+            directory.write_json(PROGRESS, as_json(ProgressFile(phases=tuple(phases), metrics=measured_until)))
             for name in directory.checkpoints():
                 directory.drop_checkpoint(name)
         self._save_rack(len(phases))
@@ -161,17 +159,13 @@ class RunRecord:
             evaluated: whether every depth was measured, too.
             keeps: whether weights stay.
         """
-        finished = {"phases": unstructure(phases), "active": sorted(active), "evaluated": evaluated}
+        finished = FinishedFile(
+            phases=tuple(phases),
+            active=tuple(sorted(active)),
+            evaluated=evaluated,
+            weights=keeps or not evaluated,
+        )
         with self.directory.together():
             if evaluated and not keeps:
                 self.directory.drop_weights()
-            self.directory.write_json(FINISHED, finished | ({"weights": keeps} if evaluated else {}))
-
-
-def _read_progress(directory: RunDirectory) -> tuple[list[PhaseResult], int]:
-    """Read the phases that are done, and how many bytes of metrics there were then."""
-    progress = directory.read_json(PROGRESS)
-    try:
-        return structure(progress["phases"], list[PhaseResult]), structure(progress["metrics"], int)
-    except (LookupError, TypeError, ValueError, BaseValidationError) as error:
-        raise StackwiseError(f"{directory.path / PROGRESS}: not what a run writes: {error!r}") from error
+            self.directory.write_json(FINISHED, as_json(finished))

@@ -34,11 +34,14 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import BandRoute
 from stackwise_core.run_files.names import PLAN
-
-
-def _json_value(instance: object, attribute: object, value: object) -> object:
-    return sorted(value) if isinstance(value, frozenset) else value
-
+from stackwise_core.run_files.plan_file import (
+    BoundaryRecord,
+    MemoryRecord,
+    PhaseRecord,
+    PlanFile,
+    RackRecord,
+    SpeedRecord,
+)
 
 ESTIMATES = ("memory", "disk", "streams", "flops", "boundary", "seconds")
 """Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
@@ -74,36 +77,42 @@ class Plan:
         """Estimated time of all phases; validation comes on top."""
         return sum(planned.seconds for planned in self.phases)
 
+    @property
+    def file(self) -> PlanFile:
+        """The record of it that is written."""
+        return PlanFile(
+            rack=RackRecord(spec=self.spec, parameters=self.spec.parameters),
+            tokenizer=self.tokenizer,
+            corpus=self.corpus,
+            routes=self.routes,
+            exits=tuple(sorted(self.exits)),
+            streams=self.streams,
+            notes=self.notes,
+            speed=SpeedRecord(**asdict(self.speed)),
+            phases=tuple(map(_phase_record, self.phases)),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {
-            "rack": {**asdict(self.spec, value_serializer=_json_value), "parameters": self.spec.parameters},
-            "tokenizer": self.tokenizer,
-            "corpus": self.corpus,
-            "routes": [asdict(route) for route in self.routes],
-            "exits": sorted(self.exits),
-            "streams": self.streams,
-            "notes": list(self.notes),
-            "speed": asdict(self.speed),
-            "phases": [
-                {
-                    **asdict(planned.phase, value_serializer=_json_value),
-                    "entry": planned.phase.entry,
-                    "steps": planned.steps,
-                    "tokens": planned.tokens,
-                    "trainable_parameters": planned.trainable_parameters,
-                    "frozen_parameters": planned.frozen_parameters,
-                    "band": planned.band and list(planned.band),
-                    "memory": {**asdict(planned.memory), "total": planned.memory.total},
-                    "disk": planned.disk,
-                    "streams": planned.streams,
-                    "flops": planned.flops,
-                    "seconds": planned.seconds,
-                    "boundary": planned.boundary and asdict(planned.boundary),
-                }
-                for planned in self.phases
-            ],
-        }
+        return self.file.to_json()
+
+
+def _phase_record(planned: PhasePlan) -> PhaseRecord:
+    return PhaseRecord(
+        phase=planned.phase,
+        entry=planned.phase.entry,
+        steps=planned.steps,
+        tokens=planned.tokens,
+        trainable_parameters=planned.trainable_parameters,
+        frozen_parameters=planned.frozen_parameters,
+        band=planned.band,
+        memory=MemoryRecord(**asdict(planned.memory), total=planned.memory.total),
+        disk=planned.disk,
+        streams=planned.streams,
+        flops=planned.flops,
+        seconds=planned.seconds,
+        boundary=None if planned.boundary is None else BoundaryRecord(**asdict(planned.boundary)),
+    )
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -190,24 +199,25 @@ def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str])
         StackwiseError: its plan is damaged, or weights are those of another rack.
     """
 
-    def essence(values: dict[str, Any]) -> dict[str, Any]:
-        phases = [{key: value for key, value in phase.items() if key not in ESTIMATES} for phase in values["phases"]]
-        return {**values, "phases": phases, "notes": [], "streams": None, "speed": None}
-
-    now = json.loads(json.dumps(essence(plan.to_json())))
-    try:
-        before = essence(directory.read_json(PLAN))
-    except (LookupError, TypeError, AttributeError):  # it is no plan at all
-        before = {}
-    if before.get("tokenizer") == now["tokenizer"] and before.get("corpus") != now["corpus"]:
+    file = directory.path / PLAN
+    before = PlanFile.from_json(directory.read_json(PLAN), file)
+    now = PlanFile.from_json(json.loads(json.dumps(plan.to_json())), file)
+    if before.tokenizer == now.tokenizer and before.corpus != now.corpus:
         texts = ", ".join(corpora)
         raise UsageError(
             f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
             "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
         )
-    if now != before:
+    if _essence(now) != _essence(before):
         raise UsageError(
             f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
             "corpus, the tokenizer, a plugin or what rack.init_from names changed?"
         )
     check_shapes(directory, plan.spec)
+
+
+def _essence(plan: PlanFile) -> dict[str, Any]:
+    """Return what must be the same where a run resumes."""
+    values = plan.to_json()
+    phases = [{key: value for key, value in phase.items() if key not in ESTIMATES} for phase in values["phases"]]
+    return {**values, "phases": phases, "notes": [], "streams": None, "speed": None}

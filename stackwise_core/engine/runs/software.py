@@ -23,16 +23,21 @@ _LONGEST = 80
 
 def software(config: Config, registry: Registry, hooks: Collection[str]) -> dict[str, object]:
     """Return versions of the core, of the plugins that a configuration chose for some hooks, and of what these need."""
+    return {
+        "stackwise-core": __version__,
+        "plugins": plugins_of(config, registry, hooks),
+        "packages": packages_of(config, registry, hooks),
+    }
+
+
+def packages_of(config: Config, registry: Registry, hooks: Collection[str] = INTERFACES) -> dict[str, str]:
+    """Return, by name, versions of the libraries that the implementations need which are chosen for some hooks."""
     libraries = set[str]()
     for _, hook, choice in chosen(config):
         if hook in hooks:
             for package in registry.resolve(hook, choice.use).implementation.packages:
                 libraries.update(metadata.packages_distributions().get(package.partition(".")[0], ()))
-    return {
-        "stackwise-core": __version__,
-        "plugins": plugins_of(config, registry, hooks),
-        "packages": {name: metadata.version(name) for name in sorted(libraries)},
-    }
+    return {name: metadata.version(name) for name in sorted(libraries)}
 
 
 def plugins_of(config: Config, registry: Registry, hooks: Collection[str] = INTERFACES) -> dict[str, dict[str, str]]:

@@ -15,6 +15,7 @@ from stackwise_core.engine.weights.ending import read_ending
 from stackwise_core.engine.weights.kept_files import write_config
 from stackwise_core.errors import UsageError
 from stackwise_core.run_files.names import CONFIG, FINISHED, PROGRESS, TOKENIZER
+from stackwise_core.run_files.records import as_json
 
 MADE_ANEW = (CONFIG, PROGRESS, FINISHED)
 
@@ -58,7 +59,8 @@ def copy_run(
         with copy.together():
             copy.copy(PROGRESS, source)
             finished = read_ending(source)
-            copy.write_json(FINISHED, finished if active is None else {**finished, "active": active})
+            ending = finished if active is None else evolve(finished, active=tuple(active))
+            copy.write_json(FINISHED, as_json(ending))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.weights.shapes import check_shapes
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.run_files.names import FINISHED, stack_file
+from stackwise_core.run_files.progress_file import FinishedFile
 
 
-def read_ending(directory: RunDirectory) -> dict[str, Any]:
-    """Read what a finished run wrote: ``phases``, and ``active``, the stacks that trained last.
+def read_ending(directory: RunDirectory) -> FinishedFile:
+    """Read what a finished run wrote at its end.
 
     Raises:
         StackwiseError: it is missing, isn't what was written, or isn't what a run writes.
     """
-    ending = directory.read_json(FINISHED)
-    active = ending.get("active") if isinstance(ending, dict) else None
-    if not isinstance(active, list) or not all(type(stack) is int and stack >= 0 for stack in active):
-        raise StackwiseError(f"{directory.path / FINISHED}: expected `active` to be a list of stacks, by number")
-    return dict(ending)
+    return FinishedFile.from_json(directory.read_json(FINISHED), directory.path / FINISHED)
 
 
 def check_rack(directory: RunDirectory, spec: RackSpec, adapters: Collection[str]) -> None:

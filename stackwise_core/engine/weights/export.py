@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
-from attrs import evolve, fields, frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from stackwise_core.config.source_run import SourceRun
@@ -35,8 +34,6 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.registry.foreign_code import foreign_code
 from stackwise_core.run_files.names import PLAN, embedding_file, head_file
 from stackwise_core.system.files import is_abandoned, sync, unfinished
-
-_SIZES = ("vocab_size", "seq_len", "d_model", "n_heads", "n_kv_heads", "d_ff")
 
 
 @frozen
@@ -96,7 +93,7 @@ class Export:
                 f"{source.path}: its tokenizer isn't the one that it was trained with; was {named} changed?"
             )
         spec = _spec(source)
-        path = _path(run, source, spec, depth)
+        path = _path(source, depth)
         check_rack(run, spec, adapters)
         for stack in path:
             for name in run.adapters(stack):
@@ -246,48 +243,40 @@ def is_one_model(spec: RackSpec, routes: int) -> bool:
 
 
 def _spec(source: SourceRun) -> RackSpec:
-    """The rack of a run, as its plan has it.
+    """Return the rack of a run as a checkpoint holds it.
 
     Raises:
         UsageError: no checkpoint holds such a rack.
-        StackwiseError: it is no rack's.
     """
-    rack: dict[str, Any] = source.rack
-    if rack.get("time_encoding") is not None:
+    spec = source.plan.rack.spec
+    if spec.time_encoding is not None:
         raise UsageError(
             f'{source.path}: its network is told the time (training.time = "input"), and no other program has such '
             "a model"
         )
-    if rack.get("ends", "shared") == "per_stack":
+    if spec.ends == "per_stack":
         raise UsageError(
             f"{source.path}: each of its stacks has an embedding and a head of its own, and no other program has such "
             "a model"
         )
-    sizes = [rack.get(key) for key in _SIZES]
-    fits = all(type(size) is int and size >= 1 for size in sizes)
-    if not fits or rack["d_model"] % rack["n_heads"] or rack["n_heads"] % rack["n_kv_heads"]:
-        raise StackwiseError(
-            f"{source.path / PLAN}: not the plan of a run: rack has {', '.join(_SIZES)} = {sizes!s:.99}"
-        )
-    names = {field.name for field in fields(RackSpec)} - {"blocks", "time_fractions", "given"}
-    return RackSpec(blocks=source.blocks, **{key: value for key, value in rack.items() if key in names})
+    return evolve(spec, time_fractions=(), given=frozenset())
 
 
-def _path(run: RunDirectory, source: SourceRun, spec: RackSpec, depth: int | None) -> tuple[int, ...]:
-    """The stacks to export."""
-    try:
-        routes: Sequence[tuple[int, ...]] = [tuple(map(int, route["path"])) for route in run.read_json(PLAN)["routes"]]
-        if not routes or any(stack not in range(spec.stacks) for path in routes for stack in path):
-            raise ValueError("no routes")
-    except (LookupError, TypeError, ValueError) as error:
-        raise StackwiseError(f"{source.path / PLAN}: not the plan of a run: {error}") from None
+def _path(source: SourceRun, depth: int | None) -> tuple[int, ...]:
+    """Return the stacks to export.
+
+    Raises:
+        UsageError: there are several models in the rack, or the head wasn't trained to read at this depth.
+    """
+    routes = source.plan.routes
     if len(routes) > 1:
         raise UsageError(
             f"{source.path}: its stacks serve {len(routes)} bands of mask fractions, each its own, and no other "
             "program has such a model"
         )
-    depths = [place for place, stack in enumerate(routes[0], 1) if stack in source.exits]
+    path = routes[0].path
+    depths = [place for place, stack in enumerate(path, 1) if stack in source.exits]
     if depth is not None and depth not in depths:
         trained = ", ".join(map(str, depths)) or "none"
         raise UsageError(f"--depth {depth}: the head wasn't trained to read there. Of {source.path}: {trained}.")
-    return routes[0][:depth]
+    return path[:depth]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Literal
 
 from attrs import evolve, frozen
@@ -28,23 +27,16 @@ class PlannedRack:
         """Read it from a plan.
 
         Raises:
-            StackwiseError: it isn't what a run writes, or says of more stacks than there are.
+            StackwiseError: it tells of more stacks or blocks than there are.
         """
-        rack = planned.rack
-        ends, fractions, attention = rack.get("ends", "shared"), rack.get("time_fractions", []), rack["attention"]
-        fine = ends in ("shared", "per_stack") and isinstance(fractions, list)
-        fine = fine and attention in ("bidirectional", "causal")
-        if not fine or not all(type(each) in (int, float) and isfinite(each) and 0 <= each <= 1 for each in fractions):
-            raise StackwiseError(
-                f"{directory.path / PLAN}: not the plan of a run: rack has other ends, attention or time_fractions"
-            )
-        for stack, blocks in enumerate(planned.blocks):  # before anything is made of so many
+        spec = planned.plan.rack.spec
+        for stack, blocks in enumerate(spec.blocks):  # before anything is made of so many
             directory.manifest.present(stack_file(stack))
             if blocks > directory.stack_bytes(stack):
                 raise StackwiseError(
                     f"{directory.path / PLAN}: not the plan of this run: stack {stack} has fewer blocks"
                 )
-        return cls(planned.blocks, ends, tuple(map(float, fractions)), attention)
+        return cls(spec.blocks, spec.ends, spec.time_fractions, spec.attention)
 
     def partition(self, spec: RackSpec) -> RackSpec:
         """Return a configuration's rack as the trainer mode had partitioned it, with the objective's attention."""

@@ -97,7 +97,7 @@ class Source:
         Raises:
             UsageError: another tokenizer, ends of its own for each stack, or a time embedding that doesn't fit.
         """
-        where, rack = f'rack.init_from = "{self.run.path}"', self.run.rack
+        where = f'rack.init_from = "{self.run.path}"'
         if isinstance(self.run, SourceCheckpoint):
             if self.run.rows > spec.vocab_size:
                 raise UsageError(
@@ -105,22 +105,23 @@ class Source:
                     "rack.vocab_size out, and name its own data.tokenizer."
                 )
             return
+        theirs = self.run.plan.rack.spec
         if self.run.tokenizer != tokenizer:
             raise UsageError(
                 f"{where} was trained with another tokenizer than data.tokenizer, data.mask_token and "
-                f"data.special_ids name: its vocabulary has {rack.get('vocab_size')} tokens, and this one "
+                f"data.special_ids name: its vocabulary has {theirs.vocab_size} tokens, and this one "
                 f"{spec.vocab_size}. Name its own."
             )
-        if rack.get("vocab_size", spec.vocab_size) != spec.vocab_size:
+        if theirs.vocab_size != spec.vocab_size:
             raise UsageError(
-                f"{where} has {rack['vocab_size']} rows of embedding, and this rack {spec.vocab_size}. Leave "
+                f"{where} has {theirs.vocab_size} rows of embedding, and this rack {spec.vocab_size}. Leave "
                 "rack.vocab_size out."
             )
-        own = rack.get("ends", "shared") == "per_stack"
+        own = theirs.ends == "per_stack"
         if own and (spec.ends == "shared" or not self.stacks):
             raise UsageError(f"{where} has an embedding and a head for each stack, and this rack has one for all.")
-        encoding = rack.get("time_encoding") if self.stacks else None
-        same_steps = encoding != "learned" or len(rack.get("time_fractions", ())) == len(spec.time_fractions)
+        encoding = theirs.time_encoding if self.stacks else None
+        same_steps = encoding != "learned" or len(theirs.time_fractions) == len(spec.time_fractions)
         if encoding is not None and (encoding != spec.time_encoding or not same_steps):
             raise UsageError(
                 f"{where} was trained with another time input. Set training.time, time_encoding and time_steps to its."

@@ -22,21 +22,13 @@ class RunWeights:
     @property
     def has_own_ends(self) -> bool:
         """Whether each stack has an embedding and a head of its own."""
-        return bool(self.run.rack.get("ends", "shared") == "per_stack")
+        return self.run.plan.rack.spec.ends == "per_stack"
 
     def check(self, spec: RackSpec) -> None:
         """Compare the plan with its checksum, and the shapes in the other files' headers with it."""
         self.directory.manifest.checked(PLAN)
-        rack = self.run.rack
-        theirs = evolve(
-            spec,
-            **{key: rack[key] for key in ("d_model", "n_heads", "n_kv_heads", "d_ff", "tie_embeddings")},
-            blocks=self.run.blocks,
-            ends=rack.get("ends", "shared"),
-            time_encoding=rack.get("time_encoding"),
-            time_fractions=tuple(rack.get("time_fractions", ())),
-        )
-        check_shapes(self.directory, theirs)
+        # Rows of the embedding are this rack's: check_ends has compared them where they matter.
+        check_shapes(self.directory, evolve(self.run.plan.rack.spec, vocab_size=spec.vocab_size))
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
         """Return the tensors of a stack made of these blocks, read out through the norm of the last one's stack."""
@@ -65,7 +57,7 @@ class RunWeights:
         rows = self.directory.read_tensors(embedding_file(None))["embed_tokens.weight"]
         if spec.tie_embeddings:
             return {"embed_tokens.weight": rows}
-        own = {} if self.run.rack["tie_embeddings"] else self.directory.read_tensors(head_file(None))
+        own = {} if self.run.plan.rack.spec.tie_embeddings else self.directory.read_tensors(head_file(None))
         return {"embed_tokens.weight": rows, "lm_head.weight": own.get("lm_head.weight", rows)}
 
     def _owner(self, block: int) -> int:

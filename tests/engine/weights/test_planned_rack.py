@@ -48,9 +48,9 @@ def test_a_rack_is_what_a_mode_and_a_schedule_had_made_of_it(run):
     [
         ({"blocks": [1] * 1000}, "hasn't written it"),
         ({"blocks": [10**12, 1]}, "stack 0 has fewer blocks"),
-        ({"ends": "none"}, "not the plan of a run"),
-        ({"time_fractions": [2.0]}, "not the plan of a run"),
-        ({"time_fractions": "all"}, "not the plan of a run"),
+        ({"ends": "none"}, 'expected rack.ends to be "shared" or "per_stack", found the string "none"'),
+        ({"time_fractions": [2.0]}, r"expected rack.time_fractions to be fractions of 0 to 1, found \[2.0\]"),
+        ({"time_fractions": "all"}, "expected rack.time_fractions to be an array of numbers"),
     ],
 )
 def test_a_plan_that_no_run_wrote_is_refused_before_memory_is_taken(run, change, said):

@@ -10,6 +10,8 @@ from stackwise_core.config.source_run import SourceRun
 from stackwise_core.engine.weights.source import Source
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.interfaces.routing import BandRoute
+from stackwise_core.run_files.plan_file import PlanFile, RackRecord
 from tests.tiny import Ran, run_tiny
 
 SPEC = RackSpec(blocks=(1, 1, 1, 1), vocab_size=40, seq_len=24, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
@@ -17,7 +19,16 @@ STILL = {"training.block_lr": 0.0, "training.embedding_lr": 0.0, "training.steps
 
 
 def source_run(blocks=(1, 1), exits=(0, 1), tokenizer="ab", **rack) -> SourceRun:
-    return SourceRun(Path("runs/first"), tuple(blocks), rack, tuple(exits), tokenizer)
+    spec = evolve(SPEC, blocks=tuple(blocks), **rack)
+    plan = PlanFile(
+        rack=RackRecord(spec=spec, parameters=spec.parameters),
+        tokenizer=tokenizer,
+        corpus="",
+        routes=(BandRoute((0,), (0.0, 1.0)),),
+        exits=tuple(exits),
+        phases=(),
+    )
+    return SourceRun(Path("runs/first"), plan)
 
 
 def test_blocks_are_matched_from_the_bottom_or_the_top():
@@ -56,7 +67,7 @@ def test_what_does_not_fit_is_refused():
             "another time input",
         ),
         (
-            {"time_encoding": "learned", "time_fractions": [1.0]},
+            {"time_encoding": "learned", "time_fractions": (1.0,)},
             {"time_encoding": "learned", "time_fractions": (0.5, 1.0)},
             "another time input",
         ),

@@ -33,7 +33,7 @@ def noun(type_: Any, *, plural: bool = False) -> str:
         return either([shown(value) for value in arguments])
     if origin in (Union, UnionType):
         return either([noun(part, plural=plural) for part in arguments if part is not NoneType])
-    if origin in (tuple, list):
+    if origin in (tuple, list, frozenset):
         array = "arrays" if plural else "array"
         if origin is tuple and arguments[-1] is not Ellipsis:
             kinds = list(dict.fromkeys(noun(part, plural=len(arguments) > 1) for part in arguments))
