@@ -1,15 +1,24 @@
-"""Writes the tables in docs/hooks from the records' own docstrings: ``python docs/make_field_tables.py``.
+"""Writes the tables of records in the docs from the records' own docstrings: ``python docs/make_field_tables.py``.
 
-A page marks the place of a table with ``<!-- fields: package.module:Class -->`` and ``<!-- /fields -->``.
+A page marks the place of a table with ``<!-- fields: package.module:Class -->`` and ``<!-- /fields -->``, or with
+``keys`` in place of ``fields``, where the record is a file's content in JSON.
 """
 
 import ast
 import importlib.util
 import re
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
-PAGES = sorted((Path(__file__).parent / "hooks").glob("*.md"))
-MARK = re.compile(r"(<!-- fields: ([\w.]+):(\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
+import attrs
+
+from stackwise_core.run_files.records import is_inline, key_of
+from stackwise_core.words import noun
+
+DOCS = Path(__file__).parent
+PAGES = [DOCS / "run-directory.md", *sorted((DOCS / "hooks").glob("*.md"))]
+MARK = re.compile(r"(<!-- (fields|keys): ([\w.]+):(\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def fields(module: str, name: str) -> list[tuple[str, str, str]]:
@@ -32,6 +41,20 @@ def fields(module: str, name: str) -> list[tuple[str, str, str]]:
             raise LookupError(f"{module}:{name}.{node.target.id} has no docstring")
         meaning = " ".join(str(after.value.value).split()).replace("``", "`").rstrip(".")
         rows.append((node.target.id, _default(node.value), _plain_references(meaning) + _choices(node.annotation)))
+    return rows
+
+
+def keys(module: str, name: str) -> list[tuple[str, str, str]]:
+    """List the keys of a record in JSON as key, type and docstring."""
+    record = getattr(importlib.import_module(module), name)
+    attrs.resolve_types(record)
+    rows = []
+    for attribute, (_, _, meaning) in zip(attrs.fields(record), fields(module, name), strict=True):
+        key, kind = f"`{key_of(attribute)}`", noun(attribute.type)
+        if is_inline(attribute):
+            key, kind = f"those of `{attribute.type.__name__}`", ""
+        kind += " or null" if NoneType in get_args(attribute.type) else ""
+        rows.append((key, kind if attribute.default is attrs.NOTHING else f"{kind}, may be missing", meaning))
     return rows
 
 
@@ -65,7 +88,10 @@ def filled(page: str) -> str:
     """Return a page's text with its tables as they are to be."""
 
     def table(match: re.Match[str]) -> str:
-        head, module, name, tail = match.groups()
+        head, kind, module, name, tail = match.groups()
+        if kind == "keys":
+            rows = "".join(f"| {key} | {type_} | {meaning} |\n" for key, type_, meaning in keys(module, name))
+            return f"{head}| key | type | meaning |\n| --- | --- | --- |\n{rows}{tail}"
         rows = "".join(f"| `{field}` | {meaning} | {default} |\n" for field, default, meaning in fields(module, name))
         return f"{head}| field | meaning | default |\n| --- | --- | --- |\n{rows}{tail}"
 

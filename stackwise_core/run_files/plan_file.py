@@ -82,7 +82,7 @@ class PhaseRecord:
     band: tuple[float, float] | None
     """Mask fractions at the two ends of its progress; null where nothing is masked."""
     memory: MemoryRecord
-    """Estimated memory, by part."""
+    """Estimated memory, by part, in bytes."""
     disk: int
     """Most bytes of boundaries on disk."""
     streams: bool
@@ -90,7 +90,7 @@ class PhaseRecord:
     flops: float
     """Floating-point operations of its steps and of its boundaries."""
     seconds: float
-    """Estimated time."""
+    """Estimated time, in seconds."""
     boundary: BoundaryRecord | None
     """Costs of its boundary; null where it begins at the tokens."""
 

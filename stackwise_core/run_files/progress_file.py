@@ -19,15 +19,15 @@ class PhaseResult:
     steps: int
     """Optimizer steps that were taken."""
     seconds: float
-    """Time that it took, boundaries and validations included."""
+    """Seconds that it took, boundaries and validations included."""
     first_loss: float
     """Mean over the first tenth of the steps."""
     last_loss: float
     """Mean over the last tenth of the steps."""
     tokens_per_second: float
-    """Speed over the phase."""
+    """Speed over the phase, boundaries and validations included."""
     peak_bytes: int
-    """Most memory held."""
+    """Most memory held, in bytes."""
     stopped_early: bool
     """Whether it ended at a plateau, before its budget did."""
     boundaries_computed: int

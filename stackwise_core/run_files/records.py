@@ -37,16 +37,27 @@ def omitted(default: Any) -> Any:
     return attrs.field(default=default, metadata={_OMITTED: True})
 
 
+def is_inline(attribute: attrs.Attribute[Any]) -> bool:
+    """Return whether the keys of a field stand beside those of the other fields."""
+    return bool(attribute.metadata.get(_INLINE))
+
+
+def key_of(attribute: attrs.Attribute[Any]) -> str:
+    """Return the key of a field in JSON."""
+    key: str = attribute.metadata.get(_KEY, attribute.name)
+    return key
+
+
 def as_json(value: Any) -> Any:
     """Return a record, or what stands in one, as JSON values; sets are sorted."""
     if attrs.has(type(value)):
         table: dict[str, Any] = {}
         for attribute in attrs.fields(type(value)):
             content = getattr(value, attribute.name)
-            if attribute.metadata.get(_INLINE):
+            if is_inline(attribute):
                 table |= as_json(content)
             elif not (attribute.metadata.get(_OMITTED) and content == attribute.default):
-                table[_key(attribute)] = as_json(content)
+                table[key_of(attribute)] = as_json(content)
         return table
     if isinstance(value, Mapping):
         return {key: as_json(content) for key, content in value.items()}
@@ -121,8 +132,8 @@ class _Reader:
         attrs.resolve_types(record)
         contents = {}
         for attribute in attrs.fields(record):
-            key = _key(attribute)
-            if attribute.metadata.get(_INLINE):
+            key = key_of(attribute)
+            if is_inline(attribute):
                 contents[attribute.name] = self.read(attribute.type, table, where)
             elif key in table or attribute.default is attrs.NOTHING:
                 contents[attribute.name] = self.read(attribute.type, table.get(key), (*where, key))
@@ -136,13 +147,8 @@ class _Reader:
         if get_origin(kind) is frozenset or kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
         if len(kinds) != len(value):
-            refuse(self.file, where, a(kind), f"{len(value)}")
+            refuse(self.file, where, a(kind), f"{len(value)} of them")
         return [self.read(each, value[place], (*where, place)) for place, each in enumerate(kinds)]
 
     def _refuse(self, kind: Any, value: Any, where: KeyPath) -> NoReturn:
         refuse(self.file, where, a(kind), found(value))
-
-
-def _key(attribute: attrs.Attribute[Any]) -> str:
-    key: str = attribute.metadata.get(_KEY, attribute.name)
-    return key

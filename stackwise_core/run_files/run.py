@@ -7,16 +7,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, fields, frozen
 
 from stackwise_core.run_files.curves import Curve
 from stackwise_core.run_files.files import whole
+from stackwise_core.run_files.plan_file import MemoryRecord
 
 CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "masked", "peak_bytes")
 """Values of a ``step`` line that are drawn."""
 COUNTS = ("wanted", "found", "computed", "read", "repeated", "evicted", "damaged")
 """What a phase's boundaries are counted by."""
-MEMORY = ("process", "weights", "gradients", "optimizer", "activations", "boundaries")
+MEMORY = tuple(field.name for field in fields(MemoryRecord) if field.name != "total")
 """The parts of a planned memory."""
 
 
