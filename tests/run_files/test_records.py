@@ -89,6 +89,7 @@ def test_an_integer_does_for_a_number():
         ({"kind": []}, 'kind to be "open" or "closed", found an array'),
         ({"names": []}, "names to be a table of booleans, found an array"),
         ({"names": {"a": True, "b c": 0}}, 'names."b c" to be a boolean, found 0'),
+        ({"members": {}}, "members to be an array of integers, found a table"),
         ({"members": [5, 5.0]}, "members[1] to be an integer, found 5.0"),
         ({"the-name": 3}, "the-name to be a string, found 3"),
     ],

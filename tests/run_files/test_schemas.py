@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from attrs import fields
 
 from stackwise_core.errors import StackwiseError
 from stackwise_core.run_files.environment_file import EnvironmentFile
 from stackwise_core.run_files.plan_file import PlanFile
-from stackwise_core.run_files.progress_file import FinishedFile, ProgressFile
+from stackwise_core.run_files.progress_file import FinishedFile, PhaseResult, ProgressFile
 from stackwise_core.run_files.records import as_json, read_record
+from stackwise_core.run_files.run import COUNTS
 
 RECORDS = {
     "plan.json": PlanFile,
@@ -25,6 +27,12 @@ def test_a_run_writes_its_records(finished, name):
     """Read and written again, each file has the same keys and values."""
     content = json.loads((finished / name).read_text())
     assert as_json(read_record(RECORDS[name], content, finished / name)) == content
+
+
+def test_the_tolerant_reader_counts_what_is_written():
+    """A page shows every count of boundaries that a phase has."""
+    counts = {field.name for field in fields(PhaseResult) if field.name.startswith("boundaries_")}
+    assert {f"boundaries_{count}" for count in COUNTS} == counts
 
 
 def test_they_are_read_without_torch(finished):
