@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve, frozen
@@ -28,7 +29,7 @@ from stackwise_core.engine.plan.trunk_streaming import streams_trunk
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.weights.shapes import check_shapes
 from stackwise_core.engine.weights.source import Source
-from stackwise_core.errors import UsageError
+from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.component import ContractError, origin
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -153,7 +154,7 @@ def make_plan(setup: Setup) -> Plan:
     said = notes(planned, setup)
     speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
     timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
-    return Plan(
+    plan = Plan(
         spec=setup.spec,
         phases=tuple(timed),
         routes=routes,
@@ -166,6 +167,16 @@ def make_plan(setup: Setup) -> Plan:
         notes=(*_source_notes(setup), *said),
         speed=speed,
     )
+    try:
+        _as_read(plan, Path(PLAN))
+    except (StackwiseError, TypeError, ValueError) as error:
+        raise ContractError(whose, f"plan() gave phases that can't be written: {error}") from error
+    return plan
+
+
+def _as_read(plan: Plan, file: Path) -> PlanFile:
+    """Return a plan's record as it is read from its file."""
+    return PlanFile.from_json(json.loads(json.dumps(plan.to_json())), file)
 
 
 def _source_notes(setup: Setup) -> list[str]:
@@ -201,7 +212,7 @@ def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str])
 
     file = directory.path / PLAN
     before = PlanFile.from_json(directory.read_json(PLAN), file)
-    now = PlanFile.from_json(json.loads(json.dumps(plan.to_json())), file)
+    now = _as_read(plan, file)
     if before.tokenizer == now.tokenizer and before.corpus != now.corpus:
         texts = ", ".join(corpora)
         raise UsageError(

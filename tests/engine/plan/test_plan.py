@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 from attrs import evolve, frozen
 
 from stackwise_cache.disk import DiskStore
@@ -64,7 +65,6 @@ def test_disk_is_what_the_cache_takes(tmp_path, monkeypatch):
 
 def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
     """The estimate is within a few per cent of torch's own count of every operation of the run."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -85,6 +85,27 @@ def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
     with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         ran = run_tiny(tmp_path, changes)
     assert ran.plan.phases[0].flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": 3}, r"expected phases\[0\].name to be a string, found 3"),
+        ({"masks_per_sample": 2.0}, r"expected phases\[0\].masks_per_sample to be an integer, found 2.0"),
+        ({"lr": torch.tensor(1.0)}, "Tensor is not JSON serializable"),
+    ],
+)
+def test_a_plan_that_could_not_be_read_again_is_refused(tmp_path, changes, said):
+    """A mode's phases have the types of their fields, or a finished run couldn't be used."""
+
+    class Loose(TrainerMode):
+        def plan(self, rack, budget):
+            phase = Phase(name="all", path=range(rack.stacks), trains=range(rack.stacks), embedding=True, head=True)
+            return [evolve(phase, **changes)]
+
+    setup = set_up(*tiny_config(tmp_path))
+    with pytest.raises(ContractError, match=rf"^Loose: plan\(\) gave phases that can't be written: .*{said}"):
+        make_plan(evolve(setup, implementations=evolve(setup.implementations, mode=Loose(None))))
 
 
 def test_a_cache_makes_the_plan_cheaper(tmp_path):
