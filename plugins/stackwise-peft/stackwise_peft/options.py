@@ -28,7 +28,7 @@ def _with_its_keys(instance: Any, attribute: Any, value: str) -> None:
 
 
 def _only_with(key: str, needed: str, check: Check | None = None) -> Check:
-    """A value other than the default has an effect only where another key says so."""
+    """Make a check that refuses a value other than the default unless another key gives it an effect."""
 
     def check_both(instance: Any, attribute: Any, value: Any) -> None:
         if value != attribute.default and getattr(instance, key) != needed:

@@ -18,7 +18,7 @@ class ReportCommand(Command):
     """``stackwise report RUN ...``."""
 
     def make(self) -> click.Command:
-        """The command; what draws comes in when it runs."""
+        """Return the command. It imports matplotlib when it runs, not before."""
         return report
 
     def next_step(self, run: EndedRun) -> NextStep:

@@ -16,7 +16,7 @@ class SampleCommand(Command):
     """``stackwise sample RUN``."""
 
     def make(self) -> click.Command:
-        """The command; torch comes in when it runs."""
+        """Return the command. It imports torch when it runs, not before."""
         return sample
 
     def next_step(self, run: EndedRun) -> NextStep | None:
@@ -166,10 +166,10 @@ def sample(
 def _template(
     prompt: str | None, length: int | None, infill: str | None, infill_file: str | None
 ) -> tuple[str | int, ...] | None:
-    """The parts of a text with gaps, None where there is to be a prompt.
+    """Return the parts of a text with gaps; None if the user gave a prompt instead.
 
     Raises:
-        UsageError: it has no gaps, or more was given than goes together.
+        UsageError: it has no gaps, or options were given that exclude each other.
     """
     from stackwise_core.errors import UsageError
     from stackwise_sampling.templates import parts_of
