@@ -149,7 +149,7 @@ class OptimizerContract:
         assert not optimizer.fits("nobody's", torch.zeros(WIDTH + 1, WIDTH), weights[0])
 
     def test_the_plan_counts_its_state(self, optimizer: Optimizer) -> None:
-        """``state_bytes`` is what a matrix's state takes for each weight, to a tenth; common tables don't count."""
+        """``state_bytes`` is a matrix's state for each weight, to 10 %; common tables don't count."""
         weights = parameters()
         made = optimizer.make(groups_of(weights))
         take_steps(made, weights, range(1))
