@@ -1,4 +1,4 @@
-"""``stackwise plan``: what a run would do and cost, before it does anything."""
+"""``stackwise plan``: show a run's phases and their cost, without running it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -264,7 +264,7 @@ class Lines:
 
 
 def following(event: Event) -> str:
-    """Return what a run does after an event, until the next one."""
+    """Return the activity that follows an event, until the next one."""
     if isinstance(event, EvaluationProgress):
         return f"validation: {event.done} of {event.total} sequences"
     if isinstance(event, BoundaryProgress):

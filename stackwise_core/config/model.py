@@ -45,7 +45,7 @@ def _plain_name(instance: Any, attribute: Any, value: str) -> None:
 
 @frozen
 class RunConfig:
-    """Who this run is and where it runs."""
+    """The run's name, seed, device and directory."""
 
     name: str = option("run", "Name of the run's directory.", check=_plain_name)
     seed: int = option(0, "Seed of the weights, the order of samples, and every mask.", check=between(0, 2**63 - 1))
@@ -373,7 +373,7 @@ class TrainingConfig:
 
 @frozen
 class CheckpointConfig:
-    """How often a run writes down where it is, and what it keeps."""
+    """Intervals between checkpoints, and which weights are kept."""
 
     minutes: float = option(
         10.0, "Minutes between two checkpoints within a phase. Each phase's end is one in any case.", check=above(0)
@@ -396,7 +396,7 @@ class CheckpointConfig:
 
 @frozen
 class EvaluationConfig:
-    """How the validation NELBO is estimated."""
+    """The estimate of the validation NELBO."""
 
     draws: int = option(4, "Masks a validation sequence.", check=counted(1, 100_000))
     sequences: int | None = option(None, "Validation sequences to use. None: all of them.", check=at_least(2))
@@ -415,7 +415,7 @@ class EvaluationConfig:
 
 @frozen
 class PrecisionConfig:
-    """In which number formats stacks are held and computed."""
+    """Number formats in which stacks are held and computed."""
 
     active: Choice = option(lambda: {"use": "fp32"}, "Of the stacks that train.", hook="precision")
     trunk: Choice | None = option(None, "Of the frozen stacks. Left out: as active.", hook="precision")

@@ -29,14 +29,14 @@ _RACK: dict[str, type] = {
 
 @frozen
 class SourceRun:
-    """What there is to start from."""
+    """The run that a rack starts from: shape and tokenizer of its rack."""
 
     path: Path
     """The run's directory."""
     blocks: tuple[int, ...]
     """Blocks of each of its stacks."""
     rack: dict[str, Any]
-    """Its ``RackSpec`` as JSON has it."""
+    """Its ``RackSpec`` as JSON."""
     exits: tuple[int, ...]
     """Stacks whose exit norms are trained."""
     tokenizer: str
@@ -46,14 +46,14 @@ class SourceRun:
     vocab_size: int | None = None
     """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
-    """Whether some of what it learnt isn't in its full-precision weights."""
+    """Whether a part of what it learnt is in adapters, not in its full-precision weights."""
 
 
 def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     """Read the plan in a run's directory.
 
     Raises:
-        UsageError: there is none, or it isn't what a run writes.
+        UsageError: there is no plan, or no run wrote it.
     """
     directory = Path(path)
     plan = directory / PLAN
@@ -98,7 +98,7 @@ def _settings(config: Path) -> dict[str, Any]:
 
 
 def finished_run(path: str | os.PathLike[str]) -> SourceRun:
-    """``read_source_run``, whose errors have the run that was probably meant."""
+    """Read a finished run. Errors name the run that was probably meant."""
     try:
         return read_source_run(path)
     except UsageError as error:
@@ -107,7 +107,7 @@ def finished_run(path: str | os.PathLike[str]) -> SourceRun:
 
 
 def _keeps_weights(finished: Path) -> bool:
-    """Whether a finished run still has its weights."""
+    """Return whether a finished run still has its weights."""
     try:
         ending = json.loads(finished.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -116,7 +116,7 @@ def _keeps_weights(finished: Path) -> bool:
 
 
 def nearest_run(path: str | os.PathLike[str]) -> str | None:
-    """The run that was probably meant: the only one in a directory, or one beside it with a like name."""
+    """Return the run that was probably meant: the only one in a directory, or one beside it with a like name."""
     directory = Path(path)
     if PLAN in _names_in(directory):
         return None
@@ -140,7 +140,7 @@ def _names_in(directory: Path) -> list[str]:
 
 
 def _entry(plan: Path, data: Any, key: str, kind: type) -> Any:
-    """What a dotted key holds, of just this type; an integer will do for a number."""
+    """Return the value of a dotted key. It must have exactly this type, but an integer is also a number."""
     value = data
     for step in key.split("."):
         value = value.get(step) if isinstance(value, dict) else None

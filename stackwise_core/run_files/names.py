@@ -1,4 +1,4 @@
-"""Names of all files and folders in a run's directory. ``RunDirectory`` says how they lie."""
+"""Names of all files and folders in a run's directory. ``RunDirectory`` has the layout."""
 
 CONFIG = "config.toml"
 PLAN = "plan.json"

@@ -117,7 +117,7 @@ def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(broken
 
 
 def test_a_second_process_on_a_run_is_refused(here, broken_off):
-    """While one works on it; a process that has died, even by SIGKILL, holds nothing."""
+    """The lock holds while another process works on the run, and ends with that process, even by SIGKILL."""
     code = (
         "import os, sys, time\nfrom pathlib import Path\n"
         "from stackwise_core.engine.runs.directory import RunDirectory\n"

@@ -322,7 +322,7 @@ class Boundary:
             self._stores.make_room()
 
     def _hold(self, part: _Part, entries: Tensor) -> None:
-        """Hold in memory what no store keeps, until the next window."""
+        """Keep activations without a store in memory until the next window."""
         kept = self._contains(part.keys)
         for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
             if not found:

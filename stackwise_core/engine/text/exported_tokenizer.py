@@ -46,7 +46,7 @@ def exported_tokenizer(named: str, tokenizer: Tokenizer) -> ExportedTokenizer:
 
 
 def _byte_level() -> dict[str, Any]:
-    """The built-in tokenizer: each byte of UTF-8 is a token, and its id the byte."""
+    """Return the built-in tokenizer: each byte of UTF-8 is a token, and its id the byte."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
@@ -67,7 +67,7 @@ def _special(id_: int, content: str) -> dict[str, Any]:
 
 
 def _check(named: str, content: dict[str, Any], expected: dict[str, int]) -> None:
-    """The library numbers added tokens itself, without gaps, whatever the file says."""
+    """Check the ids of added tokens. The library numbers them itself, without gaps, whatever the file says."""
     from tokenizers import Tokenizer as Library
 
     library = Library.from_str(json.dumps(content))

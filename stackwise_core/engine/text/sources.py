@@ -107,7 +107,7 @@ def share_held_out(sources: Sequence[Source], data: DataConfig) -> float:
 
 
 def text_problems(config: Config, registry: Registry) -> Iterator[tuple[tuple[str, ...], StackwiseError]]:
-    """The keys that name texts or the tokenizer and what is wrong with them, as far as one document of each tells."""
+    """Yield keys of texts or the tokenizer with what is wrong with them. One document of each text is read."""
     data, whole = config.data, []
     for asked in _asked(data):
         try:

@@ -52,7 +52,7 @@ class Source:
 
     @property
     def where(self) -> str:
-        """Where it is, for messages."""
+        """Place of the text, for messages."""
         return self.named.corpus.name
 
     def files(self) -> Sequence[Path]:

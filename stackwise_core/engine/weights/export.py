@@ -246,7 +246,7 @@ def is_one_model(spec: RackSpec, routes: int) -> bool:
 
 
 def _spec(source: SourceRun) -> RackSpec:
-    """The rack of a run, as its plan has it.
+    """Return the rack of a run, as its plan has it.
 
     Raises:
         UsageError: no checkpoint holds such a rack.
@@ -274,7 +274,7 @@ def _spec(source: SourceRun) -> RackSpec:
 
 
 def _path(run: RunDirectory, source: SourceRun, spec: RackSpec, depth: int | None) -> tuple[int, ...]:
-    """The stacks to export."""
+    """Return the stacks to export."""
     try:
         routes: Sequence[tuple[int, ...]] = [tuple(map(int, route["path"])) for route in run.read_json(PLAN)["routes"]]
         if not routes or any(stack not in range(spec.stacks) for path in routes for stack in path):
