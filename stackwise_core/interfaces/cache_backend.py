@@ -41,23 +41,23 @@ class CacheOptions:
     )
     capacity: ByteSize | None = option(
         None,
-        'Most bytes to hold, such as "20 GB"; the oldest phase\'s boundaries go first, and of those the least recently '
-        "used. None: no limit.",
+        'Most bytes to keep, such as "20 GB". Beyond it the oldest phase\'s boundaries are evicted first, and of these '
+        "the least recently used. None: no limit.",
     )
     keep: Literal["stack", "rack"] = option(
         "stack",
-        "Which boundaries are kept: stack, only the one in use, and none when the run ends; rack, those of all stacks, "
-        'left for "stackwise cache" to list and measure, by a backend that is on disk.',
+        "Boundaries that are kept. stack: only the one in use, and none after the run. rack: those of all stacks, for "
+        '"stackwise cache" to list and measure; the backend must be on disk.',
     )
     keep_time_steps: int | None = option(
         None,
-        'With keep = "rack", of how many of the last time steps (phases) boundaries are kept. None: of all.',
+        'Number of the last time steps (phases) whose boundaries are kept, with keep = "rack". None: all.',
         check=_only_where_more_are_kept,
     )
     directory: str | None = option(
         None,
-        "A directory for boundaries alone, relative to the TOML; runs that share it share what is equal. None: in the "
-        "run's own directory.",
+        "Directory for boundaries alone, relative to the TOML. Runs that use the same one share equal boundaries. "
+        "None: the run's own directory.",
         check=path_text,
         path=(),
     )
