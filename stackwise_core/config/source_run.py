@@ -79,8 +79,8 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     )
     if not os.path.isfile(directory / FINISHED):
         command = f"stackwise run {shlex.quote(str(directory))}"
-        goes_on = f'. "{command}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
-        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
+        resumes = f'. "{command}" resumes it' if os.path.isfile(directory / PROGRESS) else ""
+        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{resumes}")
     if not _keeps_weights(directory / FINISHED):
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
     return source

@@ -23,8 +23,8 @@ _SAMPLING = {
 
 
 @frozen
-class Settled:
-    """A tokenizer.json that gives a text the same ids whenever it is asked, whatever other texts are beside it."""
+class DeterministicContent:
+    """A tokenizer.json that always gives a text the same ids, whatever other texts are in the batch."""
 
     content: Content
     sampling: tuple[str, ...]
@@ -33,15 +33,15 @@ class Settled:
     """Settings that cut or filled up the ids of a text, and are off."""
 
 
-def settle(content: Content) -> Settled:
-    """Switch off sampling, truncation and padding, and what is put around a text."""
-    settled = content | {"truncation": None, "padding": None, "post_processor": None}
+def deterministic(content: Content) -> DeterministicContent:
+    """Switch off sampling, truncation, padding, and the special tokens around a text."""
+    fixed = content | {"truncation": None, "padding": None, "post_processor": None}
     model: Any = content.get("model")
     sampling = [name for name in _SAMPLING if isinstance(model, dict) and model.get(name)]
     if sampling:
-        settled["model"] = model | dict.fromkeys(sampling)
-    return Settled(
-        settled,
+        fixed["model"] = model | dict.fromkeys(sampling)
+    return DeterministicContent(
+        fixed,
         tuple(f"model.{name} = {model[name]} ({_SAMPLING[name]})" for name in sampling),
         tuple(name for name in ("truncation", "padding") if content.get(name)),
     )

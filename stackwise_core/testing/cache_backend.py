@@ -75,7 +75,7 @@ def readable_numbers(store: ActivationStore, layout: Layout, numbers: Sequence[i
     return found
 
 
-def goes_on_after_damage(opened: Callable[[], ActivationStore], layout: Layout, numbers: Sequence[int]) -> None:
+def check_recovery(opened: Callable[[], ActivationStore], layout: Layout, numbers: Sequence[int]) -> None:
     """Open a store with damaged files, read it, fill it, and read it again. It must work like a new one."""
     store = opened()
     before = readable_numbers(store, layout, numbers)
@@ -355,7 +355,7 @@ class CacheBackendContract:
             harm(rng, sorted(path for path in namespace.rglob("*") if path.is_file()))
             opened = partial(backend.open, namespace, layout, None)
             # In a child, since what was harmed may end the process that reads it.
-            code = code_of(in_a_child(partial(goes_on_after_damage, opened, layout, numbers)))
+            code = code_of(in_a_child(partial(check_recovery, opened, layout, numbers)))
             assert code == 0, harm.__name__
 
     def test_readers_beside_a_writer(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:

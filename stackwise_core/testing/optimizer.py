@@ -107,7 +107,7 @@ class OptimizerContract:
             ends.append(weights)
         assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
-    def test_it_goes_on_from_its_state(self, optimizer: Optimizer) -> None:
+    def test_it_resumes_from_its_state(self, optimizer: Optimizer) -> None:
         """State that was written down after two steps gives the third to the bit, in an optimizer of its own."""
         weights = parameters()
         made = optimizer.make(groups_of(weights))

@@ -157,7 +157,7 @@ def test_a_run_that_broke_off_is_refused(tmp_path, run):
     RunDirectory(broken).manifest.drop("finished.json")
     result = stackwise("merge", broken)
     assert result.exit_code == 2
-    assert f'"stackwise run {broken}" goes on with it' in result.stderr
+    assert f'"stackwise run {broken}" resumes it' in result.stderr
 
 
 def test_merging_is_heard_of(run, tmp_path, monkeypatch):

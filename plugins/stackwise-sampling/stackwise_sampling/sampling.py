@@ -196,9 +196,9 @@ def _refuse_beyond_causal(text: GappedText, sampling: Sampling) -> None:
                 f"{name}: expected none, since the rack is causal: it writes from left to right, a token a step."
             )
     if not text.missing.any() or not text.missing[int(text.missing.argmax()) :].all():
-        raise UsageError("the rack is causal: it goes on with a text, and can't fill gaps within one.")
+        raise UsageError("the rack is causal: it continues a text, and can't fill gaps within one.")
     if text.missing[0]:
-        raise UsageError("the rack is causal: it goes on with a text, and needs a prompt of at least one token.")
+        raise UsageError("the rack is causal: it continues a text, and needs a prompt of at least one token.")
     last = int(text.ids[int(text.missing.argmax()) - 1])
     if last in text.tokenizer.special_ids:
         raise UsageError(

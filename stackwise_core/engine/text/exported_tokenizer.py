@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.config.source_vocabulary import BYTES, byte_characters
-from stackwise_core.config.tokenizer_content import settle
+from stackwise_core.config.tokenizer_content import deterministic
 from stackwise_core.config.tokenizer_json import MASK, MASK_TOKENS, PAD, PAD_TOKENS, Vocabulary, read_vocabulary
 from stackwise_core.engine.text.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -28,7 +28,7 @@ def exported_tokenizer(named: str, tokenizer: Tokenizer) -> ExportedTokenizer:
         content, known = _byte_level(), Vocabulary(byte_characters(), {})
     else:
         content, known = json.loads(Path(named).read_text(encoding="utf-8")), read_vocabulary(Path(named))
-        content = settle(content).content  # as the rack was trained
+        content = deterministic(content).content  # as the rack was trained
     tokens = {id_: token for token, id_ in known.ids.items()}
     roles = {tokenizer.mask_id: MASK_TOKENS, tokenizer.pad_id: PAD_TOKENS}
     if not roles.keys() <= tokens.keys():
