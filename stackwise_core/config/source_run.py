@@ -1,4 +1,4 @@
-"""The run whose rack another one starts from, as its plan.json tells of it."""
+"""The run that a rack starts from, read from its plan.json."""
 
 import json
 import os

@@ -16,7 +16,7 @@ BYTE_SPECIALS = {"[MASK]": MASK_ID, "[PAD]": PAD_ID}
 def byte_characters() -> dict[str, int]:
     """Return the byte of each character in a byte-level tokenizer.json.
 
-    A byte that prints in Latin-1 stands for itself; the others get the characters from U+0100 on (GPT-2).
+    A byte that prints in Latin-1 is itself; the others have the characters from U+0100 on (GPT-2).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -48,7 +48,7 @@ def deterministic(content: Content) -> DeterministicContent:
 
 
 def unknown_token(content: Content) -> str | None:
-    """Return the token that stands for text which the model has no token for; None where it has none."""
+    """Return the token for text that the model has no token for; None if there is none."""
     model = content["model"]
     if isinstance(model["vocab"], list):  # a Unigram's pairs of a token and its score
         place, tokens = model.get("unk_id"), model["vocab"]
@@ -57,7 +57,7 @@ def unknown_token(content: Content) -> str | None:
 
 
 def has_token_for_any_text(content: Content, vocabulary: Collection[str], alphabet: Collection[str]) -> bool:
-    """Return whether all bytes are tokens. Then nothing is unknown, though the file may name a token for it.
+    """Return whether all bytes are tokens. Then nothing is unknown, even if the file names an unknown token.
 
     Args:
         content: the tokenizer.json.
@@ -70,7 +70,7 @@ def has_token_for_any_text(content: Content, vocabulary: Collection[str], alphab
 
 
 def special_tokens(content: Content) -> frozenset[str]:
-    """Return the tokens that the file uses for something else than text, wherever it names them.
+    """Return all tokens that the file uses for something other than text.
 
     These are added tokens that are called special; the model's unknown token; what a post-processor puts around a text;
     what the file pads with; and a CTC decoder's blank. The tokens of byte fallback aren't among them: they stand for
@@ -126,7 +126,7 @@ def _size(text: str) -> int:
 
 
 def _space_marks(content: Content) -> Iterator[str]:
-    """Yield the characters that stand for a space in tokens."""
+    """Yield the characters that mean a space in tokens."""
     for part in _components(content, "pre_tokenizer", "decoder"):
         if part["type"] == "Metaspace":
             yield part["replacement"]

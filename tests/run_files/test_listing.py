@@ -18,7 +18,7 @@ def listed(run: Path) -> ListedRun:
 
 
 def unfinished(run: Path) -> None:
-    """Have a finished run be one that broke off in its second phase."""
+    """Turn a finished run into one that was interrupted in its second phase."""
     directory = RunDirectory(run)
     with directory.together():
         directory.manifest.drop("finished.json")

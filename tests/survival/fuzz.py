@@ -414,7 +414,7 @@ def toml_files(whole: bytes) -> st.SearchStrategy[bytes]:
 
 @cache
 def specimens() -> Path:
-    """A directory with a finished run and one that broke off, made once in a process."""
+    """A directory with a finished run and an interrupted one, made once in a process."""
     from tests.tiny import TEXT, run_tiny
 
     folder = Path(tempfile.mkdtemp(prefix="stackwise-fuzz-"))

@@ -14,7 +14,7 @@ from stackwise_core.registry import Registry
 
 
 def environment(config: Config, registry: Registry, device: torch.device) -> dict[str, object]:
-    """Return what the run runs on: versions of the core, its plugins and torch, and the device."""
+    """Return the run's environment: versions of the core, its plugins and torch, and the device."""
     return {
         **software(config, registry, INTERFACES),
         "python": platform.python_version(),

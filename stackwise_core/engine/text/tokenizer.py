@@ -257,7 +257,7 @@ class JsonTokenizer(Tokenizer):
             )
 
     def wordless_ids(self, rows: int) -> frozenset[int]:
-        """Return the ids below ``rows`` that stand for no text; ids may have gaps."""
+        """Return the ids below ``rows`` that mean no text; ids may have gaps."""
         return self.special_ids | (frozenset(range(rows)) - self._known)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -280,7 +280,7 @@ class JsonTokenizer(Tokenizer):
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Blame the file for what the library can't do with it.
+    """Turn the library's exceptions into errors about the file.
 
     The library raises plain Exception, or panics, which isn't one.
 
@@ -304,7 +304,7 @@ def _byte_offsets(text: str) -> NDArray[np.int64]:
 
 
 def _widths(starts: NDArray[np.int64], ends: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bytes that each token stands for: of what it lies over, no more than it writes itself.
+    """Return the bytes that count for each token: those that it covers, at most those that it writes.
 
     Tokens that overlap, as those of one character's bytes do, share out what they lie over together.
 

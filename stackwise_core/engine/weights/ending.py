@@ -13,7 +13,7 @@ from stackwise_core.run_files.names import FINISHED, stack_file
 
 
 def read_ending(directory: RunDirectory) -> dict[str, Any]:
-    """Read what a finished run wrote: ``phases``, and ``active``, the stacks that trained last.
+    """Read finished.json: ``phases``, and ``active``, the stacks that trained last.
 
     Raises:
         StackwiseError: it is missing, isn't what was written, or isn't what a run writes.
@@ -26,7 +26,7 @@ def read_ending(directory: RunDirectory) -> dict[str, Any]:
 
 
 def check_rack(directory: RunDirectory, spec: RackSpec, adapters: Collection[str]) -> None:
-    """Refuse a finished run whose files can't be those of such a rack, before memory is taken for any of them.
+    """Refuse a finished run whose files don't fit its rack, before memory is taken for them.
 
     Args:
         adapters: names of those that its configuration has.

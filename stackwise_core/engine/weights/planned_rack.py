@@ -25,7 +25,7 @@ class PlannedRack:
 
     @classmethod
     def of(cls, directory: RunDirectory, planned: SourceRun) -> PlannedRack:
-        """Read it from a plan.
+        """Read the rack from a plan.
 
         Raises:
             StackwiseError: it isn't what a run writes, or says of more stacks than there are.
