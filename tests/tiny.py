@@ -68,7 +68,7 @@ class TinyRun:
 
 @define
 class Ran:
-    """What a tiny run did."""
+    """The result of a tiny run."""
 
     setup: Setup
     plan: Plan

@@ -110,7 +110,7 @@ def test_the_copy_stands_beside_the_run_by_default(tmp_path, run, monkeypatch):
 
 
 def test_a_line_says_what_was_done(tmp_path, run):
-    """How many adapters, and where they are now."""
+    """The line has the number of adapters, and the copy."""
     result = stackwise("merge", run, "--to", tmp_path / "copy")
     assert result.stdout == f"{tmp_path}/copy: 3 adapters folded into the weights of 2 stacks.\n"
 
@@ -140,7 +140,7 @@ def test_a_run_without_adapters_has_nothing_to_merge(tmp_path, merged):
 
 @pytest.mark.parametrize("name", ["stacks/001.safetensors", "adapters/000/trunk/adapter_model.safetensors"])
 def test_damage_is_named_and_leaves_no_copy(tmp_path, run, name):
-    """Of masters and adapters."""
+    """Damage to masters and adapters is named."""
     damaged = Path(shutil.copytree(run, tmp_path / "runs" / "first"))
     content = bytearray((damaged / name).read_bytes())
     content[-3] ^= 1

@@ -14,7 +14,7 @@ from stackwise_core.engine.loop.events import PhaseResult, RunResult
 
 
 def printed(capsys, **boundaries: int) -> str:
-    """What is printed of a run of one phase."""
+    """Return the output about a run of one phase."""
     counts = {"boundaries_computed": 0, "boundaries_read": 0, "boundaries_evicted": 0, "boundaries_damaged": 0}
     phase = PhaseResult("stack 1", 10, 1.0, 3.0, 2.0, 100.0, 10**9, False, **{**counts, **boundaries})
     text = StringIO()

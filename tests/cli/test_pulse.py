@@ -25,7 +25,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """What is written, and when it is there."""
+    """Collect the output and its times."""
     lines: list[str] = []
     monkeypatch.setattr(click, "echo", lambda text, err: lines.append(f"{'err' if err else 'out'}: {text}"))
     return lines

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says, read from files that the library itself wrote."""
+"""Contents of a tokenizer.json, read from files that the library itself wrote."""
 
 import json
 

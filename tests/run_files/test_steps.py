@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory) -> Path:
-    """What a run leaves that the system killed before its first step, with a head of its own."""
+    """Return the directory of a run that was killed before its first step, with a head of its own."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "small.toml").write_text(CONFIG)
     assert subprocess.run([sys.executable, "-c", KILLED], cwd=folder, check=False).returncode == -signal.SIGKILL

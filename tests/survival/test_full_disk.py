@@ -85,7 +85,7 @@ KINDS = {
     "manifest.json",
 }
 CACHE = {"cache/N/N.safetensors", "cache/N.json"}
-"""What a run can do without."""
+"""Files that a run can do without."""
 
 
 @define
@@ -94,7 +94,7 @@ class Undisturbed:
 
     directory: Path
     written: Counter[str]
-    """How many files of each kind it wrote."""
+    """Number of files of each kind that it wrote."""
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_what_was_written_is_said(tmp_path, ran):
 
 
 def refused(run: Path, target: Path, *arguments: object) -> str:
-    """What is said of an export that isn't done; nothing is left of it."""
+    """Return the message of a refused export, which must leave nothing."""
     before = sorted(target.parent.rglob("*"))
     result = stackwise("export", run, "--to", "hf", target, *arguments)
     assert result.exit_code in (1, 2), result.output

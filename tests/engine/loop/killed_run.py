@@ -35,7 +35,7 @@ from tests.killing import forked, kill_before_change
 from tests.tiny import TinyRun
 
 WRONG = 77
-"""What a life exits with that has read a wrong activation."""
+"""Exit code of a life that has read a wrong activation."""
 CHUNK_TOKENS = 512
 """Chunks of 16 sequences of 32 tokens, so that a hundred of them make seven."""
 
@@ -44,15 +44,15 @@ PUT, READ, LATE = b"p", b"r", b"l"
 
 @define
 class Life:
-    """What one process came to."""
+    """The outcome of one process."""
 
     phase: str | None
     """In which it was to be killed; None: it was to go on to the end."""
     way: str
     puts: int = 0
-    """How often it began to put boundaries in that phase."""
+    """Number of times that it began to put boundaries in that phase."""
     reads: int = 0
-    """How many batches it compared, in any phase."""
+    """Number of batches that it compared, in any phase."""
     late: bool = False
     """Whether the phase was over before the instant had come."""
     status: int = 0
@@ -60,7 +60,7 @@ class Life:
 
 
 def survive(request: dict[str, Any]) -> dict[str, Any]:
-    """What a request comes to, as JSON values."""
+    """Return the outcome of a request, as JSON values."""
     directory, rng = Path(request["directory"]), random.Random(request["seed"])
     run = TinyRun.of(directory, request["changes"])
     undisturbed = live(run, None, Life(None, "none"), rng)
