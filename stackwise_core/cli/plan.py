@@ -23,7 +23,7 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], beyond_mac
 
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.cli.plan_table import print_plan, print_prices
-    from stackwise_core.cli.progress import tokenising
+    from stackwise_core.cli.run_display import tokenising
     from stackwise_core.engine.plan.plan_limits import (
         check_disk,
         check_memory,

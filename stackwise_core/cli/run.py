@@ -55,7 +55,7 @@ def run(
 
     from cattrs import unstructure
 
-    from stackwise_core.cli.progress import tokenising, watching
+    from stackwise_core.cli.run_display import tokenising, watching
     from stackwise_core.engine.loop.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
     from stackwise_core.engine.loop.stopping import Stopping
     from stackwise_core.engine.runs.directory import Busy

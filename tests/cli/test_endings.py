@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.output import Console
-from stackwise_core.cli.progress import Lines
+from stackwise_core.cli.run_display import Lines
 from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_a_reader_that_goes_away(here):
     """As ``head -1`` does: stderr has how to go on, and that the run was interrupted; a checkpoint is left."""
-    talkative = "from stackwise_core.cli import main, progress; progress.SECONDS_BETWEEN_LINES = 0; main()"
+    talkative = "from stackwise_core.cli import main, run_display; run_display.SECONDS_BETWEEN_LINES = 0; main()"
     command = [sys.executable, "-c", talkative, "run", "small.toml", "--set", "training.steps_per_stack=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not process.stdout.readline().startswith("rack: 2 stacks"):

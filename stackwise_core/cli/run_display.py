@@ -1,4 +1,4 @@
-"""Progress of a run: bars on a terminal, lines in a pipe."""
+"""Display of a run on a terminal (bars) or in a pipe (lines)."""
 
 from __future__ import annotations
 

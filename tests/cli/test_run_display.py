@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stackwise_core.cli.bars import Bars, TimesColumn
-from stackwise_core.cli.progress import print_result
+from stackwise_core.cli.run_display import print_result
 from stackwise_core.engine.loop.events import PhaseResult, RunResult
 
 
