@@ -41,7 +41,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Name what a file imports of the core at run time, in functions too, without the package's name."""
+    """Return the core's modules that a file imports at run time, also within functions, without the package's name."""
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()

@@ -73,7 +73,7 @@ and `stackwise export RUN --to FORMAT DIR` writes one, with the format's options
 
 
 def reference(registry: Registry) -> str:
-    """The whole page, with the options of the plugins from this repository."""
+    """Return the whole page, with the options of this repository's plugins."""
     return INTRODUCTION + "".join(_sections(registry))
 
 

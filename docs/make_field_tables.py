@@ -76,7 +76,7 @@ def _choices(annotation: ast.expr) -> str:
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
         for word in (node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice])
     ]
-    return f": {', '.join(f'`{word}`' for word in words)}" if words else ""
+    return f". One of {', '.join(f'`{word}`' for word in words)}" if words else ""
 
 
 def _plain_references(text: str) -> str:

@@ -93,7 +93,7 @@ def run(
     Raises:
         Finished: a ``UsageError``: the run that the configuration is of has nothing left to do.
         UsageError: as ``plan``; or the plan is over ``training.memory_budget``, the room on the disk or all that the
-            machine could do; or what broke off began with another configuration.
+            machine could do; or the interrupted run began with another configuration.
         UnavailableError: as ``plan``.
         StackwiseError: the run failed. The last checkpoint is on disk, as with all that follow.
         OSError, MemoryError: the disk or the memory is full.

@@ -26,6 +26,6 @@ class UsageError(StackwiseError):
 
 
 class UnavailableError(StackwiseError):
-    """Error of a configuration whose plugin, package or device isn't there."""
+    """Error of a configuration whose plugin, package or device isn't available."""
 
     exit_code = 3

@@ -30,17 +30,17 @@ def option(
     """Return an attrs field that the configuration fills.
 
     Args:
-        default: its value when the TOML leaves it out; without one the key is required. A callable is called for
-            it; where it gives a ``dict``, that stands for what the TOML would have said.
+        default: the value when the TOML leaves the key out. Without a default the key is required. A callable is
+            called for the value; a ``dict`` that it returns is read like a table of the TOML.
         help: one or two sentences for ``stackwise plugins show`` and the configuration reference.
-        check: an attrs validator. It raises ``ValueError`` with what was expected, as in
-            ``"expected at least 1"``; it may look at the other fields of the instance, which are structured already.
-        hook: for the core's own tables: the hook that this field's ``use =`` chooses an implementation of.
-        alone: with ``hook``, what a text in place of the table is short for: an implementation, and the option of it
-            that the text is. None: the text is the implementation's name.
-        path: given for a text that is a path: relative ones are taken from the folder of the file that sets them
-            (from the working directory, where an environment variable or ``--set`` does). The texts listed here are
-            names and no paths.
+        check: an attrs validator. It raises ``ValueError`` with the expected value, as in ``"expected at least 1"``.
+            It may read the other fields of the instance, which are converted already.
+        hook: for the core's own tables: the hook whose implementation this field's ``use =`` chooses.
+        alone: with ``hook``, the meaning of a text in place of the table: an implementation, and its option that gets
+            the text. None: the text is the implementation's name.
+        path: set for a text that is a path. A relative one starts at the folder of the file that sets it, or at the
+            working directory if an environment variable or ``--set`` sets it. The texts listed here are names, not
+            paths.
     """
     if callable(default):
         default = Factory(default)

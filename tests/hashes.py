@@ -1,4 +1,4 @@
-"""What a directory holds, to compare it with."""
+"""Hashes of a directory's contents, to compare it with."""
 
 import hashlib
 from pathlib import Path

@@ -24,7 +24,7 @@ def kill_before_change(number: int) -> None:
 
 
 STOPPED = 130
-"""What a forked process exits with that was interrupted."""
+"""Exit code of a forked process that was interrupted."""
 
 
 def forked(work: Callable[[Callable[[bytes], object]], object]) -> tuple[int, int]:

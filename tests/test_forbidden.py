@@ -1,4 +1,4 @@
-"""What the product must not contain: anything that runs what it reads."""
+"""Code that the product must not contain: anything that runs the data that it reads."""
 
 import ast
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell"}
 
 
 def forbidden(source: str) -> Iterator[str]:
-    """What a file has of all this, with its line; names are followed to what they were imported as."""
+    """List a file's forbidden names with their lines; names are followed to their imports."""
     tree, names = ast.parse(source), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

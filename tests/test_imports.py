@@ -19,7 +19,7 @@ WITH_TORCH = ("engine", "testing")
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports at run time, in functions too: modules, and names in modules as ``module.name``."""
+    """Return a file's imports at run time, also in functions: modules, and names as ``module.name``."""
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()

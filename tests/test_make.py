@@ -34,7 +34,7 @@ def test_the_run_has_its_plugins_and_no_others():
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    """What make looks at of a checkout in which nothing was made yet."""
+    """A checkout with the files that make reads, in which nothing was made yet."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, tmp_path)
     for file in ROOT.glob("plugins/*/pyproject.toml"):

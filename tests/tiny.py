@@ -62,13 +62,13 @@ class TinyRun:
         return cls(setup, make_plan(setup), registry)
 
     def engine(self, listener: Listener, begun: RunDirectory | None = None, stopping: Stopping | None = None) -> Engine:
-        """What begins it, or goes on with it."""
+        """The call that begins or resumes the run."""
         return Engine(self.setup, self.plan, self.registry, listener, begun, stopping)
 
 
 @define
 class Ran:
-    """What a tiny run did."""
+    """The result of a tiny run."""
 
     setup: Setup
     plan: Plan

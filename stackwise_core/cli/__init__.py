@@ -1,6 +1,6 @@
-"""The command line: the group ``stackwise``, whose commands are imported when they are asked for.
+"""The command line: the group ``stackwise``, whose commands are imported when they are used.
 
-The commands of plugins stand behind the core's own.
+The commands of plugins are listed after the core's own.
 """
 
 import importlib
@@ -56,7 +56,7 @@ class CommandLine(click.Group):
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; an interrupt is told by ``report_failure``, since click fails where a terminal hung up."""
+        """Run a command. ``report_failure`` reports an interrupt, since click fails when the terminal is gone."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

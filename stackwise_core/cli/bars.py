@@ -30,7 +30,7 @@ class TimesColumn(ProgressColumn):
 
 
 class _MeasuredColumn(ProgressColumn):
-    """Column that shows a task's ``measured``, or its ``brief`` where it has one and there is little room."""
+    """Column with a task's ``measured`` text, or its ``brief`` text on a narrow terminal."""
 
     def __init__(self, brief: bool) -> None:
         super().__init__()

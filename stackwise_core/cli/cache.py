@@ -166,7 +166,7 @@ def cache() -> None:
 def list_stores(run: Path, plugins: Sequence[str], as_json: bool) -> None:
     """List the stores of the boundaries of the run RUN.
 
-    Where runs share a directory, all that is in it is listed. A directory that no record tells of is "unknown".
+    Where runs share a directory, all of its stores are listed. A directory without a record is "unknown".
     """
     kept = Kept.by(run, plugins)
     stats: dict[str, CacheStats] = {}

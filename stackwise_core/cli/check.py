@@ -20,7 +20,7 @@ from stackwise_core.engine.text.sources import text_problems
 @config_options
 @json_option("Print JSON, the problems too.")
 def check(file: str, overrides: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
-    """Check FILE, and show which implementation each of its hooks comes to. Nothing is run."""
+    """Check FILE, and show the implementation of each of its hooks. Nothing is run."""
     try:
         config, registry = load(file, overrides=overrides, plugins=plugins, more_checks=text_problems)
     except ProblemsError as error:

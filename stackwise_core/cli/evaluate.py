@@ -54,8 +54,8 @@ def evaluate(
 
     from stackwise_core.cli.bars import counting
     from stackwise_core.cli.likelihood_tables import print_likelihoods
-    from stackwise_core.cli.progress import tokenising
     from stackwise_core.cli.pulse import working
+    from stackwise_core.cli.run_display import tokenising
     from stackwise_core.engine.evaluation.finished import FinishedRun
     from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
     from stackwise_core.engine.plan.notes import of_the_coverage, unseen

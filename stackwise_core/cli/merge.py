@@ -16,9 +16,9 @@ from stackwise_core.cli.output import json_option, print_json
 @plugin_option
 @json_option()
 def merge(directory: Path, target: Path | None, plugins: Sequence[str], as_json: bool) -> None:
-    """Make a copy of the finished run RUN whose full-precision masters have its adapters in them.
+    """Copy the finished run RUN, with its adapters merged into the full-precision masters.
 
-    RUN stays as it is. The copy can be evaluated, and be what another run starts from.
+    RUN doesn't change. You can evaluate the copy, or start another run from it.
     """
     from stackwise_core.config.source_run import finished_run
     from stackwise_core.errors import UsageError

@@ -21,7 +21,7 @@ from stackwise_core.registry import Registry
 def next_steps(
     result: RunResult, plan: Plan, registry: Registry, *, exportable: bool = True
 ) -> list[tuple[str, list[str]]]:
-    """Return what can be done with a run, and the words of the command that does it; only what it allows.
+    """Return the possible next steps with a run: a description and the words of its command.
 
     Args:
         registry: the plugins, whose commands are among them.

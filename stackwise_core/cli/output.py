@@ -34,7 +34,7 @@ def discard_output() -> None:
 
 
 class Console(rich.console.Console):
-    """Console whose reader may go away: that is an error like any other, not the end of the program."""
+    """Console whose output may be closed. That is an ordinary error, not the end of the program."""
 
     def on_broken_pipe(self) -> None:
         """Raise the error to the caller that prints."""

@@ -1,4 +1,4 @@
-"""``stackwise plan``: what a run would do and cost, before it does anything."""
+"""``stackwise plan``: show a run's phases and their cost, without running it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def plan(file: str, overrides: Sequence[str], plugins: Sequence[str], beyond_mac
 
     # torch comes in here, after the configuration was found to be right.
     from stackwise_core.cli.plan_table import print_plan, print_prices
-    from stackwise_core.cli.progress import tokenising
+    from stackwise_core.cli.run_display import tokenising
     from stackwise_core.engine.plan.plan_limits import (
         check_disk,
         check_memory,

@@ -81,7 +81,7 @@ def _row(planned: PhasePlan) -> dict[str, str]:
 
 
 def time_text(plan: Plan) -> str:
-    """Return the estimated time of all phases together, and what it was estimated from."""
+    """Return the estimated time of all phases, and the basis of the estimate."""
     products, copied = count(plan.speed.operations), ByteSize(plan.speed.copied)
     return (
         f"time: about {rough_duration(plan.seconds)} in all on this machine, if nothing else uses it; estimated from a "

@@ -62,7 +62,7 @@ def described(context: click.Context, name: str) -> Described | None:
 
 
 def refuse_unavailable(context: click.Context, name: str) -> None:
-    """Refuse a name that is known, and whose command can't be had.
+    """Refuse a known command that isn't available.
 
     Raises:
         UnavailableError: its plugin isn't installed, is blocked, or is broken.
@@ -131,6 +131,6 @@ def next_steps(registry: Registry, run: EndedRun) -> list[tuple[str, list[str]]]
 
 
 def _name(registry: Registry, declared: Declared) -> str:
-    """Return what a command is called by; where two have one name, its distribution tells it apart."""
+    """Return the name of a command. Where two have the same, it includes the distribution."""
     is_shared = registry.state(declared) == AmbiguousImplementation.state
     return declared.full_name if is_shared else declared.name

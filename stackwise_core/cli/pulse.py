@@ -17,7 +17,7 @@ SECONDS_OF_SILENCE = 5.0
 
 
 class Pulse:
-    """Thread that says what is being done, whenever nothing was said for a while.
+    """Thread that prints the current activity when nothing was printed for a while.
 
     Args:
         text: called for the line; what it says may change during the work.

@@ -41,10 +41,10 @@ def restore(
     plugins: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Make a copy of the finished run RUN whose stacks are at the precision P.
+    """Copy the finished run RUN, with its stacks at the precision P.
 
-    They are made from the full-precision masters, a stack at a time, and the copy keeps both. It can be evaluated, and
-    be what another run starts from.
+    The stacks are made from the full-precision masters, one at a time, and the copy keeps both. You can evaluate the
+    copy, or start another run from it.
     """
     from attrs import evolve
 

@@ -14,11 +14,13 @@ from stackwise_core.cli.shown_paths import shown
 
 @click.command(short_help="Train what FILE describes.")
 @config_options
-@click.option("--fresh", is_flag=True, help="Begin anew, in a directory of its own, though a run broke off.")
+@click.option(
+    "--fresh", is_flag=True, help="Begin a new run in a directory of its own, even if the last one was interrupted."
+)
 @click.option(
     "--accept-change",
     is_flag=True,
-    help="Go on though the configuration has changed, where no weight depends on what has, or though a plugin has.",
+    help="Resume although a plugin has changed, or configuration keys that no weight depends on.",
 )
 @beyond_machine_option
 @json_option("Print the result as JSON; progress goes to stderr.")
@@ -33,8 +35,8 @@ def run(
 ) -> None:
     """Train the rack that FILE describes, phase by phase, into a directory of its own.
 
-    If the last run of that name broke off, it goes on with that one, from its last checkpoint. FILE may also be the
-    directory of a run.
+    If the last run of that name was interrupted, it is resumed from its last checkpoint. FILE may also be the directory
+    of a run.
     """
     from stackwise_core.api import load_config, prepare
     from stackwise_core.engine.loop.beginning import Finished, begin
@@ -53,7 +55,7 @@ def run(
 
     from cattrs import unstructure
 
-    from stackwise_core.cli.progress import tokenising, watching
+    from stackwise_core.cli.run_display import tokenising, watching
     from stackwise_core.engine.loop.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
     from stackwise_core.engine.loop.stopping import Stopping
     from stackwise_core.engine.runs.directory import Busy
@@ -115,4 +117,4 @@ def _what_next(directory: Path, unshown: OSError | None) -> str:
     named = shlex.quote(str(shown(directory)))
     if is_finished(directory):
         return f'{why}All of it is trained: "stackwise evaluate {named}" measures it.'
-    return f'{why}"stackwise run {named}" goes on with this run.'
+    return f'{why}"stackwise run {named}" resumes this run.'

@@ -23,8 +23,8 @@ def runs(directory: Path | None, as_json: bool) -> None:
 
     \b
     running      a process works on it
-    unfinished   it was stopped: "stackwise run NAME" goes on with it
-    damaged      files are missing or can't be read; the reason stands below
+    unfinished   it was stopped: "stackwise run NAME" resumes it
+    damaged      files are missing or can't be read; the reason is printed below
     no run       another kind of directory
     age          since the run last wrote something
 

@@ -57,7 +57,7 @@ class _Column:
 
     @classmethod
     def of(cls, place: int, left: int, heading: str, cells: list[str]) -> "_Column":
-        """Make the column at a place of a table whose first ``left`` columns are no numbers."""
+        """Make a column of a table. The first ``left`` columns hold text, the others numbers."""
         return cls(heading, cells, 0 < place < left, place < left)
 
     @property

@@ -49,9 +49,9 @@ class Change:
 def changes(
     before: Config, now: Config, registry: Registry, known: Mapping[str, str] = MappingProxyType({})
 ) -> list[Change]:
-    """Return the keys whose values differ, in alphabetical order. A window that is left out is the one of before.
+    """Return the keys whose values differ, in alphabetical order. A window that is left out counts as unchanged.
 
-    A path is compared by what it leads to. Where a text is doesn't count: its fingerprint is in the plan.
+    Paths are compared by their content. The place of a text doesn't count: its fingerprint is in the plan.
 
     Args:
         registry: whose formats know the checkpoint that a rack starts from.
@@ -89,7 +89,7 @@ def is_text(key: str) -> bool:
 
 
 def with_window_of(before: Config, now: Config) -> Config:
-    """Return a configuration with another's ``training.window``, which a run settles when it begins."""
+    """Return a configuration with another's ``training.window``, which a run chooses when it begins."""
     return evolve(now, training=evolve(now.training, window=before.training.window))
 
 

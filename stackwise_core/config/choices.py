@@ -18,7 +18,7 @@ PLACED_HOOKS = ("corpus",)
 
 @frozen
 class HookField:
-    """A key whose ``use`` chooses, or a table of such keys."""
+    """A key of the TOML that chooses an implementation, or a table of such keys."""
 
     path: tuple[str, ...]
     hook: str

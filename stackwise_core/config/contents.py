@@ -44,7 +44,7 @@ def contents(config: Config, registry: Registry) -> dict[str, str]:
 
 
 def content(key: str, value: str, registry: Registry) -> str | None:
-    """Return the hash of what a key's path leads to; None where that isn't such a path, or nothing is there."""
+    """Return the hash of a path's content; None if the key isn't such a path, or nothing is there."""
     if key == SOURCE:
         return source_hash(value, registry)
     table, _, rest = key.partition(".")
@@ -57,10 +57,10 @@ def content(key: str, value: str, registry: Registry) -> str | None:
 
 
 def source_hash(directory: str, registry: Registry) -> str | None:
-    """Return what tells a run or a checkpoint from others, wherever it lies; None where there is none.
+    """Return a hash of a run or checkpoint that doesn't depend on its path; None if there is none.
 
-    A run's manifest has the hashes of its weights. Of a checkpoint's files, both ends are read: its weights are copied
-    when a run begins, and then nothing depends on them any more.
+    A run's manifest has the hashes of its weights. Of a checkpoint's files only both ends are read: a run
+    copies the weights when it begins, and doesn't need the files afterwards.
     """
     try:
         source = read_source(directory, registry)

@@ -76,7 +76,7 @@ def convert(data: Any, registry: Registry, hooks: Collection[str] | None = None)
 
 
 def convert_options(data: Mapping[str, Any], options: type, registry: Registry) -> Any:
-    """A plain dict to an instance of an options class.
+    """Convert a plain dict to an instance of an options class.
 
     Raises:
         ClassValidationError: as ``convert``.
@@ -240,7 +240,7 @@ class _Tables:
             raise
 
     def _unasked(self, use: str, value: Mapping[str, Any], hook: str) -> Choice:
-        """Return a choice whose plugin may be missing, with its options as they are written where it is."""
+        """Return a choice whose plugin may be missing. Its options are then left as written."""
         given = {key: content for key, content in value.items() if key != "use"}
         if hook in PLACED_HOOKS:
             with suppress(StackwiseError, Fault, BaseValidationError):
@@ -460,7 +460,7 @@ def _check(instance: Any, attribute: "attrs.Attribute[Any]", known: set[str], *,
 
 
 def _across(keys: tuple[str, ...], message: str) -> Fault:
-    """Return a fault of several keys, which stands at the first that was set."""
+    """Return an error about several keys, located at the first one that was set."""
     first, *others = [tuple(key.split(".")) for key in keys]
     fault = Fault(message, others=others)
     fault.__notes__ = [AttributeValidationNote("", key, Config) for key in first]

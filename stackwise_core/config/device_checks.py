@@ -10,7 +10,7 @@ from stackwise_core.registry.errors import WrongDevice
 
 
 def wrong_devices(config: Config, registry: Registry) -> Iterator[tuple[KeyPath, WrongDevice]]:
-    """List the keys whose implementation isn't for ``run.device``; with ``"auto"`` a run finds out."""
+    """List the keys whose implementation doesn't support ``run.device``. With ``"auto"`` the run checks it."""
     device = config.run.device
     for key, hook, choice in choices(config) if device != "auto" else ():
         declared = registry.resolve(hook, choice.use)

@@ -101,7 +101,7 @@ class ConfigError(ProblemsError, UsageError):
 
 
 class ConfigUnavailable(ProblemsError, UnavailableError):
-    """Error of a right configuration whose plugins or packages aren't there."""
+    """Error of a valid configuration whose plugins or packages aren't installed."""
 
 
 def error_for(problems: Sequence[Problem]) -> ProblemsError:

@@ -69,7 +69,7 @@ class Merged:
     """The layer of each value; of a table, the highest layer that has it."""
 
     def overlay(self, layer: Layer) -> None:
-        """Add a layer over those that are there."""
+        """Add a layer over the existing ones."""
         self._overlay(self.data, layer.data, (), layer)
         if not isinstance(layer, SettingsLayer):
             self.origins[()] = layer
@@ -104,7 +104,7 @@ class Merged:
         return found
 
     def origin(self, path: KeyPath) -> Layer | None:
-        """Return the layer that set the value at a path, or what it is a part of."""
+        """Return the layer that set the value at a path, or a table around it."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
@@ -116,7 +116,7 @@ class Merged:
         return layer is not None and not isinstance(layer, PlainLayer)
 
     def place(self, paths: Sequence[KeyPath], part: Part) -> Place | None:
-        """Return where the first of some paths that was set stands; failing that, the table of the first."""
+        """Return the location of the first of these paths that was set; if none was, the table of the first."""
         path = next((path for path in paths if self.sets(path)), None)
         if path is None:
             path, part = paths[0], "key"

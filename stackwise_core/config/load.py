@@ -227,7 +227,7 @@ def structure(data: Mapping[str, Any], registry: Registry) -> Config:
 
 
 def _shortened(path: KeyPath, merged: Merged) -> str:
-    """Return a key in dots, without what a text alone is short for."""
+    """Return a dotted key, without the part that a text alone is short for."""
     table = merged.value(path[:-1])
     is_short = isinstance(table, dict) and set(table) == {"use", TEXT[1]} and table["use"] == TEXT[0]
     return dotted(path[:-1] if is_short else path)

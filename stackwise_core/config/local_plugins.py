@@ -117,7 +117,7 @@ class LocalPlugins:
 
 
 def replaced(named: Sequence[Path], kept: Kept) -> Iterator[str]:
-    """Yield a warning for each file of ``-p`` that isn't what the run keeps a copy of under its name."""
+    """Yield a warning for each file of ``-p`` that differs from the run's copy of that name."""
     for path in named:
         copy = kept.plugins.get(path.name)
         if copy is not None and os.path.isfile(path) and sha256(path) != copy.sha256:

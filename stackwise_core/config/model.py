@@ -45,7 +45,7 @@ def _plain_name(instance: Any, attribute: Any, value: str) -> None:
 
 @frozen
 class RunConfig:
-    """Who this run is and where it runs."""
+    """The run's name, seed, device and directory."""
 
     name: str = option("run", "Name of the run's directory.", check=_plain_name)
     seed: int = option(0, "Seed of the weights, the order of samples, and every mask.", check=between(0, 2**63 - 1))
@@ -54,8 +54,8 @@ class RunConfig:
     )
     threads: int | None = option(
         None,
-        "Threads that torch computes with on the processor. Left out: what OMP_NUM_THREADS says, or a thread a core "
-        "that the run may use, by its affinity and its container's quota. The last bits of a sum can depend on it.",
+        "Threads that torch computes with on the CPU. Left out: OMP_NUM_THREADS, or one thread for each core that the "
+        "run may use, by its affinity and its container's quota. The last bits of a sum can depend on it.",
         check=between(1, 4096),
     )
     directory: str = option("runs", "Directory that holds the runs.", check=path_text)
@@ -70,16 +70,16 @@ def _a_share(instance: Any, attribute: Any, value: float | None) -> None:
 
 @frozen
 class SourceConfig:
-    """One of several texts that are trained on."""
+    """One of several texts to train on."""
 
     corpus: Choice = option(help="As data.corpus.", hook="corpus", alone=TEXT)
     weight: float = option(
         1.0,
-        "How many times an epoch passes over its training sequences. 2: twice, each time as samples of their own; "
-        "0.5: over half of its passages, chosen by a hash.",
+        "Passes over its training sequences in an epoch. 2: two passes, each with samples of its own; 0.5: one pass "
+        "over half of its passages, chosen by a hash.",
         check=between(0.001, 1000),
     )
-    text_field: str | None = option(None, "As data.text_field, which is taken where it is left out.", check=not_empty)
+    text_field: str | None = option(None, "As data.text_field, which is the default.", check=not_empty)
 
 
 def _ids(instance: Any, attribute: Any, value: dict[str, int]) -> None:
@@ -91,11 +91,11 @@ def _ids(instance: Any, attribute: Any, value: dict[str, int]) -> None:
 
 @frozen
 class DataConfig:
-    """The text, how it becomes tokens, and how long a sequence is."""
+    """The text, its tokenizer, and the length of sequences."""
 
     corpus: Choice | None = option(
         None,
-        'The text. A path alone is short for { use = "files", path = "..." }, whose path says what it may be; another '
+        'The text. A path alone is short for { use = "files", path = "..." }; see the option path of files. Another '
         'use has other options. Left out: "python-docs", unless there are sources.',
         hook="corpus",
         alone=TEXT,
@@ -112,15 +112,15 @@ class DataConfig:
     seq_len: int = option(256, "Tokens a sequence.", check=counted(2, 10_000_000))
     validation: Choice | None = option(
         None,
-        "The validation split, as data.corpus names a text; of a data set with splits its own validation. Left out: "
-        "that of data.corpus, where it is such a data set and validation_fraction isn't set, or else a share of the "
+        "The text to validate on, written as data.corpus; of a data set with splits, its validation split. Left out: "
+        "the validation split of data.corpus, if it has one and validation_fraction isn't set; else a share of the "
         "text.",
         hook="corpus",
         alone=TEXT,
     )
     validation_fraction: float | None = option(
         None,
-        "Share of the tokens that is kept from training and measured on. Left out: 0.1, or none where validation "
+        "Share of the tokens that is held out from training, for validation. Left out: 0.1; or none, if validation "
         "names a text or the data set has a validation split of its own.",
         check=_a_share,
     )
@@ -131,14 +131,13 @@ class DataConfig:
     )
     mask_token: str | None = option(
         None,
-        "Token of the tokenizer.json to mask with. Without it [MASK], <mask> or <|mask|> is taken, and where there is "
-        "none the vocabulary grows by one.",
+        "Token of the tokenizer.json to mask with. Left out: [MASK], <mask> or <|mask|>; if there is none of them, the "
+        "vocabulary grows by one.",
     )
     special_ids: dict[str, int] = option(
         dict,
-        "Ids that are special (never masked, attended to or scored) beside those that the tokenizer.json calls so, by "
-        "a name for each: mask and pad are the ones to mask and to pad with, which need no token there. Left out, they "
-        "are those of init_from.",
+        "More special ids (never masked, attended to or scored) than the tokenizer.json marks, each under a name. mask "
+        "and pad are the ids to mask and to pad with; they need no token in the file. Left out: those of init_from.",
         check=_ids,
     )
     tokens_directory: str = option(
@@ -147,7 +146,7 @@ class DataConfig:
 
     @property
     def share_held_out(self) -> float:
-        """``validation_fraction``, or what it is where it was left out."""
+        """``validation_fraction``, or its default where it was left out."""
         if self.validation_fraction is not None:
             return self.validation_fraction
         return 0.0 if self.validation is not None else 0.1
@@ -195,22 +194,22 @@ class RackConfig:
     )
     vocab_size: int | None = option(
         None,
-        "Rows of embedding and head, where they are to be more than the tokenizer has ids, mask and padding counted. "
-        "Left out, they are as many, or as init_from has.",
+        "Rows of embedding and head, if there should be more than the tokenizer has ids (mask and padding included). "
+        "Left out: as many as ids, or as init_from has.",
         check=at_least(1),
     )
     init_from: str | None = option(
         None,
-        "Directory that this rack starts from, relative to the TOML: of a run, or of a checkpoint in a format that is "
-        "installed, such as Hugging Face's. Stacks beyond its own are new. Widths that are left out here are its; "
-        "those that are set must be, and so must the tokenizer.",
+        "Directory of the source: a run, or a checkpoint in an installed format such as Hugging Face's. Relative to "
+        "the TOML. Stacks beyond the source's are new. Widths that you leave out are the source's. Widths that you "
+        "set, and the tokenizer, must equal the source's.",
         check=path_text,
         path=(),
     )
     init: Literal["all", "embedding"] = option(
         "all",
-        "What is taken of init_from: all of it, or its token embedding alone, which is also the LM head where that is "
-        "tied; only d_model and the tokenizer must then be its.",
+        "Part of the source to start from: all, or its token embedding alone, which is also the LM head if that is "
+        "tied. Then only d_model and the tokenizer must equal the source's.",
         check=_only_with_a_source,
     )
 
@@ -230,7 +229,7 @@ def _fractions_rise(instance: Any, attribute: Any, value: tuple[float, ...] | di
 
 @frozen
 class TrainingConfig:
-    """Budget, learning rates, and what the masks mean."""
+    """Budget, learning rates, masks, time and memory of training."""
 
     epochs_per_stack: int = option(1, "Passes over the training split, a stack.", check=counted(1, 1_000_000))
     steps_per_stack: int | None = option(
@@ -238,7 +237,7 @@ class TrainingConfig:
     )
     batch_size: int = option(
         16,
-        "Sequences a forward pass. Where the training split has fewer, all of them: the plan says so.",
+        "Sequences a forward pass. If the training split has fewer, all of them; the plan says so.",
         check=counted(1, 10_000_000),
     )
     gradient_accumulation: int = option(1, "Forward passes an optimizer step.", check=counted(1, 1_000_000))
@@ -255,8 +254,8 @@ class TrainingConfig:
     adapter_lr: float = option(1e-4, "Peak learning rate of adapters.", check=at_least(0))
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
-        "Course of the learning rate in each phase after its warm-up: wsd holds it and then decays linearly, cosine "
-        "and linear decay at once, constant holds it.",
+        "Learning rate of each phase after its warm-up. wsd: constant, then a linear decay. cosine, linear: a decay "
+        "right away. constant: no decay.",
     )
     warmup: float = option(0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1))
     decay: float = option(0.3, "Share of a phase's steps in which wsd decays.", check=between(0, 1))
@@ -264,37 +263,38 @@ class TrainingConfig:
     weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", check=at_least(0))
     max_grad_norm: float = option(
         1.0,
-        "Largest norm of a step's gradient; a larger one is scaled down. 0: no clipping.",
+        "Largest norm of a step's gradient; a larger gradient is scaled down. 0: no clipping.",
         check=at_least(0),
     )
     head: Literal["frozen", "trains"] = option(
         "frozen",
-        "Whether an untied LM head goes on training after the first phase, or stays as the anchor that all stacks "
-        "are read out through.",
+        "Training of an untied LM head after the first phase. frozen: all stacks are read out through the same head. "
+        "trains: it trains in every phase.",
     )
     over: Literal["time", "depth", "both"] | None = option(
         None,
-        "What the mask schedule runs over: time draws its progress anew for each draw; depth takes it from the "
-        'stack\'s place, one fraction a phase; both gives each stack its own slice and draws within. Left out: "depth" '
-        'with time = "depth", else "time".',
+        "Meaning of the mask schedule's progress. time: random for each draw. depth: the stack's place, so that a "
+        "phase has one mask fraction. both: random within the stack's own slice. Left out: depth with "
+        'time = "depth", else time.',
     )
     noise_index: Literal["build", "position"] = option(
         "build",
-        "Over depth, which stack has the schedule's beginning: the one that is built first, or the one at the tokens.",
+        "Stack at the beginning of a schedule over depth. build: the stack built first. position: the stack at the "
+        "tokens.",
     )
     time: Literal["none", "input", "depth"] = option(
         "none",
-        "none: the network isn't told the mask fraction; input adds its embedding to every token's; depth makes the "
-        "stack's place the time, so that the mask schedule runs over depth.",
+        "none: the network doesn't get the mask fraction. input: its embedding is added to every token's. depth: the "
+        "stack's place is the time, so the mask schedule runs over depth.",
     )
     time_encoding: Literal["sinusoidal", "learned"] = option(
         "sinusoidal",
-        'How time = "input" embeds a mask fraction: sinusoidal features through a learned projection, or a learned '
-        "vector a time step.",
+        'Embedding of a mask fraction, with time = "input": sinusoidal features through a learned projection, or a '
+        "learned vector for each time step.",
     )
     time_steps: int | None = option(
         None,
-        "Discrete time steps that the schedule's progress is cut into. Left out: time is continuous.",
+        "Number of discrete time steps in the schedule's progress. Left out: time is continuous.",
         check=counted(1, 1_000_000),
     )
     time_step_fractions: tuple[float, ...] | dict[int, float] = option(
@@ -305,50 +305,51 @@ class TrainingConfig:
     )
     weighting: Literal["nelbo", "mean"] | None = option(
         None,
-        "nelbo weighs a draw by |f'(s)|/f(s), which makes the loss a bound on the likelihood; mean averages over the "
-        "masked tokens. Left out: nelbo where the objective has it and the phase a band of mask fractions, else mean.",
+        "nelbo: a draw has the weight |f'(s)|/f(s), so the loss is a bound on the likelihood. mean: the average over "
+        "the masked tokens. Left out: nelbo if the objective has it and the phase has a band of mask fractions, else "
+        "mean.",
     )
     masks: Literal["fixed", "resampled"] = option(
         "fixed",
-        "fixed cycles through masks_per_sample draws of each sample; resampled takes a new draw each epoch.",
+        "fixed: masks_per_sample draws of each sample, in turn. resampled: a new draw each epoch.",
     )
     masks_per_sample: int = option(
-        4, "How many fixed draws each sample has. With 1 a stack overfits to its masks.", check=counted(1, 1_000_000)
+        4, "Fixed draws of each sample. With 1 a stack overfits to its masks.", check=counted(1, 1_000_000)
     )
     activation_checkpointing: bool = option(
         False,
-        "Whether a step that runs several stacks keeps only what passes between them, and computes the rest again on "
-        "its way back: less memory, a third more operations, the same losses.",
+        "Whether a step through several stacks keeps only the hidden states between them, and computes the rest again "
+        "in the backward pass: less memory, a third more operations, the same losses.",
     )
     max_bad_steps: int = option(
         10,
-        "Steps in a row that are left out because their loss or gradient isn't a finite number; one more stops the "
-        "run at its last checkpoint.",
+        "Most steps in a row that are skipped because their loss or gradient isn't finite. One more stops the run at "
+        "its last checkpoint.",
         check=at_least(0),
     )
     patience: int | None = option(
         None,
-        "End a phase early after this many validations in a row without a better loss; evaluation.every says how "
-        "often. Left out: every phase has its whole budget.",
+        "End a phase early after this many validations in a row without a better loss. evaluation.every sets the "
+        "interval. Left out: every phase uses its whole budget.",
         check=at_least(1),
     )
     window: int | None = option(
         None,
-        "Sequences that are shuffled together, and that pass the trunk together; where there is no cache, their "
-        "boundaries are held until the next. Left out: 1024, or the largest half, quarter and so on of it whose "
-        "boundaries take at most a quarter of memory_budget.",
+        "Sequences that are shuffled together and pass through the trunk together. Without a cache, their boundaries "
+        "stay in memory until the next window. Left out: 1024, halved until the boundaries take at most a quarter of "
+        "memory_budget.",
         check=at_least(1),
     )
     memory_budget: ByteSize | None = option(
         None,
-        'Most memory that the plan may come to, such as "8 GB"; more is refused. The plan is an estimate, good to some '
-        "15 %. Left out: what is free when the run begins, less a tenth, and nothing is refused.",
+        'Largest planned memory, such as "8 GB"; a larger plan is refused. The plan is an estimate, good to some '
+        "15 %. Left out: the free memory when the run begins, less a tenth, and nothing is refused.",
     )
     trunk_residency: Literal["auto", "memory", "stream"] = option(
         "auto",
-        "Where the trunk is while a stack trains on its boundary. memory: all of it in memory. stream: one stack is, "
-        "while a window passes it, and memory doesn't grow with depth. auto: stream, where a window has tokens enough "
-        "for the reading not to count, or where memory_budget doesn't hold the trunk.",
+        "Place of the trunk while a stack trains on its boundary. memory: all of it is in memory. stream: one stack at "
+        "a time is in memory, while a window passes through it; memory doesn't grow with depth. auto: stream, if a "
+        "window has enough tokens to hide the reading or the trunk exceeds memory_budget; else memory.",
     )
 
     @property
@@ -373,10 +374,12 @@ class TrainingConfig:
 
 @frozen
 class CheckpointConfig:
-    """How often a run writes down where it is, and what it keeps."""
+    """Intervals between checkpoints, and which weights are kept."""
 
     minutes: float = option(
-        10.0, "Minutes between two checkpoints within a phase. Each phase's end is one in any case.", check=above(0)
+        10.0,
+        "Minutes between two checkpoints within a phase. The end of a phase is always a checkpoint.",
+        check=above(0),
     )
     steps: int | None = option(
         None,
@@ -385,43 +388,43 @@ class CheckpointConfig:
     )
     save_stacks: bool = option(
         True,
-        "Whether the stacks, embedding and head are kept when the run ends. false: for runs of which the metrics "
-        "count; they are deleted once the run is evaluated.",
+        "Whether the stacks, embedding and head are kept when the run ends. false: they are deleted after the "
+        "evaluation, for runs of which only the metrics count.",
     )
     save_rack: bool = option(
         False,
-        "Whether each phase also writes the whole rack as it is then into one file, racks/NNN.safetensors.",
+        "Whether the whole rack is also written into one file after each phase, racks/NNN.safetensors.",
     )
 
 
 @frozen
 class EvaluationConfig:
-    """How the validation NELBO is estimated."""
+    """The estimate of the validation NELBO."""
 
     draws: int = option(4, "Masks a validation sequence.", check=counted(1, 100_000))
     sequences: int | None = option(None, "Validation sequences to use. None: all of them.", check=at_least(2))
     bands: int = option(
         4,
-        "Equal intervals of the mask fraction that the NELBO is also given for. A banded rack has its own.",
+        "Equal intervals of the mask fraction for which the NELBO is also reported. A banded rack has its own.",
         check=counted(1, 1000),
     )
     every: int | None = option(
         None,
-        "Optimizer steps between two validations of a phase's own loss, under the same masks each time. Left out: "
-        "none.",
+        "Optimizer steps between two validations of a phase's own loss, with the same masks each time. Left out: no "
+        "validation.",
         check=at_least(1),
     )
 
 
 @frozen
 class PrecisionConfig:
-    """In which number formats stacks are held and computed."""
+    """Number formats in which stacks are held and computed."""
 
-    active: Choice = option(lambda: {"use": "fp32"}, "Of the stacks that train.", hook="precision")
-    trunk: Choice | None = option(None, "Of the frozen stacks. Left out: as active.", hook="precision")
+    active: Choice = option(lambda: {"use": "fp32"}, "Precision of the stacks that train.", hook="precision")
+    trunk: Choice | None = option(None, "Precision of the frozen stacks. Left out: as active.", hook="precision")
     stacks: dict[int, Choice] = option(
         dict,
-        'Of single stacks when they are frozen, such as { 0 = "bf16", 3 = "nf4" }; trunk for the others.',
+        'Precision of single stacks when they are frozen, such as { 0 = "bf16", 3 = "nf4" }. The others have trunk.',
         hook="precision",
     )
 
@@ -430,32 +433,34 @@ class PrecisionConfig:
 class AdapterConfig:
     """Small trainable weights beside those of frozen stacks; docs/adapters.md says when each of them trains."""
 
-    stack: Choice | None = option(None, "On every stack as it is built (stack LoRA). Left out: none.", hook="adapter")
+    stack: Choice | None = option(
+        None, "Adapter of every stack, put on it as it is built (stack LoRA). Left out: none.", hook="adapter"
+    )
     trunk: Choice | None = option(
         None,
-        "On the frozen stacks of a phase that trains their adapters (progressive QLoRA). Left out: those of stack go "
-        "on training there.",
+        "Adapter of the frozen stacks in phases that train adapters of the trunk (progressive QLoRA). Left out: the "
+        "adapters of stack train there.",
         hook="adapter",
     )
     attach: Literal["freeze", "birth"] = option(
         "freeze",
-        "When a stack gets its own adapter: freeze, when its full weights are done and at the trunk's precision; "
-        "birth, with its weights, beside which it trains.",
+        "Time at which a stack gets its own adapter. freeze: after its full weights have trained, at the trunk's "
+        "precision. birth: at once; adapter and weights train together.",
     )
     share: float = option(
         0.2,
-        'With attach = "freeze", the share of a stack\'s budget in which its adapter trains over the frozen weights.',
+        'Share of a stack\'s budget in which its adapter trains over the frozen weights, with attach = "freeze".',
         check=between(0.001, 0.999),
     )
     active: Literal["full", "adapters"] = option(
         "full",
-        "What trains of a stack that joins with weights (a copy, or init_from's): all of them, or its adapter only, "
-        "over frozen ones at the trunk's precision.",
+        "Training of a new stack that has weights (a copy, or the source's). full: all its weights. adapters: its "
+        "adapter only, over frozen weights at the trunk's precision.",
     )
     growth: Literal["continue", "merge"] = option(
         "continue",
-        "What becomes of the trunk's adapters when another stack joins: they go on training, or they are merged into "
-        "the full-precision masters and begin afresh.",
+        "The trunk's adapters when another stack joins. continue: they keep training. merge: they are merged into the "
+        "full-precision masters, and new ones begin.",
     )
 
 
@@ -474,21 +479,21 @@ class Config:
     adapter: AdapterConfig = option(dict, "")
     cache_backend: Choice | None = option(
         None,
-        "Where boundaries are kept. Left out: they are computed anew for each window.",
+        "Store of boundaries. Left out: they are computed again for each window.",
         hook="cache_backend",
     )
     trainer_mode: Choice = option(
-        lambda: {"use": "blockwise"}, "Which phases the rack is trained in.", hook="trainer_mode"
+        lambda: {"use": "blockwise"}, "The phases in which the rack is trained.", hook="trainer_mode"
     )
     optimizer: Choice = option(
         lambda: {"use": "adamw"}, "The rule by which gradients change what trains.", hook="optimizer"
     )
     objective: Choice = option(
-        lambda: {"use": "mask_diffusion"}, "Which tokens are predicted, and their loss.", hook="objective"
+        lambda: {"use": "mask_diffusion"}, "The tokens that are predicted, and their loss.", hook="objective"
     )
     tracker: dict[str, Choice] = option(
         dict,
-        "Who is told of the measurements beside metrics.jsonl, each under a name of your own, such as "
+        "Receivers of the measurements beside metrics.jsonl, each under a name of your own, such as "
         '{ board = "tensorboard" }.',
         hook="tracker",
     )

@@ -1,4 +1,4 @@
-"""The rack's shape, with what the configuration leaves open filled in."""
+"""The rack's shape, with defaults for keys that the configuration leaves out."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ _KEY = ("run", "directory")
 
 
 def runs_directory(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the directory in which ``stackwise run`` puts runs, as stackwise.toml here or a variable sets it.
+    """Return the directory of runs, from stackwise.toml in the working directory or from a variable.
 
     Raises:
         ConfigError: stackwise.toml can't be read, or what it sets is no directory's name.
@@ -44,7 +44,7 @@ def runs_directory(environ: Mapping[str, str] | None = None) -> Path:
 def run_named(name: str) -> Path:
     """Return the directory of a run that is given by its path or by its name. A path to a run wins over a name.
 
-    A path that leads to no run is returned as it is: what reads it says what is missing.
+    A path without a run is returned unchanged: its reader reports what is missing.
 
     Raises:
         UsageError: it is a plain name, and there is neither such a run nor such a directory; with the nearest name.

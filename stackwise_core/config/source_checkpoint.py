@@ -1,4 +1,4 @@
-"""The run, or the checkpoint of another program, whose rack another one starts from."""
+"""The source of a rack: a run, or the checkpoint of another program."""
 
 import os
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ class SourceCheckpoint:
 
 
 def read_source(path: str | os.PathLike[str], registry: Registry) -> SourceRun | SourceCheckpoint:
-    """Read what there is to know of the run, or of the checkpoint, in a directory.
+    """Read the description of the run, or of the checkpoint, in a directory.
 
     Args:
         registry: whose formats are asked.

@@ -1,4 +1,4 @@
-"""Whether the rack that ``rack.init_from`` names is there and fits the one that is configured."""
+"""Check that the source of ``rack.init_from`` exists and fits the configured rack."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Which format a directory is in, of those that plugins know."""
+"""Recognise the checkpoint format of a directory, among those that plugins bring."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ Contradicting = dict[KeyPath, tuple[Any, Any]]
 
 
 def shared_keys(init: object) -> tuple[str, ...]:
-    """The keys in which a rack must agree with its source."""
+    """Return the keys in which a rack must agree with its source."""
     return ("d_model",) if init == "embedding" else SHAPE
 
 
@@ -66,7 +66,7 @@ def _follow(table: dict[str, Any], theirs: Mapping[str, Any], path: KeyPath, con
 
 
 def _differs(value: object, theirs: object) -> bool:
-    """Whether a value of the right type isn't the source's."""
+    """Return whether a value of the right type differs from the source's."""
     same_type = type(value) is type(theirs) or (type(value), type(theirs)) == (int, float)
     return same_type and value != theirs
 

@@ -1,4 +1,4 @@
-"""The run whose rack another one starts from, as its plan.json tells of it."""
+"""The run that a rack starts from, read from its plan.json."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class SourceRun:
     vocab_size: int | None = None
     """``rack.vocab_size`` of its configuration, where that is set."""
     has_adapters: bool = False
-    """Whether some of what it learnt isn't in its full-precision weights."""
+    """Whether a part of what it learnt is in adapters, not in its full-precision weights."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     """Read the plan in a run's directory.
 
     Raises:
-        UsageError: there is none, or it isn't what a run writes.
+        UsageError: there is no plan, or no run wrote it.
     """
     directory = Path(path)
     plan = directory / PLAN
@@ -82,8 +82,8 @@ def read_source_run(path: str | os.PathLike[str]) -> SourceRun:
     )
     if not os.path.isfile(directory / FINISHED):
         command = f"stackwise run {shlex.quote(str(directory))}"
-        goes_on = f'. "{command}" goes on with it' if os.path.isfile(directory / PROGRESS) else ""
-        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{goes_on}")
+        resumes = f'. "{command}" resumes it' if os.path.isfile(directory / PROGRESS) else ""
+        raise UsageError(f"the run in {directory} never finished: there is no {FINISHED}{resumes}")
     ending = peek_record(FinishedFile, directory / FINISHED)
     if ending is not None and not ending.weights:
         raise UsageError(f"the run in {directory} kept no weights: checkpoint.save_stacks was false")
@@ -102,7 +102,7 @@ def _settings(config: Path) -> dict[str, Any]:
 
 
 def finished_run(path: str | os.PathLike[str]) -> SourceRun:
-    """``read_source_run``, whose errors have the run that was probably meant."""
+    """Read a finished run. Errors name the run that was probably meant."""
     try:
         return read_source_run(path)
     except UsageError as error:
@@ -111,7 +111,7 @@ def finished_run(path: str | os.PathLike[str]) -> SourceRun:
 
 
 def nearest_run(path: str | os.PathLike[str]) -> str | None:
-    """The run that was probably meant: the only one in a directory, or one beside it with a like name."""
+    """Return the run that was probably meant: the only one in a directory, or one beside it with a like name."""
     directory = Path(path)
     if PLAN in _names_in(directory):
         return None

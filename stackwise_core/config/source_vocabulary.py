@@ -1,4 +1,4 @@
-"""Whether another tokenizer gives the tokens of a checkpoint's the same ids."""
+"""Check that another tokenizer gives a checkpoint's tokens the same ids."""
 
 from functools import cache
 from pathlib import Path
@@ -8,15 +8,15 @@ from stackwise_core.words import shown
 
 BYTES = "bytes"
 MASK_ID, PAD_ID = 256, 257
-"""What the built-in tokenizer has after the bytes."""
+"""Ids of the built-in tokenizer's special tokens, after the 256 bytes."""
 BYTE_SPECIALS = {"[MASK]": MASK_ID, "[PAD]": PAD_ID}
 
 
 @cache
 def byte_characters() -> dict[str, int]:
-    """Bytes by the characters that stand for them in a byte-level tokenizer.json.
+    """Return the byte of each character in a byte-level tokenizer.json.
 
-    A byte that prints in Latin-1 stands for itself; the others get the characters from U+0100 on (GPT-2).
+    A byte that prints in Latin-1 is itself; the others have the characters from U+0100 on (GPT-2).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -23,8 +23,8 @@ _SAMPLING = {
 
 
 @frozen
-class Settled:
-    """A tokenizer.json that gives a text the same ids whenever it is asked, whatever other texts are beside it."""
+class DeterministicContent:
+    """A tokenizer.json that always gives a text the same ids, whatever other texts are in the batch."""
 
     content: Content
     sampling: tuple[str, ...]
@@ -33,22 +33,22 @@ class Settled:
     """Settings that cut or filled up the ids of a text, and are off."""
 
 
-def settle(content: Content) -> Settled:
-    """Switch off sampling, truncation and padding, and what is put around a text."""
-    settled = content | {"truncation": None, "padding": None, "post_processor": None}
+def deterministic(content: Content) -> DeterministicContent:
+    """Switch off sampling, truncation, padding, and the special tokens around a text."""
+    fixed = content | {"truncation": None, "padding": None, "post_processor": None}
     model: Any = content.get("model")
     sampling = [name for name in _SAMPLING if isinstance(model, dict) and model.get(name)]
     if sampling:
-        settled["model"] = model | dict.fromkeys(sampling)
-    return Settled(
-        settled,
+        fixed["model"] = model | dict.fromkeys(sampling)
+    return DeterministicContent(
+        fixed,
         tuple(f"model.{name} = {model[name]} ({_SAMPLING[name]})" for name in sampling),
         tuple(name for name in ("truncation", "padding") if content.get(name)),
     )
 
 
 def unknown_token(content: Content) -> str | None:
-    """Return the token that stands for text which the model has no token for; None where it has none."""
+    """Return the token for text that the model has no token for; None if there is none."""
     model = content["model"]
     if isinstance(model["vocab"], list):  # a Unigram's pairs of a token and its score
         place, tokens = model.get("unk_id"), model["vocab"]
@@ -57,7 +57,7 @@ def unknown_token(content: Content) -> str | None:
 
 
 def has_token_for_any_text(content: Content, vocabulary: Collection[str], alphabet: Collection[str]) -> bool:
-    """Return whether all bytes are tokens. Then nothing is unknown, though the file may name a token for it.
+    """Return whether all bytes are tokens. Then nothing is unknown, even if the file names an unknown token.
 
     Args:
         content: the tokenizer.json.
@@ -70,7 +70,7 @@ def has_token_for_any_text(content: Content, vocabulary: Collection[str], alphab
 
 
 def special_tokens(content: Content) -> frozenset[str]:
-    """Return the tokens that the file uses for something else than text, wherever it names them.
+    """Return all tokens that the file uses for something other than text.
 
     These are added tokens that are called special; the model's unknown token; what a post-processor puts around a text;
     what the file pads with; and a CTC decoder's blank. The tokens of byte fallback aren't among them: they stand for
@@ -126,7 +126,7 @@ def _size(text: str) -> int:
 
 
 def _space_marks(content: Content) -> Iterator[str]:
-    """Yield the characters that stand for a space in tokens."""
+    """Yield the characters that mean a space in tokens."""
     for part in _components(content, "pre_tokenizer", "decoder"):
         if part["type"] == "Metaspace":
             yield part["replacement"]

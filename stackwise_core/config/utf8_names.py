@@ -1,4 +1,4 @@
-"""Names and paths that can't be kept: file systems take any bytes, and what a run writes down is UTF-8."""
+"""Check of names and paths: file systems allow any bytes, but a run records them in UTF-8."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -32,6 +32,6 @@ _SYNONYMS = {
 
 
 def same_as(value: str, known: Collection[str]) -> str | None:
-    """Return the known value that others call so, whatever its case, or None where there is none."""
+    """Return the known value for another library's word, whatever its case; None if there is none."""
     meant = _SYNONYMS.get(value.lower().replace("-", "_").replace(" ", "_"))
     return meant if meant in known else None

@@ -19,7 +19,7 @@ class SavedAdapter:
     """An adapter of one stack, as ``save`` wrote it."""
 
     directory: Path
-    """Directory of its files, which were compared with their checksums"""
+    """Directory of its files; their checksums were verified"""
     first_block: int
     """Place of the stack's first block in the whole model"""
     blocks: int
@@ -27,9 +27,10 @@ class SavedAdapter:
 
 
 class Adapter(Component):
-    """Kind of adapters, attached to stacks by name; several may be active on one stack, each with its own rank.
+    """Kind of adapters, attached to stacks by name. Several may be active on one stack, each with its own rank.
 
-    A class that has no ``merge`` of its own says why in ``unmergeable``, one without ``export`` in ``unexportable``.
+    A class without a ``merge`` of its own gives the reason in ``unmergeable``; one without ``export``, in
+    ``unexportable``.
     """
 
     float_only: str = ""
@@ -39,7 +40,7 @@ class Adapter(Component):
     unexportable: str = ""
     """Reason why no other library can load it; empty where one can."""
     rewrites_base: bool = False
-    """Whether ``attach`` changes a stack's own weights in memory, which then can't train beside it."""
+    """Whether ``attach`` changes a stack's own weights in memory. They can't train beside such an adapter."""
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -48,12 +49,12 @@ class Adapter(Component):
                 raise TypeError(f"{type(self).__name__} has neither {method}() nor the reason why not in `{reason}`")
 
     def clashes_with(self, other: "Adapter") -> str:
-        """Return why the two can't stand on one stack; empty where they can."""
+        """Return why the two can't be on one stack; empty where they can."""
         return ""
 
     @abstractmethod
     def size(self, rack: RackSpec, index: int) -> int:
-        """Return how many trainable weights it has on a stack; the plan counts with it.
+        """Return the number of its trainable weights on a stack, for the plan.
 
         Args:
             rack: as the mode's ``partition`` gave it.
@@ -62,9 +63,9 @@ class Adapter(Component):
 
     @abstractmethod
     def attach(self, stack: "nn.Module", name: str, index: int, count: int) -> None:
-        """Put a fresh adapter on a stack, in place; its output is unchanged by that.
+        """Put a fresh adapter on a stack, in place. The stack's output doesn't change.
 
-        What is random comes from torch's own generator, which the caller has seeded.
+        Draw random numbers from torch's own generator, which the caller has seeded.
 
         Args:
             stack: at any precision, unless ``float_only`` says why not.
@@ -75,55 +76,55 @@ class Adapter(Component):
 
     @abstractmethod
     def trainable(self, stack: "nn.Module", names: Collection[str]) -> "list[nn.Parameter]":
-        """Make just these adapters trainable and all others frozen, and return the parameters. All of them stay active.
+        """Make these adapters trainable and freeze all others; return the trainable parameters. All stay active.
 
-        The stack's own weights are left frozen or trainable, as they are.
+        Don't change whether the stack's own weights train.
         """
 
     @abstractmethod
     def save(self, stack: "nn.Module", name: str, directory: Path) -> None:
-        """Write an adapter into an empty directory, in files of any names; they are kept with their checksums.
+        """Write an adapter into an empty directory, in files of any names. The core keeps their checksums.
 
-        Loaded onto the stack's weights as they were before ``attach``, they give the same output.
+        Loaded onto the weights that the stack had before ``attach``, the files give the same output.
         """
 
     @abstractmethod
     def load(self, stack: "nn.Module", name: str, directory: Path) -> None:
-        """Attach an adapter from the files that ``save`` wrote; nothing in them is executed.
+        """Attach an adapter from the files that ``save`` wrote. Execute nothing in them.
 
         Raises:
-            StackwiseError: they are damaged, or of an adapter that doesn't fit the stack.
+            StackwiseError: the files are damaged, or the adapter doesn't fit the stack.
         """
 
     def merge(self, stack: "nn.Module", name: str) -> None:
-        """Fold an adapter into the weights of a stack in fp32, in place, and take it off; other adapters stay active.
+        """Fold an adapter into the weights of a stack in fp32, in place, and remove it. Other adapters stay active.
 
-        What the others do may depend on the weights: those that a stack has are all attached, and may change with it.
-        Required unless ``unmergeable`` says why not.
+        All adapters of the stack are attached, since the effect of one may depend on the weights; merging may change
+        the others. Required unless ``unmergeable`` gives a reason.
         """
         raise NotImplementedError
 
     def export(self, stacks: Sequence[SavedAdapter], blocks: int, directory: Path) -> None:
-        """Write the adapters of a rack's stacks as one of the whole model, in files that another library loads.
+        """Write the adapters of a rack's stacks as one adapter of the whole model, in files that another library loads.
 
-        Its weights are those of ``model.layers.N``, as transformers calls the blocks of the exported model. Required
-        unless ``unexportable`` says why not.
+        Name its weights after ``model.layers.N``, transformers' name for the blocks of the exported model. Required
+        unless ``unexportable`` gives a reason.
 
         Args:
-            stacks: what each stack has of it, the lowest first; a stack may have none.
-            blocks: how many the whole model has.
+            stacks: the adapter's part of each stack, the lowest first; a stack may have none.
+            blocks: the number of the whole model's blocks.
             directory: empty.
 
         Raises:
-            StackwiseError: a file is damaged, or the stacks' adapters can't be one.
+            StackwiseError: a file is damaged, or the stacks' adapters can't be joined into one.
         """
         raise NotImplementedError
 
     def loading(self, names: Sequence[str], model: str) -> str:
-        """Return how exported adapters are loaded, as Markdown for the model's README; by default nothing is said.
+        """Return Markdown for the model's README on loading exported adapters; by default nothing.
 
         Args:
-            names: of all that were exported by adapters with this same method; their files are in ``adapters/NAME``.
+            names: all exported adapters that share this method; their files are in ``adapters/NAME``.
             model: the name of the exported model's directory.
         """
         return ""

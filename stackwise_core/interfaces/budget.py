@@ -1,4 +1,4 @@
-"""The record of ``[training]`` that a trainer mode plans with: the budget, and what phases take over as configured."""
+"""The record of ``[training]`` that a trainer mode plans with: the budget, and settings that phases copy."""
 
 import math
 from typing import Any, Literal
@@ -33,9 +33,9 @@ class Budget:
         """Return the fields ``epochs``, ``steps`` and ``begins`` of a phase.
 
         Args:
-            stacks: the phase's budget, in what one stack has on average.
-            after: the budget of the phases before it, likewise.
-            anew: whether the phase begins at the first sample and draw again, instead of where those ended.
+            stacks: the phase's budget, in units of one stack's average budget.
+            after: the budget of the phases before it, in the same units.
+            anew: whether the phase begins at the first sample and draw again, instead of where the earlier ones ended.
         """
         if self.steps_per_stack is None:
             return {
@@ -54,9 +54,9 @@ class Budget:
     def stretch(self, stack: int, stacks: int, built: int) -> tuple[float, float]:
         """Return the stretch of the mask schedule's progress that a stack's phase draws from.
 
-        Over time that is all of it. Over depth it is the one point of the stack's place, 0 for the first and 1 for the
-        last; over both, the stack's own slice. The place is the order in which stacks are built, or the position where
-        ``noise_index`` says so.
+        Over time it is the whole of it. Over depth it is one point, the stack's place: 0 for the first stack, 1 for
+        the last. Over both it is the stack's own slice. Places count in the order of building, or by position in the
+        rack: ``noise_index`` decides.
 
         Args:
             stacks: the number of stacks of the rack.

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Key = bytes
-"""16 bytes: a hash of everything that an activation depends on within its namespace."""
+"""Hash of 16 bytes, of everything that an activation depends on within its namespace."""
 
 Format = Literal["bf16", "fp32", "int8", "fp8", "int4"]
 LARGEST_BUFFER = 64 << 20
-"""Most bytes of entries that wait in memory to be written together, but for a single one that is larger."""
+"""Most bytes of entries that wait in memory to be written together. A single larger entry is allowed."""
 INT4_GROUP = 32
 """Number of features of a token that share a scale in int4."""
 
@@ -41,23 +41,23 @@ class CacheOptions:
     )
     capacity: ByteSize | None = option(
         None,
-        'Most bytes to hold, such as "20 GB"; the oldest phase\'s boundaries go first, and of those the least recently '
-        "used. None: no limit.",
+        'Most bytes to keep, such as "20 GB". Beyond it the oldest phase\'s boundaries are evicted first, and of these '
+        "the least recently used. None: no limit.",
     )
     keep: Literal["stack", "rack"] = option(
         "stack",
-        "Which boundaries are kept: stack, only the one in use, and none when the run ends; rack, those of all stacks, "
-        'left for "stackwise cache" to list and measure, by a backend that is on disk.',
+        "Boundaries that are kept. stack: only the one in use, and none after the run. rack: those of all stacks, for "
+        '"stackwise cache" to list and measure; the backend must be on disk.',
     )
     keep_time_steps: int | None = option(
         None,
-        'With keep = "rack", of how many of the last time steps (phases) boundaries are kept. None: of all.',
+        'Number of the last time steps (phases) whose boundaries are kept, with keep = "rack". None: all.',
         check=_only_where_more_are_kept,
     )
     directory: str | None = option(
         None,
-        "A directory for boundaries alone, relative to the TOML; runs that share it share what is equal. None: in the "
-        "run's own directory.",
+        "Directory for boundaries alone, relative to the TOML. Runs that use the same one share equal boundaries. "
+        "None: the run's own directory.",
         check=path_text,
         path=(),
     )
@@ -83,7 +83,7 @@ class Layout:
 
     @property
     def row(self) -> int:
-        """Numbers, or bytes of codes and scales, that an entry has for each token."""
+        """Numbers of an entry for each token, or its bytes of codes and scales."""
         if self.dtype == "int4":
             return self.d_model // 2 + 2 * (self.d_model // INT4_GROUP)
         return self.d_model + (4 if self.dtype in ("int8", "fp8") else 0)
@@ -101,7 +101,7 @@ class Layout:
         return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(self.dtype, torch.uint8)
 
     def written_together(self, most: int) -> int:
-        """Return how many entries may wait in memory to be written together, of so many that were asked for."""
+        """Return the number of entries, ``most`` or fewer, that may wait in memory to be written together."""
         return max(1, min(most, LARGEST_BUFFER // self.bytes_per_entry))
 
     @property
@@ -117,17 +117,17 @@ class CacheStats:
     entries: int = 0
     """Entries that ``contains`` finds now."""
     bytes: int = 0
-    """Bytes that count against the capacity: the entries' payloads, and what is kept with them."""
+    """Bytes that count against the capacity: the entries' payloads, and the data kept with them."""
     writes: int = 0
-    """Entries put that were not there before."""
+    """Entries put under new keys."""
     duplicates: int = 0
-    """Entries put that were there already."""
+    """Entries put under keys that already had one."""
     reads: int = 0
     """Entries read."""
     evicted: int = 0
-    """Entries given up for want of room; discarded ones don't count."""
+    """Entries deleted for lack of space; discarded ones don't count."""
     damaged: int = 0
-    """Entries, or files of them, that weren't as written."""
+    """Damaged entries, or damaged files of entries."""
 
 
 class MissingEntries(KeyError):
@@ -143,9 +143,9 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def put(self, keys: Sequence[Key], entries: "Tensor") -> None:
-        """Store entries [n, tokens, row] of the layout's dtype. A key that is there, or comes twice, stays as it is.
+        """Store entries [n, tokens, row] of the layout's dtype. The first entry of a key stays; later ones are ignored.
 
-        Entries for which there is no room, in the capacity or on the disk, are evicted at once; that raises nothing.
+        Entries that don't fit into the capacity or the disk are evicted at once, without an error.
         """
 
     @abstractmethod
@@ -160,7 +160,7 @@ class ActivationStore(ABC):
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         """Return which keys have an entry.
 
-        Asking counts as use, so an entry just found isn't the next to be evicted.
+        Asking counts as use: an entry just found isn't the next to be evicted.
         """
 
     @abstractmethod
@@ -169,31 +169,31 @@ class ActivationStore(ABC):
 
     @abstractmethod
     def shrink(self, most: int) -> None:
-        """Evict the least recently used entries until at most so many bytes are held."""
+        """Evict the least recently used entries until at most ``most`` bytes are held."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Make all that was put durable.
+        """Make all entries put so far durable.
 
-        Called when a phase ends: buffers and files open until then may be released.
+        Called when a phase ends. Buffers and open files may be released then.
         """
 
     @abstractmethod
     def drop(self) -> None:
-        """Delete every entry and give the room back."""
+        """Delete every entry and free its space."""
 
     @abstractmethod
     def stats(self) -> CacheStats:
         """Return counts of entries, bytes, reads, writes and damage."""
 
     def prefetch(self, keys: Sequence[Key]) -> None:  # noqa: B027 - a backend with nothing to fetch ahead needs none
-        """Announce the keys that the next ``get`` asks for, so that their reading can begin."""
+        """Begin to read ahead for the next ``get``, which asks for these keys."""
 
     def discard(self, keys: Iterable[Key]) -> None:  # noqa: B027 - room that comes back with ``drop`` is no fault
-        """Release entries that won't be asked for again, so that their room can be given back. Nothing is evicted."""
+        """Release entries that nobody will ask for again, so that their space can be freed. Nothing is evicted."""
 
     def close(self) -> None:
-        """Flush and release; the store isn't used afterwards."""
+        """Flush and release everything. The store isn't used afterwards."""
         self.flush()
 
 
@@ -203,21 +203,21 @@ class CacheBackend(Component):
     options: CacheOptions
 
     durable: bool = False
-    """Whether entries outlive the process, on disk, and so count as disk in the plan rather than as memory."""
+    """Whether entries stay on disk after the process ends. The plan then counts them as disk, not as memory."""
     shrinks: bool = True
-    """Whether a store gives the room of entries back that were discarded; the plan counts them until then if not."""
+    """Whether discarding entries frees their space. If not, the plan counts them until the store is deleted."""
 
     def buffer_bytes(self, layout: Layout) -> int:
-        """Return the bytes that a store holds in memory of what waits to be written; the plan counts them."""
+        """Return the bytes of entries that a store holds in memory until they are written, for the plan."""
         return 0
 
     @abstractmethod
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> ActivationStore:
-        """Open the store of one namespace; a durable one finds what was flushed there before.
+        """Open the store of one namespace. A durable one finds the entries flushed there before.
 
         Args:
-            directory: named by the namespace, and made when something is first written. What was written under another
-                name is damaged here: a key says nothing of the weights below.
-            layout: of every entry.
-            capacity: most bytes of this one store, beyond which the least recently used entries go; None: no limit.
+            directory: named after the namespace, and created at the first write. Entries written under another name
+                count as damaged here, because keys don't include the weights below.
+            layout: the layout of every entry.
+            capacity: most bytes of this store; beyond it the least recently used entries are evicted. None: no limit.
         """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
-"""Names of the tensors that are no block's. The one norm is that before the head."""
+"""Names of the tensors outside the blocks. The norm is the one before the head."""
 Shapes = dict[str, tuple[int, ...]]
 """Shapes by the tensor's name."""
 
@@ -61,10 +61,10 @@ def block_shapes(sizes: BlockSizes) -> Shapes:
 
 
 def tensor_shapes(sizes: BlockSizes, blocks: int, vocab_size: int, *, head: bool) -> Shapes:
-    """Return the shapes of a whole model's tensors, in the order in which they compute.
+    """Return the shapes of a whole model's tensors, in the order of the forward pass.
 
     Args:
-        blocks: how many there are; the tensors of the first are ``layers.0.input_layernorm.weight`` and so on.
+        blocks: the number of blocks; the tensors of the first are ``layers.0.input_layernorm.weight`` and so on.
         vocab_size: rows of embedding and head.
         head: whether there is an LM head beside the embedding.
     """
@@ -74,7 +74,7 @@ def tensor_shapes(sizes: BlockSizes, blocks: int, vocab_size: int, *, head: bool
 
 
 class RefusedCheckpoint(UsageError):
-    """A checkpoint that can't become a rack, with everything that was found."""
+    """Error of a checkpoint that can't become a rack, with all problems found."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -83,12 +83,12 @@ class RefusedCheckpoint(UsageError):
 
 @frozen
 class Refusal:
-    """A reason not to start from a checkpoint that is a rack otherwise."""
+    """A reason not to start from a checkpoint whose shape is that of a rack."""
 
     message: str
     """A sentence: what was expected, and what was found."""
     help: str = ""
-    """What to do about it."""
+    """Advice for the user."""
     embedding_too: bool = True
     """Whether the embedding alone is refused as well."""
 
@@ -137,10 +137,10 @@ def _ids(instance: Any, attribute: Any, value: Any) -> None:
 
 @frozen(kw_only=True)
 class Checkpoint:
-    """A rack in a format's files, as far as it can be told without torch. A format may subclass it."""
+    """Description of a rack in a format's files, made without torch. A format may subclass it."""
 
     title: str
-    """What it is, for people: the model's class, say."""
+    """Title for people, such as the name of the model's class."""
     blocks: int = field(validator=_whole)
     """Transformer blocks."""
     vocab_size: int = field(validator=_whole)
@@ -154,23 +154,23 @@ class Checkpoint:
     d_ff: int = field(validator=_whole)
     """Width of the SwiGLU layer."""
     attention: Literal["bidirectional", "causal"] = field(validator=_attention)
-    """How it was trained; a rack that starts from it may see otherwise."""
+    """Attention that it was trained with. A rack that starts from it may have the other one."""
     tie_embeddings: bool = field(validator=_boolean)
     """Whether its LM head is the transposed embedding."""
     rope_theta: float = field(validator=_positive)
     """Base of the rotary position angles."""
     norm_eps: float = field(validator=_positive)
-    """Added to the mean square in RMSNorm."""
+    """Number added to the mean square in RMSNorm."""
     seq_len: int | None = field(default=None, validator=_whole_or_none)
-    """The longest text that it was made for, where it says so."""
+    """Length of the longest text that it was trained for, where the checkpoint states it."""
     has_head_tensor: bool = field(default=True, validator=_boolean)
     """Whether it holds an LM head. One that is also tied must equal the embedding."""
     tokenizer: str
-    """What its embedding was made for, as `data.tokenizer` has it: "bytes", or a tokenizer.json in its directory."""
+    """Tokenizer of its embedding, written as in `data.tokenizer`: "bytes", or a tokenizer.json in its directory."""
     special_ids: Mapping[str, int] = field(factory=dict, validator=_ids)
-    """Its mask, padding and other special tokens, as `data.special_ids` has them."""
+    """Its mask, padding and other special tokens, written as in `data.special_ids`."""
     files: tuple[str, ...]
-    """Names of the files that were read, those with weights too: by them it is told from other checkpoints."""
+    """Names of all its files, those with weights too. They tell it from other checkpoints."""
     notes: tuple[str, ...] = ()
     """Sentences for the plan."""
     refusals: tuple[Refusal, ...] = ()
@@ -178,22 +178,22 @@ class Checkpoint:
 
     @property
     def shapes(self) -> Shapes:
-        """The shapes of its tensors, in the order in which they compute."""
+        """Shapes of its tensors, in the order of the forward pass."""
         return tensor_shapes(self, self.blocks, self.vocab_size, head=self.has_head_tensor)
 
 
 @frozen(kw_only=True)
 class ExportedRack:
-    """A finished rack that is to be written."""
+    """A finished rack to be written."""
 
     name: str
     """The directory's name, for a description of the model."""
     spec: RackSpec
-    """Its shape; only the stacks that are written. Stacks share one embedding and head, and no time is embedded."""
+    """Shape of the stacks that are written. They share one embedding and head, and no time is embedded."""
     adapters: tuple[str, ...] = ()
-    """Names of its adapters. Their own hook writes each into `adapters/NAME`, once the weights are written."""
+    """Names of its adapters. Their own hook writes each into `adapters/NAME` after the weights."""
     loading: tuple[str, ...] = ()
-    """Markdown that says how the adapters are loaded, a text for all that are loaded in the same way."""
+    """Markdown on loading the adapters, one text for all that are loaded in the same way."""
 
     @property
     def blocks(self) -> int:
@@ -202,12 +202,12 @@ class ExportedRack:
 
     @property
     def shapes(self) -> Shapes:
-        """The shapes of its tensors, in the order in which they come."""
+        """Shapes of its tensors, in the order in which they are given."""
         return tensor_shapes(self.spec, self.blocks, self.spec.vocab_size, head=not self.spec.tie_embeddings)
 
     @property
     def described(self) -> dict[str, Any]:
-        """The fields of a `Checkpoint` that say its shape, as JSON values."""
+        """Fields of a `Checkpoint` that make up its shape, as JSON values."""
         same = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_ff", "attention", "tie_embeddings")
         values = {name: getattr(self.spec, name) for name in (*same, "rope_theta", "norm_eps", "seq_len")}
         return {"blocks": self.blocks, "has_head_tensor": not self.spec.tie_embeddings, **values}
@@ -218,32 +218,32 @@ class ExportedTokenizer:
     """The tokenizer that a rack was trained with."""
 
     content: Mapping[str, Any]
-    """A tokenizer.json as JSON values, which gives the same ids; mask and padding have tokens in it."""
+    """A tokenizer.json as JSON values that gives the same ids, with tokens for mask and padding."""
     special_ids: Mapping[str, int]
-    """Ids of `mask`, of `pad`, and of special tokens that `content` doesn't call special, as `data.special_ids`."""
+    """Ids of `mask`, `pad`, and of special tokens that `content` doesn't mark as special, as in `data.special_ids`."""
     tokens: Mapping[int, str]
     """The token of each of these ids that has one."""
 
 
 @frozen(kw_only=True)
 class Written:
-    """A checkpoint that was written."""
+    """Record of a written checkpoint."""
 
     title: str
-    """What it is, for people: the model's class, say."""
+    """Title for people, such as the name of the model's class."""
     numbers: str
     """The number format of its weights: "fp32"."""
     facts: Mapping[str, Any] = field(factory=dict)
     """JSON values for `stackwise export --json`."""
     notes: tuple[str, ...] = ()
-    """Lines to print: what loads it, for example."""
+    """Lines to print, such as the program that loads it."""
 
 
 class CheckpointFormat(Component):
-    """Reads and writes directories. ``rack.init_from`` finds the format of a directory itself, and uses no options."""
+    """Reader and writer of directories. ``rack.init_from`` recognises the format itself, and uses no options."""
 
     holds_adapters: bool = False
-    """Whether there may be ``adapters/NAME`` beside its files; a rack that has adapters is refused otherwise."""
+    """Whether ``adapters/NAME`` may be beside its files. If not, a rack with adapters is refused."""
 
     @abstractmethod
     def recognises(self, directory: Path) -> bool:
@@ -254,7 +254,7 @@ class CheckpointFormat(Component):
         """Describe a directory that is in this format. Without torch, and without reading weights.
 
         Raises:
-            RefusedCheckpoint: it can't become a rack; with all that is wrong. Any other error says that it is damaged.
+            RefusedCheckpoint: it can't become a rack; with all problems. Any other error means that it is damaged.
         """
 
     @abstractmethod
@@ -262,9 +262,9 @@ class CheckpointFormat(Component):
         """Read one tensor.
 
         Args:
-            checkpoint: what ``describe`` gave.
-            name: of ``checkpoint.shapes``.
-            into: a tensor of the right shape to be filled, in fp32 and contiguous.
+            checkpoint: the result of ``describe``.
+            name: a name of ``checkpoint.shapes``.
+            into: the tensor to fill: of the right shape, in fp32 and contiguous.
         """
 
     def refuses(self, rack: ExportedRack) -> str:
@@ -275,9 +275,9 @@ class CheckpointFormat(Component):
     def write(
         self, rack: ExportedRack, tensors: "Iterator[tuple[str, Tensor]]", tokenizer: ExportedTokenizer, directory: Path
     ) -> Written:
-        """Write a rack into an empty directory, which is renamed and synced once it is whole.
+        """Write a rack into an empty directory. The core syncs and renames the directory when it is complete.
 
         Args:
-            tensors: names and weights in fp32, in the order of ``rack.shapes``. Read one by one as they are
-                asked for, so that they needn't be in memory together.
+            tensors: names and weights in fp32, in the order of ``rack.shapes``. Each is read when you ask for it, so
+                that they needn't be in memory together.
         """

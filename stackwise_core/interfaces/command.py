@@ -23,7 +23,7 @@ CORE_COMMANDS = (
     "export",
     "cache",
 )
-"""The core's own commands, in the order in which a newcomer meets them. A plugin's has another name."""
+"""The core's own commands, in the order in which a newcomer meets them. Plugins can't use these names."""
 
 
 @frozen(kw_only=True)
@@ -33,31 +33,28 @@ class EndedRun:
     path: str
     """The run's directory, as an argument of a command."""
     keeps_weights: bool
-    """Whether the rack's weights are there (``checkpoint.save_stacks``)."""
+    """Whether the run has its rack's weights (``checkpoint.save_stacks``)."""
     causal: bool
     """Whether it predicts each token from those before it, and masks none."""
 
 
 @frozen
 class NextStep:
-    """A command that a run can be given to, as the end of the run names it."""
+    """A command to use on a run, as suggested at the end of the run."""
 
     purpose: str
     """The purpose in a few words, such as ``write text``."""
     arguments: tuple[str, ...]
-    """The arguments behind the command's name."""
+    """The arguments after the command's name."""
 
 
 class Command(Component):
-    """A command of ``stackwise``, whose module is imported when it is used. It has no options in the TOML."""
+    """A command of ``stackwise``. Its module is imported when it is used, and it has no options in the TOML."""
 
     @abstractmethod
     def make(self) -> "click.Command":
         """Make the command, a click command or group. The plugin's ``Implementation`` names it."""
 
     def next_step(self, run: EndedRun) -> NextStep | None:
-        """Say what the command can do with a run that has just ended; None: nothing that is worth a line.
-
-        By default nothing.
-        """
+        """Suggest what the command can do with a run that has just ended; None (the default): nothing."""
         return None

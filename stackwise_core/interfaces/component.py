@@ -19,22 +19,22 @@ class Component(ABC):  # noqa: B024 - the interfaces below it say what is abstra
 
     @property
     def described(self) -> dict[str, Any]:
-        """Class and options as JSON values; two components with equal values do the same."""
+        """Class and options as JSON values. Two components with equal values behave the same."""
         options = attrs.asdict(self.options) if attrs.has(type(self.options)) else {}
         return {"class": f"{type(self).__module__}:{type(self).__qualname__}", "options": options}
 
 
 def origin(component: object) -> str:
-    """Return where a component comes from; its class where nobody said."""
+    """Return a component's origin, or its class's name if it has none."""
     return getattr(component, "origin", "") or type(component).__name__
 
 
 class ContractError(StackwiseError):
-    """Error of an implementation that gave something else than its interface promises.
+    """Error of an implementation that broke its interface's contract.
 
     Args:
         component: the implementation, or its ``origin``.
-        said: the method, what it gave, and what was expected.
+        said: the method, what it returned, and what was expected.
     """
 
     def __init__(self, component: object, said: str) -> None:

@@ -12,21 +12,21 @@ from stackwise_core.interfaces.component import Component
 Purpose = Literal["training", "measuring"]
 
 Consumed = Callable[[int], None]
-"""Told, while documents are read, how many more of ``size`` were."""
+"""Callback that counts progress: it gets the part of ``size`` read since the last call."""
 
 
 @frozen
 class Document:
-    """A text that hangs together: no token of it sees another document's tokens."""
+    """A connected text. Its tokens never attend to another document's."""
 
     name: str
-    """Where it stands, such as a file and its line; for messages only."""
+    """Place of the document, such as a file and a line. For messages only."""
     parts: Iterable[str] = field(repr=False)
-    """The text in pieces, in order. They are read as they are asked for: once, and before the next document is."""
+    """The text in pieces, in order. The core reads them once, before it asks for the next document."""
 
     @property
     def text(self) -> str:
-        """All of it, in memory."""
+        """The whole text, in memory."""
         return "".join(self.parts)
 
 
@@ -42,53 +42,53 @@ class TextField:
 
 @frozen(kw_only=True)
 class Found:
-    """What of a corpus is read for a purpose."""
+    """The part of a corpus that is read for a purpose."""
 
     split: str = ""
-    """The split to read, as the corpus calls it; empty: the corpus has none, and all of it is read."""
+    """Name of the split to read. Empty: the corpus has no splits, and all of it is read."""
     validation: str = ""
-    """The corpus's own validation split, where another one is read for training; empty: there is none."""
+    """Name of the corpus's own validation split, where another one is read for training. Empty: there is none."""
     left_out: tuple[str, ...] = ()
-    """What else is there and isn't read, in words, such as ``split test``; the plan says so."""
+    """Parts that aren't read, in words, such as ``split test``. The plan names them."""
     remarks: tuple[str, ...] = ()
-    """Other things that a user should know before training, in words without a full stop; the plan says so."""
+    """Other facts to know before training, in words without a full stop. The plan shows them."""
 
 
 class Corpus(Component):
-    """Gives documents, in the same order each time.
+    """Reader of documents, in the same order each time.
 
-    It is made from its options without a look at the text. ``find`` is called first, once. A split that the other
-    methods are given is one that it returned: ``Found.split`` or ``Found.validation``. None of it imports torch.
+    It is made from its options, without reading the text. ``find`` is called first, once. The other methods get a split
+    that it returned: ``Found.split`` or ``Found.validation``. No method imports torch.
 
-    What is wrong with the text is a ``UsageError`` that says where. Of any other exception the user is told its type
-    and its text, and which corpus it is about.
+    Report a fault in the text as a ``UsageError`` with its place. For any other exception the user sees its type, its
+    text, and the corpus's name.
     """
 
     field: TextField = TextField()
-    """The field that holds the text, as ``data.text_field`` or a source's own says; set before ``find``. Corpora
-    without fields pass it over."""
+    """The field that holds the text: ``data.text_field``, or that of its table in ``data.sources``. Set before
+    ``find``. Corpora without fields ignore it."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Return where the text is, as the user would write it; messages begin with it."""
+        """Return the place of the text, as the user would write it. Messages begin with it."""
 
     def find(self, purpose: Purpose) -> Found:
-        """Find what is read, without reading a text; by default all of it, which has no splits.
+        """Find the part to read, without reading a text. By default the corpus has no splits and all of it is read.
 
         Args:
             purpose: ``"measuring"`` where the whole text is for validation, ``"training"`` otherwise.
 
         Raises:
             UsageError: there is no text, or it isn't clear which split is meant.
-            UnavailableError: a package that reads it isn't there.
+            UnavailableError: a package that reads it isn't installed.
         """
         return Found()
 
     def files(self, split: str) -> Sequence[Path]:
         """Return the files whose bytes decide a split's documents; by default none.
 
-        The core hashes them, anew where they may have changed, and refuses those that change while they are read.
+        The core hashes these files, again where they may have changed. It refuses files that change while it reads.
         """
         return ()
 
@@ -96,33 +96,33 @@ class Corpus(Component):
     def fingerprint(self, split: str, hashes: Mapping[Path, str]) -> Sequence[tuple[str, ...]]:
         """Return everything that decides a split's documents, and nothing else: tuples of texts, in order.
 
-        Tokens are found again by it, so that it is asked for at every start: it must be cheap when nothing changed.
-        Begin with a word for the kind of corpus, which no other kind has.
+        The core finds existing tokens by it at every start, so it must be cheap when nothing changed. Begin with a word
+        that no other kind of corpus uses.
 
         Args:
-            hashes: of the bytes of each of ``files``, in hexadecimal.
+            hashes: the hash of each of ``files``, in hexadecimal.
         """
 
     def size(self, split: str) -> int:
-        """Return how much there is to read, in the unit that ``documents`` counts in; by default the files' bytes.
+        """Return the amount to read, in the unit that ``documents`` counts in; by default the files' bytes.
 
-        0: unknown, and the progress has no end in sight.
+        0: unknown; progress is then shown without a total.
         """
         return sum(file.stat().st_size for file in self.files(split))
 
     @abstractmethod
     def documents(self, split: str, consumed: Consumed) -> Iterator[Document]:
-        """Stream a split's documents. Those without a character are passed over.
+        """Stream a split's documents. Empty ones are skipped.
 
         Args:
-            consumed: to be told how much more was read.
+            consumed: call it with the amount read since the last call.
 
         Raises:
-            UsageError: something isn't what it should be. It may be raised when the stream gets there.
+            UsageError: a fault in the text. Raise it when the stream reaches the fault, or before.
         """
 
     def check(self, split: str) -> None:
-        """Look at the beginning of a split for ``stackwise check``; by default its first document is read.
+        """Check the beginning of a split, for ``stackwise check``; by default by reading its first document.
 
         Raises:
             UsageError: as ``documents``.

@@ -35,12 +35,12 @@ class MaskSchedule(Component):
         """Choose the masked positions of one sequence; by default each on its own with probability ``fraction``.
 
         The likelihood bound (``weighting = "nelbo"``) holds for independent positions only, so a schedule that
-        places them otherwise (spans, whole words) trains with ``weighting = "mean"``.
+        places them in another way (spans, whole words) trains with ``weighting = "mean"``.
 
         Args:
             tokens: int32 [tokens], the sequence's ids.
-            scorable: bool [tokens], False at padding and special tokens; the result is cut down to these.
-            fraction: what ``fraction()`` gave.
+            scorable: bool [tokens], False at padding and special tokens, which the core never masks.
+            fraction: the result of ``fraction()``.
             rng: this draw's own generator. Take randomness from nowhere else.
 
         Returns:

@@ -15,14 +15,14 @@ Weighting = Literal["nelbo", "mean"]
 
 @frozen
 class ObjectiveOptions:
-    """Facts about an objective that are needed before it is made; its options subclass this."""
+    """Facts about an objective that are needed before it is made. Its options class is a subclass."""
 
     causal: ClassVar[bool] = False
-    """Whether each token is predicted from those before it. Attention is then causal and nothing is masked, so that the
-    evaluation gives the likelihood itself. If not, masked tokens are predicted from what is left."""
+    """Whether each token is predicted from those before it. Attention is then causal, nothing is masked, and the
+    evaluation gives the exact likelihood. If not, masked tokens are predicted from the unmasked ones."""
     weightings: ClassVar[tuple[Weighting, ...]] = ("nelbo", "mean")
-    """Values of ``training.weighting`` that it has. Where that is left out, the first that a phase allows is taken.
-    ``"nelbo"`` says that the loss is a bound on the negative log-likelihood, or above it."""
+    """Values of ``training.weighting`` that it supports. The default is the first one that a phase allows. With
+    ``"nelbo"`` the loss is an upper bound on the negative log-likelihood."""
 
 
 @frozen(eq=False)
@@ -34,22 +34,22 @@ class Predicted:
     sequences: "Tensor"
     """int64 [N], the sequence of each within the batch, from 0."""
     places: "Tensor"
-    """int64 [N], the position within its sequence at which each is predicted; the one before it where ``causal``."""
+    """int64 [N], the position in its sequence at which each is predicted; the position before it where ``causal``."""
     fractions: "Tensor"
     """float64 [N], the mask fraction of each one's sequence; 0 where ``causal``."""
     weighting: Weighting
     """The weighting of the phase."""
     weights: "Tensor"
-    """float64 [N], the weight of each under that: |f'(s)|/f(s) for ``nelbo``, 1 for ``mean``."""
+    """float64 [N], the weight of each: |f'(s)|/f(s) for ``nelbo``, 1 for ``mean``."""
     scored: int
     """Tokens of the batch that could have been predicted, N or more."""
 
 
 class Objective(Component):
-    """Gives a training step its loss: the sum of ``weights`` times ``losses``, divided by the sum of ``count``.
+    """Loss of a training step: the sum of ``weights`` times ``losses``, divided by the sum of ``count``.
 
-    Both sums go over all forward passes of the optimizer step. By default each token's loss is its cross entropy, under
-    the phase's weighting.
+    Both sums run over all forward passes of the optimizer step. By default each token's loss is its cross entropy,
+    under the phase's weighting.
     """
 
     options: ObjectiveOptions
@@ -70,9 +70,9 @@ class Objective(Component):
         return predicted.weights
 
     def count(self, predicted: Predicted) -> float:
-        """Return the number that a forward pass adds to what the step's sum is divided by.
+        """Return a forward pass's part of the divisor of the step's sum.
 
-        By default the predicted tokens for ``mean``, and all that could have been for ``nelbo``.
+        By default the predicted tokens for ``mean``, and all that could have been predicted for ``nelbo``.
         """
         return len(predicted.targets) if predicted.weighting == "mean" else predicted.scored
 
@@ -86,7 +86,7 @@ class Objective(Component):
         vocab_size: int,
         rng: "np.random.Generator",
     ) -> None:
-        """Change masked positions of what the network sees of a sequence, in place; by default they stay as they are.
+        """Change the network's input at masked positions of a sequence, in place; by default nothing changes.
 
         It isn't called where the options are ``causal``.
 
@@ -95,6 +95,6 @@ class Objective(Component):
             tokens: int32 [tokens], the sequence's own ids.
             mask: bool [tokens], True where a token is to be predicted.
             mask_id: the mask token.
-            vocab_size: ids go from 0 to one less.
+            vocab_size: the number of ids; the largest is one less.
             rng: the draw's own generator. Take randomness from nowhere else.
         """

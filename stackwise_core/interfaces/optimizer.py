@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Component):
-    """Rule that makes the optimizer of a phase.
+    """Maker of the optimizer of a phase.
 
-    Learning rates, their schedule, weight decay by group, clipping and bad steps are the engine's. It sets
+    The engine does the rest: learning rates and their schedule, weight decay by group, clipping, bad steps. It sets
     ``param_groups[i]["lr"]`` before each step.
     """
 
     @property
     @abstractmethod
     def state_bytes(self) -> float:
-        """Bytes of state for each weight that trains; the plan counts with it."""
+        """Bytes of state for each weight that trains, for the plan."""
 
     @abstractmethod
     def make(self, groups: "Sequence[dict[str, Any]]") -> "torch.optim.Optimizer":
-        """Make the optimizer of some parameters, all or a stack's.
+        """Make the optimizer of some parameters: all, or one stack's.
 
-        Its state for a parameter is tensors and plain numbers only, so that a checkpoint holds it without a pickle.
+        Its state for a parameter must be tensors and plain numbers only, so that a checkpoint needs no pickle.
 
         Args:
-            groups: as ``torch.optim`` takes them, with ``params``, ``lr`` and ``weight_decay``.
+            groups: parameter groups of ``torch.optim``, with ``params``, ``lr`` and ``weight_decay``.
         """
 
     def check(self, device: "torch.device") -> None:
@@ -41,10 +41,10 @@ class Optimizer(Component):
         """
 
     def fits(self, key: str, value: "Tensor | int | float | bool", parameter: "Tensor") -> bool:
-        """Return whether a value of a checkpoint's state can be loaded: kernels trust shapes and number formats.
+        """Return whether a value of a checkpoint's state can be loaded. Kernels trust its shape and number format.
 
-        By default tensors have the parameter's shape, in its format or fp32, or are a counter in fp32; numbers are
-        counts.
+        By default a tensor must have the parameter's shape, in its format or fp32, or be a counter in fp32; a number
+        must be a count.
 
         Args:
             key: the name in ``optimizer.state[parameter]``.

@@ -19,24 +19,24 @@ class Phase:
     name: str
     """Name for tables and measurements; no two phases of a plan have the same."""
     path: tuple[int, ...] = field(converter=as_stack_indices)
-    """Stacks in the order in which the hidden states pass them."""
+    """Stacks in the order in which hidden states pass through them."""
     trains: frozenset[int] = field(converter=_members)
-    """Stacks of the path whose full weights train; the rest is frozen."""
+    """Stacks of the path whose full weights train; the others are frozen."""
     adapts: frozenset[int] = field(default=frozenset(), converter=_members)
-    """Stacks of the path of which only adapters train."""
+    """Stacks of the path whose adapters train and whose own weights don't."""
     adapters: tuple[tuple[int, str], ...] = ()
-    """Adapters that train, as pairs of a stack and an adapter's name. ``[adapter]`` decides: a mode leaves it out."""
+    """Adapters that train, as pairs of a stack and an adapter's name. Set by ``[adapter]``; a mode leaves it out."""
     merges: tuple[tuple[int, str], ...] = ()
-    """Adapters that are folded into the full-precision masters before the phase begins; left out likewise."""
+    """Adapters that are folded into the full-precision masters before the phase. Set by ``[adapter]``, too."""
     restores: bool = True
-    """Whether stacks of ``trains`` that were frozen before come back from their masters, to train in full. If not,
-    those whose precision in the trunk can't train have their adapters trained over it instead."""
+    """Whether stacks of ``trains`` that were frozen before are loaded from their masters again, to train in full. If
+    not, and their trunk precision can't train, their adapters train over it instead."""
     embedding: bool = False
     """Whether the token embedding trains."""
     head: bool = False
     """Whether the LM head trains."""
     progress: tuple[float, float] = (0.0, 1.0)
-    """The stretch of the mask schedule's progress that draws are taken from; equal ends fix the mask fraction."""
+    """Stretch of the mask schedule's progress that draws are taken from. Equal ends fix the mask fraction."""
     masks: Literal["fixed", "resampled"] = "fixed"
     """Masks of a sample: ``masks_per_sample`` draws in turn, or a new one each epoch."""
     masks_per_sample: int = 4
@@ -44,23 +44,23 @@ class Phase:
     weighting: Literal["nelbo", "mean"] | None = None
     """Loss weighting; None: as ``training.weighting`` says, or as the schedule allows."""
     epochs: float = 1
-    """Number of passes over the training split; a fraction is rounded to whole steps, at least one."""
+    """Passes over the training split. A fraction is rounded to whole steps, at least one."""
     steps: int | None = None
-    """Optimizer steps; None: as many as the epochs have."""
+    """Optimizer steps. None: ``epochs`` decides."""
     begins: float = 0
-    """Place in the stream of samples and draws where the phase begins, in the unit of its budget: steps where it has
-    steps, else epochs. Phases that begin at the same place share their draws."""
+    """Beginning of the phase in the stream of samples and draws, in steps if ``steps`` is set, else in epochs. Phases
+    that begin at the same place share their draws."""
     start: Literal["random", "copy", "zero_output"] = "random"
-    """Beginning of stacks that no phase had in its path before: with random weights, as a copy of the neighbour in the
-    path, or random with the projections into the residual stream zero, so that they change nothing at first."""
+    """Initial weights of new stacks: random; a copy of the neighbour in the path; or random, but with zeros for the
+    projections into the residual stream, so that the stack changes nothing at first."""
     lr: float = 1.0
     """Factor of all learning rates."""
     boundaries: Literal["cache", "window"] = "cache"
-    """Place of boundaries: the cache backend, or in any case memory, a window at a time."""
+    """Place of boundaries: the cache backend, or always memory, one window at a time."""
 
     @property
     def frozen_prefix(self) -> tuple[int, ...]:
-        """The stacks below the first one that trains or adapts: the trunk whose output is this phase's boundary."""
+        """Stacks below the first one that trains or adapts: the trunk whose output is this phase's boundary."""
         if self.embedding:
             return ()
         for place, stack in enumerate(self.path):
@@ -70,7 +70,7 @@ class Phase:
 
     @property
     def exit_norm(self) -> int | None:
-        """The stack whose exit norm trains: the path's last, where it trains. No other exit is read."""
+        """Stack whose exit norm trains: the path's last, if it trains. No other exit is read."""
         return self.path[-1] if self.path[-1] in self.trains else None
 
     @property
@@ -80,7 +80,7 @@ class Phase:
 
     @property
     def live_path(self) -> tuple[int, ...]:
-        """The stacks that every training step runs, from the first unfrozen one up."""
+        """Stacks that every training step runs, from the first unfrozen one up."""
         return self.path[len(self.frozen_prefix) :]
 
     @property

@@ -1,4 +1,4 @@
-"""The hook ``precision``: the number format that a stack is held in, and the one that it computes in."""
+"""The hook ``precision``: the number formats in which a stack is stored and computed."""
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Precision(Component):
-    """Format of a stack built in fp32, for training (``precision.active``) or for the trunk (``precision.trunk``)."""
+    """Number format of a stack, for training (``precision.active``) or in the trunk (``precision.trunk``)."""
 
     trainable: bool = True
     """Whether a stack's full weights can train at this precision."""
@@ -26,7 +26,7 @@ class Precision(Component):
         """Resident bytes of one frozen weight, scales included."""
 
     def check(self, device: "torch.device") -> None:
-        """Refuse a device that can't compute it.
+        """Refuse a device that can't compute in it.
 
         Raises:
             UnavailableError: with what is missing, such as a GPU's generation.
@@ -44,12 +44,12 @@ class Precision(Component):
         """Bring a stack to this precision, in place.
 
         Args:
-            stack: holds fp32 masters on its device, and no adapters.
-            trainable: True for a stack whose full weights are about to train: an implementation that computes in a
-                lower precision then keeps fp32 masters and leaves the rest to ``autocast``. False for a frozen one.
+            stack: a stack with fp32 masters on its device, and without adapters.
+            trainable: True for a stack whose full weights will train: then keep fp32 masters, and leave lower
+                precision to ``autocast``. False for a frozen stack.
 
         Raises:
-            OutOfRange: of ``stackwise_core.engine.rack.number_range``; a weight isn't finite, or the format can't
+            OutOfRange (of ``stackwise_core.engine.rack.number_range``): a weight isn't finite, or the format can't
                 hold it.
         """
 
@@ -61,7 +61,7 @@ class Precision(Component):
         """
 
     def loss_scaler(self, device: "torch.device") -> "torch.amp.GradScaler | None":
-        """Return a gradient scaler, where this precision's gradients would underflow without one."""
+        """Return a gradient scaler if this precision's gradients would underflow without one."""
         return None
 
     def to_tensors(self, stack: "nn.Module") -> "dict[str, Tensor]":
@@ -72,9 +72,9 @@ class Precision(Component):
         return {name: tensor.detach() for name, tensor in stack.state_dict().items()}
 
     def from_tensors(self, stack: "nn.Module", tensors: "dict[str, Tensor]") -> None:
-        """Load what ``to_tensors`` gave into an fp32 stack whose own weights mean nothing; it is frozen then.
+        """Load the tensors of ``to_tensors`` into a fresh fp32 stack with arbitrary weights, and freeze it.
 
-        They were compared with their checksum before, and so are what was written.
+        Their checksums were verified, so they are exactly what was written.
         """
         for parameter in stack.parameters():
             parameter.data.zero_()  # what was never written may be anything, and need not be a number

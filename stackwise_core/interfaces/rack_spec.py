@@ -1,4 +1,4 @@
-"""The shape of a rack: what a trainer mode partitions and plans, and what the modules are built from."""
+"""The shape of a rack. A trainer mode partitions and plans it, and the modules are built from it."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class RackSpec:
     blocks: tuple[int, ...]
     """Number of blocks of each stack."""
     vocab_size: int
-    """Token ids, the mask token among them."""
+    """Number of token ids, including the mask token."""
     seq_len: int
     """Tokens a sequence."""
     d_model: int
@@ -36,11 +36,11 @@ class RackSpec:
     ends: Literal["shared", "per_stack"] = "shared"
     """Embedding and head: one of each for all stacks, or each stack's own."""
     time_encoding: Literal["sinusoidal", "learned"] | None = None
-    """Embedding of the mask fraction, which is added to every token's embedding; None: the network isn't told."""
+    """Embedding of the mask fraction, added to every token's embedding. None: the network doesn't get it."""
     time_fractions: tuple[float, ...] = ()
-    """Mask fractions of the discrete time steps, in order; empty where time is continuous."""
+    """Mask fractions of the discrete time steps, in order. Empty: time is continuous."""
     given: frozenset[int] = frozenset()
-    """Stacks whose weights come from ``rack.init_from``, and embedding and head with them."""
+    """Stacks whose weights come from ``rack.init_from``. If there are any, so do embedding and head."""
 
     @property
     def stacks(self) -> int:
@@ -71,7 +71,7 @@ class RackSpec:
 
     @property
     def head_parameters(self) -> int:
-        """Weights of one LM head that aren't the embedding's."""
+        """Weights of one LM head of its own; 0 where it is tied to the embedding."""
         return 0 if self.tie_embeddings else self.vocab_size * self.d_model
 
     @property

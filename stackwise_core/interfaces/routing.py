@@ -1,4 +1,4 @@
-"""Routes of a finished rack: the paths that it uses, by the mask fraction of what it reads."""
+"""Routes of a finished rack: its paths, by the mask fraction of the input."""
 
 from collections.abc import Iterable
 
@@ -15,9 +15,9 @@ class Route:
     """A path that serves a stretch of the mask schedule's progress."""
 
     path: tuple[int, ...] = field(converter=as_stack_indices)
-    """Stacks in the order in which the hidden states pass them."""
+    """Stacks in the order in which hidden states pass through them."""
     progress: tuple[float, float] = (0.0, 1.0)
-    """The stretch that it serves; the routes of a rack cover [0, 1] between them, and share nothing but their ends."""
+    """Stretch that it serves. A rack's routes together cover [0, 1], and share only their ends."""
 
 
 @frozen
@@ -28,5 +28,5 @@ class BandRoute:
     band: tuple[float, float]
 
     def serves(self, fraction: float) -> bool:
-        """Return whether a fraction is this route's; one between two routes is the lower one's, and 0 the lowest's."""
+        """Return whether the route serves a fraction. A common end belongs to the lower route, 0 to the lowest."""
         return self.band[0] < fraction <= self.band[1] or fraction == self.band[0] == 0

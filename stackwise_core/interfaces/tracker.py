@@ -17,12 +17,12 @@ class TrackedPhase:
     name: str
     """The phase's name."""
     steps: int
-    """Optimizer steps that are planned; an early stop takes fewer."""
+    """Planned optimizer steps; an early stop takes fewer."""
 
 
 @frozen(kw_only=True)
 class TrackedRun:
-    """The run that measurements are of."""
+    """The run that is measured."""
 
     name: str
     """``run.name``."""
@@ -41,36 +41,36 @@ class Measurement:
     kind: Literal["step", "validation", "bad_step", "loss_spike", "likelihood"]
     """The kind of measurement."""
     phase: int | None
-    """The phase's place in the plan, from 0; None for a likelihood, which comes when all phases are done."""
+    """The phase's place in the plan, from 0. None for a likelihood, which is measured after all phases."""
     step: int
-    """Optimizer steps of the phase so far; of a likelihood the depth, in stacks."""
+    """Optimizer steps of the phase so far. For a likelihood: the depth, in stacks."""
     values: Mapping[str, Any]
     """Numbers, texts and tables by name, as in metrics.jsonl."""
 
 
 class Tracker(Component):
-    """Receiver of a run's measurements, from one process's beginning to its end.
+    """Receiver of a run's measurements, from the beginning of one process to its end.
 
     A killed run resumes in another process.
 
-    What it raises ends the run, which can resume from its last checkpoint. A tracker whose service may be away catches
-    that itself.
+    An exception that it raises ends the run, which can resume from its last checkpoint. A tracker whose service may be
+    unreachable catches that error itself.
     """
 
     def begin(self, run: TrackedRun) -> None:
-        """Prepare; called once in a process, before everything else."""
+        """Prepare. Called once in a process, before all other methods."""
 
     def begin_phase(self, phase: int, done: int) -> None:
         """Begin a phase, or resume it from a checkpoint.
 
         Args:
             phase: its place in the plan, from 0.
-            done: its steps that are over. What an earlier process told of later ones no longer counts.
+            done: its completed steps. Measurements of later steps, from an earlier process, no longer count.
         """
 
     @abstractmethod
     def record(self, measurement: Measurement) -> None:
-        """Record a measurement; the step's are those of every ``run.log_every`` steps."""
+        """Record a measurement. Those of steps come every ``run.log_every`` steps."""
 
     def close(self) -> None:
-        """Write out and release; called once, also when the run was interrupted."""
+        """Write out and release. Called once, also when the run was interrupted."""

@@ -14,7 +14,7 @@ class TrainerMode(Component):
     """Planner of a curriculum, without torch and without touching a weight."""
 
     grows: Literal["up", "down"] = "up"
-    """Place where stacks join that ``rack.init_from`` doesn't have: above its own, or below them."""
+    """Place of new stacks beside those of ``rack.init_from``: above or below them."""
 
     def partition(self, rack: RackSpec) -> RackSpec:
         """Regroup the rack's blocks into stacks, or add stacks to it; by default they stay as configured.
@@ -26,14 +26,14 @@ class TrainerMode(Component):
     def routes(self, rack: RackSpec) -> list[Route]:
         """Return how the finished rack uses its stacks; by default all in order, whatever the mask fraction.
 
-        Evaluation takes the bound of each route over the mask fractions that it serves, and adds them up; a fraction
-        between two is the lower one's, and what the schedule leaves out goes to the nearest.
+        Evaluation adds up the bounds of the routes, each over the mask fractions that it serves. A fraction at a common
+        end belongs to the lower route; fractions that the schedule never reaches go to the nearest route.
         """
         return [Route(path=range(rack.stacks))]
 
     @abstractmethod
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
-        """Plan the phases in order, for a rack as ``partition`` gave it.
+        """Plan the phases in order, for a rack that ``partition`` returned.
 
         ``stackwise_core.interfaces.planning`` has helpers for the usual ones.
 

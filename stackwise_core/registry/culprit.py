@@ -10,7 +10,7 @@ LOCAL_MARK = "__stackwise_plugin__"
 
 
 def culprit(error: BaseException) -> str | None:
-    """Return the plugin whose code is the innermost in an error's traceback; None where no plugin's is."""
+    """Return the plugin whose code is innermost in an error's traceback; None if there is none."""
     packages = {
         entry_point.value.partition(":")[0].partition(".")[0]: entry_point.dist.name if entry_point.dist else None
         for entry_point in entry_points(group=ENTRY_POINT_GROUP)

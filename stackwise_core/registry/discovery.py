@@ -200,7 +200,7 @@ def _fault(result: object) -> str | None:
 
 
 def _shadow(hook: str, result: Sequence[Implementation]) -> str | None:
-    """What is wrong with a command that has the name of one of the core."""
+    """Return what is wrong with a command that has a core command's name; None where nothing is."""
     names = [name for each in result for name in (each.name, *each.aliases)] if hook == "command" else []
     return next((f'returned "{name}", which is a command of the core' for name in names if name in CORE_COMMANDS), None)
 

@@ -96,7 +96,7 @@ class WrongDevice(UnavailableError):
 
 
 class FailedImplementation(UnavailableError):
-    """Error of a plugin whose own code raised, or isn't what its declaration promises."""
+    """Error of a plugin whose own code raised, or doesn't match its declaration."""
 
     def __init__(self, declared: Declared, stage: str, reason: str) -> None:
         super().__init__(

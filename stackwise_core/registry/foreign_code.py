@@ -12,6 +12,6 @@ from stackwise_core.system.process_state import preserved_state
 
 @contextmanager
 def foreign_code() -> Iterator[None]:
-    """Run a plugin's code: what it prints goes to stderr, and what it sets of the process's state is put back."""
+    """Run a plugin's code. Its output goes to stderr, and its changes to the process's state are undone."""
     with preserved_state(), redirect_stdout(sys.stderr or io.StringIO()):
         yield

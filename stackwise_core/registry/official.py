@@ -2,7 +2,7 @@
 
 Nothing here is imported.
 
-Aliases stand behind the names.
+Aliases follow the names.
 """
 
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def kept_working_directory() -> Iterator[None]:
-    """Restore the working directory at the end, if there is one and code within has left it."""
+    """Restore the working directory at the end, if the code within has changed it."""
     try:
         before = os.open(os.curdir, os.O_RDONLY)
     except OSError:  # it was deleted, or may not be read

@@ -29,7 +29,7 @@ class Curve:
         return len(self.steps)
 
     def smoothed(self) -> Curve:
-        """Each value replaced by the mean of those around it: a tenth of the curve, less towards its ends."""
+        """Return each value replaced by the mean of those around it: a tenth of the curve, less towards its ends."""
         values, places = np.asarray(self.values), np.arange(len(self))
         sums = np.concatenate([[0.0], np.cumsum(values)])
         widest = max(1, len(self) // 20)
@@ -39,7 +39,7 @@ class Curve:
         return Curve(self.steps, array("d", (sums[high] - sums[low]) / (high - low)))
 
     def thinned(self, most: int = MOST_POINTS) -> Curve:
-        """At most so many points: of each stretch its lowest and its highest, and both ends of the whole."""
+        """Return a curve of at most ``most`` points: the lowest and highest of each stretch, and both ends."""
         if len(self) <= most:
             return self
         values = np.asarray(self.values)
@@ -51,7 +51,7 @@ class Curve:
         return Curve(array("d", (self.steps[each] for each in places)), array("d", values[places]))
 
     def moved(self, by: float) -> Curve:
-        """The same, so many steps later."""
+        """Return the curve shifted by ``by`` steps."""
         return Curve(array("d", (step + by for step in self.steps)), self.values)
 
     def points(self) -> Iterator[tuple[float, float]]:

@@ -25,7 +25,7 @@ LONGEST_LINE = 1 << 20
 DEEPEST = 30
 """Tables and arrays within one another."""
 LARGEST_NUMBER = 1e30
-"""What is larger is no measurement."""
+"""Largest number that counts as a measurement."""
 
 
 class RunFiles:
@@ -46,11 +46,11 @@ class RunFiles:
             self.gaps.append(what)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, of whatever kind."""
+        """Return whether a file of this name exists, of whatever kind."""
         return os.path.lexists(self._path(name))
 
     def text(self, name: str) -> str | None:
-        """A text file's content; None, and a gap, where it can't be read."""
+        """Return a text file's content. If it can't be read, note a gap and return None."""
         try:
             with _open(self._path(name)) as file:
                 if os.fstat(file.fileno()).st_size > LARGEST:
@@ -69,7 +69,7 @@ class RunFiles:
         return text
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object; an empty one, and a gap, where it can't be read."""
+        """Return a file's JSON object. If it can't be read, note a gap and return an empty one."""
         text = self.text(name)
         if text is None:
             return {}
@@ -84,10 +84,10 @@ class RunFiles:
         return value
 
     def lines(self, name: str, *, mentioning: str = "") -> Iterator[dict[str, Any]]:
-        """The JSON objects of a file, one a line, that are whole; a gap counts the others, if they aren't the last.
+        """Yield the complete JSON objects of a file, one a line. Incomplete lines, except the last, count as a gap.
 
         Args:
-            mentioning: a word; lines without it are passed over unread.
+            mentioning: a word; lines without it are skipped without parsing.
         """
         word = mentioning.encode()
         try:
@@ -146,7 +146,7 @@ def _reason(error: Exception) -> str:
 
 
 def cleaned(value: Any, depth: int = 0) -> Any:
-    """The same with all texts in it, keys too, as a page can show them, and without what is nested beyond reason."""
+    """Return a copy whose texts and keys a page can show. Values nested too deeply are left out."""
     if depth > DEEPEST and isinstance(value, (dict, list)):
         return "…"
     if isinstance(value, dict):
@@ -157,7 +157,7 @@ def cleaned(value: Any, depth: int = 0) -> Any:
 
 
 def number(value: object) -> float | None:
-    """A finite number that can be drawn, or None for whatever else stands there."""
+    """Return a finite number that can be drawn, or None for any other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     with suppress(OverflowError):
@@ -167,15 +167,15 @@ def number(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """A whole number that counts something, or None."""
+    """Return a whole number that counts something, or None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
 
 
 def table(value: object) -> dict[str, Any]:
-    """A JSON object, or an empty one for whatever else stands there."""
+    """Return a JSON object, or an empty one for any other value."""
     return value if isinstance(value, dict) else {}
 
 
 def listed(value: object) -> list[Any]:
-    """A JSON array, or an empty one for whatever else stands there."""
+    """Return a JSON array, or an empty one for any other value."""
     return value if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""Entries of a run's manifest: copies of files that lie elsewhere, and where the directory was."""
+"""Entries of a run's manifest: copies of files from elsewhere, and the directory's place at that time."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Kept:
 
     @classmethod
     def of(cls, directory: Path) -> "Kept":
-        """Read a run's manifest; what it doesn't say, or says wrongly, isn't kept."""
+        """Read the entries from a run's manifest. Missing or malformed entries are left out."""
         try:
             files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
             entries = {name: entry for name, entry in files.items() if isinstance(entry, dict)}

@@ -21,17 +21,17 @@ State = Literal["finished", "running", "unfinished", "damaged", "no run"]
 
 @frozen
 class ListedRun:
-    """A directory where runs are, as a list shows it."""
+    """A row of the list of runs."""
 
     path: Path
     state: State
     bytes: int
-    """Of all files in it."""
+    """Size of all its files."""
     changed: float | None
-    """When the run last wrote, in seconds since 1970."""
+    """Time of the run's last write, in seconds since 1970."""
     phases_done: int = 0
     phases: int = 0
-    """That are planned; 0 where nothing tells."""
+    """Number of planned phases; 0 where it is unknown."""
     likelihood: Likelihood | None = None
     """The whole rack's."""
     problems: tuple[str, ...] = ()

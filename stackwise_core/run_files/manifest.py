@@ -125,7 +125,7 @@ class Manifest:
         self._put_in_place()
 
     def recover(self) -> None:
-        """Finish what a killed writer had begun, and delete what it hadn't; for the next writer."""
+        """Complete a killed writer's commit, and delete its other files, before the next writer begins."""
         self._put_in_place()
         self._delete("*.new", ".*.tmp")
 

@@ -50,7 +50,7 @@ class Metrics:
         return os.fstat(self._file.fileno()).st_size
 
     def cut_back(self, size: int) -> None:
-        """Delete what was written after ``settle`` had returned a size."""
+        """Truncate the file to a size that ``settle`` returned."""
         if os.fstat(self._file.fileno()).st_size > size:
             self._file.truncate(size)
 

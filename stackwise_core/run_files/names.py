@@ -1,4 +1,4 @@
-"""Names of all files and folders in a run's directory. ``RunDirectory`` says how they lie.
+"""Names of all files and folders in a run's directory. ``RunDirectory`` has the layout.
 
 The content of the JSON files is in ``plan_file``, ``progress_file`` and ``environment_file``.
 """

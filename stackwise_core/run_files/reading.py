@@ -1,4 +1,4 @@
-"""Reads what a run's directory tells of it."""
+"""Read a run from its directory's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stackwise_core.run_files.names import CONFIG, ENVIRONMENT, FINISHED, METRIC
 from stackwise_core.run_files.run import COUNTS, CURVES, MEMORY, Band, Likelihood, Phase, Run
 
 MOST_PHASES = 1000
-"""Of a run, that are shown; nobody would look at more."""
+"""Largest number of a run's phases that are shown."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -76,7 +76,7 @@ def read_run(path: Path, *, curves: bool = True) -> Run:
 
 
 def _planned(plan: dict[str, Any]) -> Phase:
-    """A phase of plan.json."""
+    """Return a phase of plan.json."""
     memory = {part: whole(size) for part, size in table(plan.get("memory")).items()}
     masks, each = plan.get("masks"), whole(plan.get("masks_per_sample"))
     adapters = (listed(pair) for pair in listed(plan.get("adapters")))
@@ -101,7 +101,7 @@ def _planned(plan: dict[str, Any]) -> Phase:
 
 
 def _measured(phase: Phase, result: dict[str, Any]) -> None:
-    """Add what a phase came to, as finished.json and progress.json have it."""
+    """Add a phase's results from finished.json or progress.json."""
     phase.done = True
     phase.steps = whole(result.get("steps")) or 0
     phase.seconds = number(result.get("seconds"))
@@ -115,7 +115,7 @@ def _measured(phase: Phase, result: dict[str, Any]) -> None:
 
 
 def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:
-    """Add the curves of metrics.jsonl to the phases, and those phases that nothing else tells of; the likelihoods."""
+    """Add the curves of metrics.jsonl to the phases, and phases that no other file mentions; return the likelihoods."""
     by_name = {phase.name: phase for phase in phases}
     likelihoods: dict[int, Likelihood | None] = {}
     strange = 0
@@ -155,7 +155,7 @@ def _measured_depths(likelihoods: dict[int, Likelihood | None]) -> list[Likeliho
 
 
 def _add(phase: Phase, kind: str, step: int, line: dict[str, Any]) -> bool:
-    """Add a line's points; whether it had those that such a line must have."""
+    """Add a line's points; return whether it had all required ones."""
     if kind == "bad_step":
         phase.curves["bad"].add(step, math.nan)
         phase.bad_steps += not phase.done
@@ -199,5 +199,5 @@ def _whole_numbers(value: object) -> tuple[int, ...]:
 
 
 def _text(value: object) -> str:
-    """A text that a page can show, or what stands in its place."""
+    """Return a text that a page can show, or a placeholder."""
     return printable(value if isinstance(value, str) else repr(value))[:500]

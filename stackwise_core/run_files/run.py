@@ -16,19 +16,19 @@ from stackwise_core.run_files.plan_file import MemoryRecord
 CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "masked", "peak_bytes")
 """Values of a ``step`` line that are drawn."""
 COUNTS = ("wanted", "found", "computed", "read", "repeated", "evicted", "damaged")
-"""What a phase's boundaries are counted by."""
+"""Names of the counts of a phase's boundaries."""
 MEMORY = tuple(field.name for field in fields(MemoryRecord) if field.name != "total")
 """The parts of a planned memory."""
 
 
 @define
 class Phase:
-    """A phase as it was planned, and what came of it."""
+    """A phase: its plan and its results."""
 
     name: str
     done: bool = False
     steps: int = 0
-    """That were taken."""
+    """Optimizer steps taken."""
     begins: int = 0
     """Steps of the phases before it."""
     planned_steps: int | None = None
@@ -59,7 +59,7 @@ class Phase:
 
     @property
     def tokens(self) -> int | None:
-        """That its steps so far passed."""
+        """Tokens that its steps so far have processed."""
         if self.planned_tokens is None or not self.planned_steps:
             return None
         return round(self.planned_tokens * self.steps / self.planned_steps)
@@ -101,13 +101,13 @@ class Run:
 
     path: Path
     label: str
-    """How pages call it, different for each of several."""
+    """Name of the run on pages, different for each of several."""
     name: str
     finished: bool
     gaps: list[str]
     phases: list[Phase]
     likelihoods: list[Likelihood]
-    """By depth, the whole rack's last."""
+    """Likelihoods by depth, the whole rack's last."""
     routes: list[tuple[int, ...]]
     rack: dict[str, Any]
     config: dict[str, Any]
@@ -119,13 +119,13 @@ class Run:
 
     @property
     def causal(self) -> bool:
-        """Whether nothing is masked, so that the likelihood is no bound."""
+        """Whether the objective is causal: nothing is masked, and the likelihood is exact, not a bound."""
         bands = [phase.band for phase in self.phases]
         return bool(bands) and not any(bands) and not (self.whole and self.whole.bands)
 
     @property
     def measure(self) -> str:
-        """What its likelihood is called."""
+        """Name of its likelihood."""
         return "NLL" if self.causal else "NELBO"
 
     @property
@@ -135,23 +135,23 @@ class Run:
 
     @property
     def measured_on(self) -> tuple[str | None, int | None]:
-        """What is the same for runs whose likelihoods were taken on the same tokens."""
+        """Fingerprint of the tokens that the likelihoods were measured on; equal for comparable runs."""
         return self.corpus, self.whole.tokens if self.whole else None
 
     @property
     def steps(self) -> int:
-        """Of all phases so far."""
+        """Steps of all phases so far."""
         return sum(phase.steps for phase in self.phases)
 
     @property
     def tokens(self) -> int | None:
-        """Of all phases so far."""
+        """Tokens of all phases so far."""
         known = [phase.tokens for phase in self.phases if phase.tokens is not None]
         return sum(known) if known else None
 
     @property
     def seconds(self) -> float | None:
-        """Of the phases that are done."""
+        """Time taken by the completed phases."""
         known = [phase.seconds for phase in self.phases if phase.seconds is not None]
         return sum(known) if known else None
 
@@ -162,12 +162,12 @@ class Run:
 
     @property
     def parameters(self) -> int | None:
-        """Of the whole rack."""
+        """Number of the whole rack's parameters."""
         return whole(self.rack.get("parameters"))
 
     @property
     def state(self) -> str:
-        """How far it is."""
+        """State of the run, in words."""
         done = sum(phase.done for phase in self.phases)
         if self.finished:
             return "finished"

@@ -1,4 +1,4 @@
-"""Check that a run has taken a step: without one there is nothing to resume, and it holds no name."""
+"""Check whether a run has taken a step. Without one there is nothing to resume, and its name is free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def has_work(directory: Path) -> bool:
 
 
 def was_only_begun(directory: Path) -> bool:
-    """Return whether all that a directory holds is what a run writes before its first step, if anything."""
+    """Return whether a directory is empty, or holds only files that a run writes before its first step."""
     if PROGRESS in Manifest(directory):
         return not has_step(directory)
     files = (path for path in directory.rglob("*") if not path.is_dir())

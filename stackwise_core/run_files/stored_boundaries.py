@@ -63,7 +63,7 @@ def is_namespace(name: str) -> bool:
 
 
 def owner(directory: Path, namespace: str) -> str | None:
-    """Return the run whose record a store has; None where there is none that can be read."""
+    """Return the run that a store's record names; None if there is no readable record."""
     try:
         record = _read(_record(directory, namespace))
     except StackwiseError:

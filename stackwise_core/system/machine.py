@@ -28,7 +28,7 @@ class Room:
 
 
 def memory() -> Room:
-    """Return the least of what the machine, control groups and ``ulimit`` leave to this process.
+    """Return the memory that this process may use: the smallest limit of machine, control groups and ``ulimit``.
 
     Its ``limit`` is the one that leaves the least.
     """

@@ -24,7 +24,7 @@ def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
 
 
 class AdapterContract:
-    """Contract of an adapter: subclass it and provide the fixture ``adapter``, once for each precision to stand on."""
+    """Contract of an adapter: subclass it and provide the fixture ``adapter``, once for each precision it supports."""
 
     tolerance = 1e-5
     """Largest difference, relative and absolute, of outputs that should be the same but for rounding."""
@@ -149,7 +149,7 @@ class AdapterContract:
         assert self.close(self.output(fresh), both)
 
     def test_merging_keeps_the_output(self, adapter: Adapter) -> None:
-        """In fp32 adapters fold into the weights one after the other, and the output stays through each."""
+        """Merging adapters into fp32 weights, one after the other, keeps the output each time."""
         if adapter.unmergeable:
             pytest.skip(f"it can't be merged: {adapter.unmergeable}")
         stack, self.precision, self.tolerance = frozen_stack(), None, 1e-4

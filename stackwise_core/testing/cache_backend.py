@@ -63,7 +63,7 @@ def everything_is_right(store: ActivationStore, expected: dict[Key, Tensor]) -> 
 
 
 def readable_numbers(store: ActivationStore, layout: Layout, numbers: Sequence[int]) -> list[int]:
-    """Return those of the numbers whose entries the store gives. All that it gives must be right."""
+    """Return the numbers whose entries the store returns. Every returned entry must be right."""
     found = []
     for number in numbers:
         try:
@@ -75,8 +75,8 @@ def readable_numbers(store: ActivationStore, layout: Layout, numbers: Sequence[i
     return found
 
 
-def goes_on_after_damage(opened: Callable[[], ActivationStore], layout: Layout, numbers: Sequence[int]) -> None:
-    """Open a store whose files were damaged, read it, fill it, and read it again: it must be as good as a new one."""
+def check_recovery(opened: Callable[[], ActivationStore], layout: Layout, numbers: Sequence[int]) -> None:
+    """Open a store with damaged files, read it, fill it, and read it again. It must work like a new one."""
     store = opened()
     before = readable_numbers(store, layout, numbers)
     keys = keys_of(*numbers)
@@ -203,7 +203,7 @@ class CacheBackendContract:
     def test_shrink_evicts_the_least_recently_used(
         self, backend: CacheBackend, directory: Path, layout: Layout
     ) -> None:
-        """A store holds no more than it is told to; what was used last stays longest, and what went is counted."""
+        """A store keeps to the new capacity: it evicts the least recently used entries, and counts them."""
         store = backend.open(directory, layout, 40 * layout.bytes_per_entry)
         for number in range(31):
             store.put(keys_of(number), entries_of(layout, number))
@@ -291,7 +291,7 @@ class CacheBackendContract:
         assert small.stats().bytes <= 7 * layout.bytes_per_entry
 
     def test_flushed_entries_survive_a_kill(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """Entries that were flushed outlive a kill -9 of the process, and whatever else is there is right."""
+        """Flushed entries survive a kill -9 of the process, and every other entry that is found is right."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         expected = {key_of(number): entries_of(layout, number) for number in range(16)}
@@ -336,7 +336,7 @@ class CacheBackendContract:
             assert (store.stats().entries, store.stats().damaged) == (len(there), 0)
 
     def test_damage_is_found(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:
-        """Every entry of a durable store whose files were harmed is right or missing, and can be put again."""
+        """After damage to its files, every entry of a durable store is right or missing, and can be put again."""
         if not backend.durable:
             pytest.skip("its entries end with the process, as it says")
         rng, numbers = np.random.default_rng(7), range(12)
@@ -355,7 +355,7 @@ class CacheBackendContract:
             harm(rng, sorted(path for path in namespace.rglob("*") if path.is_file()))
             opened = partial(backend.open, namespace, layout, None)
             # In a child, since what was harmed may end the process that reads it.
-            code = code_of(in_a_child(partial(goes_on_after_damage, opened, layout, numbers)))
+            code = code_of(in_a_child(partial(check_recovery, opened, layout, numbers)))
             assert code == 0, harm.__name__
 
     def test_readers_beside_a_writer(self, backend: CacheBackend, directory: Path, layout: Layout) -> None:

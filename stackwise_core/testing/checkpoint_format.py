@@ -1,4 +1,4 @@
-"""What every checkpoint format must hold."""
+"""Contract of every checkpoint format."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class CheckpointFormatContract:
     def test_it_recognises_its_own_and_nothing_else(
         self, format: CheckpointFormat, saved: dict[str, Saved], tmp_path: Path
     ) -> None:
-        """What it wrote; no empty directory, no run's, and none with a text in it."""
+        """It recognises what it wrote, but no empty directory, no run's, and none with a text in it."""
         for each in saved.values():
             assert format.recognises(each.directory)
         for name, files in {"empty": (), "run": RUN_FILES, "text": ("README.md", "notes.txt")}.items():
@@ -158,7 +158,7 @@ class CheckpointFormatContract:
         assert rows[source.rows :].isnan().all()
 
     def test_tensors_are_not_collected(self, saved: dict[str, Saved]) -> None:
-        """One is held at most when the next is asked for: the whole model is never in memory."""
+        """At most one tensor is held when the next is asked for: the whole model is never in memory."""
         assert max(each.most_held for each in saved.values()) <= 1
 
     def test_only_its_directory_is_written(self, saved: dict[str, Saved]) -> None:
@@ -191,7 +191,7 @@ class CheckpointFormatContract:
             assert all(torch.equal(read[key], each.weights[key]) for key in read), name
 
     def test_what_was_written_is_said(self, saved: dict[str, Saved]) -> None:
-        """In a title, a number format, single lines and JSON values."""
+        """The record of an export has a title, a number format, single lines and JSON values."""
         for each in saved.values():
             assert isinstance(each.written, Written)
             assert each.written.title.strip()
@@ -216,7 +216,7 @@ class CheckpointFormatContract:
 
 
 def _plain(options: attrs.AttrsInstance) -> dict[str, object]:
-    """The values of options, a size as the number that it is."""
+    """Return the values of options, a size as the number that it is."""
     return {
         key: int(value) if isinstance(value, int) and type(value) is not bool else value
         for key, value in attrs.asdict(options).items()

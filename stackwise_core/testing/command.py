@@ -1,4 +1,4 @@
-"""What every command must hold."""
+"""Contract of every command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_THE_GROUP = ("--debug",)
 
 
 def parameters(command: click.Command) -> Iterator[click.Parameter]:
-    """Every parameter of a command and of those within it."""
+    """Yield every parameter of a command and of those within it."""
     yield from command.params
     for inner in getattr(command, "commands", {}).values():
         yield from parameters(inner)
@@ -46,7 +46,7 @@ class CommandContract:
         assert CliRunner().invoke(made, ["--help"]).exit_code == 0
 
     def test_a_wrong_use_is_exit_code_2(self, command: Command) -> None:
-        """With nothing on stdout, which others read."""
+        """Wrong usage exits with 2 and writes nothing to stdout, which others read."""
         result = CliRunner().invoke(command.make(), ["--no-such-option-anywhere"])
         assert (result.exit_code, result.stdout) == (2, "")
 
@@ -67,7 +67,7 @@ class CommandContract:
         assert heavy_imports(f"{options}\nimport {module}\n{module}.{name}(NoOptions()).make()") == []
 
     def test_its_next_step_is_one_that_it_takes(self, command: Command, tmp_path: Path) -> None:
-        """What a run's end says of it is a few words, and arguments that it can be called with."""
+        """The next step that it suggests is a few words, and arguments that it accepts."""
         directory = tmp_path / "runs" / "first"
         directory.mkdir(parents=True)
         for keeps_weights, causal in itertools.product((True, False), repeat=2):

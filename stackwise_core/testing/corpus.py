@@ -1,4 +1,4 @@
-"""What every corpus must hold."""
+"""Contract of every corpus."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def nothing(size: int) -> None:
 
 
 def found_in(corpus: Corpus) -> Found:
-    """What a corpus finds for training."""
+    """Return what a corpus finds for training."""
     return corpus.find("training")
 
 
 def splits_of(found: Found) -> list[str]:
-    """The splits that are read: to train on, and the corpus's own for validation."""
+    """Return the splits that are read: to train on, and the corpus's own for validation."""
     return [found.split, *([found.validation] if found.validation else [])]
 
 
 def content_of(corpus: Corpus, split: str) -> Sequence[tuple[str, ...]]:
-    """A split's fingerprint, with the hashes that the core gives it."""
+    """Return a split's fingerprint, with the hashes that the core gives it."""
     hashes: Mapping[Path, str] = {file: xxh3_128(file.read_bytes()).hexdigest() for file in corpus.files(split)}
     return corpus.fingerprint(split, hashes)
 
 
 def read(corpus: Corpus, split: str) -> list[tuple[str, str]]:
-    """Names and texts of a split's documents."""
+    """Return names and texts of a split's documents."""
     return [(document.name, document.text) for document in corpus.documents(split, nothing)]
 
 
@@ -54,7 +54,7 @@ class CorpusContract:
         raise NotImplementedError("the subclass provides the fixture `change`")
 
     def test_it_finds_what_is_read(self, make: Make) -> None:
-        """For training and for measuring; its own validation split is another one than it trains on."""
+        """It finds a text for training and for measuring; its own validation split isn't the one it trains on."""
         for purpose in ("training", "measuring"):
             found = make().find(purpose)
             assert isinstance(found, Found)
@@ -79,7 +79,7 @@ class CorpusContract:
             assert count, f"the split {split!r} has no document"
 
     def test_documents_are_the_same_each_time(self, make: Make) -> None:
-        """In the same order, from another object as well as read again: samples are numbered by it."""
+        """Another object and a second reading give the same documents in the same order, which numbers the samples."""
         corpus, other = make(), make()
         for split in splits_of(found_in(corpus)):
             first = read(corpus, split)
@@ -88,7 +88,7 @@ class CorpusContract:
             assert read(other, split) == read(corpus, split)
 
     def test_splits_are_apart(self, make: Make) -> None:
-        """What is for validation isn't what is trained on."""
+        """No document for validation is among those for training."""
         corpus = make()
         contents = [content_of(corpus, split) for split in splits_of(found_in(corpus))]
         assert len({tuple(content) for content in contents}) == len(contents)
@@ -135,7 +135,7 @@ class CorpusContract:
         assert content_of(corpus, split)
 
     def test_progress_comes_to_an_end(self, make: Make) -> None:
-        """Where its size is known it tells how much was read as it goes, and never takes anything back."""
+        """Where its size is known, it reports how much was read as it reads, and the count never falls."""
         corpus = make()
         for split in splits_of(found_in(corpus)):
             size, told = corpus.size(split), list[int]()

@@ -79,7 +79,7 @@ class MaskScheduleContract:
         assert (first != other).any()
 
     def test_place_masks_the_fraction(self, schedule: MaskSchedule) -> None:
-        """On average the share of masked tokens is what was asked for."""
+        """The average share of masked tokens is the requested fraction."""
         tokens, scorable, rng = np.arange(512, dtype=np.int32), np.ones(512, dtype=bool), np.random.default_rng(4)
         for fraction in (0.15, 0.5, 0.9):
             shares = [schedule.place(tokens, scorable, fraction, rng).mean() for _ in range(100)]

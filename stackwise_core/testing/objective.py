@@ -1,4 +1,4 @@
-"""What every objective must hold."""
+"""Contract of every objective."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ COUNTS = (2, 5, 0, 7)
 
 
 def logits_of(count: int, seed: int = 0) -> Tensor:
-    """Logits [count, V] as a rack has them: fp32, the mask token's -inf."""
+    """Return logits [count, V] as a rack has them: fp32, the mask token's -inf."""
     logits = 2 * torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     logits[:, MASK] = -torch.inf
     return logits
 
 
 def targets_of(count: int) -> Tensor:
-    """Ids [count], never the mask token."""
+    """Return ids [count], never the mask token."""
     return torch.arange(count) * 3 % MASK
 
 
 def pass_of(objective: Objective, weighting: Weighting, rows: range = range(len(COUNTS))) -> Predicted:
-    """A forward pass with some of the sequences, under a mask schedule f(s) = s."""
+    """Return a forward pass with some of the sequences, under a mask schedule f(s) = s."""
     found = [(row, place) for row in rows for place in range(1, COUNTS[row] + 1)]
     numbers = torch.tensor([row for row, _ in found], dtype=torch.int64)
     places = torch.tensor([place for _, place in found], dtype=torch.int64)
@@ -57,7 +57,7 @@ class ObjectiveContract:
         raise NotImplementedError("the subclass provides the fixture `objective`")
 
     def test_its_options_say_what_it_is(self, objective: Objective) -> None:
-        """They subclass ObjectiveOptions, and name weightings that there are; without masks there is only the mean."""
+        """Its options subclass ObjectiveOptions and name existing weightings; without masks, ``mean`` only."""
         options = objective.options
         assert isinstance(options, ObjectiveOptions)
         assert isinstance(options.causal, bool)
@@ -81,7 +81,7 @@ class ObjectiveContract:
         torch.testing.assert_close(objective.losses(logits, targets), alone, rtol=1e-9, atol=1e-12)
 
     def test_equal_calls_give_equal_losses(self, objective: Objective) -> None:
-        """To the bit, whatever other generators gave and whatever was asked before."""
+        """Equal calls give equal bits, whatever other generators gave and whatever was called before."""
         found = []
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -90,7 +90,7 @@ class ObjectiveContract:
         assert torch.equal(*found)
 
     def test_the_gradient_leads_to_the_targets(self, objective: Objective) -> None:
-        """Whoever goes down it comes to predict them; the mask token's logit of -inf spoils nothing."""
+        """Descent along the gradient makes the targets likelier, also with the mask token's logit at -inf."""
         logits, targets = logits_of(7), targets_of(7)
         for _ in range(300):
             logits = logits.detach().requires_grad_()
@@ -123,7 +123,7 @@ class ObjectiveContract:
             assert objective.count(whole) == pytest.approx(sum(objective.count(part) for part in parts), rel=1e-9)
 
     def test_a_bound_is_not_below_the_bound(self, objective: Objective) -> None:
-        """With ``nelbo`` the loss is that of cross entropies under the phase's weights, or more."""
+        """The ``nelbo`` loss is at least the cross entropies under the phase's weights."""
         if "nelbo" not in objective.options.weightings:
             return
         for seed in range(5):
@@ -136,7 +136,7 @@ class ObjectiveContract:
             assert loss >= bound - 1e-9
 
     def test_only_masked_positions_are_corrupted(self, objective: Objective) -> None:
-        """With ids that there are; the text and the mask are left alone."""
+        """Corrupted positions are masked ones and get existing ids; the text and the mask don't change."""
         tokens, mask = np.arange(200, dtype=np.int32) % MASK, np.arange(200) % 3 == 0
         before = np.where(mask, MASK, tokens).astype(np.int64)
         inputs, own, masked = before.copy(), tokens.copy(), mask.copy()

@@ -107,7 +107,7 @@ class OptimizerContract:
             ends.append(weights)
         assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
-    def test_it_goes_on_from_its_state(self, optimizer: Optimizer) -> None:
+    def test_it_resumes_from_its_state(self, optimizer: Optimizer) -> None:
         """State that was written down after two steps gives the third to the bit, in an optimizer of its own."""
         weights = parameters()
         made = optimizer.make(groups_of(weights))
@@ -149,7 +149,7 @@ class OptimizerContract:
         assert not optimizer.fits("nobody's", torch.zeros(WIDTH + 1, WIDTH), weights[0])
 
     def test_the_plan_counts_its_state(self, optimizer: Optimizer) -> None:
-        """``state_bytes`` is what a matrix's state takes for each weight, to a tenth; common tables don't count."""
+        """``state_bytes`` is a matrix's state for each weight, to 10 %; common tables don't count."""
         weights = parameters()
         made = optimizer.make(groups_of(weights))
         take_steps(made, weights, range(1))

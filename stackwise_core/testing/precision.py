@@ -159,7 +159,7 @@ class PrecisionContract:
         assert all(torch.equal(after[name], before[name]) for name in before)
 
     def test_every_weight_that_trains_gets_a_gradient(self, precision: Precision) -> None:
-        """One step with the loss scaler, where there is one, moves every parameter and leaves it finite."""
+        """One step, with the loss scaler if there is one, moves every parameter and leaves it finite."""
         if not precision.trainable:
             pytest.skip("full weights can't train at this precision")
         stack = frozen_stack()

@@ -57,7 +57,7 @@ class TrackerContract:
             tracker.record(measurement)
         tracker.close()
 
-    def test_it_goes_on_where_a_process_ended(self, tracker: Tracker, run: TrackedRun) -> None:
+    def test_it_resumes_where_a_process_ended(self, tracker: Tracker, run: TrackedRun) -> None:
         """A phase resumes from a checkpoint, with steps that were told of before; an early stop skips the rest."""
         tracker.begin(run)
         tracker.begin_phase(0, 2)

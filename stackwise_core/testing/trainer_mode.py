@@ -76,7 +76,7 @@ class TrainerModeContract:
         assert any(phase.head for phase in phases)
 
     def test_a_frozen_prefix_is_trained_before(self, mode: TrainerMode, rack: RackSpec, budget: Budget) -> None:
-        """Nobody builds on a boundary of random weights: what a boundary comes through was trained by then."""
+        """No phase builds on a boundary of random weights: all stacks below it were trained before."""
         _, phases = plan(mode, rack, budget)
         trained: set[int] = set()
         for place, phase in enumerate(phases):

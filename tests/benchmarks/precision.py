@@ -12,7 +12,7 @@
    precision, and the whole is measured so. 600 steps a stack, the same samples and masks for all.
 
 Writes the table in docs/precision.md. Takes about 15 minutes on two cores; nothing else should run during the first
-five, in which times are taken. With FILE (JSON) it goes on where it broke off.
+five, in which times are taken. With FILE (JSON) it resumes an interrupted measurement.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the quality benchmark takes from the archives."""
+"""Corpora of the quality benchmark, from the archives."""
 
 import io
 import json

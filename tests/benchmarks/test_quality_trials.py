@@ -1,4 +1,4 @@
-"""What identifies a run of the quality benchmark."""
+"""Identity of a run of the quality benchmark."""
 
 import pytest
 

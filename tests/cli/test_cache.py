@@ -28,7 +28,7 @@ ENTRIES = (10, 5, 20)
 
 
 def activations(stack: int) -> torch.Tensor:
-    """What is above a stack, [entries, 4, 32], with one feature that stands out."""
+    """Return the boundary above a stack, [entries, 4, 32], with one outlier feature."""
     hidden = torch.randn(ENTRIES[stack], 4, 32, generator=torch.Generator().manual_seed(stack))
     hidden[..., 7 + stack] *= 50
     return hidden
@@ -48,7 +48,7 @@ def keep(directory: Path, run: Path, stacks: Sequence[int] = (0, 1, 2)) -> None:
 
 
 def make_run(path: Path, cache_backend: str) -> Path:
-    """What the command asks of a run: a manifest, a plan, and a configuration."""
+    """Make the files of a run that the command needs: a manifest, a plan, and a configuration."""
     run = RunDirectory.create(path.parent, path.name)
     run.write_json("plan.json", {})
     run.write_text("config.toml", f'[run]\nname = "{path.name}"\n{cache_backend}')
@@ -236,7 +236,7 @@ def test_damage_is_counted(run):
 
 
 def test_numbers_that_are_not_finite_stay_valid_json(run):
-    """Of activations that overflowed."""
+    """Statistics of activations that overflowed are valid JSON."""
     store = DiskStore(run / "cache" / NAMES[2], LAYOUTS[2], None, 4)
     store.put(keys_of(99), torch.full((1, 4, 32), torch.inf))
     store.close()
@@ -394,7 +394,7 @@ def test_names_that_begin_alike_are_shown_longer(run):
 
 @pytest.mark.parametrize("command", ["list", "measure", "drop"])
 class TestRefused:
-    """What every one of the commands says of a run that keeps nothing."""
+    """Messages of all commands about a run that keeps nothing."""
 
     def test_no_run(self, tmp_path, run, command):
         """With the run that was probably meant."""
@@ -420,7 +420,7 @@ class TestRefused:
         assert result.stderr == f'{run}: cache_backend.use = "memory" keeps nothing on disk; {how}\n'
 
     def test_nothing_kept(self, tmp_path, command):
-        """How to keep boundaries; it is no error to have none."""
+        """The message says how to keep boundaries; to have none is no error."""
         run = make_run(tmp_path / "tidy", '[cache_backend]\nuse = "disk"\n')
         result = cache(command, run)
         assert (result.exit_code, result.stderr) == (0, "")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.output import Console
-from stackwise_core.cli.progress import Lines
+from stackwise_core.cli.run_display import Lines
 from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_a_reader_that_goes_away(here):
     """As ``head -1`` does: stderr has how to go on, and that the run was interrupted; a checkpoint is left."""
-    talkative = "from stackwise_core.cli import main, progress; progress.SECONDS_BETWEEN_LINES = 0; main()"
+    talkative = "from stackwise_core.cli import main, run_display; run_display.SECONDS_BETWEEN_LINES = 0; main()"
     command = [sys.executable, "-c", talkative, "run", "small.toml", "--set", "training.steps_per_stack=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not process.stdout.readline().startswith("rack: 2 stacks"):
@@ -45,8 +45,8 @@ def test_a_reader_that_goes_away(here):
         said = process.stderr.read()
     assert len(RunDirectory(here / "runs" / "small").checkpoints()) == 1
     assert process.returncode == 130
-    goes_on = '"stackwise run runs/small" goes on with this run.'
-    assert said == f"Progress can't be shown (Broken pipe), so the run was stopped. {goes_on}\n\ninterrupted\n"
+    resumes = '"stackwise run runs/small" resumes this run.'
+    assert said == f"Progress can't be shown (Broken pipe), so the run was stopped. {resumes}\n\ninterrupted\n"
 
 
 def test_a_reader_that_goes_away_before_a_run_begins(here, monkeypatch):
@@ -105,7 +105,7 @@ def test_output_that_fails(here, monkeypatch, event, number, exit_code):
     assert directory.checkpoints() == (["0000-000000001"] if event in (RunStarted, StepDone) else [])
     if exit_code:
         assert f"({os.strerror(number)}), so the run was stopped." in result.stderr
-        assert '"stackwise run runs/small" goes on with this run.' in result.stderr
+        assert '"stackwise run runs/small" resumes this run.' in result.stderr
         assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
     assert (here / "runs" / "small" / "finished.json").exists()
 
@@ -123,8 +123,8 @@ def test_memory_that_runs_out(here, monkeypatch):
     monkeypatch.setattr(TrainingStep, "backward", fail)
     result = CliRunner().invoke(main, ["run", "small.toml"])
     assert result.exit_code == 1
-    assert result.stderr.startswith('"stackwise run runs/small" goes on with this run.\nout of memory. ')
-    assert "stack 0: goes on with step 3 of 3" in CliRunner().invoke(main, ["run", "small.toml"]).output
+    assert result.stderr.startswith('"stackwise run runs/small" resumes this run.\nout of memory. ')
+    assert "stack 0: resumes at step 3 of 3" in CliRunner().invoke(main, ["run", "small.toml"]).output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -110,7 +110,7 @@ def test_the_copy_stands_beside_the_run_by_default(tmp_path, run, monkeypatch):
 
 
 def test_a_line_says_what_was_done(tmp_path, run):
-    """How many adapters, and where they are now."""
+    """The line has the number of adapters, and the copy."""
     result = stackwise("merge", run, "--to", tmp_path / "copy")
     assert result.stdout == f"{tmp_path}/copy: 3 adapters folded into the weights of 2 stacks.\n"
 
@@ -140,7 +140,7 @@ def test_a_run_without_adapters_has_nothing_to_merge(tmp_path, merged):
 
 @pytest.mark.parametrize("name", ["stacks/001.safetensors", "adapters/000/trunk/adapter_model.safetensors"])
 def test_damage_is_named_and_leaves_no_copy(tmp_path, run, name):
-    """Of masters and adapters."""
+    """Damage to masters and adapters is named."""
     damaged = Path(shutil.copytree(run, tmp_path / "runs" / "first"))
     content = bytearray((damaged / name).read_bytes())
     content[-3] ^= 1
@@ -157,7 +157,7 @@ def test_a_run_that_broke_off_is_refused(tmp_path, run):
     RunDirectory(broken).manifest.drop("finished.json")
     result = stackwise("merge", broken)
     assert result.exit_code == 2
-    assert f'"stackwise run {broken}" goes on with it' in result.stderr
+    assert f'"stackwise run {broken}" resumes it' in result.stderr
 
 
 def test_merging_is_heard_of(run, tmp_path, monkeypatch):

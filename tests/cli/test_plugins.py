@@ -138,7 +138,7 @@ def test_show_as_json(arguments):
         "key": "shard_entries",
         "type": "integer",
         "default": "256",
-        "help": "Activations a shard file; fewer where they would take more than 64 MiB.",
+        "help": "Activations a shard file; fewer if they take more than 64 MiB.",
     }
     assert set(options) == {"dtype", "capacity", "keep", "keep_time_steps", "directory", "shard_entries"}
 

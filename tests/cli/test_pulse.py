@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from stackwise_core.cli import main, progress, pulse
+from stackwise_core.cli import main, pulse, run_display
 from stackwise_core.cli.bars import counting
-from stackwise_core.cli.progress import Lines, tokenising
 from stackwise_core.cli.pulse import Pulse, working
+from stackwise_core.cli.run_display import Lines, tokenising
 from stackwise_core.engine.loop.events import EvaluationProgress
 from tests.tiny import TEXT, run_tiny
 
@@ -25,7 +25,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """What is written, and when it is there."""
+    """Collect the output and its times."""
     lines: list[str] = []
     monkeypatch.setattr(click, "echo", lambda text, err: lines.append(f"{'err' if err else 'out'}: {text}"))
     return lines
@@ -170,7 +170,7 @@ def run(tmp_path_factory) -> Path:
 )
 def test_every_long_command_is_heard_of(run, tmp_path, monkeypatch, arguments, lines):
     """On stderr, so that stdout has what it is asked for and nothing else."""
-    for module in (pulse, progress):
+    for module in (pulse, run_display):
         monkeypatch.setattr(module, "Pulse", AtTheEnd)
     words = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in arguments]
     result = CliRunner().invoke(main, words)
@@ -188,7 +188,7 @@ def test_a_run_is_heard_of_from_its_plan_to_its_end(tmp_path, monkeypatch):
         f'[data]\ncorpus = "{TEXT}"\nseq_len = 32\n[training]\nsteps_per_stack = 1\n'
         "[rack]\nstacks = 1\nblocks_per_stack = 1\nd_model = 32\nn_heads = 2\n"
     )
-    for module in (pulse, progress):
+    for module in (pulse, run_display):
         monkeypatch.setattr(module, "Pulse", AtTheEnd)
     result = CliRunner().invoke(main, ["run", "small.toml", "--json"])
     assert result.exit_code == 0, result.output

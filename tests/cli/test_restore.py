@@ -220,11 +220,11 @@ def test_a_precision_that_the_rack_cannot_have_leaves_no_copy(tmp_path):
 
 
 def test_a_run_that_broke_off_is_refused(run):
-    """With how it goes on."""
+    """The refusal says how to resume the run."""
     RunDirectory(run).manifest.drop("finished.json")
     result = restore(run, "--precision", "bf16")
     assert result.exit_code == 2
-    assert f'never finished: there is no finished.json. "stackwise run {run}" goes on with it' in result.stderr
+    assert f'never finished: there is no finished.json. "stackwise run {run}" resumes it' in result.stderr
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -246,9 +246,9 @@ def test_a_weight_beyond_the_precision_leaves_no_copy(tmp_path, ran):
     assert not (tmp_path / "copy").exists()
     with pytest.raises(StackwiseError, match=re.escape(said)):
         load_rack(run, precision="fp16")
-    going_on = {"rack.stacks": 3, "rack.init_from": str(run), "precision": {"active": "fp32", "trunk": "fp16"}}
+    changes = {"rack.stacks": 3, "rack.init_from": str(run), "precision": {"active": "fp32", "trunk": "fp16"}}
     with pytest.raises(StackwiseError, match=re.escape(said)):
-        run_tiny(tmp_path, going_on | {"training.steps_per_stack": 1})
+        run_tiny(tmp_path, changes | {"training.steps_per_stack": 1})
     assert RunDirectory(restored(run, tmp_path / "copy", "--precision", "bf16")).has_stack(1)
 
 

@@ -157,7 +157,7 @@ def test_weights_are_as_readable_as_other_files(here):
 
 
 def test_ctrl_c_ends_a_run_with_130(here):
-    """An interrupted run says so, and how it goes on."""
+    """An interrupted run says so, and how to resume it."""
     process = interruptible(["run", "small.toml", "--set", "training.steps_per_stack=100000"], stderr=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_a_run_with_130(here):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = list(filter(None, errors.split("\n")))
-    assert lines == ['"stackwise run runs/small" goes on with this run.', "interrupted"]
+    assert lines == ['"stackwise run runs/small" resumes this run.', "interrupted"]
 
 
 def site_without(distribution: str, directory: Path) -> Path:
@@ -351,8 +351,8 @@ def kill(here: Path, file: str, after: int) -> Path:
     return directory
 
 
-def goes_on(directory: Path, phase: str, undisturbed: Path) -> None:
-    """It goes on with a phase, and ends with an undisturbed run's bits."""
+def resumes(directory: Path, phase: str, undisturbed: Path) -> None:
+    """Check that the run resumes with a phase, and ends with an undisturbed run's bits."""
     result = CliRunner().invoke(main, ["run", str(directory)])
     assert result.exit_code == 0, result.output
     began = re.findall(r"^(stack [^:]*): \d+ steps", result.output, re.MULTILINE)
@@ -362,12 +362,12 @@ def goes_on(directory: Path, phase: str, undisturbed: Path) -> None:
 
 
 def test_a_run_that_is_killed_before_a_finished_stack_is_quantised_loses_nothing(undisturbed):
-    """Its master is whole on disk, and the run goes on with the phase that needs it quantised."""
+    """Its master is whole on disk, and the run resumes with the phase that needs it quantised."""
     directory = kill(undisturbed, "die-when-quantising", after=0)
     assert sorted(bits(directory)) == ["embedding.safetensors", "stacks/000.safetensors"]
     for name in ("embedding.safetensors", "stacks/000.safetensors"):
         assert bits(directory)[name] == bits(undisturbed / "runs" / "killed")[name]
-    goes_on(directory, "stack 1", undisturbed)
+    resumes(directory, "stack 1", undisturbed)
 
 
 def test_a_run_that_is_killed_in_the_middle_of_a_phase_begins_the_phase_anew(undisturbed):
@@ -376,7 +376,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_phase_begins_the_phase_anew(und
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines if line["kind"] == "phase"] == ["stack 0"]
     assert [line["step"] for line in lines if line.get("phase") == "stack 1"] == [1, 2]
-    goes_on(directory, "stack 1", undisturbed)
+    resumes(directory, "stack 1", undisturbed)
 
 
 @pytest.fixture
@@ -386,8 +386,8 @@ def finished(undisturbed, tmp_path) -> Path:
 
 
 @pytest.fixture
-def broken_off(finished) -> Path:
-    """It, as if it had been killed before it was marked as finished."""
+def unmarked(finished) -> Path:
+    """The finished run, without the mark that it has finished, as if killed before."""
     RunDirectory(finished).manifest.drop("finished.json")
     return finished
 
@@ -401,18 +401,18 @@ def test_a_finished_run_says_so_and_does_nothing(finished):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_run_with_all_phases_behind_it_is_measured_and_finished(broken_off, undisturbed):
+def test_a_run_with_all_phases_behind_it_is_measured_and_finished(unmarked, undisturbed):
     """Nothing trains; the likelihoods are those of the undisturbed run."""
-    result = CliRunner().invoke(main, ["run", str(broken_off), "--json"])
+    result = CliRunner().invoke(main, ["run", str(unmarked), "--json"])
     assert result.exit_code == 0, result.output
     read = json.loads(result.stdout)
-    assert read["directory"] == str(broken_off)
+    assert read["directory"] == str(unmarked)
     lines = [json.loads(line) for line in (undisturbed / "runs/killed/metrics.jsonl").read_text().splitlines()]
     theirs = [line["nats_per_token"] for line in lines if line["kind"] == "likelihood"]
     assert [likelihood["nats_per_token"] for likelihood in read["likelihoods"]] == theirs
     assert [phase["name"] for phase in read["phases"]] == [line["name"] for line in lines if line["kind"] == "phase"]
     assert not re.search(r"^stack .* steps from", result.stderr, re.MULTILINE)
-    assert (broken_off / "finished.json").is_file()
+    assert (unmarked / "finished.json").is_file()
 
 
 def test_a_finished_run_takes_no_changes(finished):
@@ -422,10 +422,10 @@ def test_a_finished_run_takes_no_changes(finished):
     assert result.stderr == f"--set: the run in {finished} is finished. With --fresh a new one begins.\n"
 
 
-def test_what_the_environment_says_is_for_new_runs(broken_off, monkeypatch):
-    """A variable that was set since doesn't change a run that goes on."""
+def test_what_the_environment_says_is_for_new_runs(unmarked, monkeypatch):
+    """A variable that was set since doesn't change a resumed run."""
     monkeypatch.setenv("STACKWISE_TRAINING__BATCH_SIZE", "0")
-    assert CliRunner().invoke(main, ["run", str(broken_off)]).exit_code == 0
+    assert CliRunner().invoke(main, ["run", str(unmarked)]).exit_code == 0
 
 
 @pytest.mark.parametrize(

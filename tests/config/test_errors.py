@@ -21,7 +21,7 @@ OURS = [each.name for each in entry_points(group="stackwise") if each.dist and e
 
 
 def report(name: str) -> ProblemsError:
-    """What loading a case raises, with our own plugins only, whatever else is installed."""
+    """Return the report of loading a case, with our own plugins only."""
     overrides, environ = [], {"STACKWISE_PLUGIN_AUTOLOAD": "0"}
     file = Path(f"{name}.toml")
     for line in file.read_bytes().decode("utf-8", "replace").splitlines() if file.exists() else ():

@@ -353,7 +353,7 @@ class Inner:
 
 @frozen
 class PluginOptions:
-    """What somebody's plugin may have that none of ours has."""
+    """Options of a plugin of somebody else, with types that none of ours has."""
 
     required: str = option(help="Must be there.")
     inner: Inner = option(dict, "A table.")

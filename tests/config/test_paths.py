@@ -13,7 +13,7 @@ from stackwise_core.registry import Registry
 
 
 def written(run: Path, written_in: Path | None = None, **data: object) -> dict:
-    """What a run's configuration says of its texts."""
+    """Return the texts of a run's configuration."""
     run.mkdir(parents=True, exist_ok=True)
     config = structure({"data": data}, Registry.discover())
     relative = with_paths_relative_to(config, run)

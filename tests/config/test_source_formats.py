@@ -1,4 +1,4 @@
-"""Which format a directory is in: the one plugin that recognises it, or an error that says what to do."""
+"""The format of a directory: the one plugin that recognises it, or an error with advice."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which environment variables are settings."""
+"""Environment variables that are settings."""
 
 import logging
 
@@ -20,7 +20,7 @@ STACKWISE_RUN_PORT_80_TCP_ADDR=10.0.0.1
 STACKWISE_HOME=/somewhere
 STACKWISE_=nothing
 """
-"""What Kubernetes injects for services "stackwise" and "stackwise-run", and what is nobody's."""
+"""Variables that Kubernetes sets for services "stackwise" and "stackwise-run", and unrelated ones."""
 
 
 def test_what_a_service_injects_is_no_setting(caplog):

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says, read from files that the library itself wrote."""
+"""Contents of a tokenizer.json, read from files that the library itself wrote."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from stackwise_core.config.tokenizer_content import Settled, settle, special_tokens, unknown_token
+from stackwise_core.config.tokenizer_content import DeterministicContent, deterministic, special_tokens, unknown_token
 from stackwise_core.engine.text import tokenizer as tokenizer_module
 from stackwise_core.engine.text.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
@@ -53,7 +53,7 @@ def test_what_is_switched_off_is_in_the_fingerprint(tmp_path, monkeypatch):
     """Tokens that were made with dropout aren't taken for those without it."""
     path = tmp_path / "t.json"
     off = opened(bpe(dropout=0.5), path).fingerprint
-    monkeypatch.setattr(tokenizer_module, "settle", lambda content: Settled(content, (), ()))
+    monkeypatch.setattr(tokenizer_module, "deterministic", lambda content: DeterministicContent(content, (), ()))
     monkeypatch.setattr(tokenizer_module.JsonTokenizer, "_refuse_chance", lambda self: None)
     assert load_tokenizer(str(path), mask_token=None).fingerprint != off
 
@@ -63,17 +63,17 @@ def test_settings_of_sampling_truncation_and_padding():
     content = content_of(bpe())
     content |= {"truncation": {"max_length": 5}, "padding": {"strategy": "BatchLongest"}, "post_processor": {"a": 1}}
     content["model"] |= {"dropout": 0.0, "alpha": 0.2, "nbest_size": -1}
-    settled = settle(content)
-    assert [line.split(" (")[0] for line in settled.sampling] == ["model.alpha = 0.2", "model.nbest_size = -1"]
-    assert settled.shaping == ("truncation", "padding")
-    assert [settled.content[name] for name in ("truncation", "padding", "post_processor")] == [None] * 3
-    assert (settled.content["model"]["alpha"], settled.content["model"]["nbest_size"]) == (None, None)
-    assert settle(settled.content) == Settled(settled.content, (), ())
+    fixed = deterministic(content)
+    assert [line.split(" (")[0] for line in fixed.sampling] == ["model.alpha = 0.2", "model.nbest_size = -1"]
+    assert fixed.shaping == ("truncation", "padding")
+    assert [fixed.content[name] for name in ("truncation", "padding", "post_processor")] == [None] * 3
+    assert (fixed.content["model"]["alpha"], fixed.content["model"]["nbest_size"]) == (None, None)
+    assert deterministic(fixed.content) == DeterministicContent(fixed.content, (), ())
 
 
 def test_chance_that_is_not_known_is_refused(tmp_path, monkeypatch):
     """Where something else samples, equal texts show it before anything is done."""
-    monkeypatch.setattr(tokenizer_module, "settle", lambda content: Settled(content, (), ()))
+    monkeypatch.setattr(tokenizer_module, "deterministic", lambda content: DeterministicContent(content, (), ()))
     with pytest.raises(UsageError, match=r"t.json: it gives the same text other ids each time"):
         opened(bpe(dropout=0.5), tmp_path / "t.json")
 

@@ -1,4 +1,4 @@
-"""What others call a value of ours leads to a value that some key has."""
+"""Every synonym leads to a value that some key has."""
 
 from collections.abc import Iterator
 from typing import Literal, get_args, get_origin

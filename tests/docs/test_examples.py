@@ -48,7 +48,7 @@ def chain(here):
 
 
 def run(name: str, *changes: str) -> str:
-    """What an example prints when it is run."""
+    """Return the output of an example."""
     changed = [word for change in changes for word in ("--set", change)]
     done = CliRunner().invoke(main, ["run", f"docs/examples/{name}.toml", *changed])
     assert done.exit_code == 0, done.output

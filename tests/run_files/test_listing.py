@@ -1,4 +1,4 @@
-"""What a list of runs says of each."""
+"""Rows of the list of runs."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from stackwise_core.run_files.listing import ListedRun, list_runs
 
 
 def listed(run: Path) -> ListedRun:
-    """What the list of a run's folder says of it."""
+    """Return the row of a run in the list of its folder."""
     (found,) = (each for each in list_runs(run.parent) if each.path == run)
     return found
 
 
 def unfinished(run: Path) -> None:
-    """Have a finished run be one that broke off in its second phase."""
+    """Turn a finished run into one that was interrupted in its second phase."""
     directory = RunDirectory(run)
     with directory.together():
         directory.manifest.drop("finished.json")

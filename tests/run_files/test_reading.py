@@ -1,4 +1,4 @@
-"""What is read of a run's directory, finished or not, whole or not."""
+"""Reading a run's directory, finished or not, whole or not."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_a_finished_run(finished):
     ],
 )
 def test_a_run_that_broke_off(tmp_path, stop, state, steps):
-    """What there is of it is read, and that it isn't all is said."""
+    """Its results so far are read, and its state says that it isn't finished."""
 
     def listen(event) -> None:
         if isinstance(event, StepDone) and (event.planned.phase.name, event.step) == stop:

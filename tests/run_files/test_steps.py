@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory) -> Path:
-    """What a run leaves that the system killed before its first step, with a head of its own."""
+    """Return the directory of a run that was killed before its first step, with a head of its own."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "small.toml").write_text(CONFIG)
     assert subprocess.run([sys.executable, "-c", KILLED], cwd=folder, check=False).returncode == -signal.SIGKILL
@@ -142,7 +142,7 @@ def test_a_directory_of_somebody_else_s_is_left_alone(here):
 
 @pytest.mark.parametrize("sign", ["metrics", "checkpoint", "phase", "damaged"])
 def test_each_sign_of_a_step_is_one(killed, sign):
-    """A line of metrics, a checkpoint, a phase; progress that can't be read is for whoever goes on with the run."""
+    """A line of metrics, a checkpoint, a phase; unreadable progress is left to the command that resumes the run."""
     directory = RunDirectory(killed)
     if sign == "metrics":
         directory.metrics.write_text("{}\n")

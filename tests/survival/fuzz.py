@@ -181,7 +181,7 @@ def short(text: str) -> None:
 
 
 def legible(text: str) -> None:
-    """What is printed does nothing to a terminal."""
+    """Check that the output does nothing to a terminal."""
     if bad := [character for character in text if not (character.isprintable() or character in "\n\t")]:
         raise Broken(f"a message with {sorted(set(bad))}: {text[:300]!r}")
 
@@ -285,7 +285,7 @@ def changed_json(draw: st.DrawFn, given: _Given, values: st.SearchStrategy[Any] 
 
 
 def json_files(document: Any) -> st.SearchStrategy[bytes]:
-    """What may stand in place of a JSON file."""
+    """Return a strategy of contents in place of a JSON file."""
     text = json.dumps(document).encode()
     changed = changed_json(_Given(document)).map(lambda value: json.dumps(value).encode())
     return st.one_of(changed, changed, changed, damaged(text), JUNK)
@@ -303,7 +303,7 @@ def _tensor_files(draw: st.DrawFn, given: _Given) -> bytes:
 
 
 def tensor_files(whole: bytes) -> st.SearchStrategy[bytes]:
-    """What may stand in place of a safetensors file."""
+    """Return a strategy of contents in place of a safetensors file."""
     changed = _tensor_files(_Given(whole))
     return st.one_of(changed, changed, damaged(whole), JUNK)
 
@@ -400,7 +400,7 @@ def _in_toml(given: _Given, lines: list[str], place: int, ending: str) -> bytes:
 
 
 def toml_files(whole: bytes) -> st.SearchStrategy[bytes]:
-    """What may stand in place of a TOML file."""
+    """Return a strategy of contents in place of a TOML file."""
     lines = st.lists(TOML_LINES, max_size=4)
     put_in = st.builds(
         _in_toml, st.just(_Given(whole)), lines, st.integers(0, 500), st.sampled_from(["\n", "\n", "\r\n", "\r"])
@@ -414,7 +414,7 @@ def toml_files(whole: bytes) -> st.SearchStrategy[bytes]:
 
 @cache
 def specimens() -> Path:
-    """A directory with a finished run and one that broke off, made once in a process."""
+    """A directory with a finished run and an interrupted one, made once in a process."""
     from tests.tiny import TEXT, run_tiny
 
     folder = Path(tempfile.mkdtemp(prefix="stackwise-fuzz-"))
@@ -460,7 +460,7 @@ def files_of(run: str) -> list[str]:
 
 
 def file_like(path: Path) -> st.SearchStrategy[bytes]:
-    """What may stand in place of a file, by its kind."""
+    """Return a strategy of contents in place of a file, by its kind."""
     content = path.read_bytes()
     if path.suffix == ".json":
         return json_files(json.loads(content))
@@ -502,7 +502,7 @@ class Target:
 
 
 ACCEPTED: list[object] = []
-"""What the last case was accepted as; empty where it was refused."""
+"""The value that the last case was accepted as; empty if it was refused."""
 
 
 @contextmanager
@@ -677,7 +677,7 @@ RECORD = {
 
 
 def check_record(content: bytes, inside: Path) -> None:
-    """What it says of a store is of the right types, or it is no record."""
+    """Check that a record has the right types."""
     put(inside / f"{NAMESPACE}.json", content)
     owner(inside, NAMESPACE)
     with refusing(StackwiseError):
@@ -962,7 +962,7 @@ def warm_up(target: Target) -> None:
 
 @define
 class Tried:
-    """What came of a target."""
+    """The outcome of a target."""
 
     cases: int = 0
     accepted: int = 0

@@ -37,12 +37,12 @@ MOMENTS: dict[str, tuple[type, str]] = {
     "quantising": (RunDirectory, "write_prepared"),
     "phase change": (RunRecord, "write_phase"),
 }
-"""What is going on when a life is killed, by the method that does it."""
+"""The activity during which a life is killed, by its method."""
 
 
 @define
 class Life:
-    """What one process came to."""
+    """The outcome of one process."""
 
     moment: str | None
     """In which it was to end; None: it was to go on to the run's end."""
@@ -56,7 +56,7 @@ class Life:
 
 
 def survive(request: dict[str, Any]) -> dict[str, Any]:
-    """What a request comes to, as JSON values."""
+    """Return the outcome of a request, as JSON values."""
     directory, rng = Path(request["directory"]), random.Random(request["seed"])
     run = TinyRun.of(directory, request["changes"])
     undisturbed = live(run, None, Life(None, "none"), rng)

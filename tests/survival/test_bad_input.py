@@ -557,7 +557,7 @@ USES = {
 
 
 def harmed(base: Path, here: Path, use: str, file: str, harm: Harm) -> Result:
-    """Use a copy of the finished run, or of one that broke off, after harm was done to a file of it."""
+    """Use a copy of the finished run, or of an interrupted one, after damage to one of its files."""
     copy = shutil.copytree(base / "runs/small", here / "copy")
     if use == "goes on":
         RunDirectory(copy).manifest.drop("finished.json")

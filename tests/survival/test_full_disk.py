@@ -85,7 +85,7 @@ KINDS = {
     "manifest.json",
 }
 CACHE = {"cache/N/N.safetensors", "cache/N.json"}
-"""What a run can do without."""
+"""Files that a run can do without."""
 
 
 @define
@@ -94,7 +94,7 @@ class Undisturbed:
 
     directory: Path
     written: Counter[str]
-    """How many files of each kind it wrote."""
+    """Number of files of each kind that it wrote."""
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +189,9 @@ def test_a_real_disk_that_is_full_to_the_last_byte(small_disk):
     output, _ = process.communicate()
     assert process.returncode == 1, output
     assert re.search(r"^No space left on device: runs/small/", output, re.MULTILINE), output
-    assert '"stackwise run runs/small" goes on with this run.' in output
+    assert '"stackwise run runs/small" resumes this run.' in output
     assert "Traceback" not in output
     filler.unlink()
     done = subprocess.run([*command, "--json"], cwd=small_disk, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["likelihoods"]
-    assert "goes on with step" in done.stderr
+    assert "resumes at step" in done.stderr

@@ -57,7 +57,7 @@ def test_a_plugin_that_came_with_a_run_is_loaded_when_it_is_named(run, monkeypat
 
 
 def test_a_plugin_elsewhere_is_loaded_as_ever(run, tmp_path, monkeypatch, hook_source, implementation_source):
-    """A run writes the absolute path of the user's own file, and goes on with it."""
+    """A run writes the absolute path of the user's own file, and resumes with it."""
     (tmp_path / "own_sine.py").write_text(hook_source(module="own_sine") + implementation_source)
     (run / "config.toml").write_text(f"[run]\nplugins = ['{tmp_path}/own_sine.py']\n[mask_schedule]\nuse = 'sine'\n")
     monkeypatch.delitem(sys.modules, "own_sine", raising=False)

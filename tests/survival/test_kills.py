@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def survived(directory: Path) -> dict[str, Any]:
-    """What became of the killed runs, by name."""
+    """The outcomes of the killed runs, by name."""
     requests = {
         name: {
             "directory": str(directory / str(seed)),

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: the least that any limit leaves."""
+"""The machine's share that this process may use: the smallest of all limits."""
 
 import os
 import resource

@@ -12,7 +12,7 @@ SHOWN = f"import os; print(*(os.environ.get(name) for name in {WAITING!r}))"
 
 
 def waits(code: str, **environment: str) -> list[str]:
-    """What a new process has of the variables after some code."""
+    """Return the variables of a new process after some code."""
     clean = {name: value for name, value in os.environ.items() if name not in WAITING}
     command = [sys.executable, "-c", f"{code}; {SHOWN}"]
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()

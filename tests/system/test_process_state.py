@@ -112,7 +112,7 @@ def weights(directory: Path) -> dict[str, str]:
 
 
 def used() -> tuple[Any, ...]:
-    """What the public calls come to: a run's weights and bounds, and what its rack says."""
+    """Return the results of the public calls: a run's weights and bounds, and its rack's logits."""
     result = sw.run(sw.load_config("small.toml", overrides=STEPS))
     rack = sw.load_rack(result.directory)
     rack_at_fp16 = sw.load_rack(result.directory, precision="fp16")

@@ -1,4 +1,4 @@
-"""What a library's import says and asks for is kept quiet, and offline."""
+"""Imports of libraries are quiet and offline."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""How the tests here show that a check of the kit can fail."""
+"""Fixtures by which tests show that a check of the kit can fail."""
 
 from collections.abc import Callable, Iterable
 

@@ -16,7 +16,7 @@ def files(tmp_path):
 
 
 def harmed(harm, files):
-    """What the files hold before and after, by name; None: it is gone."""
+    """Return the files' contents before and after, by name; None: the file is gone."""
     before = {path.name: path.read_bytes() for path in files}
     harm(np.random.default_rng(1), files)
     return before, {path.name: path.read_bytes() if path.exists() else None for path in files}

@@ -100,7 +100,7 @@ WRONG = {
     ),
     "no decay": ("test_weight_decay_is_heard", made(lambda groups: adamw(groups, weight_decay=0.0))),
     "chance": ("test_equal_gradients_give_equal_weights", made(lambda groups: Noisy(groups))),
-    "a hidden count": ("test_it_goes_on_from_its_state", made(lambda groups: Forgetful(groups))),
+    "a hidden count": ("test_it_resumes_from_its_state", made(lambda groups: Forgetful(groups))),
     "the norm of all": ("test_a_stack_s_parameters_are_enough", made(lambda groups: Normed(groups))),
     "believes anything": ("test_forged_state_is_refused", made(fits=lambda self, key, value, parameter: True)),
     "half of its state": ("test_the_plan_counts_its_state", made(state_bytes=4.0)),

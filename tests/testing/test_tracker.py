@@ -55,7 +55,7 @@ class Overwriting(Told):
 
 WRONG = {
     "no likelihoods": ("test_it_takes_a_whole_run", NoLikelihoods),
-    "only from the start": ("test_it_goes_on_where_a_process_ended", OnlyFromTheStart),
+    "only from the start": ("test_it_resumes_where_a_process_ended", OnlyFromTheStart),
     "needs a phase": ("test_it_can_be_closed_at_once", NeedsAPhase),
     "tidies": ("test_measurements_are_left_alone", Tidying),
     "overwrites": ("test_the_run_s_own_files_are_left_alone", Overwriting),

@@ -20,7 +20,7 @@ class FourBitOptions:
     )
     block_size: Literal[32, 64, 128, 256] = option(
         64,
-        "How many weights share a scale. A layer whose rows it doesn't divide gets the next smaller one that does.",
+        "Weights that share a scale. A layer whose rows it doesn't divide gets the next smaller size that does.",
     )
     compute: Compute = option("bf16", COMPUTE_HELP)
 

@@ -1,4 +1,4 @@
-"""What a quantised layer holds and computes, against codes and scales worked out by hand."""
+"""Contents and output of a quantised layer, compared with codes and scales computed by hand."""
 
 import weakref
 

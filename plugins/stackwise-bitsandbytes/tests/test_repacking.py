@@ -15,7 +15,7 @@ def linears(stack):
 
 
 def inputs_with_a_gradient(precision, stack):
-    """How many layers pass a gradient to their input, in a training step."""
+    """Count the layers that pass a gradient to their input, in a training step."""
     probes = []
 
     def probe(layer, inputs):

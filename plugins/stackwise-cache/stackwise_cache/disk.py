@@ -273,7 +273,7 @@ def _modified(entry: os.DirEntry[str]) -> int:
 
 
 class Disk(CacheBackend):
-    """Backend as large as the disk, whose entries are there again for the next process."""
+    """Backend on disk. Its entries survive the process."""
 
     options: DiskOptions
     durable = True

@@ -14,5 +14,5 @@ class MemoryOptions(CacheOptions):
 @frozen
 class DiskOptions(CacheOptions):
     shard_entries: int = option(
-        256, "Activations a shard file; fewer where they would take more than 64 MiB.", check=at_least(1)
+        256, "Activations a shard file; fewer if they take more than 64 MiB.", check=at_least(1)
     )

@@ -27,7 +27,7 @@ _MOST_NAMED = 3
 
 @frozen
 class _Family:
-    """A model of transformers whose blocks are ours, and what its config.json means by what it leaves out."""
+    """A model of transformers that has our blocks, and the defaults of keys missing from its config.json."""
 
     architectures: tuple[str, ...]
     attention: str
@@ -75,7 +75,7 @@ class StoredCheckpoint(Checkpoint):
     """A checkpoint, and where its tensors are."""
 
     stored: Mapping[str, tuple[str, str]]
-    """By a tensor's name in ours, its file and its name there."""
+    """File of each tensor and its name there, by our name."""
 
 
 def read_checkpoint(directory: Path) -> StoredCheckpoint:
@@ -131,7 +131,7 @@ def _expected(rack: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _refusal(directory: Path, adapter: Path) -> Refusal:
-    """Return why a checkpoint isn't started from beside which there is an adapter."""
+    """Return the reason for refusing a checkpoint that has an adapter beside it."""
     help = "move its files into a directory of their own, from which peft's merge_and_unload folds it in, or delete it"
     if adapter != directory:  # an export of ours
         help = '"stackwise merge" of the run that it was exported from, before "stackwise export", folds it in'
@@ -155,7 +155,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The rack's shape by the names of ``RackSpec``, and what is wrong with it."""
+    """Return the rack's shape by the names of ``RackSpec``, and what is wrong with it."""
     kind = config.get("model_type")
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     known = ", ".join(_FAMILIES)
@@ -209,7 +209,7 @@ def _shape(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _rope_theta(path: Path, config: Mapping[str, Any], problems: list[str]) -> float:
-    """The base of the rotary angles, as transformers 5 (``rope_parameters``) and as 4 (``rope_theta``) have it."""
+    """Return the base of the rotary angles: ``rope_parameters`` of transformers 5, ``rope_theta`` of 4."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     plain = isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
@@ -241,11 +241,11 @@ def _said(value: Any) -> str:
 
 
 Headers = dict[str, tuple[tuple[int, ...], str]]
-"""By a tensor's name in ours, its shape and its number format."""
+"""Shape and number format of each tensor, by our name."""
 
 
 def _tensors(directory: Path) -> tuple[dict[str, tuple[str, str]], Headers]:
-    """By a tensor's name in ours, where it is; and what the headers say of it."""
+    """Return each tensor's file and name there, by our name; and its shape and format from the headers."""
     from safetensors import SafetensorError, safe_open  # not needed for a run that starts from nothing
 
     files, headers = {}, {}
@@ -270,7 +270,7 @@ def _reason(error: Exception) -> str:
 
 
 def _files(directory: Path) -> list[str]:
-    """The names of the safetensors files, in order."""
+    """Return the names of the safetensors files, in order."""
     whole, index = (directory / WEIGHTS).is_file(), (directory / INDEX).is_file()
     if index:
         content = _read_json(directory / INDEX).get("weight_map")
@@ -296,7 +296,7 @@ def _files(directory: Path) -> list[str]:
 
 
 def _plain(index: Mapping[str, Any]) -> bool:
-    """Whether an index names files of its own directory."""
+    """Return whether an index names only files of its own directory."""
     names = index.values()
     return all(isinstance(name, str) and Path(name).name == name != ".." and "\0" not in name for name in names)
 

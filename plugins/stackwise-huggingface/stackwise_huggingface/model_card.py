@@ -9,7 +9,7 @@ from stackwise_huggingface.model_config import Target
 
 
 def model_card(rack: ExportedRack, target: Target) -> str:
-    """Say what the model is and how it is loaded."""
+    """Write the model card: what the model is, and how to load it."""
     spec, name = rack.spec, rack.name
     parameters = sum(math.prod(shape) for shape in rack.shapes.values())
     both_ways = spec.attention == "bidirectional"

@@ -29,10 +29,10 @@ LLAMA = Target("llama", "LlamaForCausalLM", "4.57.1")
 
 
 def target_of(spec: RackSpec, architecture: Architecture | None) -> Target:
-    """What a rack becomes.
+    """Return the architecture that a rack is exported as.
 
     Args:
-        architecture: as asked for; None: EuroBERT for a bidirectional rack, Llama for a causal one.
+        architecture: the user's choice. None: EuroBERT for a bidirectional rack, Llama for a causal one.
     """
     if spec.attention == "causal":
         return LLAMA
@@ -40,7 +40,7 @@ def target_of(spec: RackSpec, architecture: Architecture | None) -> Target:
 
 
 def model_config(spec: RackSpec, target: Target, number: Number, mask: int, pad: int) -> dict[str, Any]:
-    """What config.json says.
+    """Return the contents of config.json.
 
     Args:
         mask: the mask token's id.

@@ -18,9 +18,9 @@ def _more_than_none(instance: Any, attribute: Any, value: int) -> None:
 @frozen
 class HuggingFaceOptions:
     architecture: Architecture | None = option(
-        None, "The model of transformers that a rack becomes. Left out: eurobert, or llama for a causal rack."
+        None, "The model of transformers to write. Left out: eurobert, or llama for a causal rack."
     )
     dtype: Number = option("fp32", "The number format of the weights.")
     max_shard_size: ByteSize = option(
-        lambda: ByteSize.parse("5 GB"), "Most bytes of a file with weights.", check=_more_than_none
+        lambda: ByteSize.parse("5 GB"), "Largest size of a file with weights.", check=_more_than_none
     )

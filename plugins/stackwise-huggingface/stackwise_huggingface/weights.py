@@ -17,7 +17,7 @@ _NUMBERS = [DTYPES[name] for name in NUMBERS]
 
 
 Header = Mapping[str, StoredTensor]
-"""By name, where a safetensors file says that its tensors are."""
+"""Place of each tensor in a safetensors file, by name, as its header has them."""
 
 
 def read_tensor(file: Path, name: str, into: Tensor, header: Header) -> None:
@@ -49,7 +49,7 @@ def read_tensor(file: Path, name: str, into: Tensor, header: Header) -> None:
 
 
 def header_of(path: Path) -> Header:
-    """Read what a safetensors file says that it holds.
+    """Read the header of a safetensors file.
 
     Raises:
         StackwiseError: it isn't one.

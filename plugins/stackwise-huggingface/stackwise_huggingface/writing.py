@@ -27,7 +27,7 @@ def write_model(
     tokenizer: ExportedTokenizer,
     directory: Path,
 ) -> Written:
-    """Write weights, config.json, the tokenizer's files and a README.md; of weights one tensor is held."""
+    """Write weights, config.json, the tokenizer's files and a README.md, with one tensor in memory at a time."""
     target, number = target_of(rack.spec, options.architecture), options.dtype
     shapes = {_theirs(name): shape for name, shape in rack.shapes.items()}
     dtype = getattr(torch, NUMBERS[number])
@@ -51,7 +51,7 @@ def write_model(
 
 
 def _theirs(name: str) -> str:
-    """A tensor's name in transformers."""
+    """Return a tensor's name in transformers."""
     return name if name == HEAD else f"model.{name}"
 
 

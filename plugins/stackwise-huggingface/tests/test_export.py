@@ -195,7 +195,7 @@ def test_what_was_written_is_said(tmp_path, ran):
 
 
 def refused(run: Path, target: Path, *arguments: object) -> str:
-    """What is said of an export that isn't done; nothing is left of it."""
+    """Return the message of a refused export, which must leave nothing."""
     before = sorted(target.parent.rglob("*"))
     result = stackwise("export", run, "--to", "hf", target, *arguments)
     assert result.exit_code in (1, 2), result.output
@@ -242,12 +242,12 @@ def test_what_a_killed_export_left_is_deleted(tmp_path, ran):
     """The next one into the same directory sees to it; another process's that still runs stays."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    left, going_on = (tmp_path / f".model.{pid}.tmp" for pid in (gone.pid, os.getppid()))
-    for directory in (left, going_on):
+    left, in_use = (tmp_path / f".model.{pid}.tmp" for pid in (gone.pid, os.getppid()))
+    for directory in (left, in_use):
         (directory / "adapters").mkdir(parents=True)
     export(ran.directory, tmp_path / "model")
     assert not left.exists()
-    assert going_on.exists()
+    assert in_use.exists()
 
 
 def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):
@@ -324,7 +324,7 @@ def test_a_run_that_broke_off_is_refused(tmp_path, ran):
     run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
     RunDirectory(run).manifest.drop("finished.json")
     (tmp_path / "out").mkdir()
-    assert f'"stackwise run {run}" goes on with it' in refused(run, tmp_path / "out" / "hf")
+    assert f'"stackwise run {run}" resumes it' in refused(run, tmp_path / "out" / "hf")
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path, ran, monkeypatch):

@@ -208,7 +208,7 @@ class Environment:
 
     @property
     def alive(self) -> bool:
-        """Whether it is open. Another store may have deleted it."""
+        """Whether the environment is open and its file still exists. Another store may have deleted it."""
         return getattr(self, "_lmdb", None) is not None
 
     def read(self, work: "Callable[[Reader], Found]") -> Found:
@@ -251,7 +251,7 @@ class Environment:
         return True
 
     def _give_back(self) -> None:
-        """Cut off what a commit wrote that failed, or lengthen the file by pages that were never written."""
+        """Undo a failed commit: cut off the pages it wrote, or lengthen the file by the pages it didn't write."""
         try:
             with self._lmdb.begin(write=True):
                 self._fit()
@@ -406,7 +406,7 @@ def _serial(number: int) -> bytes:
 
 
 def _size(path: Path) -> int:
-    """Return the size of a file in bytes; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if it doesn't exist."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

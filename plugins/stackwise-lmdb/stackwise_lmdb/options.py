@@ -10,6 +10,6 @@ from stackwise_core.options import at_least, option
 class LmdbOptions(CacheOptions):
     batch_entries: int = option(
         256,
-        "Activations a transaction; they wait in memory for it, and are fewer where they would take more than 64 MiB.",
+        "Activations a transaction. They wait for it in memory, so there are fewer if they take more than 64 MiB.",
         check=at_least(1),
     )

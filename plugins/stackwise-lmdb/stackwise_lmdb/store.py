@@ -54,7 +54,7 @@ class LmdbStore(ActivationStore):
             self._evict(self._room)
 
     def _attach(self, create: bool) -> Environment | None:
-        """Return the environment, if there is one or it is to be made; a damaged one is deleted and counted."""
+        """Open the environment if it exists or should be created. A damaged one is deleted and counted."""
         if self._environment is not None and self._environment.alive:
             return self._environment
         self._let_go()
@@ -86,7 +86,7 @@ class LmdbStore(ActivationStore):
         self._unused_from = 0
 
     def _read(self, work: Callable[[Reader], Found], nothing: Found) -> Found:
-        """Return what ``work`` finds on disk, or ``nothing`` where there is no environment."""
+        """Return the result of ``work`` on the environment, or ``nothing`` if there is none."""
         while environment := self._attach(create=False):
             try:
                 return environment.read(work)

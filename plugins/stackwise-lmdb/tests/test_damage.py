@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from stackwise_core.interfaces.cache_backend import Layout
-from stackwise_core.testing.cache_backend import entries_of, goes_on_after_damage, keys_of, readable_numbers
+from stackwise_core.testing.cache_backend import check_recovery, entries_of, keys_of, readable_numbers
 from stackwise_core.testing.child import code_of, in_a_child
 
 NUMBERS = range(40)
@@ -31,13 +31,13 @@ def tree_pages(whole):
     return [place for place in range(0, len(whole), PAGE) if struct.unpack_from("<H", whole, place + 10)[0] & 0b1011]
 
 
-def goes_on(data, open_store, layout, damage):
+def recovers(data, open_store, layout, damage):
     """In a child, since a crash is what is tested for: open what ``damage`` made, read it, fill it, read it again."""
     whole = data.read_bytes()
 
     def work():
         damage()
-        goes_on_after_damage(open_store, layout, NUMBERS)
+        check_recovery(open_store, layout, NUMBERS)
 
     code = code_of(in_a_child(work))
     data.write_bytes(whole)
@@ -53,7 +53,7 @@ def test_random_bytes(seed, data, open_store, layout):
         for _ in range(rng.choice([1, 2, 5, 50])):
             page = rng.choice(tree_pages(whole)) if rng.random() < 0.8 else rng.randrange(0, len(whole), PAGE)
             damaged[page + rng.randrange(rng.choice([200, PAGE]))] = rng.randrange(256)
-        assert goes_on(data, open_store, layout, lambda damaged=damaged: data.write_bytes(damaged)) == 0
+        assert recovers(data, open_store, layout, lambda damaged=damaged: data.write_bytes(damaged)) == 0
 
 
 def test_truncated_files(data, open_store, layout):
@@ -61,7 +61,7 @@ def test_truncated_files(data, open_store, layout):
     rng, whole = random.Random(1), data.read_bytes()
     lengths = [1, 100, PAGE, PAGE + 100, 2 * PAGE, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(14))]
     for length in lengths:
-        assert goes_on(data, open_store, layout, lambda length=length: data.write_bytes(whole[:length])) == 0
+        assert recovers(data, open_store, layout, lambda length=length: data.write_bytes(whole[:length])) == 0
 
 
 @pytest.mark.parametrize("pages", [0, 1, 2, 5, 20])

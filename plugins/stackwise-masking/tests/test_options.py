@@ -1,4 +1,4 @@
-"""What the options refuse."""
+"""Values that the options refuse."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Depth as time: each stack stands on the tokens, trains on its own band of mask fractions, and serves that band."""
+"""Depth as time: each stack reads the tokens directly, and trains on and serves its own band of mask fractions."""
 
 from attrs import evolve
 

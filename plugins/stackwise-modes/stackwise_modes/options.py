@@ -12,8 +12,8 @@ from stackwise_core.options import at_least, between, option
 def _start() -> Start:
     return option(
         "random",
-        "How a stack begins that joins others: random; copy of its neighbour; zero_output, random with its projections "
-        "into the residual stream zero, so that it changes nothing at first.",
+        "Initial weights of a stack that joins others. random. copy: those of its neighbour. zero_output: random, but "
+        "zeros for the projections into the residual stream, so that it changes nothing at first.",
     )
 
 
@@ -43,14 +43,13 @@ def _with_trainable_fusion(instance: Any, attribute: Any, value: bool) -> None:
 def _shares() -> tuple[float, ...]:
     return option(
         (),
-        "How the budget is shared out to the stacks in the order in which they are built, such as [3, 2, 2, 1]. Left "
-        "out: evenly.",
+        "Shares of the budget for the stacks, in the order of building, such as [3, 2, 2, 1]. Left out: equal shares.",
         check=_all_above_zero,
     )
 
 
 def _cycles(default: int, what: str) -> int:
-    return option(default, f"How often {what}.", check=at_least(1))
+    return option(default, f"Number of times that {what}.", check=at_least(1))
 
 
 @frozen
@@ -62,44 +61,44 @@ class BlockwiseOptions:
 @frozen
 class ProgressiveOptions:
     building: Literal["append", "prepend"] = option(
-        "append", "Whether new stacks join above those that are there, or below them."
+        "append", "append: new stacks join above the existing ones. prepend: below them."
     )
-    trunk: Literal["frozen", "adapters"] = option(
-        "frozen", "Whether nothing in the stacks that are there trains, or their adapters do."
-    )
+    trunk: Literal["frozen", "adapters"] = option("frozen", "Training of the existing stacks: none, or their adapters.")
     target_stacks: int | None = option(
         None,
-        "Grow to so many stacks, beyond those of [rack] or of its init_from. Left out: to rack.stacks.",
+        "Number of stacks to grow to, beyond those of [rack] or of its init_from. Left out: rack.stacks.",
         check=at_least(1),
     )
     start: Start = _start()
     shares: tuple[float, ...] = _shares()
     finale: float = option(
         0.0,
-        "Share of the budget for a last stretch of training with the whole rack in the path.",
+        "Share of the budget for the finale: a last phase, or several, with the whole rack in the path.",
         check=between(0, 0.9),
     )
     finale_scope: Literal["rackwise", "stackwise"] = option(
         "rackwise",
-        'Whether the finale trains everything at once, or one stack at a time in cycles; with trunk = "adapters" it '
-        "trains all adapters, and no weights.",
+        "rackwise: the finale trains everything at once. stackwise: one stack at a time, in cycles. With "
+        'trunk = "adapters" it trains all adapters, and no weights.',
         check=_with_a_finale,
     )
     finale_lr: float = option(1.0, "Factor of all learning rates in the finale.", check=_with_a_finale)
-    cycles: int = option(1, "How often a stackwise finale goes through the stacks.", check=_with_a_stackwise_finale)
+    cycles: int = option(
+        1, "Number of times that a stackwise finale goes through the stacks.", check=_with_a_stackwise_finale
+    )
 
 
 @frozen
 class FusedOptions:
     fusion: Literal["frozen", "trainable"] = option(
         "frozen",
-        "frozen: the trunk runs live on fresh masks, and its boundaries are held a window at a time; trainable: the "
-        "stacks below train along, with embedding and head.",
+        "frozen: the trunk runs on fresh masks, and its boundaries are in memory for one window. trainable: the stacks "
+        "below train, too, with embedding and head.",
     )
     restore: bool = option(
         False,
-        "With a trunk whose weights can't train at its precision (a quantised one): whether the full-precision masters "
-        "come back to train and are quantised again after, or adapters train over the quantised weights.",
+        "For a trunk whose precision can't train (a quantised one). true: the full-precision masters train, and are "
+        "quantised again afterwards. false: adapters train over the quantised weights.",
         check=_with_trainable_fusion,
     )
     start: Start = _start()
@@ -110,7 +109,7 @@ class FusedOptions:
 class EndToEndOptions:
     scope: Literal["rackwise", "stackwise"] = option(
         "rackwise",
-        "rackwise: everything trains at once; stackwise: one stack at a time, with the whole rack in the path.",
+        "rackwise: everything trains at once. stackwise: one stack at a time, with the whole rack in the path.",
     )
     cycles: int = _cycles(4, "the stackwise scope goes through the stacks")
 
@@ -119,12 +118,12 @@ class EndToEndOptions:
 class BandedOptions:
     shared: Literal["interleaved", "after_first", "per_stack"] = option(
         "interleaved",
-        "Embedding and head: interleaved, all phases train them; after_first, the first one does and then they are "
-        "frozen; per_stack, each stack has its own.",
+        "Embedding and head. interleaved: all phases train them. after_first: only the first phase does. per_stack: "
+        "each stack has its own.",
     )
     cycles: int = _cycles(4, "all stacks have a phase")
     widen: float = option(
         0.0,
-        "By what share of its width each band is widened at both ends in training; evaluation never widens it.",
+        "Widening of each band at both ends in training, as a share of its width. Evaluation never widens it.",
         check=between(0, 1),
     )

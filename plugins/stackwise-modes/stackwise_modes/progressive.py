@@ -14,7 +14,7 @@ from stackwise_modes.cycles import one_at_a_time
 
 
 class Progressive(TrainerMode):
-    """Mode in which one stack joins after the other; those that stand already are frozen, or adapt.
+    """Mode in which one stack joins after the other; the finished ones are frozen, or train their adapters.
 
     Appended stacks stand on the boundary of the trunk. Prepended ones get their gradient through the frozen stacks
     above them, so that there is no boundary to keep.

@@ -1,4 +1,4 @@
-"""How the budget is shared out."""
+"""Division of the budget among stacks."""
 
 import pytest
 

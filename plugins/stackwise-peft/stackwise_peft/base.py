@@ -1,4 +1,4 @@
-"""What all adapters share: peft's layers in place of a stack's projections."""
+"""Base class of all adapters: it replaces a stack's projections by peft's layers."""
 
 import warnings
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from stackwise_peft.whole_model import how_to_load, write_whole
 
 
 def projections_of(stack: nn.Module, names: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """The linear layers of these projections with their names in the stack, whether adapters stand on them or not."""
+    """Yield the linear layers of these projections with their names in the stack, with or without adapters."""
     for name, module in stack.named_modules():
         if name.rpartition(".")[2] in names:
             yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -41,30 +41,30 @@ class PeftAdapter(Adapter):
 
     @abstractmethod
     def config(self, stack: nn.Module, index: int, count: int) -> PeftConfig:
-        """peft's config of a fresh adapter on a stack."""
+        """Return peft's config of a fresh adapter on a stack."""
 
     @abstractmethod
     def config_from(self, file: AdapterConfig, stack: nn.Module) -> PeftConfig:
-        """The config in a file, each of its values checked."""
+        """Return the config in a file, each of its values checked."""
 
     @abstractmethod
     def shapes(self, config: Any, stack: nn.Module) -> dict[str, tuple[int, ...]]:
-        """What an adapter consists of on a stack: names, as in peft's file, and shapes."""
+        """Return the shapes of an adapter's tensors on a stack, by their names in peft's file."""
 
     @abstractmethod
     def names(self, layer: Any) -> list[str]:
-        """The adapters of a layer, first the one that was attached first."""
+        """Return the adapters of a layer, first the one that was attached first."""
 
     @abstractmethod
     def parameters(self, layer: Any, name: str) -> dict[str, nn.Parameter]:
-        """An adapter's weights on one layer, by what peft's file calls them after the layer's name."""
+        """Return an adapter's weights on one layer, by what peft's file calls them after the layer's name."""
 
     @abstractmethod
     def fold(self, layer: Any, name: str) -> None:
         """Change the layer's own weight in fp32 so that it gives the same output without an adapter that it has."""
 
     def layers(self, stack: nn.Module, name: str | None = None) -> Iterator[tuple[str, Any]]:
-        """The layers with adapters, or with one of this name, each with its name in the stack."""
+        """Yield the layers with adapters, or with one of this name, each with its name in the stack."""
         for path, module in list(stack.named_modules()):
             if isinstance(module, self.layer_type) and (name is None or name in self.names(module)):
                 yield path, module
@@ -113,7 +113,7 @@ class PeftAdapter(Adapter):
         write_adapter(directory, *self.portable(stack, name))
 
     def portable(self, stack: nn.Module, name: str) -> tuple[PeftConfig, dict[str, Tensor]]:
-        """An adapter as it stands on the stack's weights as they were before ``attach``: its config, its weights."""
+        """Return the config and weights of an adapter for the stack's weights as they were before ``attach``."""
         configs: dict[str, PeftConfig] = stack.peft_config  # type: ignore[assignment]
         return configs[name], {
             f"{path}.{key}": parameter

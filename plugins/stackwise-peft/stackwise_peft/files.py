@@ -16,7 +16,7 @@ from stackwise_peft.library import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftCo
 from stackwise_peft.projections import PROJECTIONS
 
 PREFIX = "base_model.model."
-"""What peft's own loader puts before the names of the module that it wraps."""
+"""Prefix that peft's own loader puts before the names of the module that it wraps."""
 NEVER_READ = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 """Keys of an adapter's config that say nothing about its weights. What they name is neither imported nor looked up."""
 
@@ -32,7 +32,7 @@ def write_adapter(directory: Path, config: PeftConfig, tensors: Mapping[str, Ten
 
 
 def read_tensors(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """An adapter's weights by name, which must be just these.
+    """Read an adapter's weights by name; the file must hold exactly these.
 
     Raises:
         StackwiseError: the file is missing, damaged, or holds other tensors.
@@ -73,7 +73,7 @@ class AdapterConfig:
         self._left: dict[str, Any] = {key: value for key, value in content.items() if key not in NEVER_READ}
 
     def take(self, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
-        """The value of a key.
+        """Read the value of a key.
 
         Raises:
             StackwiseError: it isn't there, or doesn't fit.
@@ -84,11 +84,11 @@ class AdapterConfig:
         return value
 
     def number(self, key: str) -> float:
-        """A finite number."""
+        """Read a finite number."""
         return float(self.take(key, "a number", lambda value: _is_number(value) and math.isfinite(value)))
 
     def projections(self, key: str) -> list[str]:
-        """Names of projections."""
+        """Read a list of projections' names."""
         names: list[str] = self.take(
             key,
             "names of projections",
@@ -97,7 +97,7 @@ class AdapterConfig:
         return names
 
     def nothing_else(self, defaults: Mapping[str, Any]) -> None:
-        """All keys that were not asked for must be at their defaults, or switched off.
+        """Check that all keys not read so far are at their defaults, or switched off.
 
         Raises:
             StackwiseError: one isn't, and would change what the adapter does.

@@ -54,7 +54,7 @@ class Lora(PeftAdapter):
         }
 
     def initialisation(self) -> bool | str:
-        """What peft is asked to begin with; True is LoRA's own: B = 0."""
+        """Initialisation that peft is asked for. True is LoRA's own: B = 0."""
         return True
 
     def config(self, stack: nn.Module, index: int, count: int) -> PeftConfig:
@@ -128,10 +128,10 @@ class Lora(PeftAdapter):
         return parameters
 
     def portable(self, stack: nn.Module, name: str) -> tuple[PeftConfig, dict[str, Tensor]]:
-        """As it stands on the original weights: W' + s B A = W + s (B A - B0 A0), a LoRA of twice the rank.
+        """Return the adapter for the original weights: W' + s B A = W + s (B A - B0 A0), a LoRA of twice the rank.
 
-        W' = W - s B0 A0 is what an initialisation left of the weights; peft converts in the same way, in
-        ``LoraModel.subtract_mutated_init``.
+        W' = W - s B0 A0 are the weights after the initialisation took its part out of them. peft converts in the
+        same way, in ``LoraModel.subtract_mutated_init``.
         """
         config, tensors = super().portable(stack, name)
         assert isinstance(config, LoraConfig)
@@ -174,7 +174,7 @@ class Lora(PeftAdapter):
                 layer.lora_magnitude_vector[each].weight.copy_(scales[each][:, 0] * self._norms(layer, each))
 
     def _scale(self, layer: Any, name: str) -> Any:
-        """What an adapter multiplies the rows of the weight by: [outputs, 1], or 1."""
+        """Return the factors that an adapter scales the weight's rows by: [outputs, 1], or 1."""
         if name not in layer.lora_magnitude_vector:
             return 1
         return (layer.lora_magnitude_vector[name].weight / self._norms(layer, name))[:, None]
@@ -211,7 +211,7 @@ class Dora(Lora):
 
 
 def _keep_int8_scales(layer: Any, inputs: Any) -> None:
-    """On a CPU peft's DoRA gives bitsandbytes' int8 weight back without its scales, which the layer would take over."""
+    """Clear an int8 weight that lost its scales, before the layer uses it. On a CPU peft's DoRA leaves one behind."""
     if getattr(layer.weight, "SCB", None) is None:
         layer.weight.CB = None
 

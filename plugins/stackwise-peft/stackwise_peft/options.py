@@ -28,7 +28,7 @@ def _with_its_keys(instance: Any, attribute: Any, value: str) -> None:
 
 
 def _only_with(key: str, needed: str, check: Check | None = None) -> Check:
-    """A value other than the default has an effect only where another key says so."""
+    """Make a check that refuses a value other than the default unless another key gives it an effect."""
 
     def check_both(instance: Any, attribute: Any, value: Any) -> None:
         if value != attribute.default and getattr(instance, key) != needed:
@@ -51,18 +51,18 @@ def _ranks(instance: Any, attribute: Any, value: "tuple[int, ...] | dict[int, in
 class LoraOptions:
     rank: int = option(
         16,
-        "Columns of B and rows of A. Where a projection's smaller side is less than that, its rank is that side.",
+        "Columns of B and rows of A. A projection whose smaller side is less than that has that side as its rank.",
         check=at_least(1),
     )
     alpha: float = option(
-        32.0, "What B A is multiplied by, over the rank; rslora divides by the rank's square root.", check=above(0)
+        32.0, "Numerator of the scale of B A: alpha / rank, or alpha / sqrt(rank) for rslora.", check=above(0)
     )
     dropout: float = option(
         0.0,
         "Share of the adapter's input that is dropped in training. peft's default is 0; QLoRA's paper has 0.05 to 0.1.",
         check=_below_one,
     )
-    target_modules: tuple[Projection, ...] = option(PROJECTIONS, "The projections that it stands on.", check=_some)
+    target_modules: tuple[Projection, ...] = option(PROJECTIONS, "The projections that get an adapter.", check=_some)
     strategy: Literal["simplified", "progressive", "variable"] = option(
         "simplified",
         "simplified: the same rank on every stack; progressive: rank and alpha follow their patterns from the first "
@@ -71,23 +71,23 @@ class LoraOptions:
     )
     rank_pattern: Pattern = option(
         "constant",
-        "How a progressive rank goes from rank at the first stack.",
+        "Course of a progressive rank over the stacks, from rank at the first.",
         check=_only_with("strategy", "progressive"),
     )
     alpha_pattern: Pattern = option(
         "constant",
-        "How a progressive alpha goes from alpha at the first stack.",
+        "Course of a progressive alpha over the stacks, from alpha at the first.",
         check=_only_with("strategy", "progressive"),
     )
     pattern_growth: Literal["interpolated", "doubling"] = option(
         "interpolated",
-        "interpolated: in equal ratios to span times the first stack's at the last, or to a span-th; doubling: twice "
-        "or half of the stack's before.",
+        "interpolated: equal ratios from stack to stack, up to span times the first value, or down to its span-th "
+        "part. doubling: twice or half of the stack before.",
         check=_only_with("strategy", "progressive"),
     )
     span: float = option(
         4.0,
-        "Ratio of the last stack's and the first's, where they are interpolated.",
+        "Ratio of the last stack's value and the first's, if interpolated.",
         check=_only_with("strategy", "progressive", _only_with("pattern_growth", "interpolated", above(1))),
     )
     ranks: tuple[int, ...] | dict[int, int] | None = option(
@@ -110,7 +110,7 @@ class PissaOptions(LoraOptions):
 class Ia3Options:
     target_modules: tuple[Projection, ...] = option(
         ("k_proj", "v_proj", "down_proj"),
-        "The projections that it stands on: it scales the input of those of the feed-forward layer, and the output of "
-        "those of attention.",
+        "The projections that it scales: the input of those of the feed-forward layer, and the output of those of "
+        "attention.",
         check=_some,
     )

@@ -1,4 +1,4 @@
-"""The projections of a block that an adapter can stand on, and their shapes."""
+"""The projections of a block that can carry an adapter, and their shapes."""
 
 from typing import Literal, get_args
 

@@ -5,7 +5,7 @@ from stackwise_peft.options import LoraOptions, Pattern
 
 
 def _factor(options: LoraOptions, pattern: Pattern, index: int, count: int) -> float:
-    """What a stack's rank or alpha is of the first one's."""
+    """Return a stack's rank or alpha as a factor of the first stack's."""
     if pattern == "constant":
         return 1
     if options.pattern_growth == "doubling":
@@ -16,7 +16,7 @@ def _factor(options: LoraOptions, pattern: Pattern, index: int, count: int) -> f
 
 
 def rank_of(options: LoraOptions, index: int, count: int) -> int:
-    """The rank of stack ``index`` of ``count``, before a projection's smaller side caps it.
+    """Return the rank of stack ``index`` of ``count``, before a projection's smaller side caps it.
 
     Raises:
         UsageError: ``ranks`` doesn't fit the number of stacks.
@@ -34,5 +34,5 @@ def rank_of(options: LoraOptions, index: int, count: int) -> int:
 
 
 def alpha_of(options: LoraOptions, index: int, count: int) -> float:
-    """The alpha of stack ``index`` of ``count``."""
+    """Return the alpha of stack ``index`` of ``count``."""
     return options.alpha * _factor(options, options.alpha_pattern, index, count)

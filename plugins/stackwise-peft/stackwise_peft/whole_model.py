@@ -23,12 +23,12 @@ _OF_ITS_OWN = {
     "LORA": ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules"),
     "IA3": ("target_modules", "feedforward_modules"),
 }
-"""By peft's type, the keys that may differ from stack to stack."""
+"""Keys that may differ from stack to stack, by peft's adapter type."""
 
 
 @frozen
 class _Part:
-    """What one stack has of an adapter."""
+    """One stack's part of an adapter."""
 
     path: Path
     """The directory of peft's files."""
@@ -53,7 +53,7 @@ class _Part:
         raise StackwiseError(f"{path / CONFIG_NAME}: expected an adapter of one of {[*_OF_ITS_OWN]}, found {found}")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its weights under the whole model's names.
+        """Return its weights under the whole model's names.
 
         Raises:
             StackwiseError: the file is damaged.
@@ -65,7 +65,7 @@ class _Part:
         return {PREFIX + self.name_in_model(name.removeprefix(PREFIX)): each for name, each in tensors.items()}
 
     def name_in_model(self, name: str) -> str:
-        """``layers.0.self_attn...`` of the stack, as the whole model calls it."""
+        """Return ``layers.0.self_attn...`` of the stack, as the whole model calls it."""
         layers, place, rest = name.split(".", 2)
         if layers != "layers" or not place.isdecimal():
             raise StackwiseError(f"{self.path}: expected weights of layers, found {name!r:.80}")
@@ -126,12 +126,12 @@ def _joined(parts: Sequence[_Part], blocks: int) -> tuple[dict[str, Any], dict[s
 
 
 def _module(name: str) -> str:
-    """The layer that a weight belongs to, as peft compares it with ``target_modules``."""
+    """Return the layer that a weight belongs to, as peft compares it with ``target_modules``."""
     return re.sub(r"(_proj)\..*", r"\1", name.removeprefix(PREFIX))
 
 
 def _targets(modules: Collection[str], blocks: int) -> list[str]:
-    """The projections' names where every block has the same; otherwise full names, which mean one layer each."""
+    """Return the projections' names where every block has the same; otherwise full names, which mean one layer each."""
     counts = Counter(module.rpartition(".")[2] for module in modules)
     return sorted(counts) if set(counts.values()) == {blocks} else list(modules)
 

@@ -1,4 +1,4 @@
-"""What fp8, nvfp4 and nf_fp8 share: weights that are decoded to the format that the option ``compute`` names."""
+"""Base of fp8, nvfp4 and nf_fp8: their weights are decoded to the format that the option ``compute`` names."""
 
 import torch
 

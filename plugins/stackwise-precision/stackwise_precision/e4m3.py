@@ -14,17 +14,17 @@ SHIFT = 2.0**120
 
 
 def encode(values: Tensor) -> Tensor:
-    """The nearest e4m3 numbers, ties to even, of fp32 values; what lies beyond the largest becomes the largest."""
+    """Return the e4m3 numbers nearest to fp32 values. Ties go to even; values beyond the largest become the largest."""
     return values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def decode(codes: Tensor) -> Tensor:
-    """The numbers in fp32."""
+    """Return the numbers in fp32."""
     return shifted(codes).float().mul_(SHIFT)
 
 
 def shifted(codes: Tensor) -> Tensor:
-    """The numbers over ``SHIFT`` in bf16, exactly: a shift of the bits, ten times as fast as torch's own cast.
+    """Return the numbers over ``SHIFT`` in bf16, exactly: a shift of the bits, ten times as fast as torch's own cast.
 
     Sign, exponent and mantissa only move to their places in bf16. The exponents' biases differ, hence ``SHIFT``.
     """

@@ -23,7 +23,7 @@ class FourBitBlocks(WeightFormat):
 
     name: str
     levels: tuple[float, ...]
-    """What each of the 16 codes stands for, times the scales."""
+    """Value of each of the 16 codes, before scaling."""
     smallest_block_scale: float
 
     def __init__(self, block: int) -> None:
@@ -31,7 +31,7 @@ class FourBitBlocks(WeightFormat):
 
     @abstractmethod
     def nearest(self, values: Tensor) -> Tensor:
-        """Codes, uint8, of the levels nearest to fp32 values."""
+        """Return the uint8 codes of the levels nearest to fp32 values."""
 
     def empty(self, out_features: int, in_features: int, device: torch.device) -> dict[str, Tensor]:
         blocks = -(-in_features // self.block)
@@ -68,7 +68,7 @@ class FourBitBlocks(WeightFormat):
 
 @lru_cache
 def _fours(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The levels of every four codes that two bytes can hold, [65536], each four as one number of their size.
+    """Return the levels of every four codes that two bytes can hold, [65536], each four as one number of their size.
 
     So four weights cost one look-up. ``gather`` moves the numbers, whatever they mean.
     """

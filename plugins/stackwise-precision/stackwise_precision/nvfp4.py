@@ -20,7 +20,7 @@ class E2m1Blocks(FourBitBlocks):
     smallest_block_scale = e4m3.SMALLEST_NORMAL  # as torchao has it
 
     def nearest(self, values: Tensor) -> Tensor:
-        """Ties go to the even code, as in IEEE 754; what lies beyond 6 becomes 6."""
+        """Return the nearest codes. Ties go to the even code, as in IEEE 754; values beyond 6 become 6."""
         # bucketize counts the bounds below a value: a tie goes up if the bound is a hair lower.
         up = torch.nextafter(torch.tensor(TIES_UP), torch.tensor(0.0))
         bounds = torch.cat((torch.tensor(TIES_DOWN), up)).sort().values.to(values.device)

@@ -10,7 +10,7 @@ from stackwise_core.options import above, option
 def _compute() -> Any:
     return option(
         "bf16",
-        "What matrix products compute in, once the weights are decoded; fp32 is for checks and GPUs without bf16.",
+        "Number format of matrix products, after the weights are decoded. fp32 is for checks and GPUs without bf16.",
     )
 
 
@@ -28,9 +28,9 @@ class Bf16Options:
 class Fp16Options:
     cpu_compute: Literal["bf16", "fp16"] = option(
         "bf16",
-        "What a CPU computes in. Its fp16 matrix products are some 15 to 30 times slower than its bf16 ones.",
+        "Number format of a CPU's matrix products. fp16 is some 15 to 30 times slower than bf16 there.",
     )
-    initial_scale: float = option(65536.0, "What the loss scaler starts with, where fp16 computes.", check=above(0))
+    initial_scale: float = option(65536.0, "Initial factor of the loss scaler, where fp16 computes.", check=above(0))
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""What is held in which format, what computes in which, and the loss scaler."""
+"""Formats of weights and of products, and the loss scaler."""
 
 from contextlib import nullcontext
 

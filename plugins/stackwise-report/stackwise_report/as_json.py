@@ -12,7 +12,7 @@ from stackwise_report.wording import flat
 
 
 def as_plain(run: Run) -> dict[str, Any]:
-    """All that the page is made of, curves thinned as there; each point is a step of its phase and a value."""
+    """Return the page's data. Curves are thinned as on the page; a point is a step of its phase and a value."""
     phases = []
     for phase in run.phases:
         plain = asdict(phase, filter=lambda attribute, _: attribute.name != "curves")

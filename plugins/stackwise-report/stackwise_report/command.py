@@ -18,7 +18,7 @@ class ReportCommand(Command):
     """``stackwise report RUN ...``."""
 
     def make(self) -> click.Command:
-        """The command; what draws comes in when it runs."""
+        """Return the command. It imports matplotlib when it runs, not before."""
         return report
 
     def next_step(self, run: EndedRun) -> NextStep:
@@ -35,7 +35,7 @@ class ReportCommand(Command):
     help=f"[default: RUN/{PAGE}; of several runs {PAGE} in this directory]",
 )
 @click.option(
-    "--samples", metavar="N", type=click.IntRange(1), help="Have each run write so many texts; they must be finished."
+    "--samples", metavar="N", type=click.IntRange(1), help="Let each run, which must be finished, write N texts."
 )
 @plugin_option
 @json_option("Print the numbers as JSON, and write no page.")

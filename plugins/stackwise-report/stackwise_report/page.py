@@ -1,4 +1,4 @@
-"""The page: what the runs come to, as one HTML file that needs nothing beside it."""
+"""The report page: one HTML file with the results of the runs, which needs no other file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stackwise_report import tables, wording
 
 @frozen
 class Figure:
-    """A plot with its heading; where there is a wide one, the other is for small screens."""
+    """A plot with its heading. Where there is a wide plot, the other one is for small screens."""
 
     title: str
     unit: str
@@ -26,7 +26,7 @@ class Figure:
 
 
 def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         samples: texts by the label of the run that wrote them.
@@ -56,7 +56,7 @@ def page(runs: Sequence[Run], samples: dict[str, list[str]], version: str) -> st
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[Figure]]:
-    """The plots of each part of the page, without those that there is nothing to draw for."""
+    """Return the plots of each part of the page; plots without data are left out."""
     from stackwise_report import plots
 
     unit = "nats/token"

@@ -36,14 +36,14 @@ class Plot:
 
     svg: str
     said: str = ""
-    """What to know of it besides."""
+    """Remark below the plot."""
     legend: Sequence[tuple[int, str]] = ()
     """Places of colours, and what has them."""
 
 
 @contextmanager
 def _axes(size: tuple[int, int], left: int = 46, top: int = 20) -> Iterator[tuple[Figure, Axes]]:
-    """Axes with the same margins in every plot: ``left`` has room for numbers, ``top`` for the phases' names."""
+    """Make axes with the same margins in every plot: ``left`` for numbers, ``top`` for the phases' names."""
     width, height = size
     right, bottom = 8, 36
     with rc_context(STYLE):
@@ -53,7 +53,7 @@ def _axes(size: tuple[int, int], left: int = 46, top: int = 20) -> Iterator[tupl
 
 
 def loss(runs: Sequence[Run], name: str, size: tuple[int, int]) -> Plot | None:
-    """Each step's loss, faint; its running mean; held-out losses, bad steps and spikes as marks."""
+    """Plot each step's loss (faint), its running mean, and held-out losses, bad steps and spikes as marks."""
     curves = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.curves["loss"]]
     if not curves:
         return None
@@ -81,7 +81,7 @@ def loss(runs: Sequence[Run], name: str, size: tuple[int, int]) -> Plot | None:
 
 
 def _said_of_losses(phases: Sequence[Phase], runs: Sequence[Run], high: float) -> str:
-    """What the marks are that there are, and what isn't drawn."""
+    """Explain the marks in the plot, and name what isn't drawn."""
     values = [value for phase in phases for value in phase.curves["loss"].values]
     above = sum(value > high for value in values)
     said = ["Faint: each step that was logged."] if len(runs) < 3 else []
@@ -102,7 +102,7 @@ def _said_of_losses(phases: Sequence[Phase], runs: Sequence[Run], high: float) -
 
 
 def by_step(runs: Sequence[Run], name: str, *, key: str, log: bool = False, smooth: bool = False) -> Plot | None:
-    """A value of the steps, phases side by side."""
+    """Plot a value by step, the phases side by side."""
     curves = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.curves[key]]
     if log:
         curves = [(place, phase) for place, phase in curves if max(phase.curves[key].values) > 0]
@@ -130,7 +130,7 @@ def by_step(runs: Sequence[Run], name: str, *, key: str, log: bool = False, smoo
 
 
 def masked(runs: Sequence[Run], name: str) -> Plot | None:
-    """The band of mask fractions of each phase, and the share of tokens that steps masked."""
+    """Plot each phase's band of mask fractions, and the share of tokens that steps masked."""
     phases = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.band is not None]
     if not phases:
         return None
@@ -152,7 +152,7 @@ def masked(runs: Sequence[Run], name: str) -> Plot | None:
 
 
 def depth(runs: Sequence[Run], name: str) -> Plot | None:
-    """The bound of the rack cut off after so many stacks."""
+    """Plot the bound of the rack cut off after each number of stacks."""
     measured = [(place, run) for place, run in enumerate(runs) if run.likelihoods]
     if not measured:
         return None
@@ -173,7 +173,7 @@ def depth(runs: Sequence[Run], name: str) -> Plot | None:
 
 
 def bands(runs: Sequence[Run], name: str) -> Plot | None:
-    """What each interval of mask fractions adds to the bound of the whole rack; of one run at every depth."""
+    """Plot the share of each interval of mask fractions in the whole rack's bound; for one run, at every depth."""
     whole = [(place, run.whole, 1.0) for place, run in enumerate(runs) if run.whole is not None and run.whole.bands]
     if not whole:
         return None
@@ -200,7 +200,7 @@ def bands(runs: Sequence[Run], name: str) -> Plot | None:
 
 
 def memory(runs: Sequence[Run], name: str) -> Plot | None:
-    """Each phase's peak, planned and measured."""
+    """Plot each phase's peak memory, planned and measured."""
     phases = [phase for run in runs for phase in run.phases if phase.planned_peak or phase.peak_bytes]
     if not phases:
         return None
@@ -223,7 +223,7 @@ def memory(runs: Sequence[Run], name: str) -> Plot | None:
 
 
 def _memory_by_part(run: Run, name: str) -> Plot:
-    """A bar a phase of what was planned, and a stroke at what was measured."""
+    """Plot a bar of planned memory for each phase, with a stroke at the measured peak."""
     names = [_shortened(phase.name, LONGEST_NAME) for phase in run.phases]
     left = round(12 + OF_A_CHARACTER * max(map(len, names)))
     with _axes((PANEL[0], max(PANEL[1], 44 + 34 * len(names))), left=max(left, 46), top=6) as (figure, axes):
@@ -246,7 +246,7 @@ def _memory_by_part(run: Run, name: str) -> Plot:
 
 
 def memory_by_step(runs: Sequence[Run], name: str) -> Plot | None:
-    """The peak of each phase so far, and what was planned for it."""
+    """Plot each phase's peak so far, and its planned memory."""
     curves = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.curves["peak_bytes"]]
     if not curves:
         return None
@@ -265,7 +265,7 @@ def memory_by_step(runs: Sequence[Run], name: str) -> Plot | None:
 
 
 def _marks(place: int) -> dict[str, Any]:
-    """A curve of few points with errors."""
+    """Return the style of a curve of few points with error bars."""
     return {
         "color": series(place),
         "marker": "o",
@@ -277,7 +277,7 @@ def _marks(place: int) -> dict[str, Any]:
 
 
 def _limits(values: np.ndarray, others: Sequence[float]) -> tuple[float, float]:
-    """Where a plot of losses ends: the first steps' would press all others flat."""
+    """Return the lower and upper end of a plot of losses. The first steps' losses would press all others flat."""
     low, high = float(values.min()), float(np.quantile(values, 0.985))
     low, high = min([low, *others]), max([high, *others])
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
@@ -285,7 +285,7 @@ def _limits(values: np.ndarray, others: Sequence[float]) -> tuple[float, float]:
 
 
 def _steps(axes: Axes, runs: Sequence[Run], width: int) -> None:
-    """An axis of steps, and where the phases begin."""
+    """Label the axis of steps, and mark the beginnings of phases."""
     longest = max(max(run.steps, 1) for run in runs)
     axes.set_xlim(-0.005 * longest, 1.005 * longest)
     axes.xaxis.set_major_locator(_few(integer=True))
@@ -322,7 +322,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _short(value: float) -> str:
-    """``1.5k``, ``0.002``."""
+    """Return ``1.5k``, ``0.002``."""
     return in_thousands(value, ("", *"kMGTPEZY"))
 
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 COLOURS = {"ink": "#000001", "muted": "#000002", "line": "#000003", "card": "#000004", "warn": "#000005"}
-"""What matplotlib draws with: no colour is meant, each stands for a property of the page's style sheet."""
+"""Placeholder colours for matplotlib; each is replaced by a property of the page's style sheet."""
 MOST_COLOURS = 8
 
 
 def series(place: int) -> str:
-    """The colour of the n-th run, or the n-th part of something, from 0."""
+    """Return the colour of the n-th run, or the n-th part of something, from 0."""
     return f"#0000{0x10 + place % MOST_COLOURS:02x}"
 
 
@@ -64,7 +64,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
 
     Args:
         name: goes before every id in it, so that several fit into one page.
-        label: what a reader that can't see it is told.
+        label: the text for readers who can't see it.
     """
     buffer = BytesIO()
     with warnings.catch_warnings():  # a font that lacks a glyph is only used to measure

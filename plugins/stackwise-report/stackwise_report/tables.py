@@ -19,11 +19,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     left: int = 1
     colours: Sequence[int] = ()
-    """Of each row, where rows are runs."""
+    """Colour of each row, where rows are runs."""
 
 
 def comparison(runs: Sequence[Run]) -> Table:
-    """A row a run."""
+    """Make the table that compares runs, one row a run."""
     measures = list(dict.fromkeys(run.measure for run in runs if run.whole)) or ["NELBO"]
     rows = [
         (
@@ -43,7 +43,7 @@ def comparison(runs: Sequence[Run]) -> Table:
 
 
 def _bound(run: Run, first: Run) -> tuple[str, ...]:
-    """The bound of the whole rack, and how far it is from the first run's, where that was measured on the same."""
+    """Return the whole rack's bound, and its distance from the first run's where both have the same tokens."""
     bound, other = run.whole, first.whole
     if bound is None:
         return 4 * (wording.NOTHING,)
@@ -59,7 +59,7 @@ def _bound(run: Run, first: Run) -> tuple[str, ...]:
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """What to know before the likelihoods of several runs are compared."""
+    """List what to know before comparing the likelihoods of several runs."""
     measured, said = [run for run in runs if run.whole], []
     if len({run.measured_on for run in measured}) > 1:
         said.append(
@@ -72,7 +72,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> Table:
-    """The keys of the configurations that aren't the same in all runs."""
+    """Make the table of configuration keys whose values differ between runs."""
     flat = [wording.flat(run.config) for run in runs]
     keys = sorted(set().union(*flat) - {"run.name"})
     rows = [
@@ -84,7 +84,7 @@ def differences(runs: Sequence[Run]) -> Table:
 
 
 def phases(run: Run) -> Table:
-    """What each phase was to do, and what it came to."""
+    """Make the table of phases: steps, time, losses and speed."""
     odd = [name for name in ("bad_steps", "loss_spikes") if any(getattr(phase, name) for phase in run.phases)]
     rows = [
         (
@@ -108,7 +108,7 @@ def phases(run: Run) -> Table:
 
 
 def _masks(phase: Phase) -> str:
-    """``0–100 %, 4 fixed``."""
+    """Return ``0–100 %, 4 fixed``."""
     parts = [
         *([wording.band(*phase.band)] if phase.band else []),
         *([phase.masks] if phase.band and phase.masks else []),
@@ -124,7 +124,7 @@ def _progress(phase: Phase) -> str:
 
 
 def trains(phase: Phase) -> str:
-    """``embedding, stack 0, head``."""
+    """Return ``embedding, stack 0, head``."""
     parts = ["embedding"] if phase.embedding else []
     if phase.trains:
         parts.append(f"stack{'s' if len(phase.trains) > 1 else ''} {wording.numbers(phase.trains)}")
@@ -135,7 +135,7 @@ def trains(phase: Phase) -> str:
 
 
 def depths(run: Run) -> Table:
-    """The bound of the rack cut off after so many stacks."""
+    """Make the table of bounds of the rack cut off after each number of stacks."""
     rows, before = [], None
     for each in run.likelihoods:
         rows.append(
@@ -153,7 +153,7 @@ def depths(run: Run) -> Table:
 
 
 def bands(run: Run) -> Table | None:
-    """What each interval of mask fractions adds to the bound of the whole rack."""
+    """Make the table of the bound's shares, by interval of mask fractions."""
     bound = run.whole
     if bound is None or not bound.bands:
         return None
@@ -172,7 +172,7 @@ def bands(run: Run) -> Table | None:
 
 
 def memory(run: Run) -> Table:
-    """Each phase's peak as planned, in parts, and as measured."""
+    """Make the table of each phase's peak memory: planned, in parts, and measured."""
     rows = [
         (
             phase.name,
@@ -187,7 +187,7 @@ def memory(run: Run) -> Table:
 
 
 def boundaries(run: Run) -> Table | None:
-    """What each phase's boundaries came to; None where no phase has any."""
+    """Make the table of boundaries: counts by phase. None where no phase has any."""
     rows = [
         (
             phase.name,
@@ -201,7 +201,7 @@ def boundaries(run: Run) -> Table | None:
 
 
 def method(run: Run) -> Table:
-    """What was chosen, in short."""
+    """Make the table of the run's main settings."""
     precision, adapter = (table(run.config.get(name)) for name in ("precision", "adapter"))
     rows = [
         ("rack", _shape(run.rack)),
@@ -222,7 +222,7 @@ def method(run: Run) -> Table:
 
 
 def _shape(rack: dict[str, object]) -> str:
-    """``3 stacks of 1 block, d_model 128, ...``."""
+    """Return ``3 stacks of 1 block, d_model 128, ...``."""
     blocks = [str(each) for each in listed(rack.get("blocks"))]
     each = " or ".join(dict.fromkeys(blocks))
     stacks = [f"{len(blocks)} stack{'' if len(blocks) == 1 else 's'} of {each} block{'' if each == '1' else 's'}"]
@@ -231,7 +231,7 @@ def _shape(rack: dict[str, object]) -> str:
 
 
 def environment(run: Run) -> Table:
-    """What the run ran on."""
+    """Make the table of versions and the device that the run used."""
     rows = [
         (key, "; ".join(map(str, value)) if isinstance(value, list) else str(value))
         for key, value in run.environment.items()

@@ -13,34 +13,34 @@ NOTHING = "–"
 
 
 def nats(value: float | None) -> str:
-    """``2.0464``."""
+    """Return ``2.0464``."""
     return NOTHING if value is None else f"{value:.4f}"
 
 
 def error(value: float | None) -> str:
-    """``± 0.0213``."""
+    """Return ``± 0.0213``."""
     return NOTHING if value is None else f"± {value:.4f}"
 
 
 def perplexity(value: float | None) -> str:
-    """``7.740``."""
+    """Return ``7.740``."""
     if value is None:
         return NOTHING
     return f"{value:#.4g}".removesuffix(".") if math.isfinite(value) else ">\xa01.8e308"
 
 
 def change(value: float | None) -> str:
-    """``−0.0127``, with a true minus."""
+    """Return ``−0.0127``, with a true minus."""
     return NOTHING if value is None else f"{value:+.4f}".replace("-", "−")
 
 
 def size(value: int | None) -> str:
-    """``614 MB``."""
+    """Return ``614 MB``."""
     return NOTHING if value is None else str(ByteSize(value)).replace(" ", "\xa0")
 
 
 def duration(seconds: float | None) -> str:
-    """``1 h 02 min``, ``3 min 26 s`` or ``4.2 s``."""
+    """Return ``1 h 02 min``, ``3 min 26 s`` or ``4.2 s``."""
     if seconds is None:
         return NOTHING
     if seconds < 60:
@@ -51,30 +51,30 @@ def duration(seconds: float | None) -> str:
 
 
 def whole(value: int | None) -> str:
-    """``3,074``."""
+    """Return ``3,074``."""
     return NOTHING if value is None else f"{value:,}"
 
 
 def count(value: float | None) -> str:
-    """``6.27 M``."""
+    """Return ``6.27 M``."""
     if value is None:
         return NOTHING
     return in_thousands(value, ("", *(f"\xa0{letter}" for letter in "kMGTPEZY")))
 
 
 def share(part: float | None, of: float | None) -> str:
-    """``75.0 %``."""
+    """Return ``75.0 %``."""
     return f"{100 * part / of:.1f}\xa0%" if part is not None and of else NOTHING
 
 
 def band(low: float, high: float) -> str:
-    """``15–90 %``, or ``15 %`` for one fraction."""
+    """Return ``15–90 %``, or ``15 %`` for one fraction."""
     ends = [f"{100 * end:.3g}" for end in (low, high)]
     return f"{ends[0] if low == high else '–'.join(ends)}\xa0%"
 
 
 def numbers(values: tuple[int, ...]) -> str:
-    """``0–3`` or ``0, 2``."""
+    """Return ``0–3`` or ``0, 2``."""
     ordered = sorted(set(values))
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}–{ordered[-1]}"
@@ -82,7 +82,7 @@ def numbers(values: tuple[int, ...]) -> str:
 
 
 def choice(value: object, left_out: str) -> str:
-    """What was chosen, with the options of a hook's implementation: ``blockwise (start = "copy")``."""
+    """Describe a choice and its options: ``blockwise (start = "copy")``."""
     if isinstance(value, Mapping):
         options = ", ".join(f"{key} = {shown(content)}" for key, content in value.items() if key != "use")
         return f"{value.get('use')}{f' ({options})' if options else ''}"
@@ -90,7 +90,7 @@ def choice(value: object, left_out: str) -> str:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Every key of a configuration with its value as TOML has it."""
+    """Return every key of a configuration with its value, written as in TOML."""
     found: dict[str, str] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping) and value:

@@ -43,7 +43,7 @@ WIDTHS = (390, 820, 1280)
 
 
 def seen(tmp_path: Path, pages: dict[str, str], *, dark: bool) -> list[dict]:
-    """What a browser makes of pages on screens of each width."""
+    """A browser's view of pages on screens of each width."""
     frames = []
     for name, html in pages.items():
         (tmp_path / f"{name}.html").write_text(html.replace("</body>", PROBE))

@@ -25,7 +25,7 @@ __all__ = ["GappedText", "Sampling", "Step", "sample", "text_for", "unmask"]
 
 
 def __getattr__(name: str) -> Any:
-    """What ``__all__`` names is imported when it is asked for: a listing of plugins imports this package."""
+    """Import a name of ``__all__`` when it is first used. A listing of plugins imports this package, without torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

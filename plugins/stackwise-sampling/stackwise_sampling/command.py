@@ -16,7 +16,7 @@ class SampleCommand(Command):
     """``stackwise sample RUN``."""
 
     def make(self) -> click.Command:
-        """The command; torch comes in when it runs."""
+        """Return the command. It imports torch when it runs, not before."""
         return sample
 
     def next_step(self, run: EndedRun) -> NextStep | None:
@@ -31,7 +31,7 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
 
 @click.command()
 @run_argument
-@click.option("--prompt", metavar="TEXT", help="What the text begins with. [default: nothing]")
+@click.option("--prompt", metavar="TEXT", help="Beginning of the text. [default: nothing]")
 @click.option(
     "--length",
     metavar="N",
@@ -46,7 +46,7 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
     help="A file with gaps; - is standard input.",
 )
 @click.option("--steps", metavar="N", type=click.IntRange(1), help="Steps in all. [default: one for each token]")
-@click.option("--order", type=click.Choice(ORDERS), help="Which masked tokens are filled first. [default: random]")
+@click.option("--order", type=click.Choice(ORDERS), help="Order in which masked tokens are filled. [default: random]")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 takes the likeliest token."
 )
@@ -61,11 +61,11 @@ ORDERS = ["random", "confidence", "margin", "entropy"]
     "--block",
     metavar="N",
     type=click.IntRange(1),
-    help="Fill so many tokens before the next ones. [default: all, if the rack sees them at once]",
+    help="Fill N tokens before the next ones. [default: all, if they fit into data.seq_len]",
 )
-@click.option("--num", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="How many texts.")
+@click.option("--num", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Number of texts.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: the run's]")
-@click.option("--depth", metavar="N", type=click.IntRange(1), help="Read out after so many stacks. [default: all]")
+@click.option("--depth", metavar="N", type=click.IntRange(1), help="Use only the first N stacks. [default: all]")
 @click.option(
     "--precision", metavar="NAME", help="Hold all stacks at this precision, such as nf4. [default: the run's]"
 )
@@ -166,10 +166,10 @@ def sample(
 def _template(
     prompt: str | None, length: int | None, infill: str | None, infill_file: str | None
 ) -> tuple[str | int, ...] | None:
-    """The parts of a text with gaps, None where there is to be a prompt.
+    """Return the parts of a text with gaps; None if the user gave a prompt instead.
 
     Raises:
-        UsageError: it has no gaps, or more was given than goes together.
+        UsageError: it has no gaps, or options were given that exclude each other.
     """
     from stackwise_core.errors import UsageError
     from stackwise_sampling.templates import parts_of

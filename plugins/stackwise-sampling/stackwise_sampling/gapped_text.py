@@ -27,7 +27,7 @@ Part = str | int
 
 
 class Kind(Enum):
-    """What a stretch of a text is."""
+    """Kind of a stretch of text."""
 
     GIVEN = "given"
     MASKED = "masked"
@@ -52,7 +52,7 @@ class GappedText:
 
     parts: tuple[Part, ...]
     lengths: tuple[int, ...]
-    """Of the parts, in tokens."""
+    """Lengths of the parts, in tokens."""
     ids: np.ndarray
     """int64 [L], the mask token where one is missing."""
     missing: np.ndarray
@@ -73,7 +73,7 @@ class GappedText:
 
     @classmethod
     def after(cls, prompt: str, length: int | None, tokenizer: Tokenizer, seq_len: int) -> GappedText:
-        """A prompt, and so many tokens after it; None: what it leaves of ``seq_len``, but at least half of that."""
+        """Make a text of a prompt and ``length`` gaps. None: the rest of ``seq_len``, or half of it if that is more."""
         if length is None:
             length = max(seq_len - len(tokenizer.encode([prompt])[0][0]), (seq_len + 1) // 2)
         if length > LONGEST_GAP:
@@ -81,11 +81,11 @@ class GappedText:
         return cls.of([prompt, length], tokenizer)
 
     def text(self, ids: np.ndarray) -> str:
-        """The whole, its gaps filled with those of ids [L]; given text is what it was, byte for byte."""
+        """Return the whole text, with the gaps filled from ids [L]. Given text stays the same, byte for byte."""
         return "".join(stretch.text for stretch in self.stretches(ids))
 
     def stretches(self, ids: np.ndarray, new: np.ndarray | None = None) -> Iterator[Stretch]:
-        """The whole in order, as it stands.
+        """Yield the stretches of the whole text in order, as filled so far.
 
         Args:
             ids: int64 [L], the mask token where one is still missing.
@@ -110,7 +110,7 @@ class GappedText:
             begin += length
 
     def _decoded(self, ids: np.ndarray, start: int, stop: int, masked: np.ndarray, given: str) -> str:
-        """The text of a run of ids as it reads after those before it; ``given`` is what is given right before it."""
+        """Decode the ids from ``start`` to ``stop`` in their context; ``given`` is the given text right before them."""
         first = max(0, start - CONTEXT)
         if masked[first:start].any():
             first += int(np.flatnonzero(masked[first:start])[-1]) + 1

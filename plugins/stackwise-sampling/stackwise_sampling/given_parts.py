@@ -10,7 +10,7 @@ import numpy as np
 from stackwise_core.engine.text.tokenizer import Ids, Joined, Tokenizer
 
 NEIGHBOURS = (".", "\n", "a", "x", "0")
-"""What may stand in a gap beside a part, for a tokenizer that treats the ends of a text in ways of their own."""
+"""Neighbours tried in a gap beside a part. Some tokenizers treat the ends of a text differently."""
 
 
 def tokenise_parts(parts: Sequence[str | int], tokenizer: Tokenizer) -> list[Ids]:
@@ -52,12 +52,12 @@ def _beside(part: str, befores: Iterable[str], afters: Iterable[str], tokenizer:
 
 
 def _is_placed(text: Joined, tokenizer: Tokenizer) -> bool:
-    """Whether it is known where tokens are: after a character that a model drops, the library misplaces them."""
+    """Return whether the tokens' places are known. After a character that a model drops, the library misplaces them."""
     return bool(tokenizer.unknown_ids) or bool(text.widths.sum() == text.sizes.sum())
 
 
 def _of_part(text: Joined, before: str, part: str) -> Ids | None:
-    """Return the ids of the part of a text that follows another; None where a token lies over one of its bounds."""
+    """Return the ids of a part that follows another in a text; None where a token crosses one of its ends."""
     begin = len(before.encode())
     end = begin + len(part.encode())
     for bound in (begin, end):

@@ -1,4 +1,4 @@
-"""Texts from a rack: masked tokens are filled step by step, or a causal rack goes on token by token.
+"""Sampling of texts from a rack: masked tokens are filled step by step, or a causal rack writes token by token.
 
 ``ancestral`` is the reverse process of masked diffusion (MDLM, arXiv 2406.07524, eq. 7): from time t to s a masked
 token stays masked with probability s/t, and else becomes one that is drawn from the network's prediction. With T equal
@@ -37,10 +37,10 @@ LENGTH_MULTIPLE = 64
 
 
 class Denoiser(Protocol):
-    """What predicts masked tokens, or a causal rack's next ones."""
+    """Predictor of masked tokens, or of a causal rack's next ones."""
 
     def predict(self, inputs: Tensor, segments: Tensor, fraction: float, where: Tensor) -> Tensor:
-        """Logits float32 [N, V] at flat positions ``where`` int64 [N] of ids int64 [B, T].
+        """Return logits float32 [N, V] at flat positions ``where`` int64 [N] of ids int64 [B, T].
 
         Args:
             segments: int64 [B, T], 1, or 0 at given special tokens, which nothing attends to.
@@ -51,21 +51,21 @@ class Denoiser(Protocol):
 
 @frozen
 class Sampling:
-    """How to sample."""
+    """Settings of a sampler."""
 
     order: Order | None = None
     """None: random; a causal rack has none."""
     steps: int | None = None
-    """Of all blocks together; None: as many as there are tokens to fill."""
+    """Steps of all blocks together. None: one for each token to fill."""
     temperature: float = 1.0
-    """What logits are divided by; 0 takes the likeliest token each time."""
+    """Divisor of the logits. 0 takes the likeliest token each time."""
     top_p: float = 1.0
     """The share of probability that the tokens come from, the likeliest first."""
     block: int | None = None
     """Most tokens that a block spans; None: all, or where the rack can't see all of them at a time half of what it
     sees."""
     num: int = 1
-    """How many texts."""
+    """Number of texts."""
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -91,9 +91,9 @@ class Step:
 
     number: int
     steps: int
-    """How many there will have been."""
+    """Total number of steps."""
     passes: int
-    """How many forward passes there were so far."""
+    """Forward passes so far."""
     ids: Tensor
     """int64 [num, L], which the next step changes in place."""
     rows: Tensor
@@ -108,7 +108,7 @@ Filled = tuple[Tensor, Tensor]
 
 @frozen(eq=False)
 class _Texts:
-    """Where the sampler is."""
+    """State of a sampler: the texts so far."""
 
     denoiser: Denoiser
     sampling: Sampling
@@ -146,7 +146,7 @@ class _Texts:
         return torch.from_numpy(drawn)
 
     def predictions(self, rows: Tensor | None, window: tuple[int, int], fraction: float, where: Tensor) -> Tensor:
-        """Logits [N, V] at flat positions of the windows of rows, or of all; special tokens have the least there is."""
+        """Return logits [N, V] at flat positions in the windows of these rows, or of all. Special ids get ``NEVER``."""
         inputs = self.ids[:, window[0] : window[1]]
         inputs = inputs if rows is None else inputs[rows]
         segments = self.segments[window[0] : window[1]].expand(len(inputs), -1)
@@ -154,7 +154,7 @@ class _Texts:
         return logits.index_fill(-1, self.special.to(logits.device), NEVER)
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Ids int64 [N]"""
+        """Draw ids int64 [N]."""
         return chosen(logits, uniforms.to(logits.device), self.sampling.temperature, self.sampling.top_p)
 
     def fill(self, rows: Tensor, places: Tensor, tokens: Tensor) -> Filled:
@@ -196,9 +196,9 @@ def _refuse_beyond_causal(text: GappedText, sampling: Sampling) -> None:
                 f"{name}: expected none, since the rack is causal: it writes from left to right, a token a step."
             )
     if not text.missing.any() or not text.missing[int(text.missing.argmax()) :].all():
-        raise UsageError("the rack is causal: it goes on with a text, and can't fill gaps within one.")
+        raise UsageError("the rack is causal: it continues a text, and can't fill gaps within one.")
     if text.missing[0]:
-        raise UsageError("the rack is causal: it goes on with a text, and needs a prompt of at least one token.")
+        raise UsageError("the rack is causal: it continues a text, and needs a prompt of at least one token.")
     last = int(text.ids[int(text.missing.argmax()) - 1])
     if last in text.tokenizer.special_ids:
         raise UsageError(
@@ -242,7 +242,7 @@ def _fill_blocks(texts: _Texts, plan: list[Block]) -> Iterator[Step]:
 
 
 def blocks_of(missing: np.ndarray, seq_len: int, sampling: Sampling) -> list[Block]:
-    """The blocks of a text, with their steps and windows.
+    """Return the blocks of a text, with their steps and windows.
 
     Raises:
         UsageError: blocks and steps don't fit the text.
@@ -255,7 +255,7 @@ def blocks_of(missing: np.ndarray, seq_len: int, sampling: Sampling) -> list[Blo
 
 
 def _missing_in(texts: _Texts, block: Block) -> tuple[Tensor, int, int]:
-    """Places [G] that a block fills; how many more in view are masked by then; how many in view are no special ones."""
+    """Return the places [G] that a block fills, and two counts in view: other masked tokens, and non-special ones."""
     begin, end = block.window
     places = texts.missing[block.start : block.stop].nonzero()[:, 0] + block.start
     others = int(texts.missing[max(begin, block.stop) : end].sum())
@@ -307,7 +307,7 @@ def by_certainty(texts: _Texts, block: Block) -> Iterator[Filled | None]:
 
 
 def _certainty(order: Order | None, logits: Tensor, candidates: Tensor | None) -> Tensor:
-    """How sure the network is at each position [N]."""
+    """Return the network's certainty at each position [N]."""
     if candidates is not None:
         return confidence(logits, candidates)
     return margin(logits) if order == "margin" else negative_entropy(logits)

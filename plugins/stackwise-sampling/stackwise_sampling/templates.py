@@ -12,7 +12,7 @@ _GAP = re.compile(r"(\\*)(\[MASK\b((?::(\d{1,7}))?\])?)")
 
 
 def parts_of(template: str, origin: str = "--infill") -> tuple[Part, ...]:
-    r"""Given text and gaps of a template, in which ``[MASK]`` is one token and ``[MASK:20]`` twenty.
+    r"""Split a template into text and gaps. ``[MASK]`` is a gap of one token, ``[MASK:20]`` of twenty.
 
     A backslash before ``[MASK`` makes it text; two backslashes there are one, and so on.
 

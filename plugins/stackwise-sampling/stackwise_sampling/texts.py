@@ -101,7 +101,7 @@ def _naming_weights(rack: LoadedRack, steps: Iterator[Step]) -> Iterator[Step]:
 
 
 def _in_own_state(steps: Iterator[Step]) -> Iterator[Step]:
-    """Take each step in a state of our own; whoever asks for them goes on in the caller's in between."""
+    """Run each step with our own settings of torch. Between steps the caller's settings hold."""
     while True:
         with own_state():
             step = next(steps, None)

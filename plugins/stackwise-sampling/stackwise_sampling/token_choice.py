@@ -19,7 +19,7 @@ NEVER = torch.finfo(torch.float32).min
 
 
 def chosen(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Ids int64 [N], of which each has the probability softmax(logits / temperature), cut to its nucleus.
+    """Return ids int64 [N], of which each has the probability softmax(logits / temperature), cut to its nucleus.
 
     The softmax is taken, and inverted, in float64: in float32 the rarest tokens are rounded away, and texts come out
     less varied than the network has them (arXiv 2409.02908, section 4).
@@ -50,7 +50,10 @@ def chosen(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
 
 
 def nucleus(p: Tensor, top_p: float) -> Tensor:
-    """The probabilities [N, V] of the fewest likeliest tokens that reach ``top_p``, the others 0 (arXiv 1904.09751)."""
+    """Keep the likeliest tokens' probabilities [N, V] until they reach ``top_p``; set the others to 0.
+
+    This is nucleus sampling (arXiv 1904.09751).
+    """
     descending, order = p.sort(dim=-1, descending=True, stable=True)
     before = descending.cumsum(dim=-1) - descending
     return torch.zeros_like(p).scatter(-1, order, descending.where(before < top_p, 0))

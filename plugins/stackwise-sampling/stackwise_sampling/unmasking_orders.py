@@ -1,6 +1,6 @@
-"""Which masked positions are filled first: those that the network is surest of.
+"""Orders in which masked positions are filled: those that the network is surest of come first.
 
-All go by the network's own probabilities, before temperature and nucleus. Logits are finite [N, V].
+All use the network's own probabilities, before temperature and nucleus. Logits are finite [N, V].
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def confidence(logits: Tensor, candidates: Tensor) -> Tensor:
-    """The probability [N] of the tokens int64 [N] that would be put there.
+    """Return the probability [N] of the tokens int64 [N] that would be put there.
 
     LLaDA's low-confidence remasking (arXiv 2502.09992).
     """
@@ -18,13 +18,13 @@ def confidence(logits: Tensor, candidates: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """The likeliest token's probability less the second's [N] (arXiv 2502.06768; Dream, arXiv 2508.15487)."""
+    """Return the likeliest token's probability less the second's [N] (arXiv 2502.06768; Dream, arXiv 2508.15487)."""
     best = logits.softmax(dim=-1).topk(2, dim=-1).values
     return best[:, 0] - best[:, 1]
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """The sum of p log p [N], in nats (Dream, arXiv 2508.15487)."""
+    """Return the sum of p log p [N], in nats (Dream, arXiv 2508.15487)."""
     p = logits.softmax(dim=-1)
     # log p_i is logit_i - z: read off the likeliest, z costs one logarithm for each position and not V.
     z = logits.amax(dim=-1) - p.amax(dim=-1).log()
@@ -32,6 +32,6 @@ def negative_entropy(logits: Tensor) -> Tensor:
 
 
 def counts(tokens: int, steps: int) -> list[int]:
-    """How many of the tokens each step fills: equally many, the first ones one more where that doesn't work out."""
+    """Return the number of tokens that each step fills: equal, with the remainder spread over the first steps."""
     each, more = divmod(tokens, steps)
     return [each + (step < more) for step in range(steps)]

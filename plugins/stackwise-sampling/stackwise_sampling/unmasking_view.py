@@ -31,12 +31,12 @@ _SIGNS = {
 
 
 def visible(text: str) -> str:
-    """The text, with signs in place of its control characters but for new lines and tabs."""
+    """Replace a text's control characters, except new lines and tabs, by visible signs."""
     return text.translate(_SIGNS)
 
 
 def piped(text: GappedText, ids: np.ndarray) -> str:
-    """A text as it goes into a file, what was given as it is; it ends with a new line."""
+    """Return a text for a file or pipe: given parts unchanged, with a new line at the end."""
     parts = (each.text if each.kind is Kind.GIVEN else visible(each.text) for each in text.stretches(ids))
     whole = "".join(parts)
     return whole if whole.endswith("\n") else f"{whole}\n"
@@ -78,7 +78,7 @@ def watching(
 
 
 def _frame(console: Console, text: GappedText, step: Step, seconds: float) -> Group:
-    """The texts as they stand, no higher than the terminal: the end of what is written, if all doesn't fit."""
+    """Return the current texts, no higher than the terminal. If they don't fit, the end of them is shown."""
     lines: list[Text] = []
     last = 0
     ids, places = step.ids.numpy(), step.places.numpy()

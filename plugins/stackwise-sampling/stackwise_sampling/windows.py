@@ -1,4 +1,4 @@
-"""Blocks that are filled one after another, and what the network sees meanwhile."""
+"""Blocks of a text, filled one after another, and the window that the network sees for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stackwise_core.errors import UsageError
 
 @frozen
 class Block:
-    """A stretch of the L tokens whose gaps are filled together, before those of the next one."""
+    """Consecutive tokens of the text whose gaps are filled together, before those of the next block."""
 
     start: int
     stop: int
@@ -20,7 +20,7 @@ class Block:
 
 
 def block_length(tokens: int, seq_len: int, asked: int | None) -> int:
-    """How many tokens a block spans at most.
+    """Return the largest number of tokens in a block.
 
     Raises:
         UsageError: more than the rack sees at a time.
@@ -36,7 +36,7 @@ def block_length(tokens: int, seq_len: int, asked: int | None) -> int:
 
 
 def blocks(missing: np.ndarray, seq_len: int, length: int, steps: int) -> list[Block]:
-    """The blocks of a text, from left to right.
+    """Return the blocks of a text, from left to right.
 
     Args:
         missing: bool [L].
@@ -67,7 +67,7 @@ def blocks(missing: np.ndarray, seq_len: int, length: int, steps: int) -> list[B
 
 
 def _window(missing: np.ndarray, start: int, stop: int, seq_len: int) -> tuple[int, int]:
-    """What is seen around a block: as much before it as after it where text follows, else what is before it."""
+    """Return the window around a block: centred where text follows it, else all of it before the block."""
     tokens, room = len(missing), seq_len - (stop - start)
     if tokens <= seq_len:
         return 0, tokens

@@ -9,7 +9,7 @@ from stackwise_core.options import not_empty, option
 class TensorBoardOptions:
     directory: str | None = option(
         None,
-        "Where event files go, relative to the TOML. Left out: tensorboard/ in the run's own directory.",
+        "Directory for event files, relative to the TOML. Left out: tensorboard/ in the run's own directory.",
         check=not_empty,
         path=(),
     )

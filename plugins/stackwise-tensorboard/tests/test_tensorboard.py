@@ -1,4 +1,4 @@
-"""What TensorBoard reads of a run, by its own reader."""
+"""Event files of runs, read by TensorBoard's own reader."""
 
 import errno
 import io

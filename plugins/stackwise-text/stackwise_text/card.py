@@ -1,4 +1,4 @@
-"""The card of a data set from a hub: what the YAML at the top of README.md says of its subsets and splits."""
+"""The card of a data set from a hub: subsets and splits, from the YAML at the top of README.md."""
 
 import re
 from collections.abc import Mapping

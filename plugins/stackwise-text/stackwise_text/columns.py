@@ -41,7 +41,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
 
 
 def documents_of(column: pyarrow.Array, file: CorpusFile, field: TextField, first: int) -> Iterator[Document]:
-    """A document for each text that isn't empty.
+    """Yield a document for each non-empty text.
 
     Args:
         first: the number of the column's first row in its file, from 1.
@@ -59,7 +59,7 @@ def documents_of(column: pyarrow.Array, file: CorpusFile, field: TextField, firs
 
 
 def not_whole(file: CorpusFile, what: str, done: int, error: Exception) -> UsageError:
-    """What to raise for a file that the system can't read, or that its library calls damaged.
+    """Return the error for a file that the system can't read, or that its library calls damaged.
 
     Args:
         what: the kind of file that it should be.

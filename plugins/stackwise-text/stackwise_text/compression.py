@@ -58,7 +58,7 @@ class _Source(Protocol):
 
 
 class _Decompressed(io.RawIOBase):
-    """What a decompressor gives, with its complaints as ``DamagedError``."""
+    """Stream of decompressed bytes that raises the decompressor's errors as ``DamagedError``."""
 
     def __init__(self, source: _Source, kind: str, raw: BinaryIO) -> None:
         self._source, self._kind, self._raw = source, kind, raw
@@ -82,7 +82,7 @@ class _Decompressed(io.RawIOBase):
 
 
 class _ZstdError(Exception):
-    """What the library at hand raises is turned into this."""
+    """Error that either zstd library's own errors are turned into."""
 
 
 def _zstd(raw: BinaryIO) -> _Source:

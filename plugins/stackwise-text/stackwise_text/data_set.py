@@ -44,12 +44,12 @@ class DataSet:
 
     directory: Path
     splits: Mapping[str, Files]
-    """By name. Empty: it has no splits, and ``files`` are its text."""
+    """Files of each split, by its name. Empty: it has no splits, and ``files`` are its text."""
     files: tuple[CorpusFile, ...] = ()
     beside: tuple[Path, ...] = ()
     """Files in it that are in no split, or aren't text."""
     source: str = ""
-    """Where its splits stand, for messages."""
+    """Place that names its splits, for messages."""
     may_overlap: bool = False
     """Whether a file may be in several splits."""
     subset: str = ""

@@ -38,7 +38,7 @@ class CorpusFile:
 
     @property
     def may_have_no_bytes(self) -> bool:
-        """Whether a file of no bytes is a text without a character; of another kind it is damaged."""
+        """Whether an empty file of this format is a text without characters, not a damaged file."""
         return self.format in COMPRESSED and not self.compression
 
 
@@ -105,7 +105,7 @@ def corpus_file(file: Path, corpus: str) -> CorpusFile:
 
 
 def nearest_name(path: Path) -> str:
-    """Return what the message about a missing path goes on to say."""
+    """Return the end of the message about a missing path: the nearest name, or what the folder holds."""
     folder, missing = path.parent, path.name
     while glob.has_magic(str(folder)) or not folder.is_dir():
         if folder == folder.parent:
@@ -124,14 +124,14 @@ def nearest_name(path: Path) -> str:
 
 
 _EXTRAS = {"parquet": ("pyarrow", "datasets"), "arrow": ("datasets", "datasets"), ".zst": ("zstandard", "zstd")}
-"""By format or compression: the package that reads it, and the extra that brings that."""
+"""Package that reads a format or compression, and the extra that installs it."""
 
 
 def check_packages(files: Sequence[CorpusFile]) -> None:
     """Refuse files whose reader isn't installed.
 
     Raises:
-        UnavailableError: a package isn't there.
+        UnavailableError: a package isn't installed.
     """
     needed = {need: file for file in reversed(files) for need in (file.format, file.compression) if need in _EXTRAS}
     for need, file in needed.items():
@@ -144,7 +144,7 @@ def check_packages(files: Sequence[CorpusFile]) -> None:
 
 
 def _installed(package: str) -> bool:
-    """Whether a package is there; a mere folder of that name isn't one."""
+    """Return whether a package is installed. A mere folder of that name isn't one."""
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):

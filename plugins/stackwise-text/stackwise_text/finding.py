@@ -1,4 +1,4 @@
-"""Which files of a corpus are read: a data set's training split, or its validation split where it is measured on."""
+"""Choice of a corpus's files: a data set's training split, or its validation split for measuring."""
 
 import glob
 import os
@@ -39,7 +39,7 @@ class Found:
     """The data set's own validation split, if this is for training and there is one beside it."""
     validation_split: str = ""
     left_out: tuple[str, ...] = ()
-    """What else lies there and isn't read, in words."""
+    """Other contents that aren't read, in words."""
 
 
 def find_files(corpus: str) -> list[CorpusFile]:
@@ -200,7 +200,7 @@ def _no_splits(directory: Path, asked: str) -> UsageError:
 
 
 def _subset(data_set: DataSet) -> str:
-    """Return what stands before a split's name where there are several subsets."""
+    """Return the subset's prefix before a split's name, where there are several subsets."""
     return f"{data_set.subset}/" if data_set.other_subsets else ""
 
 

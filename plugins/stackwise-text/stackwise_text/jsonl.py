@@ -16,7 +16,7 @@ LONGEST_LINE = 1 << 28
 
 
 def read_jsonl(file: CorpusFile, field: TextField, consumed: Consumed | None) -> Iterator[Document]:
-    """A document for each line that isn't blank, and whose text isn't empty."""
+    """Yield a document for each line with a non-empty text. Blank lines are skipped."""
     number = offset = 0
     with opened(file, consumed) as stream:
         while True:
@@ -39,7 +39,7 @@ def read_jsonl(file: CorpusFile, field: TextField, consumed: Consumed | None) ->
 
 
 def missing_field(where: str, field: TextField, names: list[str], texts: list[str], kind: str) -> str:
-    """The message about a record or a table that lacks the field.
+    """Return the message for a record or table without the field.
 
     Args:
         names: the fields that it has.

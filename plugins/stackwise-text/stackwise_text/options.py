@@ -11,10 +11,10 @@ BUILT_IN = "python-docs"
 class FilesOptions:
     path: str = option(
         BUILT_IN,
-        'The built-in "python-docs" (the reference texts that ship with CPython), or a path, directory or glob of '
-        ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files, or a directory that the library datasets "
-        'saved; relative to the TOML. Of a data set with splits train is read, or "PATH#SPLIT"; "PATH#SUBSET" is one '
-        "of several.",
+        'The built-in "python-docs" (the reference texts that ship with CPython); or a path, directory or glob of '
+        ".txt, .md, .jsonl (these also as .gz or .zst) and .parquet files; or a directory that the library datasets "
+        'saved. Relative to the TOML. Of a data set with splits, train is read, or the split that "PATH#SPLIT" names; '
+        '"PATH#SUBSET" names one of several subsets.',
         check=path_text,
         path=(BUILT_IN,),
     )

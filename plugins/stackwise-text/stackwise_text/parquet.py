@@ -9,7 +9,7 @@ from stackwise_text.files import CorpusFile
 
 
 def read_parquet(file: CorpusFile, field: TextField, consumed: Consumed | None) -> Iterator[Document]:
-    """A document for each row whose text isn't empty. Other columns aren't read."""
+    """Yield a document for each row with a non-empty text. Other columns aren't read."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 

@@ -13,7 +13,7 @@ from stackwise_text.files import CorpusFile
 
 
 def read_saved(file: CorpusFile, field: TextField, consumed: Consumed | None) -> Iterator[Document]:
-    """A document for each row whose text isn't empty. The file is mapped into memory, not read whole."""
+    """Yield a document for each row with a non-empty text. The file is mapped into memory, not read whole."""
     with importing_quietly():
         import datasets
         import pyarrow

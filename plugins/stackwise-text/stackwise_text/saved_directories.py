@@ -13,12 +13,12 @@ STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
 def is_saved(directory: Path) -> bool:
-    """Whether a data set was saved here."""
+    """Return whether a ``datasets.Dataset`` was saved in this directory."""
     return (directory / STATE).is_file() and (directory / INFO).is_file()
 
 
 def is_saved_dict(directory: Path) -> bool:
-    """Whether a ``DatasetDict`` was saved here: a directory for each of its splits."""
+    """Return whether a ``DatasetDict`` was saved in this directory: one subdirectory a split."""
     return (directory / SPLITS).is_file()
 
 
@@ -55,7 +55,7 @@ def saved_files(directory: Path) -> list[CorpusFile]:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether this is the name of something in the same directory."""
+    """Return whether this names a file in the same directory, without a path."""
     return isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..") and "\0" not in name
 
 

@@ -44,7 +44,7 @@ def split_by_word(path: PurePath) -> str | None:
 
 
 def like(split: str, names: Iterable[str]) -> str | None:
-    """Return the name that stands for ``"train"``, ``"validation"`` or ``"test"``: itself or another word for it."""
+    """Return the name of the split that means ``"train"``, ``"validation"`` or ``"test"``: that word or a synonym."""
     known = {name.lower(): name for name in names}
     return next((known[word] for word in (split, *KEYWORDS[split]) if word in known), None)
 

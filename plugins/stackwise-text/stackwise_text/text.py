@@ -14,7 +14,7 @@ PART = 1 << 20  # bytes
 
 
 def read_text(file: CorpusFile, consumed: Consumed | None) -> Iterator[Document]:
-    """The file as a document, or nothing where there is no character in it."""
+    """Yield the file as one document, or nothing if it is empty."""
     with opened(file, consumed) as stream:
         parts = (part for part in _parts(stream, file) if part)
         first = next(parts, None)

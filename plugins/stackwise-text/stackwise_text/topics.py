@@ -7,7 +7,7 @@ from stackwise_text.files import CorpusFile
 
 
 def read_topics(file: CorpusFile, consumed: Consumed | None) -> Iterator[Document]:
-    """The topics by name."""
+    """Yield one document for each topic, ordered by name."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):

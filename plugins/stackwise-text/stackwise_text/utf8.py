@@ -12,7 +12,7 @@ LOOKED_AT = 8192
 
 
 def decoded(raw: bytes, file: CorpusFile, *, line: int = 1, offset: int = 0) -> str:
-    """Bytes of a file as text, without the byte order mark that it may begin with.
+    """Decode bytes of a file, without a byte order mark at the beginning.
 
     Args:
         line: the line of the file in which they begin.
@@ -37,7 +37,7 @@ def decoded(raw: bytes, file: CorpusFile, *, line: int = 1, offset: int = 0) -> 
 
 
 def whole_characters(raw: bytes) -> int:
-    """How many of these bytes can be decoded before more are read: all but a last character that is cut short."""
+    """Return the number of bytes up to the last whole character. A character cut short waits for more bytes."""
     for back in range(1, min(4, len(raw) + 1)):
         byte = raw[-back]
         if byte >= 0xC0:  # the first byte of 2, 3 or 4
@@ -48,7 +48,7 @@ def whole_characters(raw: bytes) -> int:
 
 
 def _advice(file: CorpusFile) -> str:
-    """What to do about a file that isn't UTF-8."""
+    """Return the advice for a file that isn't UTF-8."""
     with opened(file) as stream:
         try:
             start = stream.read(LOOKED_AT)

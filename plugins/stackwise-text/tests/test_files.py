@@ -1,4 +1,4 @@
-"""Which files a corpus is."""
+"""The files of a corpus."""
 
 import pytest
 

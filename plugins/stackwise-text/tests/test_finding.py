@@ -1,4 +1,4 @@
-"""Which split of a data set is read, and for what."""
+"""The splits of a data set that are read, and their purposes."""
 
 import pytest
 

@@ -259,7 +259,7 @@ class Boundary:
             part.behind = len(self._below.trunk)
 
     def _contains(self, keys: list[Key]) -> list[bool]:
-        """Return which keys the store has an entry of; none where there is no store."""
+        """Return which keys have an entry in the store; none if there is no store."""
         if self._store is None:
             return [False] * len(keys)
         there = self._store.contains(keys)
@@ -295,7 +295,7 @@ class Boundary:
     def give_up(self, keys: list[Key]) -> None:
         """Discard entries that the boundary above was made of.
 
-        They won't be asked for again, but for those of equal draws.
+        Nobody asks for them again, except for equal draws.
         """
         if self._store is not None and self._is_ours:
             self._store.discard([key for key in keys if key not in self._equal])
@@ -322,7 +322,7 @@ class Boundary:
             self._stores.make_room()
 
     def _hold(self, part: _Part, entries: Tensor) -> None:
-        """Hold in memory what no store keeps, until the next window."""
+        """Keep activations without a store in memory until the next window."""
         kept = self._contains(part.keys)
         for key, entry, found in zip(part.keys, entries[part.rows], kept, strict=True):
             if not found:
@@ -408,7 +408,7 @@ class Boundary:
         self._below = None
 
     def drop(self) -> None:
-        """Delete this boundary, or leave it to the run whose it is."""
+        """Delete this boundary, unless it belongs to another run."""
         self._held.clear()
         if self._store is None:
             return
@@ -443,7 +443,7 @@ class Boundary:
 
     @property
     def losses(self) -> CacheStats:
-        """Counts of what the run's stores have ``evicted`` and found ``damaged`` in this phase."""
+        """Counts of entries that the run's stores have ``evicted`` or found ``damaged`` in this phase."""
         return CacheStats() if self._stores is None else self._stores.losses
 
     def _all_stats(self) -> CacheStats:

@@ -48,5 +48,5 @@ def _hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def namespace(provenance: Mapping[str, object]) -> str:
-    """Return the name of a boundary's store: a hash of all that it is made of."""
+    """Return the name of a boundary's store: a hash of everything that the boundary is made of."""
     return hashlib.blake2b(json.dumps(provenance, sort_keys=True).encode(), digest_size=16).hexdigest()

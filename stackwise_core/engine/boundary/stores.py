@@ -104,7 +104,7 @@ class Stores:
         return CacheStats(evicted=evicted - self._settled[0], damaged=damaged - self._settled[1])
 
     def settle(self) -> None:
-        """Begin to count anew: a phase was measured, and what is lost from now on is the next one's."""
+        """Reset the counts: a phase was measured, and later losses belong to the next one."""
         self._settled = self._lost
 
     @property
@@ -113,7 +113,7 @@ class Stores:
         return sum(each.evicted for each in stats), sum(each.damaged for each in stats)
 
     def release(self, store: ActivationStore) -> None:
-        """Delete a store that isn't used any more, with its record; or leave it to the run whose it is."""
+        """Delete a store that is no longer used, with its record, unless it belongs to another run."""
         for name in [name for name, each in self._open.items() if each is store]:
             ours = self._is_ours(name)
             store.drop() if ours else store.flush()

@@ -114,7 +114,7 @@ class Corrupt(Protocol):
         vocab_size: int,
         rng: np.random.Generator,
     ) -> None:
-        """As ``Objective.corrupt`` has it."""
+        """Change masked positions in place; see ``Objective.corrupt``."""
 
 
 @frozen

@@ -88,7 +88,7 @@ class Order:
         return sum(self.steps_per_epoch(number) for number in range(whole)) + rest
 
     def epoch_of(self, step: int) -> tuple[int, int]:
-        """Return the epoch that a step lies in, and its place there."""
+        """Return the epoch of a step, and the step's place in it."""
         number = 0
         while step >= (length := self.steps_per_epoch(number)):
             step -= length

@@ -35,7 +35,7 @@ def fractions(schedule: MaskSchedule, progress: Tensor) -> Tensor:
 
 
 def check_schedule(schedule: MaskSchedule, stretch: tuple[float, float]) -> None:
-    """Refuse a schedule whose fractions over a stretch of progress aren't what its interface promises.
+    """Refuse a schedule whose fractions over a stretch of progress break its contract.
 
     Raises:
         ContractError: they aren't fractions, rise and fall, or have no slope.

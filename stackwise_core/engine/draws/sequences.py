@@ -126,7 +126,7 @@ class SourceCounts:
 
 @frozen(eq=False)
 class Corpus:
-    """Both splits of a corpus, and where they lie."""
+    """Both splits of a tokenised corpus, and their directory."""
 
     train: Split
     validation: Split
@@ -166,7 +166,7 @@ def prepare(
     *,
     causal: bool = False,
 ) -> Corpus:
-    """Find some texts as tokens, or tokenise them.
+    """Find the tokens of some texts, or tokenise them.
 
     A hash of what decides the texts names a directory in ``data.tokens_directory``; files that are as they were in the
     last run aren't read for it (``content_index``). What is there is checked whole and made anew if it is damaged. It
@@ -443,7 +443,7 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
 
 
 def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus | None:
-    """Return the corpus there, or None where there is none or it is damaged."""
+    """Return the tokenised corpus in a directory; None if there is none, or it is damaged."""
 
     def corpus(manifest: dict[str, Any]) -> Corpus:
         return Corpus(

@@ -1,4 +1,4 @@
-"""Which devices compute in bf16."""
+"""Check that a device computes in bf16."""
 
 import torch
 
@@ -6,13 +6,13 @@ from stackwise_core.errors import UnavailableError
 
 
 def require_bf16(device: torch.device, instead: str) -> None:
-    """Any CPU does, and a CUDA device of compute capability 8.0 (Ampere) or later.
+    """Refuse a device that can't compute in bf16. Any CPU can, and CUDA from compute capability 8.0 (Ampere).
 
     Args:
-        instead: what to ask for on one that doesn't.
+        instead: the setting to recommend for it.
 
     Raises:
-        UnavailableError: it doesn't; torch would emulate it, slowly.
+        UnavailableError: the device can't; torch would emulate bf16, slowly.
     """
     if device.type != "cuda":
         return

@@ -1,4 +1,4 @@
-"""Memory of the device: the room there is, and the peak that was taken of it."""
+"""Memory of the device: free space, and peak use."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, parent: Path, name: str) -> RunDirectory:
-        """Make a directory of this name, or of ``NAME-2``, ``NAME-3``, ... where there is one already."""
+        """Make a directory of this name; if it exists, ``NAME-2``, ``NAME-3``, and so on."""
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
@@ -111,7 +111,7 @@ class RunDirectory:
             os.close(directory)
 
     def clear(self, keep: Collection[Path] = ()) -> None:
-        """Delete everything but boundaries, which are found by what they were made of.
+        """Delete everything but boundaries, which are found by their content's name.
 
         Args:
             keep: files that stay as well, wherever they are; the manifest tells of none of them.
@@ -191,7 +191,7 @@ class RunDirectory:
         return tensors
 
     def read_ends(self, spec: RackSpec) -> dict[int | None, dict[str, Tensor]]:
-        """Read embedding and head by the stack whose own they are, None for those that all share.
+        """Read embeddings and heads by the stack that owns them; None: those that all stacks share.
 
         Raises:
             StackwiseError: a file is missing, or isn't what was written.
@@ -266,7 +266,7 @@ class RunDirectory:
         self.manifest.write(rack_file(number), lambda beside: join_tensor_files(parts, beside))
 
     def drop_weights(self) -> None:
-        """Delete ends, stacks and adapters, and what was made of them."""
+        """Delete ends, stacks and adapters, and the files made of them."""
         with self.together():
             for name in self.manifest:
                 path = PurePosixPath(name)

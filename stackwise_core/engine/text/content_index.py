@@ -81,7 +81,7 @@ class ContentIndex:
         return [self._known[os.path.abspath(path)].digest for path in paths]
 
     def changed(self) -> str | None:
-        """Return the first file whose content isn't what was hashed, if there is one."""
+        """Return the first file whose content differs from its hash; None if there is none."""
         for name, known in self._known.items():
             try:
                 same = known.settled and stamp_of(Path(name)) == known.stamp

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.config.source_vocabulary import BYTES, byte_characters
-from stackwise_core.config.tokenizer_content import settle
+from stackwise_core.config.tokenizer_content import deterministic
 from stackwise_core.config.tokenizer_json import MASK, MASK_TOKENS, PAD, PAD_TOKENS, Vocabulary, read_vocabulary
 from stackwise_core.engine.text.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
@@ -28,7 +28,7 @@ def exported_tokenizer(named: str, tokenizer: Tokenizer) -> ExportedTokenizer:
         content, known = _byte_level(), Vocabulary(byte_characters(), {})
     else:
         content, known = json.loads(Path(named).read_text(encoding="utf-8")), read_vocabulary(Path(named))
-        content = settle(content).content  # as the rack was trained
+        content = deterministic(content).content  # as the rack was trained
     tokens = {id_: token for token, id_ in known.ids.items()}
     roles = {tokenizer.mask_id: MASK_TOKENS, tokenizer.pad_id: PAD_TOKENS}
     if not roles.keys() <= tokens.keys():
@@ -46,7 +46,7 @@ def exported_tokenizer(named: str, tokenizer: Tokenizer) -> ExportedTokenizer:
 
 
 def _byte_level() -> dict[str, Any]:
-    """The built-in tokenizer: each byte of UTF-8 is a token, and its id the byte."""
+    """Return the built-in tokenizer: each byte of UTF-8 is a token, and its id the byte."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
@@ -67,7 +67,7 @@ def _special(id_: int, content: str) -> dict[str, Any]:
 
 
 def _check(named: str, content: dict[str, Any], expected: dict[str, int]) -> None:
-    """The library numbers added tokens itself, without gaps, whatever the file says."""
+    """Check the ids of added tokens. The library numbers them itself, without gaps, whatever the file says."""
     from tokenizers import Tokenizer as Library
 
     library = Library.from_str(json.dumps(content))

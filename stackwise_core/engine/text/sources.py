@@ -74,7 +74,7 @@ def named_texts(data: DataConfig, registry: Registry) -> list[NamedText]:
 
 
 def find_sources(data: DataConfig, registry: Registry) -> list[Source]:
-    """Find what is read of all texts: those to train on, and then what is measured on.
+    """Find the parts to read of all texts: those to train on, and then the one to validate on.
 
     That is ``data.validation``; or a data set's own validation split, unless ``data.validation_fraction`` is set.
 
@@ -102,12 +102,12 @@ def measured(corpus: Corpus) -> Source:
 
 
 def share_held_out(sources: Sequence[Source], data: DataConfig) -> float:
-    """Return the share of the text that is held out: none where a text is measured on as a whole."""
+    """Return the share of the text that is held out; 0 if a whole text is for validation."""
     return 0.0 if any(source.named.is_validation for source in sources) else data.share_held_out
 
 
 def text_problems(config: Config, registry: Registry) -> Iterator[tuple[tuple[str, ...], StackwiseError]]:
-    """The keys that name texts or the tokenizer and what is wrong with them, as far as one document of each tells."""
+    """Yield keys of texts or the tokenizer with what is wrong with them. One document of each text is read."""
     data, whole = config.data, []
     for asked in _asked(data):
         try:
@@ -160,7 +160,7 @@ def _note(text: NamedText, found: Found, data: DataConfig) -> str:
 
 
 def _said(text: NamedText, found: Found, unused: tuple[str, ...]) -> str:
-    """Return the sentence on what of a corpus is read.
+    """Return the sentence about the parts of a corpus that are read.
 
     Args:
         unused: what of the validation split there is to say where it isn't measured on.

@@ -1,4 +1,4 @@
-"""A text and what of it is read; its corpus, which may be anybody's, is held against what its interface promises."""
+"""A text and the part of it that is read, with checks that its corpus keeps the contract."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def where(self) -> str:
-        """Where it is, for messages."""
+        """Place of the text, for messages."""
         return self.named.corpus.name
 
     def files(self) -> Sequence[Path]:
@@ -61,7 +61,7 @@ class Source:
             return self.named.corpus.files(self.split)
 
     def size(self) -> int:
-        """Return how much there is to read, as ``Corpus.size``."""
+        """Return the amount to read; see ``Corpus.size``."""
         with answering(self.named.corpus):
             return self.named.corpus.size(self.split)
 
@@ -93,7 +93,7 @@ class Source:
 
 @contextmanager
 def answering(corpus: Corpus) -> Iterator[None]:
-    """Say of which text it is what a corpus raises, such as a database's own exceptions.
+    """Add the text's name to a corpus's exceptions, such as those of a database.
 
     Raises:
         UsageError: in place of what isn't an error of ours.

@@ -189,9 +189,9 @@ class _Units:
         bounds = [*starts[max(0, opened - 1) :], first + widths.size]
         bounds[0] = max(bounds[0], first + (bounds[0] - first) % self._seq_len)  # an open document's next unit
         edges = np.concatenate([np.arange(start, stop, self._seq_len) for start, stop in pairwise(bounds)]) - first
-        goes_on = not edges.size or edges[0] > 0
-        sums = np.add.reduceat(widths, np.append(0, edges) if goes_on else edges).astype(UNIT)
-        if goes_on:
+        continues = not edges.size or edges[0] > 0
+        sums = np.add.reduceat(widths, np.append(0, edges) if continues else edges).astype(UNIT)
+        if continues:
             sums[0] += self._begun[0]
         else:
             sums = np.concatenate([self._begun, sums])

@@ -13,8 +13,8 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from stackwise_core.config.tokenizer_content import (
+    deterministic,
     has_token_for_any_text,
-    settle,
     special_tokens,
     token_sizes,
     unknown_token,
@@ -185,9 +185,9 @@ class JsonTokenizer(Tokenizer):
         self._path = path
         self._tokenizer = parse_tokenizer(path, raw)
         content = json.loads(raw)
-        settled = settle(content)
-        if settled.content != content:
-            self._tokenizer = parse_tokenizer(path, json.dumps(settled.content).encode())
+        fixed = deterministic(content)
+        if fixed.content != content:
+            self._tokenizer = parse_tokenizer(path, json.dumps(fixed.content).encode())
         vocabulary = Vocabulary.of(self._tokenizer)
         try:
             found = SpecialIds.of(vocabulary, mask_token, special_ids)
@@ -205,14 +205,14 @@ class JsonTokenizer(Tokenizer):
         for id_, size in token_sizes(content, vocabulary.ids, self.special_ids):
             self._sizes[id_] = size
         self._refuse_chance()
-        if off := (*settled.sampling, *settled.shaping):
+        if off := (*fixed.sampling, *fixed.shaping):
             self.notes = (f"{path}: switched off, so that a text always has the same ids: {', '.join(off)}.",)
         decisive = b"tokenizer.json %d %d " % (self.mask_id, self.pad_id) + raw
         others = self.special_ids - {self.mask_id, self.pad_id, *vocabulary.special}
         if others:  # as in data.special_ids, or other parts of the file than its added tokens
             decisive = b"special %r " % (sorted(others),) + decisive
-        if settled.sampling:
-            decisive += repr(settled.sampling).encode()
+        if fixed.sampling:
+            decisive += repr(fixed.sampling).encode()
         self.fingerprint = hashlib.blake2b(decisive, digest_size=16).digest()
 
     def encode_joined(self, texts: Sequence[str]) -> Joined:
@@ -257,7 +257,7 @@ class JsonTokenizer(Tokenizer):
             )
 
     def wordless_ids(self, rows: int) -> frozenset[int]:
-        """Return the ids below ``rows`` that stand for no text; ids may have gaps."""
+        """Return the ids below ``rows`` that mean no text; ids may have gaps."""
         return self.special_ids | (frozenset(range(rows)) - self._known)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -280,7 +280,7 @@ class JsonTokenizer(Tokenizer):
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Blame the file for what the library can't do with it.
+    """Turn the library's exceptions into errors about the file.
 
     The library raises plain Exception, or panics, which isn't one.
 
@@ -304,7 +304,7 @@ def _byte_offsets(text: str) -> NDArray[np.int64]:
 
 
 def _widths(starts: NDArray[np.int64], ends: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bytes that each token stands for: of what it lies over, no more than it writes itself.
+    """Return the bytes that count for each token: those that it covers, at most those that it writes.
 
     Tokens that overlap, as those of one character's bytes do, share out what they lie over together.
 

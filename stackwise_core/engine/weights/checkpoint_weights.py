@@ -28,10 +28,10 @@ class CheckpointWeights:
         self.source, self._shapes = source, source.described.shapes
 
     def check(self, spec: RackSpec) -> None:
-        """Nothing more: its format has described the files just now."""
+        """Do nothing: the format has just checked the files."""
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
-        """Tensors of a stack made of these blocks; its exit norm is the checkpoint's one norm."""
+        """Return tensors of a stack made of these blocks; its exit norm is the checkpoint's one norm."""
         tensors = {NORM: self._read(NORM)}
         for place, block in enumerate(blocks):
             for name in block_shapes(self.source.described):
@@ -48,7 +48,7 @@ class CheckpointWeights:
         return tensors
 
     def embedding(self, spec: RackSpec) -> dict[str, Tensor]:
-        """The embedding; an untied head is the checkpoint's own, or the embedding where it has none."""
+        """Return the embedding; an untied head is the checkpoint's own, or the embedding where it has none."""
         tensors = {EMBEDDING: self._rows(EMBEDDING, spec.vocab_size)}
         if not spec.tie_embeddings:
             own = not self.source.described.tie_embeddings and self.source.described.has_head_tensor

@@ -22,7 +22,7 @@ def read_ending(directory: RunDirectory) -> FinishedFile:
 
 
 def check_rack(directory: RunDirectory, spec: RackSpec, adapters: Collection[str]) -> None:
-    """Refuse a finished run whose files can't be those of such a rack, before memory is taken for any of them.
+    """Refuse a finished run whose files don't fit its rack, before memory is taken for them.
 
     Args:
         adapters: names of those that its configuration has.

@@ -101,7 +101,7 @@ class Export:
         return cls(run, spec, path, tokenizer, named, adapters)
 
     def write(self, format: CheckpointFormat, directory: Path) -> Exported:
-        """Write it into a directory that isn't there yet, or is empty; all of it or nothing.
+        """Write the export into a new or empty directory, completely or not at all.
 
         Raises:
             UsageError: there is something in the directory, or the format can't hold the rack.
@@ -133,7 +133,7 @@ class Export:
         return Exported(directory, len(self.path), rack.blocks, parameters, files, rack.adapters, written)
 
     def _rack(self, name: str, format: CheckpointFormat) -> ExportedRack:
-        """Return what a format gets of the rack.
+        """Return the rack's description for a format.
 
         Raises:
             UsageError: it can't hold it.
@@ -198,7 +198,7 @@ class Export:
 
 
 def _written(format: CheckpointFormat, write: Callable[[], Written]) -> Written:
-    """Have a format write, and name it in what it raises."""
+    """Let a format write, and name it in the errors that it raises."""
     try:
         with foreign_code():
             written = write()
@@ -226,7 +226,7 @@ def refuse_unexportable(run: Path, adapter: Adapter) -> None:
 
 
 def refuse_full(directory: Path) -> None:
-    """See that nothing is lost by writing a directory.
+    """Refuse to write into a directory that has contents, so that nothing is lost.
 
     Raises:
         UsageError: there is something in it, or it is a file.

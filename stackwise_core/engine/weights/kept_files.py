@@ -22,7 +22,7 @@ from stackwise_core.system.files import sha256
 
 
 def write_config(directory: RunDirectory, config: Config, *, own_tokenizer: bool, contents: Mapping[str, str]) -> None:
-    """Write a configuration into a run's directory, its paths as seen from there.
+    """Write a configuration into a run's directory, with paths relative to it.
 
     The manifest notes where that was, for a run that is moved alone, and what was at each path.
 
@@ -49,7 +49,7 @@ def named_files(config: Config, registry: Registry) -> list[Path]:
 
 
 def keep_tokenizer(directory: RunDirectory, config: Config, tokenizer: Tokenizer) -> bool:
-    """Copy the tokenizer's file into a run's directory, if that isn't done yet; return whether there is such a file.
+    """Copy the tokenizer's file into a run's directory, unless it is there; return whether there is such a file.
 
     Raises:
         StackwiseError: it isn't the file any more that was read.

@@ -24,7 +24,7 @@ class PlannedRack:
 
     @classmethod
     def of(cls, directory: RunDirectory, planned: SourceRun) -> PlannedRack:
-        """Read it from a plan.
+        """Read the rack from a plan.
 
         Raises:
             StackwiseError: it tells of more stacks or blocks than there are.

@@ -1,4 +1,4 @@
-"""The rack of another run, or of a checkpoint, as the beginning of this one: its blocks are dealt to stacks."""
+"""The source of a rack: a run or a checkpoint, whose blocks fill the rack's stacks."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class Weights(Protocol):
         """Whether each stack has an embedding and a head of its own."""
 
     def check(self, spec: RackSpec) -> None:
-        """Refuse files that can be seen to be wrong before they are read; weights are when they are.
+        """Refuse files that are obviously wrong. Weights are checked when they are read.
 
         Raises:
             StackwiseError: a file is missing, cut short, damaged, or of another rack.
         """
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
-        """Return the tensors of a stack made of these blocks, and of the norm that reads out the last of them."""
+        """Return the tensors of a stack of these blocks, with the exit norm of the last block's stack."""
 
     def ends(self, spec: RackSpec, block: int | None) -> dict[str, Tensor]:
         """Return embedding and untied head of a rack: those that all stacks share, or those of a block's stack."""
 
     def embedding(self, spec: RackSpec) -> dict[str, Tensor]:
-        """Return the token embedding alone, and an untied head made of the source's head or, without one, of it."""
+        """Return the token embedding, and an untied head: the source's, or a copy of the embedding if it has none."""
 
 
 @frozen
 class Source:
-    """A finished rack's blocks, dealt to the stacks of a rack that has as many or more."""
+    """A source's blocks, divided among the stacks of a rack that has as many or more."""
 
     run: SourceRun | SourceCheckpoint
     stacks: dict[int, range]
@@ -128,7 +128,7 @@ class Source:
             )
 
     def check_files(self, spec: RackSpec) -> None:
-        """Refuse a source whose files can be seen to be wrong before they are read; its weights are when they are.
+        """Refuse a source whose files are obviously wrong. Weights are checked when they are read.
 
         Raises:
             StackwiseError: the plan is damaged, or a file with weights is missing, cut short or of another rack.
@@ -136,7 +136,7 @@ class Source:
         self._weights.check(spec)
 
     def notes(self, spec: RackSpec, mask: int) -> list[str]:
-        """Return what a user should know of what becomes of a checkpoint.
+        """Return notes for the user about a source's conversion.
 
         Args:
             mask: the mask token's id.

@@ -31,7 +31,7 @@ class RunWeights:
         check_shapes(self.directory, evolve(self.run.plan.rack.spec, vocab_size=spec.vocab_size))
 
     def stack(self, blocks: range) -> dict[str, Tensor]:
-        """Return the tensors of a stack made of these blocks, read out through the norm of the last one's stack."""
+        """Return the tensors of a stack of these blocks, with the exit norm of the last block's stack."""
         owners = [self._owner(block) for block in blocks]
         theirs = {owner: self.directory.read_stack(owner) for owner in dict.fromkeys(owners)}
         tensors = {"norm.weight": theirs[owners[-1]]["norm.weight"]}

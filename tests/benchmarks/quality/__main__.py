@@ -101,7 +101,7 @@ def wanted(trials: Iterable[Trial], results: Iterable[str], options: argparse.Na
 
 
 def flags_of(options: argparse.Namespace) -> str:
-    """What decides the results besides corpora and seeds, as it is written in the call."""
+    """Return the options of the call that decide the results, apart from corpora and seeds."""
     flags = {"threads": 1, "jobs": 2, "device": "cpu"}
     given = [f"--{name} {getattr(options, name)}" for name in flags if getattr(options, name) != flags[name]]
     return " ".join([f"--steps {options.steps}", *given, *(["--quick"] if options.quick else [])])

@@ -1,4 +1,4 @@
-"""What needs no network: the cross entropy of models that look at no context, which is their NELBO."""
+"""Baselines without a network: the cross entropy of models without context, which is their NELBO."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ ROWS_AT_ONCE = 4096
 
 
 def token_counts(split: Split, vocab_size: int) -> np.ndarray:
-    """How often each token stands at a place that can be scored, int [vocab_size]."""
+    """Count each token at places that can be scored, int [vocab_size]."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(split), ROWS_AT_ONCE):
         rows = split.rows(np.arange(start, min(start + ROWS_AT_ONCE, len(split))))

@@ -1,4 +1,4 @@
-"""How many steps a stack make a regime cost what the baseline costs, by its plan."""
+"""Steps a stack at which a regime's planned cost equals the baseline's."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def plan_with(setup: Setup, steps_per_stack: int) -> Plan:
 
 
 def total(plan: Plan, budget: str) -> float:
-    """What all phases cost: ``"tokens"`` or ``"flops"``."""
+    """Return the cost of all phases, in ``"tokens"`` or ``"flops"``."""
     return sum(getattr(phase, budget) for phase in plan.phases)
 
 

@@ -61,7 +61,7 @@ def with_section(page: str, name: str, text: str, path: Path) -> str:
 
 
 def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int], flags: str) -> str:
-    """What was run, on what.
+    """Describe the runs and the machine.
 
     Args:
         steps: of the baseline.
@@ -94,7 +94,7 @@ def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int]
 
 
 def commands(seeds: Mapping[str, int], flags: str) -> str:
-    """What makes these results; corpora with as many seeds share a call."""
+    """Return the commands that make these results. Corpora with the same number of seeds share a call."""
     calls: dict[int, list[str]] = {}
     for corpus, count in seeds.items():
         calls.setdefault(count, []).append(corpus)
@@ -168,7 +168,7 @@ def tables(
 
 
 def regimes_text(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
-    """What each regime is, and how long it trains."""
+    """Describe each regime, and the length of its training."""
     lines = [
         "| regime | trainer_mode | other keys | corpus | steps a stack: " + ", ".join(BUDGETS.values()) + " |",
         "| --- | --- | --- | --- | ---: |",

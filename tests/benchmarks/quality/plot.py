@@ -20,7 +20,7 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 GOAL = {"state": 0.5, "gap": 2.0}
-"""What the project set out to reach: half the training state, and 2 % of the NELBO."""
+"""The project's goal: half the training state, and 2 % of the NELBO."""
 COLOURS = {True: "C0", False: "C1"}
 """By whether a regime's training state is within the goal."""
 

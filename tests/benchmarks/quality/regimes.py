@@ -1,4 +1,4 @@
-"""What is compared: the rack and the training that all regimes share, and where each of them differs."""
+"""The regimes: the rack and training that they share, and their differences."""
 
 import copy
 from pathlib import Path
@@ -21,7 +21,7 @@ QUICK = {"evaluation.sequences": 32}
 """Changes for a trial of the whole benchmark."""
 
 BUDGETS = {"tokens": "equal tokens", "flops": "equal FLOPs"}
-"""What a regime has in common with the baseline, by the name of the plan's quantity."""
+"""The quantity that a regime and the baseline share, by the name of the plan's quantity."""
 
 
 @frozen

@@ -91,6 +91,6 @@ def run_all(trials: Sequence[Trial], path: Path, *, threads: int, jobs: int, con
 
 
 def named(trial: Trial) -> str:
-    """What a trial is, for people."""
+    """Describe a trial for people."""
     budgets = " and ".join(BUDGETS[budget] for budget in trial.budgets)
     return f"{trial.corpus}, {REGIMES[trial.regime].title}, {budgets}, seed {trial.seed}"

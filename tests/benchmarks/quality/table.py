@@ -1,4 +1,4 @@
-"""What the page's tables and the plot say, computed from runs."""
+"""Values of the page's tables and of the plot, computed from runs."""
 
 import statistics
 from collections.abc import Iterable, Sequence

@@ -47,7 +47,7 @@ def run_trial(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
+    """Describe the machine."""
     selected = select_device(device)
     return {
         "processor": torch.cuda.get_device_name(selected) if selected.type == "cuda" else processor(),

@@ -1,4 +1,4 @@
-"""Which runs a benchmark needs, and what identifies each."""
+"""The runs of a benchmark, and the identity of each."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class Trial:
 
 @frozen
 class Bench:
-    """What all runs have in common."""
+    """Settings that all runs share."""
 
     corpora: dict[str, Path]
     tokens_directory: Path
@@ -64,7 +64,7 @@ class Bench:
         return baselines(setup.corpus, setup.tokenizer)
 
     def targets(self, corpus: str) -> dict[str, float]:
-        """What the baseline costs, by budget."""
+        """Return the baseline's cost, by budget."""
         setup = self.setup(BASELINE, corpus)
         stacks = setup.spec.stacks
         if self.steps % stacks:

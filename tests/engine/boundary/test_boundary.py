@@ -197,7 +197,7 @@ def finished(tmp_path_factory) -> Ran:
 
 
 def training_drawer(ran: Ran, phase: int) -> Drawer:
-    """What makes a phase's draws of the training split."""
+    """Return the drawer of a phase for the training split."""
     return ran.engine.training_drawer(ran.plan.phases[phase])
 
 

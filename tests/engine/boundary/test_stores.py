@@ -1,4 +1,4 @@
-"""What a run's stores come to over its phases: what is lost, kept, open, and whose it is."""
+"""A run's stores over its phases: losses, kept boundaries, open files, and owners."""
 
 import errno
 import os

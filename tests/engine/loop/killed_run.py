@@ -2,9 +2,9 @@
 
 ``python -m tests.engine.loop.killed_run REQUESTS`` forks a process for each life, since autograd can't be used in
 the fork of a process that has used it. REQUESTS is JSON, by name: ``directory``, ``changes`` of the configuration,
-``kills`` a phase, ``ways`` (of killing: "instant", "change"), ``seed``, and ``plant``, whether entries are replaced by
+``kills`` a phase, ``ways`` (of killing: "instant", "change"), ``seed``, and ``plant``: whether entries are replaced by
 wrong ones after the first kill. It prints as JSON, by name, the directories of an ``undisturbed`` run and of the
-``killed`` one, and what became of each of the latter's ``lives``.
+``killed`` one, and the outcome of each of the latter's ``lives``.
 
 Every boundary that a life reads is compared, to the bit, with one that it computes from the tokens.
 """
@@ -35,7 +35,7 @@ from tests.killing import forked, kill_before_change
 from tests.tiny import TinyRun
 
 WRONG = 77
-"""What a life exits with that has read a wrong activation."""
+"""Exit code of a life that has read a wrong activation."""
 CHUNK_TOKENS = 512
 """Chunks of 16 sequences of 32 tokens, so that a hundred of them make seven."""
 
@@ -44,15 +44,15 @@ PUT, READ, LATE = b"p", b"r", b"l"
 
 @define
 class Life:
-    """What one process came to."""
+    """The outcome of one process."""
 
     phase: str | None
     """In which it was to be killed; None: it was to go on to the end."""
     way: str
     puts: int = 0
-    """How often it began to put boundaries in that phase."""
+    """Number of times that it began to put boundaries in that phase."""
     reads: int = 0
-    """How many batches it compared, in any phase."""
+    """Number of batches that it compared, in any phase."""
     late: bool = False
     """Whether the phase was over before the instant had come."""
     status: int = 0
@@ -60,7 +60,7 @@ class Life:
 
 
 def survive(request: dict[str, Any]) -> dict[str, Any]:
-    """What a request comes to, as JSON values."""
+    """Return the outcome of a request, as JSON values."""
     directory, rng = Path(request["directory"]), random.Random(request["seed"])
     run = TinyRun.of(directory, request["changes"])
     undisturbed = live(run, None, Life(None, "none"), rng)
@@ -139,16 +139,16 @@ def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: C
 @torch.no_grad()
 def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     """What ``Boundary.read`` should give: whole chunks, from the tokens, rounded after each stack."""
-    forward, layout, size = boundary.forward, boundary.layout, order.chunk_size(boundary.layout.tokens)
+    residency, layout, size = boundary._residency, boundary.layout, order.chunk_size(boundary.layout.tokens)
     made = boundary.__dict__.setdefault("made_by_the_test", {})
     for chunk in {int(sample) // size for sample in draws.samples}:
         if (chunk, number) in made:
             continue
         drawn = boundary._drawer.draw(boundary._order.chunk(chunk), number)
-        hidden = forward.embed(boundary.trunk[0], drawn.inputs, drawn.fraction)
+        hidden = residency.embed(boundary.trunk[0], drawn.inputs, drawn.fraction)
         for index in boundary.trunk:
-            with forward.placement.visiting(index):
-                hidden = forward.through(index, hidden, forward.context(drawn.segments))
+            with residency.visiting(index):
+                hidden = residency.through(index, hidden, residency.context(drawn.segments))
             hidden = decode(encode(hidden, layout), layout)
         made[chunk, number] = hidden
     return torch.stack([made[int(sample) // size, number][int(sample) % size] for sample in draws.samples])

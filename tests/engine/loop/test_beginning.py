@@ -1,4 +1,4 @@
-"""What a run that broke off goes on with: paths that lead to the same, and plugins that compute the same."""
+"""Resuming a run: paths with the same content, and plugins that compute the same."""
 
 import json
 import os

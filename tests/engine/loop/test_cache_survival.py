@@ -58,7 +58,7 @@ def _several_chunks():
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory) -> dict[str, Any]:
-    """What became of the killed runs, by name."""
+    """The outcomes of the killed runs, by name."""
     requests = {
         name: {
             "directory": str(tmp_path_factory.mktemp("killed")),

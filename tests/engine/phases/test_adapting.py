@@ -1,4 +1,4 @@
-"""Which adapters train in which phase: the rules of ``[adapter]``, on the plans of the real modes."""
+"""The adapters that train in each phase: the rules of ``[adapter]``, on the plans of the real modes."""
 
 from fractions import Fraction
 from types import SimpleNamespace

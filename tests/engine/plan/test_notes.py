@@ -1,4 +1,4 @@
-"""What is said of a plan: what of the text no token is scored for."""
+"""Notes of a plan about text without scored tokens."""
 
 import json
 

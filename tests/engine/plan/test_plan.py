@@ -157,7 +157,7 @@ def test_a_phase_without_masks_is_refused(tmp_path):
         plan_of(tmp_path, {"training.over": "depth", "mask_schedule": schedule})
 
 
-def test_a_phase_may_settle_its_own_weighting(tmp_path):
+def test_a_phase_may_set_its_own_weighting(tmp_path):
     """What a mode asks for wins over what the configuration leaves open."""
 
     class Mean(TrainerMode):

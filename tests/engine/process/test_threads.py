@@ -1,4 +1,4 @@
-"""How many threads a run computes with, and that it computes the same however they wait."""
+"""The number of threads, and equal bits however they wait."""
 
 import json
 import os

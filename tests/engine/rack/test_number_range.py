@@ -1,4 +1,4 @@
-"""What a number format holds, compared with torch's own casts."""
+"""Ranges of number formats, compared with torch's own casts."""
 
 import math
 

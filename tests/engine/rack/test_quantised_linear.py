@@ -1,4 +1,4 @@
-"""What the base class of quantised layers refuses of a format; that it computes right is tested with real formats."""
+"""Formats that the base class of quantised layers refuses. Its results are tested with real formats."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What isn't as it was when a run began, on a line each."""
+"""Changes of software since a run began, one a line."""
 
 import pytest
 

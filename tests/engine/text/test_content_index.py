@@ -1,4 +1,4 @@
-"""What is remembered of files: enough not to read them again, and never more than is true."""
+"""The record of files: enough not to read them again, and never wrong."""
 
 import json
 import os

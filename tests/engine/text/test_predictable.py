@@ -1,4 +1,4 @@
-"""What there is to predict in a row, compared with a plain loop over its tokens."""
+"""Predictable tokens of a row, compared with a plain loop over its tokens."""
 
 import itertools
 

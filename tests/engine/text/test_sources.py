@@ -60,7 +60,7 @@ def rows(split):
 
 
 def names(sample):
-    """Whose characters are in it."""
+    """Return the names of the corpora whose characters are in it."""
     return {name for text in sample for name, alphabet in ALPHABETS.items() if set(text) & set(alphabet)}
 
 

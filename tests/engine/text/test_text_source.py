@@ -1,4 +1,4 @@
-"""What a corpus gives, which may be anybody's: right, wrong, or changing as it is read."""
+"""Documents of somebody's corpus: right, wrong, or changing during the reading."""
 
 import numpy as np
 import pytest

@@ -36,7 +36,7 @@ def filled(tmp_path: Path, parts: Parts) -> RunDirectory:
 
 
 def output(parts: Parts, directory: RunDirectory, index: int) -> torch.Tensor:
-    """What a finished run's stack makes of some hidden states."""
+    """Return the output of a finished run's stack for some hidden states."""
     forward = parts.residency(directory)
     forward.placement.bring((index,), active=())
     hidden = torch.randn(2, 16, parts.spec.d_model, generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-"""What this distribution registers."""
+"""Implementations that this distribution registers."""
 
 from stackwise_core.hookspecs import Implementation, hookimpl
 

@@ -1,4 +1,4 @@
-"""Progress of a run: bars on a terminal, lines in a pipe."""
+"""Display of a run on a terminal (bars) or in a pipe (lines)."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ class Terminal:
             if self._boundary == TaskID(-1):
                 # A pass: a chunk of the window through a stack of the trunk.
                 self._boundary = progress.add_task("  [dim]boundary[/]", total=event.total, measured="[dim]passes[/]")
-            going_on = event.passes < event.total
-            progress.update(self._boundary, completed=event.passes, total=event.total, visible=going_on)
+            unfinished = event.passes < event.total
+            progress.update(self._boundary, completed=event.passes, total=event.total, visible=unfinished)
         elif isinstance(event, StepDone):
             loss, speed = self._loss.add(event.loss), count(event.tokens_per_second)
             measured = f"loss {loss:.3f}{self._held_out}  {speed} tokens/s{self._peak(event.peak_bytes)}"
@@ -264,7 +264,7 @@ class Lines:
 
 
 def following(event: Event) -> str:
-    """Return what a run does after an event, until the next one."""
+    """Return the activity that follows an event, until the next one."""
     if isinstance(event, EvaluationProgress):
         return f"validation: {event.done} of {event.total} sequences"
     if isinstance(event, BoundaryProgress):
@@ -295,8 +295,8 @@ def elsewhere(event: EnvironmentChanged) -> str:
 def resumed(event: PhaseResumed) -> str:
     """Return from where a phase resumes, and which checkpoints couldn't be used."""
     planned, damaged = event.planned, "".join(f"{problem}\n" for problem in event.damaged)
-    place = f"with step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
-    return f"{damaged}{planned.phase.name}: goes on {place}"
+    place = f"at step {event.step + 1} of {planned.steps}" if event.step else "from its beginning"
+    return f"{damaged}{planned.phase.name}: resumes {place}"
 
 
 def written(event: CheckpointWritten) -> str:

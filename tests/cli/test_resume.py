@@ -1,4 +1,4 @@
-"""What `stackwise run` makes of a run that broke off."""
+"""`stackwise run` resumes an interrupted run."""
 
 import json
 import os
@@ -28,21 +28,21 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def broken_off(here, monkeypatch) -> Path:
-    """A run that broke off in its sixth step."""
+def interrupted(here, monkeypatch) -> Path:
+    """A run that was interrupted in its sixth step."""
     taken = []
     backward = TrainingStep.backward
 
-    def interrupted(*arguments):
+    def stop_in_the_sixth(*arguments):
         taken.append(True)
         if len(taken) == 6:
             raise KeyboardInterrupt
         return backward(*arguments)
 
-    monkeypatch.setattr(TrainingStep, "backward", interrupted)
+    monkeypatch.setattr(TrainingStep, "backward", stop_in_the_sixth)
     result = run("small.toml")
     assert result.exit_code == 130, result.output
-    assert '"stackwise run runs/small" goes on with this run.' in result.output
+    assert '"stackwise run runs/small" resumes this run.' in result.output
     return here / "runs" / "small"
 
 
@@ -51,77 +51,76 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
-def test_a_run_that_broke_off_goes_on(here, broken_off, file):
-    """By its configuration as by its directory, from the step where it was; once it has finished, a new one begins."""
+def test_an_interrupted_run_resumes(here, interrupted, file):
+    """Its configuration or its directory resumes it, at the right step; once it has finished, a new one begins."""
     result = run(file)
     assert result.exit_code == 0, result.output
-    assert "stack 0: goes on with step 6 of" in result.output
+    assert "stack 0: resumes at step 6 of" in result.output
     assert os.listdir(here / "runs") in (["small", ".tokens"], [".tokens", "small"], ["small"])
     assert run("small.toml").exit_code == 0
     assert (here / "runs" / "small-2").is_dir()
 
 
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
-def test_fresh_begins_anew(here, broken_off, file):
-    """In a directory of its own; the run that broke off stays as it is."""
-    before = {path: path.read_bytes() for path in broken_off.rglob("*") if path.is_file()}
+def test_fresh_begins_anew(here, interrupted, file):
+    """--fresh begins in a directory of its own; the interrupted run doesn't change."""
+    before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
     result = run(file, "--fresh")
     assert result.exit_code == 0, result.output
     assert "goes on" not in result.output
     assert (here / "runs" / "small-2" / "finished.json").is_file()
-    assert {path: path.read_bytes() for path in broken_off.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 @pytest.mark.parametrize("accept", [(), ("--accept-change",)])
-def test_a_change_that_weights_depend_on_is_refused_with_what_changed(broken_off, file, accept):
-    """Each key with both values, whether it was accepted or not; the file that says so is as it was."""
-    said = (broken_off / "config.toml").read_bytes()
+def test_a_change_that_weights_depend_on_is_refused_with_what_changed(interrupted, file, accept):
+    """The refusal shows each key with both values, accepted or not, and the run's file doesn't change."""
+    said = (interrupted / "config.toml").read_bytes()
     result = run(file, "--set", "training.block_lr=0.5", "--set", "run.log_every=2", *accept)
     assert result.exit_code == 2
     assert result.output.startswith("runs/small broke off, and began with another configuration:\n")
     assert "  run.log_every: 10 -> 2\n  training.block_lr: 0.001 -> 0.5\n" in result.output
     assert "training.block_lr changes what comes out. Put it back to go on with that run" in result.output
     assert "--fresh" in result.output
-    assert (broken_off / "config.toml").read_bytes() == said
+    assert (interrupted / "config.toml").read_bytes() == said
 
 
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
-def test_a_change_that_no_weight_depends_on_may_be_accepted(broken_off, file):
-    """Without --accept-change it is refused, with it the run goes on and writes down what holds now."""
+def test_a_change_that_no_weight_depends_on_may_be_accepted(interrupted, file):
+    """It is refused without --accept-change. With it the run resumes and records the new value."""
     change = ("--set", "run.log_every=2", "--set", "evaluation.draws=1", "--set", "cache_backend.capacity=1 GB")
     refused = run(file, *change)
     assert refused.exit_code == 2
     assert "--accept-change goes on with it" in refused.output
     accepted = run(file, *change, "--accept-change")
     assert accepted.exit_code == 0, accepted.output
-    assert "goes on with step 6" in accepted.output
-    assert "log_every = 2\n" in (broken_off / "config.toml").read_text()
-    assert not RunDirectory(broken_off).manifest.problem("config.toml")
+    assert "resumes at step 6" in accepted.output
+    assert "log_every = 2\n" in (interrupted / "config.toml").read_text()
+    assert not RunDirectory(interrupted).manifest.problem("config.toml")
 
 
-def test_a_window_that_was_left_out_is_no_change(here, broken_off):
-    """The run settled it when it began."""
+def test_a_window_that_was_left_out_is_no_change(here, interrupted):
+    """The run chose the window when it began."""
     assert "window" not in (here / "small.toml").read_text()
-    assert "window = " in (broken_off / "config.toml").read_text()
+    assert "window = " in (interrupted / "config.toml").read_text()
     assert run("small.toml").exit_code == 0
 
 
-def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(broken_off):
-    """It says what to do instead."""
-    path = broken_off / "config.toml"
+def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(interrupted):
+    """The message says what to do instead."""
+    path = interrupted / "config.toml"
     path.write_text(path.read_text().replace("seed = 0", "seed = 1"))
     result = run("runs/small")
     assert result.exit_code == 1
     assert "changes are for --set KEY=VALUE with --accept-change" in result.output
 
 
-def test_a_second_process_on_a_run_is_refused(here, broken_off):
-    """While one works on it; a process that has died, even by SIGKILL, holds nothing."""
+def test_a_second_process_on_a_run_is_refused(here, interrupted):
+    """The lock holds while another process works on the run, and ends with that process, even by SIGKILL."""
     code = (
-        "import os, sys, time\nfrom pathlib import Path\n"
-        "from stackwise_core.engine.runs.directory import RunDirectory\n"
-        f"lock = RunDirectory(Path({str(broken_off)!r})).locked(); lock.__enter__(); print('held', flush=True)\n"
+        "import time\nfrom pathlib import Path\nfrom stackwise_core.engine.runs.directory import RunDirectory\n"
+        f"lock = RunDirectory(Path({str(interrupted)!r})).locked(); lock.__enter__(); print('held', flush=True)\n"
         "time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -149,13 +148,13 @@ def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
-    """The step is finished, 130 is the exit code, and the run goes on from that step."""
+    """The step is finished, the exit code is 130, and the run resumes from that step."""
     process = started(here)
     process.send_signal(number)
     output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "stopping after this step; once more stops at once" in output
-    assert '"stackwise run runs/small" goes on with this run.' in output
+    assert '"stackwise run runs/small" resumes this run.' in output
     run_directory = RunDirectory(here / "runs" / "small")
     newest = run_directory.checkpoints()[-1]
     steps = json.loads((here / "runs" / "small" / "resume" / f"{newest}.json").read_text())["state"]["step"]
@@ -164,7 +163,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
 
 
 def test_a_second_signal_stops_at_once_and_breaks_nothing(here):
-    """Every file that counts is whole."""
+    """Every file in the manifest is whole."""
     process = started(here, "--set", "checkpoint.steps=1000000")
     process.send_signal(signal.SIGSTOP)  # so that both come together
     process.send_signal(signal.SIGINT)

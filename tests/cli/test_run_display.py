@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stackwise_core.cli.bars import Bars, TimesColumn
-from stackwise_core.cli.progress import print_result
+from stackwise_core.cli.run_display import print_result
 from stackwise_core.engine.loop.events import PhaseResult, RunResult
 
 
 def printed(capsys, **boundaries: int) -> str:
-    """What is printed of a run of one phase."""
+    """Return the output about a run of one phase."""
     counts = {"boundaries_computed": 0, "boundaries_read": 0, "boundaries_evicted": 0, "boundaries_damaged": 0}
     phase = PhaseResult("stack 1", 10, 1.0, 3.0, 2.0, 100.0, 10**9, False, **{**counts, **boundaries})
     text = StringIO()
