@@ -15,7 +15,7 @@ import stackwise_core as sw
 from stackwise_core.cli import main
 from stackwise_core.engine.loop.events import PhaseResumed, StepDone
 from stackwise_sampling import sample
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.output import json_option, print_json
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 STACKWISE = [sys.executable, "-m", "stackwise_core.cli"]
 NAME = "naïve 日本"

@@ -16,28 +16,10 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.engine.runs.directory import RunDirectory
+from tests.command_line import CONFIG, interruptible
 from tests.tiny import TEXT
 
 ROOT = Path(__file__).parents[2]
-CONFIG = f"""
-[run]
-name = "small"
-[data]
-corpus = "{TEXT}"
-seq_len = 32
-tokens_directory = "tokens"
-[rack]
-stacks = 2
-blocks_per_stack = 1
-d_model = 32
-n_heads = 2
-[training]
-epochs_per_stack = 2
-batch_size = 16
-masks_per_sample = 1
-[cache_backend]
-use = "disk"
-"""
 
 
 @pytest.fixture
@@ -52,18 +34,6 @@ def stackwise(*arguments: str, cwd: Path | None = None, **environment: str) -> s
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "stackwise_core.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=cwd, check=False)
-
-
-def interruptible(arguments: list[str], stderr: int) -> subprocess.Popen[str]:
-    """The command line in a process of its own that goes on beside the test, and heeds Ctrl-C."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stackwise_core.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def test_a_run_prints_plan_progress_and_results(here):

@@ -41,7 +41,7 @@ from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
 from stackwise_core.testing.tracker import TrackerContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

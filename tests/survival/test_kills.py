@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.engine.runs.directory import RunDirectory
-from tests.engine.loop.test_resume import bits, measured
 from tests.killing import STOPPED
+from tests.run_bits import bits, measured
 
 ROOT = Path(__file__).parents[2]
 LORA = {"use": "lora", "rank": 2, "dropout": 0.1}

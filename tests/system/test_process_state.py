@@ -17,7 +17,7 @@ import stackwise_core as sw
 from stackwise_core.engine.loop.events import StepDone
 from stackwise_core.system.process_state import own_state, preserved_state
 from stackwise_sampling import Sampling, sample, text_for, unmask
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.hashes import hashes
 
 CONFIGURATION = CONFIG + '[precision]\nactive = "bf16"\n[evaluation]\ndraws = 1\nsequences = 4\n'

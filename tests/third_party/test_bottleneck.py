@@ -87,7 +87,7 @@ def test_growth_by_merging_is_refused_with_the_reason(tmp_path):
 
 def test_the_end_of_a_run_names_no_export(tmp_path, monkeypatch):
     """Nor does what the command line prints suggest it."""
-    from tests.cli.test_run import CONFIG
+    from tests.command_line import CONFIG
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG + '[adapter]\nstack = "bottleneck"\n')

@@ -10,7 +10,8 @@ import pytest
 
 from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_report import plots, tables, wording
-from tests.run_files.conftest import SHORT, lines, seal
+from tests.changed_files import seal
+from tests.small_runs import SHORT, lines
 from tests.tiny import run_tiny
 
 

@@ -17,7 +17,8 @@ from stackwise_core.engine.loop.events import StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_tensorboard import event_files
 from stackwise_tensorboard.event_files import EventFiles
-from tests.engine.loop.test_resume import Broken, bits, break_everywhere, engine
+from tests.interrupted_runs import Broken, break_everywhere, engine
+from tests.run_bits import bits
 from tests.tiny import Ran, run_tiny
 
 CHANGES = {

@@ -9,7 +9,9 @@ from stackwise_core.engine.loop import checkpoint
 from stackwise_core.engine.loop.events import PhaseDone, PhaseResumed, StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError, UsageError
-from tests.engine.loop.test_resume import Broken, bits, engine, flip
+from tests.changed_files import flip
+from tests.interrupted_runs import Broken, engine
+from tests.run_bits import bits, same
 from tests.tiny import run_tiny
 
 STEPS = {"training.steps_per_stack": 8, "rack.stacks": 1, "checkpoint.steps": 2}
@@ -48,11 +50,6 @@ def forged(tmp_path, change, changes=STEPS):
 def undisturbed(tmp_path) -> dict[str, str]:
     """The files of a run that nothing happened to."""
     return bits(run_tiny(tmp_path / "undisturbed", STEPS).directory)
-
-
-def same(found: dict[str, str], expected: dict[str, str]) -> bool:
-    """Whether all files are the same but for the configuration, which names the directory."""
-    return {**found, "config.toml": ""} == {**expected, "config.toml": ""}
 
 
 def test_the_last_two_are_kept_and_none_of_a_finished_phase(tmp_path):

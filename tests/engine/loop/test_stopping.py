@@ -19,8 +19,8 @@ from stackwise_core.engine.loop.running_phase import RunningPhase
 from stackwise_core.engine.loop.stopping import SIGNALS, Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.errors import is_out_of_memory
-from tests.engine.loop.test_checkpoint import same
-from tests.engine.loop.test_resume import bits, engine, measured
+from tests.interrupted_runs import engine
+from tests.run_bits import bits, measured, same
 from tests.tiny import run_tiny
 
 CHANGES = {"rack.stacks": 2, "training.steps_per_stack": 4, "cache_backend": {"use": "disk"}}

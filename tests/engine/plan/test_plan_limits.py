@@ -18,7 +18,7 @@ from stackwise_core.engine.plan.plan_limits import FAR, check_possible
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.system import machine
 from stackwise_core.system.machine import Room
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.tiny import tiny_config
 
 HUGE = {"rack.d_model": 1_000_000}

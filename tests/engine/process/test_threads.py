@@ -12,7 +12,7 @@ import stackwise_core as sw
 from stackwise_core.engine.process import threads
 from stackwise_core.engine.process.threads import SAID_OUTSIDE, computing_threads
 from stackwise_core.system.openmp import WAITING
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.tiny import run_tiny, telling
 
 

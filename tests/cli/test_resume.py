@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from stackwise_core.cli import main
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
-from tests.cli.test_run import CONFIG, interruptible
+from tests.command_line import CONFIG, interruptible
 
 STEPS = ("--set", "checkpoint.steps=1")
 

@@ -1,10 +1,10 @@
 """Runs that are killed while boundaries are written, and go on until they end; a process of its own.
 
-``python -m tests.engine.loop.killed_run REQUESTS`` forks a process for each life, since autograd can't be used in
-the fork of a process that has used it. REQUESTS is JSON, by name: ``directory``, ``changes`` of the configuration,
+``python -m tests.survival.killed_while_caching REQUESTS`` forks a process for each life, since autograd can't be used
+in the fork of a process that has used it. REQUESTS is JSON, by name: ``directory``, ``changes`` of the configuration,
 ``kills`` a phase, ``ways`` (of killing: "instant", "change"), ``seed``, and ``plant``, whether entries are replaced by
 wrong ones after the first kill. It prints as JSON, by name, the directories of an ``undisturbed`` run and of the
-``killed`` one, and what became of each of the latter's ``lives``.
+``killed`` one, and the end of each of the latter's ``lives``.
 
 Every boundary that a life reads is compared, to the bit, with one that it computes from the tokens.
 """
