@@ -5,6 +5,7 @@ import torch
 from attrs import evolve
 
 from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.engine.rack.rack import INTO_RESIDUAL, new_ends, new_stack
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.component import ContractError
@@ -12,7 +13,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_precision.floats import Bf16, Fp16, Fp32
 from stackwise_precision.fp8 import Fp8
 from stackwise_precision.options import Fp8Options, Fp16Options
-from tests.masters_in_memory import MASK, SPEC, Shelf, placement, trained
+from tests.masters_in_memory import ADAPTERS, MASK, SPEC, Shelf, placement, trained
 
 
 def equal(one, other) -> bool:
