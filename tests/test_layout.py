@@ -69,3 +69,32 @@ def test_each_test_file_mirrors_a_module_or_is_a_theme():
             if not (ROOT / "stackwise_core" / place.parent / place.name.removeprefix("test_")).is_file():
                 lone.add(str(place))
     assert lone == set(THEMES)
+
+
+SLOW = "pytest.mark.slow"
+
+
+def quick_tests(path: Path) -> list[str]:
+    """Return the test functions of a file, and its classes of tests, that ``make check`` runs."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if any(ast.unparse(node) == f"pytestmark = {SLOW}" for node in body):
+        return []
+    return [
+        node.name
+        for node in body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and node.name.lower().startswith("test")
+        and SLOW not in map(ast.unparse, node.decorator_list)
+    ]
+
+
+ROOMS = sorted({path.parent for path in (ROOT / "tests" / "engine").rglob("test_*.py")})
+ROOMS += [ROOT / "tests" / folder for folder in MIRRORED if folder != "engine"]
+ROOMS += [path for path in sorted((ROOT / "plugins").glob("*/tests")) if list(path.glob("test_*.py"))]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_make_check_has_tests_of_every_room(room):
+    """Three at least, so that a mistake there is seen within a minute."""
+    quick = [name for path in sorted(room.glob("test_*.py")) for name in quick_tests(path)]
+    assert len(quick) >= 3

@@ -34,6 +34,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(here):
     """As ``head -1`` does: stderr has how to go on, and that the run was interrupted; a checkpoint is left."""
     talkative = "from stackwise_core.cli import main, progress; progress.SECONDS_BETWEEN_LINES = 0; main()"
@@ -62,6 +63,7 @@ def test_a_reader_that_goes_away_before_a_run_begins(here, monkeypatch):
     assert not (here / "runs" / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_that_hangs_up(here):
     """Nothing can be told any more, and a checkpoint is left of a step: the run goes on from it."""
     import pty
@@ -79,6 +81,7 @@ def test_a_terminal_that_hangs_up(here):
     assert not any(directory.manifest.problem(name) for name in directory.manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "number", "exit_code"),
     [
@@ -143,6 +146,7 @@ def test_a_signal_ends_any_command_with_a_word(monkeypatch, number):
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 def test_few_files_may_be_open(here):
     """A run with more shards than that ends well."""
     command = [*RUN, "--set", "cache_backend.keep=rack"]

@@ -43,6 +43,7 @@ def evaluate(*arguments) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_it_says_what_the_run_said(runs, name):
     """From the files on disk every depth and band comes out to the bit as it did when the run ended."""
@@ -147,6 +148,7 @@ HARM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM)
 def test_a_text_that_was_changed_after_the_run(on_a_text, harm):
     """The run's validation split is what it was: from the tokens that were kept, and that is told; or refused."""
@@ -263,6 +265,7 @@ def test_masks_depend_on_the_seed(runs):
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

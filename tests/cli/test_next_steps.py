@@ -33,6 +33,7 @@ def runs(tmp_path_factory):
     return {name: run_tiny(parent, {**SHORT, "run.name": name, **changes}) for name, changes in KINDS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_works(runs, kind, tmp_path, monkeypatch):
     """Each that is named succeeds on that run, and export isn't kept from a run that has it."""

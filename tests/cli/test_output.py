@@ -105,6 +105,7 @@ def test_an_error_that_the_encoding_lacks(folder):
     assert b"no such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_bars_on_a_terminal_that_is_not_utf8(folder):
     """They are drawn in what it has; the run ends well."""
     pty = pytest.importorskip("pty")

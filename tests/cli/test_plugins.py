@@ -188,6 +188,7 @@ def test_nothing_heavy_is_imported(arguments):
     assert "linear" in done.stdout or "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_installed_third_party_package_is_listed_and_built(tmp_path):
     """A mask schedule from outside the repository, installed by pip, is as good as ours."""
     source = tmp_path / "source"

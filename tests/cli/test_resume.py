@@ -50,6 +50,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["run", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_a_run_that_broke_off_goes_on(here, broken_off, file):
     """By its configuration as by its directory, from the step where it was; once it has finished, a new one begins."""
@@ -61,6 +62,7 @@ def test_a_run_that_broke_off_goes_on(here, broken_off, file):
     assert (here / "runs" / "small-2").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_fresh_begins_anew(here, broken_off, file):
     """In a directory of its own; the run that broke off stays as it is."""
@@ -86,6 +88,7 @@ def test_a_change_that_weights_depend_on_is_refused_with_what_changed(broken_off
     assert (broken_off / "config.toml").read_bytes() == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_a_change_that_no_weight_depends_on_may_be_accepted(broken_off, file):
     """Without --accept-change it is refused, with it the run goes on and writes down what holds now."""
@@ -116,6 +119,7 @@ def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(broken
     assert "changes are for --set KEY=VALUE with --accept-change" in result.output
 
 
+@pytest.mark.slow
 def test_a_second_process_on_a_run_is_refused(here, broken_off):
     """While one works on it; a process that has died, even by SIGKILL, holds nothing."""
     code = (
@@ -147,6 +151,7 @@ def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
     """The step is finished, 130 is the exit code, and the run goes on from that step."""
@@ -163,6 +168,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
     assert not any(run_directory.manifest.problem(name) for name in run_directory.manifest)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once_and_breaks_nothing(here):
     """Every file that counts is whole."""
     process = started(here, "--set", "checkpoint.steps=1000000")

@@ -217,6 +217,7 @@ def watched(request, tmp_path_factory) -> list[Watched]:
     return watches[0].phases
 
 
+@pytest.mark.slow
 def test_in_memory_just_what_trains_changes(watched):
     """From a phase's first step to its last: every tensor that the plan names, and of no other a bit."""
     for each in watched:

@@ -39,6 +39,7 @@ def test_a_finished_run(finished):
         assert [step for step, _ in phase.curves["validation"].points()] == [3, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "state", "steps"),
     [

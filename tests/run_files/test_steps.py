@@ -60,6 +60,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["run", *arguments, *SHORT])
 
 
+@pytest.mark.slow
 def test_a_corrected_file_has_the_name_of_a_run_without_a_step(killed):
     """Nothing of what was begun is left in its directory; the configuration is the new one's, window and all."""
     assert not has_step(killed)

@@ -29,7 +29,9 @@ from tests.run_bits import bits
 from tests.survival.killed_while_caching import CHUNK_TOKENS, WRONG
 from tests.tiny import Ran, run_tiny, telling, tiny_config
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 BOUNDARIES = 200  # of a phase: two masks of a hundred sequences
 

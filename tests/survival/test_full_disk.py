@@ -20,6 +20,8 @@ from tests.command_line import CONFIG
 from tests.interrupted_runs import engine
 from tests.run_bits import bits, measured, same
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CHANGES = {
     "rack.stacks": 2,

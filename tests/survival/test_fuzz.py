@@ -9,6 +9,8 @@ from tests.survival.fuzz.specimens import specimens
 from tests.survival.fuzz.targets import TARGETS
 from tests.survival.fuzz.watch import Broken
 
+pytestmark = pytest.mark.slow
+
 CASES = 60
 """Of a cheap target; dear ones have a share of it, and three at least."""
 

@@ -22,6 +22,8 @@ from stackwise_core.run_files.names import MANIFEST
 from stackwise_core.run_files.stored_boundaries import StoredBoundary, write_record
 from tests.survival.fuzz.specimens import forge, specimens
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = "raise SystemExit('it ran')\n"
 
 

@@ -18,6 +18,8 @@ from stackwise_core.system import lacking_calls
 from tests.run_bits import bits, measured, same
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "rack.stacks": 2,
     "training.steps_per_stack": 2,

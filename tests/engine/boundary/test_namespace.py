@@ -355,6 +355,7 @@ NOTHING_SEEN = World(Below(Layout(32, 32, "bf16")), Above(), Drawn(keep=1.0))
 """All masked tokens stay as they are: nothing but the mask tells draws of two seeds apart."""
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(worlds=pairs())
 @example(worlds=(NOTHING_SEEN, evolve(NOTHING_SEEN, drawn=Drawn(keep=1.0, seed=4))))
@@ -419,6 +420,7 @@ def computed(result: RunResult) -> list[int]:
     return [phase.boundaries_computed for phase in result.phases]
 
 
+@pytest.mark.slow
 def test_the_same_run_again_computes_nothing(sharing):
     """A second run that differs in nothing reads every boundary from the first one's stores."""
     directory, changes, first = sharing
@@ -439,6 +441,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_another_run_computes_everything(sharing, tmp_path, other):
     """What was kept of another seed, corpus, precision, schedule or learning rate is of no use."""

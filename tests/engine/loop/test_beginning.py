@@ -34,6 +34,7 @@ def moved(broken, tmp_path, monkeypatch) -> Path:
     forget_plugins()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["small.toml", "runs/small"])
 def test_a_project_that_was_moved_goes_on(moved, source):
     """By its configuration; by its directory, once -p says that the plugin files are trusted."""
@@ -95,6 +96,7 @@ def test_another_tokenizer_is_refused(moved):
         sw.run("small.toml")
 
 
+@pytest.mark.slow
 def test_folders_that_are_written_to_may_be_others(moved):
     """No acceptance is asked for: nothing depends on them."""
     events: list = []

@@ -73,6 +73,7 @@ def test_the_newest_whole_one_is_used(tmp_path, undisturbed):
     assert same(bits(directory), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_without_a_whole_one_the_phase_begins_anew(tmp_path, undisturbed, suffix):
     """Cut short or deleted, no checkpoint is used; the same bits come out in the end."""
@@ -124,6 +125,7 @@ def test_what_a_checkpoint_tells_is_checked(tmp_path, undisturbed):
     assert same(bits(directory), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -142,6 +144,7 @@ def test_an_optimizer_state_that_cannot_be_is_refused(tmp_path, change):
         go_on(tmp_path, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said_of_it", [3, {}, {"scale": 1.0}])
 @pytest.mark.parametrize("precision", ["fp32", {"use": "fp16", "cpu_compute": "fp16"}])
 def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
@@ -152,6 +155,7 @@ def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
         go_on(tmp_path, directory, changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -194,6 +198,7 @@ def test_measurements_are_neither_lost_nor_there_twice(tmp_path):
     assert [line["steps"] for line in lines if line["kind"] == "phase"] == [8]
 
 
+@pytest.mark.slow
 def test_a_phase_that_goes_on_counts_what_it_did_before(tmp_path):
     """Steps, losses and boundaries of earlier processes are in the phase's result."""
     changes = {"rack.stacks": 2, "checkpoint.steps": 2, "cache_backend": {"use": "disk"}}
@@ -213,6 +218,7 @@ def test_a_phase_that_goes_on_counts_what_it_did_before(tmp_path):
     assert resumed.boundaries_read >= whole.boundaries_read
 
 
+@pytest.mark.slow
 def test_a_rack_in_one_file(tmp_path):
     """save_rack writes after each phase what the rack's files hold then, read by the safetensors library itself."""
     from safetensors.torch import load_file

@@ -93,6 +93,7 @@ def test_a_rack_beyond_the_machine_is_planned_and_not_begun(here):
     assert CliRunner().invoke(main, ["plan", "small.toml", "--beyond-machine", *change]).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["python", "command line"])
 def test_told_to_go_on_it_is_begun(here, monkeypatch, way):
     """And when memory runs out before a step, no directory is left, and the corrected file has the name."""

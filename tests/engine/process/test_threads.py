@@ -47,6 +47,7 @@ def test_a_run_has_its_threads(tmp_path):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_the_bits_do_not_depend_on_how_threads_wait(tmp_path, monkeypatch):
     """Two threads that spin, in a process of their own, write the weights of two that sleep."""
     monkeypatch.chdir(tmp_path)

@@ -51,6 +51,7 @@ def stream_of(texts, tokenizer, folder):
     return ids, counted, stream.coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_text_has_the_ids_of_the_whole(kind, folder, tmp_path, small_windows, caplog):
     """Whatever a tokenizer puts before a text, strips at its ends or counts from its beginning."""
