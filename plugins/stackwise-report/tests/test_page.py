@@ -48,6 +48,7 @@ def loads_nothing(found) -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_is_whole_and_needs_no_network(one):
     """Every tag is closed, every id is there once, every reference leads to one, and nothing is loaded."""
     assert one.html.startswith("<!DOCTYPE html>")
@@ -285,6 +286,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_as_text(page_of, tmp_path, finished):
     """As names of runs and phases, notes, values of the configuration and of the environment, labels and samples."""
     names = [f"phase {number} {text}" for number, text in enumerate(HOSTILE)]

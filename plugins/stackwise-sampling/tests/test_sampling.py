@@ -120,6 +120,7 @@ def test_the_enumeration_is_a_distribution(enumerated):
     assert off == sorted(off, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_ancestral_sampling_has_the_distribution_of_its_steps(enumerated, steps):
     """Twenty thousand texts have the enumerated distribution of T steps, and not that of another T."""
@@ -137,6 +138,7 @@ def test_ancestral_sampling_in_many_steps_is_the_joint_distribution():
     assert surprise(texts(num=SAMPLES, steps=1, seed=5)[0], joint) > 100
 
 
+@pytest.mark.slow
 def test_ancestral_infilling_has_the_conditional_distribution():
     """Given two tokens, the others come from p(x | these)."""
     given = (MASK, 2, MASK, MASK, 0)

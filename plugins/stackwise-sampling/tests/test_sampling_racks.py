@@ -41,6 +41,7 @@ def racks(directories) -> dict[str, LoadedRack]:
     return {name: sw.load_rack(directory) for name, directory in directories.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["bf16", "banded", "quantised"])
 def test_texts_of_real_racks(racks, name, order):
@@ -111,6 +112,7 @@ def test_depths_and_precisions_give_other_texts(directories, racks):
         sample(rack, depth=4)
 
 
+@pytest.mark.slow
 def test_adapters_are_part_of_what_samples(directories, racks):
     """Without its adapters a rack writes other texts."""
     rack = sw.load_rack(directories["quantised"])
