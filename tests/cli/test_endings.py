@@ -20,6 +20,8 @@ from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.command_line import CONFIG
 
+pytestmark = pytest.mark.slow
+
 RUN = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml"]
 SMALL = CONFIG.replace(
     "[cache_backend]", "steps_per_stack = 3\n[evaluation]\ndraws = 1\nsequences = 4\n[cache_backend]\nshard_entries = 1"
@@ -34,7 +36,6 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_a_reader_that_goes_away(here):
     """As ``head -1`` does: stderr has how to go on, and that the run was interrupted; a checkpoint is left."""
     talkative = "from stackwise_core.cli import main, progress; progress.SECONDS_BETWEEN_LINES = 0; main()"
@@ -63,7 +64,6 @@ def test_a_reader_that_goes_away_before_a_run_begins(here, monkeypatch):
     assert not (here / "runs" / "small").exists()
 
 
-@pytest.mark.slow
 def test_a_terminal_that_hangs_up(here):
     """Nothing can be told any more, and a checkpoint is left of a step: the run goes on from it."""
     import pty
@@ -81,7 +81,6 @@ def test_a_terminal_that_hangs_up(here):
     assert not any(directory.manifest.problem(name) for name in directory.manifest)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "number", "exit_code"),
     [
@@ -146,7 +145,6 @@ def test_a_signal_ends_any_command_with_a_word(monkeypatch, number):
         signal.signal(number, before)
 
 
-@pytest.mark.slow
 def test_few_files_may_be_open(here):
     """A run with more shards than that ends well."""
     command = [*RUN, "--set", "cache_backend.keep=rack"]

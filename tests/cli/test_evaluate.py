@@ -20,6 +20,8 @@ from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.routing import BandRoute
 from tests.tiny import TEXT, run_tiny
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "blockwise": {"evaluation": {"draws": 2, "bands": 2}},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}, "training.weighting": "nelbo"},
@@ -43,7 +45,6 @@ def evaluate(*arguments) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_it_says_what_the_run_said(runs, name):
     """From the files on disk every depth and band comes out to the bit as it did when the run ended."""
@@ -148,7 +149,6 @@ HARM = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM)
 def test_a_text_that_was_changed_after_the_run(on_a_text, harm):
     """The run's validation split is what it was: from the tokens that were kept, and that is told; or refused."""
@@ -265,7 +265,6 @@ def test_masks_depend_on_the_seed(runs):
     assert first != other
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

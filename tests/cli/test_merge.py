@@ -16,6 +16,8 @@ from tests.cli.pulse_at_the_end import AtTheEnd
 from tests.hashes import hashes
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 LORA = {"use": "lora", "rank": 2}
 
 
@@ -56,7 +58,6 @@ def merged(run, tmp_path_factory) -> Path:
     return target
 
 
-@pytest.mark.slow
 def test_the_merged_masters_have_the_likelihood_of_the_run_in_full(tmp_path, run, merged):
     """In fp32, with the adapters beside the weights or in them; without them it is another."""
     done("restore", run, "--precision", "fp32", "--to", tmp_path / "beside")
@@ -161,7 +162,6 @@ def test_a_run_that_broke_off_is_refused(tmp_path, run):
     assert f'"stackwise run {broken}" goes on with it' in result.stderr
 
 
-@pytest.mark.slow
 def test_merging_is_heard_of(run, tmp_path, monkeypatch):
     """On stderr, with the stack that it is at."""
     monkeypatch.setattr(pulse, "Pulse", AtTheEnd)

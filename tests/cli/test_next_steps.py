@@ -15,6 +15,8 @@ from stackwise_core.registry import Registry
 from tests.command_line import CONFIG
 from tests.tiny import TEXT, run_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"rack.stacks": 2, "training.steps_per_stack": 2, "evaluation": {"sequences": 2, "draws": 1}}
 KINDS = {
     "plain": {},
@@ -33,7 +35,6 @@ def runs(tmp_path_factory):
     return {name: run_tiny(parent, {**SHORT, "run.name": name, **changes}) for name, changes in KINDS.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_command_works(runs, kind, tmp_path, monkeypatch):
     """Each that is named succeeds on that run, and export isn't kept from a run that has it."""

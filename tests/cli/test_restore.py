@@ -18,6 +18,8 @@ from stackwise_core.errors import StackwiseError
 from tests.hashes import hashes
 from tests.tiny import Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Ran:
@@ -63,7 +65,6 @@ def likelihood(run: Path) -> float:
     return finished.likelihoods(finished.evaluation(*finished.text(None), draws=2))[-1].nats_per_token
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "difference"),
     [("fp32", 0), ("bf16", 0.01), ("nf4", 0.1), ('{ use = "nf4", double_quant = false }', 0.1), ("nvfp4", 0.1)],
@@ -126,7 +127,6 @@ def test_training_goes_on_from_it(tmp_path, ran):
         assert same(ours, RunDirectory(ran.directory).read_stack(stack))
 
 
-@pytest.mark.slow
 def test_a_run_with_adapters_keeps_them(tmp_path):
     """They stand on the restored weights."""
     changes = {

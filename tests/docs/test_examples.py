@@ -15,6 +15,8 @@ from stackwise_core.cli import main
 from stackwise_core.config.load import load
 from stackwise_core.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NAMES = sorted(file.stem for file in EXAMPLES.glob("*.toml"))
 CHAIN = [name for name in NAMES if name.startswith("chain-")]
@@ -77,7 +79,6 @@ def test_every_mode_of_ours_has_an_example():
     assert modes == set(rows().values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_what_it_says(name, chain):
     """It loads, is named after its file, has the mode of its row, and its plan costs what its comment says."""
@@ -97,7 +98,6 @@ def test_an_example_is_what_it_says(name, chain):
     assert float(said[1]) == pytest.approx(planned, rel=0.15)
 
 
-@pytest.mark.slow
 def test_the_smallest_runs_as_it_is():
     """Whoever runs it sees a bound below that of guessing: ln 257 = 5.55 nats."""
     printed = run("smallest")
@@ -106,7 +106,6 @@ def test_the_smallest_runs_as_it_is():
     assert all(float(bound) < 5.5 for _, bound in bounds)
 
 
-@pytest.mark.slow
 def test_the_practical_regime_runs_in_small(here):
     """Over a trunk in nf4 each stack trains in bf16 and then its LoRA, on boundaries of its own time step alone."""
     small = ("rack.d_model=64", "data.seq_len=64", "training.window=64", "training.steps_per_stack=40")

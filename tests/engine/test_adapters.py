@@ -25,7 +25,9 @@ from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.errors import UsageError
 from tests.tiny import TEXT, Ran, run_tiny, tiny_config
 
-PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
+pytestmark = pytest.mark.slow
+
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 NF4 = {"use": "nf4", "compute": "fp32"}
 LORA = {"use": "lora", "rank": 4}
 DUAL = {"stack": LORA, "trunk": {"use": "lora", "rank": 2, "target_modules": ["q_proj", "down_proj"]}}
@@ -78,7 +80,6 @@ def without_stackwise(tmp_path, monkeypatch):
     del sys.modules["rack_by_peft"]
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_peft_loads_a_rack_of_two_adapters_a_stack(dual, without_stackwise):
     """transformers' blocks over bitsandbytes' weights with peft's adapters give our logits, to the bit."""
@@ -148,7 +149,6 @@ def test_every_adapter_weight_gets_a_gradient(dual):
         assert all(each.grad is None for each in engine.placement.stack(index).parameters() if id(each) not in others)
 
 
-@pytest.mark.slow
 def test_adapters_learn(tmp_path):
     """Each phase of adapters alone makes the loss of what it trains on smaller, over weights that stay."""
     text = tmp_path / "runs.txt"
@@ -215,7 +215,6 @@ def dropping(tmp_path_factory) -> Ran:
     return run_tiny(tmp_path_factory.mktemp("dropping"), DROPPING)
 
 
-@pytest.mark.slow
 def test_dropout_is_the_same_again(dropping, tmp_path):
     """Two runs come to the same losses and the same files, to the bit; without dropout they are others."""
     again = run_tiny(tmp_path / "again", DROPPING)
@@ -246,7 +245,6 @@ def test_dropout_is_for_training_steps_only(dropping):
         assert torch.equal(first, forward.placement.stack(0).eval()(hidden, context))
 
 
-@pytest.mark.slow
 def test_a_boundary_s_name_is_about_its_adapters(dual, tmp_path):
     """Another weight of an adapter, another alpha, or no adapter: another name, so that nothing stale is ever read."""
     engine, phase = dual.engine, dual.plan.phases[3].phase
@@ -278,7 +276,6 @@ def test_a_boundary_s_name_is_about_its_adapters(dual, tmp_path):
     assert name() == whole
 
 
-@pytest.mark.slow
 def test_an_adapter_s_phase_reads_what_its_stack_computed(blockwise):
     """One store of boundaries serves both, and the boundary of the stack above is made from it."""
     measured = {phase.name: phase for phase in blockwise.result.phases}
@@ -294,7 +291,6 @@ def test_an_adapter_s_phase_reads_what_its_stack_computed(blockwise):
     assert not any("trained on once" in note for note in blockwise.plan.notes)
 
 
-@pytest.mark.slow
 def test_a_boundary_is_made_by_one_stack(tmp_path):
     """Above a stack and its adapter, only these two are run; and the losses are those of a run without a cache."""
     ran_in_phase: dict[str, set[int]] = {}
@@ -321,7 +317,6 @@ def test_a_boundary_is_made_by_one_stack(tmp_path):
     assert cached.losses == live.losses
 
 
-@pytest.mark.slow
 def test_disk_is_what_the_cache_takes(tmp_path, monkeypatch):
     """With the boundaries of a stack and its adapter in one store, the plan counts what the shards hold."""
     most, put, phase = dict[str, int](), DiskStore.put, [""]
@@ -385,7 +380,6 @@ def test_reading_a_boundary_in_both_phases_counts(tmp_path):
     assert not any("trained on once" in note for note in plan_of(tmp_path, twice).notes)
 
 
-@pytest.mark.slow
 def test_stacks_have_precisions_of_their_own(tmp_path):
     """A frozen stack is at the one that precision.stacks names, on disk too, and the plan counts its bytes."""
     changes = {
@@ -445,7 +439,6 @@ def test_what_has_no_meaning_is_refused_before_anything_runs(tmp_path, changes, 
     assert message in str(refused.value)
 
 
-@pytest.mark.slow
 def test_restored_masters_are_quantised_again(tmp_path):
     """With ``restore`` the backbone trains in full and ends at the trunk's precision; the newest stack stays active."""
     restoring = {"precision": {"trunk": NF4}, "trainer_mode": {"use": "fused", "fusion": "trainable", "restore": True}}
@@ -457,7 +450,6 @@ def test_restored_masters_are_quantised_again(tmp_path):
     assert again[-1].nats_per_token == ran.result.likelihoods[-1].nats_per_token
 
 
-@pytest.mark.slow
 def test_what_is_evaluated_is_left_as_it_is(tmp_path):
     """A finished run whose quantised copies are gone is measured all the same, and nothing is written into it."""
     ran = run_tiny(tmp_path, {"precision": {"trunk": NF4}})

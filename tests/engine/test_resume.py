@@ -17,6 +17,8 @@ from tests.interrupted_runs import Broken, break_everywhere, engine
 from tests.run_bits import bits, measured
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
 RUNS = {
     "blockwise, boundaries kept on disk": {
@@ -95,7 +97,6 @@ RUNS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_that_breaks_off_everywhere_ends_with_the_same_bits(tmp_path, run):
     """Broken off within and after each phase in turn, all of its files are an undisturbed run's."""
@@ -141,7 +142,6 @@ def go_on(tmp_path, directory):
     return engine(tmp_path, TWO, lambda event: None, directory).run()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stacks/000.safetensors", "embedding.safetensors", "progress.json", "plan.json"])
 def test_a_damaged_file_of_a_run_that_goes_on_is_named_and_refused(tmp_path, broken, name):
     """Nothing is trained on top of flipped bits."""
@@ -151,7 +151,6 @@ def test_a_damaged_file_of_a_run_that_goes_on_is_named_and_refused(tmp_path, bro
         go_on(tmp_path, broken)
 
 
-@pytest.mark.slow
 def test_a_damaged_frozen_stack_can_be_made_again(tmp_path, broken):
     """It is refused with what to do: without the file it is made from the master again, to the same bits."""
     frozen = broken / "trunk/000.safetensors"
@@ -174,7 +173,6 @@ def test_what_a_killed_process_left_is_deleted(tmp_path, broken):
     assert found == {*Manifest(broken), "manifest.json", "metrics.jsonl"}
 
 
-@pytest.mark.slow
 def test_another_environment_is_told(tmp_path, broken):
     """Bits may depend on the threads, so that a run which goes on says that they are others; a new run says nothing."""
     events: list = []

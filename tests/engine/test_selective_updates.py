@@ -11,6 +11,8 @@ from stackwise_core.engine.loop.events import PhaseDone, PhaseStarted
 from stackwise_core.interfaces.phase import Phase
 from tests.tiny import Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 LORA = {"use": "lora", "rank": 4}
 SMALL = {"stacks": 2, "blocks_per_stack": 1, "d_model": 32, "n_heads": 2, "tie_embeddings": False}
 SCENARIOS = {
@@ -217,7 +219,6 @@ def watched(request, tmp_path_factory) -> list[Watched]:
     return watches[0].phases
 
 
-@pytest.mark.slow
 def test_in_memory_just_what_trains_changes(watched):
     """From a phase's first step to its last: every tensor that the plan names, and of no other a bit."""
     for each in watched:

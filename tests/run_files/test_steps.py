@@ -19,6 +19,8 @@ from stackwise_core.run_files.steps import has_step, has_work, was_only_begun
 from tests.command_line import CONFIG
 from tests.projects import forget_plugins, project
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("--set", "training.steps_per_stack=1", "--set", "evaluation.sequences=2")
 KILLED = """
 import os, signal, sys
@@ -60,7 +62,6 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["run", *arguments, *SHORT])
 
 
-@pytest.mark.slow
 def test_a_corrected_file_has_the_name_of_a_run_without_a_step(killed):
     """Nothing of what was begun is left in its directory; the configuration is the new one's, window and all."""
     assert not has_step(killed)

@@ -15,6 +15,8 @@ from stackwise_sampling.sampling import Sampling, sample
 from stackwise_sampling.unmasking_view import piped, print_texts, visible, watching
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
 
 
@@ -30,7 +32,6 @@ def run(*arguments) -> Result:
     return CliRunner().invoke(main, ["sample", *map(str, arguments)])
 
 
-@pytest.mark.slow
 def test_a_pipe_gets_the_text_alone(runs):
     """Nothing but the text goes to stdout, the same each time, and another with another seed."""
     result = run(runs["masked"], "--prompt", "And God said", "--length", 15)
@@ -85,7 +86,6 @@ def test_longer_than_the_rack_sees(runs):
     assert len(result.stdout) > 50
 
 
-@pytest.mark.slow
 def test_depth_and_precision_are_heeded(runs):
     """A shallower or a coarser rack writes another text; JSON says which it was."""
     whole = json.loads(run(runs["masked"], "--num", 20, "--json").stdout)

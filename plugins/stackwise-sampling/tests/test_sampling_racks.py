@@ -13,6 +13,8 @@ from stackwise_sampling.sampling import ORDERS
 from stackwise_sampling.sampling import sample as fill
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
 RUNS = {
     "bf16": {"precision": {"active": "bf16"}, "training.time": "input"},
@@ -41,7 +43,6 @@ def racks(directories) -> dict[str, LoadedRack]:
     return {name: sw.load_rack(directory) for name, directory in directories.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["bf16", "banded", "quantised"])
 def test_texts_of_real_racks(racks, name, order):
@@ -112,7 +113,6 @@ def test_depths_and_precisions_give_other_texts(directories, racks):
         sample(rack, depth=4)
 
 
-@pytest.mark.slow
 def test_adapters_are_part_of_what_samples(directories, racks):
     """Without its adapters a rack writes other texts."""
     rack = sw.load_rack(directories["quantised"])

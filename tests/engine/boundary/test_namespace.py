@@ -31,6 +31,8 @@ from stackwise_masking.schedules import Constant, Cosine, Linear
 from tests.texts import files, prepared
 from tests.tiny import TEXT, Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 TRUNK = (0, 1)
 """The stacks below; stack 2 and the head are above, and of no account."""
 SAMPLES = range(4)
@@ -355,7 +357,6 @@ NOTHING_SEEN = World(Below(Layout(32, 32, "bf16")), Above(), Drawn(keep=1.0))
 """All masked tokens stay as they are: nothing but the mask tells draws of two seeds apart."""
 
 
-@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(worlds=pairs())
 @example(worlds=(NOTHING_SEEN, evolve(NOTHING_SEEN, drawn=Drawn(keep=1.0, seed=4))))
@@ -420,7 +421,6 @@ def computed(result: RunResult) -> list[int]:
     return [phase.boundaries_computed for phase in result.phases]
 
 
-@pytest.mark.slow
 def test_the_same_run_again_computes_nothing(sharing):
     """A second run that differs in nothing reads every boundary from the first one's stores."""
     directory, changes, first = sharing
@@ -441,7 +441,6 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_another_run_computes_everything(sharing, tmp_path, other):
     """What was kept of another seed, corpus, precision, schedule or learning rate is of no use."""

@@ -13,6 +13,8 @@ from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from tests.llama import llama_like
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "sequential": {},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}},
@@ -56,7 +58,6 @@ def by_hand(rack: LoadedRack, ids: torch.Tensor, path, fraction: float) -> torch
     return ends.logits(hidden, stack.norm)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sequential", "clm"])
 def test_logits_are_those_of_transformers(racks, name):
     """With the run's weights transformers' Llama gives the same bits, with causal attention and without."""
@@ -76,7 +77,6 @@ def test_logits_are_those_of_transformers(racks, name):
         assert torch.equal(rack(ids), model(ids).logits)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_it_can_be_read_out_at_every_trained_depth(racks, depth):
     """Logits after so many stacks are those of the files' first ones."""
@@ -156,7 +156,6 @@ def test_another_precision(runs):
     assert sum(type(layer).__name__ == "Linear4bit" for layer in quantised.stacks.modules()) == 3 * 7
 
 
-@pytest.mark.slow
 def test_its_evaluation_is_the_runs_own(runs, racks):
     """Every bound is the run's to the bit, also of a banded rack, which goes on giving the same logits."""
     for name, ran in runs.items():
