@@ -175,6 +175,7 @@ def test_a_local_file_before_or_after_show(tmp_path, install, hook_source, imple
         assert "shown_sine.py" in stackwise("plugins", *arguments).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "show", "linear"]])
 def test_nothing_heavy_is_imported(arguments):
     """Help, listing and options come without torch and its like."""

@@ -74,6 +74,7 @@ def test_fresh_begins_anew(here, broken_off, file):
     assert {path: path.read_bytes() for path in broken_off.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 @pytest.mark.parametrize("accept", [(), ("--accept-change",)])
 def test_a_change_that_weights_depend_on_is_refused_with_what_changed(broken_off, file, accept):
@@ -103,6 +104,7 @@ def test_a_change_that_no_weight_depends_on_may_be_accepted(broken_off, file):
     assert not RunDirectory(broken_off).manifest.problem("config.toml")
 
 
+@pytest.mark.slow
 def test_a_window_that_was_left_out_is_no_change(here, broken_off):
     """The run settled it when it began."""
     assert "window" not in (here / "small.toml").read_text()

@@ -54,6 +54,7 @@ def test_a_run_prints_plan_progress_and_results(here):
         assert re.search(pattern, result.output, re.MULTILINE), (pattern, result.output)
 
 
+@pytest.mark.slow
 def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
     """Nothing that a run wrote is ever overwritten; the second one says why it isn't where it was asked to be."""
     first, second = (CliRunner().invoke(main, ["run", "small.toml"]) for _ in range(2))

@@ -46,6 +46,7 @@ def verify(*arguments: object):
     return CliRunner().invoke(main, ["verify", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_green(run):
     """One line, and exit code 0."""
     result = verify(run)

@@ -185,6 +185,7 @@ def test_gradient_norms_are_on_a_scale_of_logarithms(run):
     assert "mathdefault" not in drawn
 
 
+@pytest.mark.slow
 def test_a_banded_run_shows_which_stack_serves_which_band(page_of, banded):
     """Its bands have their stacks, and there is one depth."""
     found = page_of(banded)

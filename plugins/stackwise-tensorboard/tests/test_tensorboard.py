@@ -212,6 +212,7 @@ def test_nothing_is_written_through_a_link(tmp_path, link):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_the_run_goes_on(tmp_path, ran, monkeypatch):
     """The disk takes a part of a record; the error names the file, and nothing is lost once there is room."""
 

@@ -114,6 +114,7 @@ def test_evaluation_is_deterministic_by_seed(ran):
     assert first != other
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(ran):
     """Batches are a matter of memory."""
     for one, other in zip(measure(ran), measure(ran, batch_size=3), strict=True):

@@ -53,6 +53,7 @@ def test_a_project_that_was_moved_goes_on(moved, source):
     assert written["written_in"] == str(moved / "runs/small")
 
 
+@pytest.mark.slow
 def test_it_ends_as_one_that_was_never_moved(moved, tmp_path):
     """With the same bits."""
     result = sw.run("small.toml")
@@ -184,6 +185,7 @@ def sourced(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_source_elsewhere_is_the_same_one(sourced):
     """By its weights; another one is refused, though it has the same shape."""
     shutil.copytree("start", "another")
@@ -208,6 +210,7 @@ def test_a_moved_run_owns_its_boundaries_still(sourced, tmp_path, monkeypatch):
     assert set(records) == {str(tmp_path / "second" / "runs" / "sourced")}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_alone_finds_the_text(sourced, tmp_path):
     """Where it was, seen from where the run was."""
     shutil.move(sourced / "runs" / "sourced", tmp_path / "alone")

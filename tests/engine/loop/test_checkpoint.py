@@ -62,6 +62,7 @@ def test_the_last_two_are_kept_and_none_of_a_finished_phase(tmp_path):
     assert not RunDirectory(directory).checkpoints()
 
 
+@pytest.mark.slow
 def test_the_newest_whole_one_is_used(tmp_path, undisturbed):
     """With flipped bits in the newest, the one before it is taken, which is said; the run ends with the same bits."""
     directory = broken_at(tmp_path, 7)
@@ -111,6 +112,7 @@ def test_one_of_another_shape_is_refused(tmp_path):
         go_on(tmp_path, directory)
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_tells_is_checked(tmp_path, undisturbed):
     """JSON that no run writes is no checkpoint, whatever the manifest says of it."""
     directory = broken_at(tmp_path, 7)

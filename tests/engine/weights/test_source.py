@@ -111,6 +111,7 @@ def test_more_stacks_are_built_on_what_was_given(first, second):
     assert second.result.likelihoods[:2] == first.result.likelihoods
 
 
+@pytest.mark.slow
 def test_a_third_mode_goes_on_where_the_second_stopped(tmp_path, second):
     """Before it has learned anything, an end-to-end run has the second's likelihood, to the bit."""
     third = start(tmp_path, second, {"use": "end_to_end"}, rack__stacks=4, **STILL)
