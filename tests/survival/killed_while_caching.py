@@ -139,7 +139,7 @@ def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: C
 @torch.no_grad()
 def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     """What ``Boundary.read`` should give: whole chunks, from the tokens, rounded after each stack."""
-    forward, layout, size = boundary.forward, boundary.layout, order.chunk_size(boundary.layout.tokens)
+    forward, layout, size = boundary._forward, boundary.layout, order.chunk_size(boundary.layout.tokens)
     made = boundary.__dict__.setdefault("made_by_the_test", {})
     for chunk in {int(sample) // size for sample in draws.samples}:
         if (chunk, number) in made:
