@@ -1,4 +1,5 @@
-# Two commands for a newcomer: `make run` and `make test`. Each makes what it needs from python3 and make.
+# `make run` and `make test` are for a newcomer, `make check` is for the loop of a contributor: CONTRIBUTING.md.
+# Each makes what it needs from python3 and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,10 +10,14 @@ TESTS  := $(VENV)/.ready-to-test
 # Whatever changes what has to be installed.
 NEEDS  := pyproject.toml constraints.txt requirements.txt $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: run test lint types docs clean
+.PHONY: run check test lint types docs clean
 
 run: $(RUNS)
 	$(BIN)/stackwise run stackwise.toml
+
+# All but the tests that are marked slow.
+check: lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

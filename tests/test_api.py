@@ -15,7 +15,7 @@ import stackwise_core as sw
 from stackwise_core.cli import main
 from stackwise_core.engine.loop.events import PhaseResumed, StepDone
 from stackwise_sampling import sample
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 
 @pytest.fixture
@@ -93,6 +93,7 @@ def test_a_run_and_its_rack(here):
         sw.run(result.directory)
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_a_run_that_broke_off(here):
     """From its last checkpoint, unless a fresh one is asked for; another configuration is refused."""
 
@@ -120,6 +121,7 @@ def test_a_rack_that_is_not_there(here, name):
         sw.load_rack(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_call_leaves_a_checkpoint(here, number):
     """Ctrl-C in a notebook finishes the step, as on the command line; the same call goes on after it."""

@@ -1,4 +1,4 @@
-"""``make run`` installs what the run needs, and ``make test`` what tests need beyond it."""
+"""``make run`` installs what the run needs, ``make test`` and ``make check`` what tests need beyond it."""
 
 import os
 import shutil
@@ -63,6 +63,15 @@ def test_what_make_does_in_a_fresh_clone(clone):
     assert (venv, test) == ("python3 -m venv .venv", ".venv/bin/python -m pytest -n 2")
     assert install.endswith("-m pip install --quiet -r requirements-dev.txt")
     assert touch == "touch .venv/.ready-to-run .venv/.ready-to-test"
+
+
+def test_check_is_test_without_what_is_slow(clone):
+    """The same installation, lint and types come before."""
+    *before, last = make(clone, "check")
+    *expected, everything = make(clone, "test")
+    assert before == expected
+    assert [line.removeprefix(".venv/bin/") for line in before[3:]] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert last == f'{everything} -m "not slow"'
 
 
 def test_what_is_installed_is_installed_once(clone):

@@ -31,6 +31,7 @@ def test_a_run_is_found_again_wherever_its_files_are(tmp_path):
     assert not set(keys(tmp_path, corpora={"kjv": copy})) & set(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"steps": 96}, {"threads": 2}, {"changes": {"training.block_lr": 1e-3}}])
 def test_what_decides_a_result_makes_another_run(tmp_path, change):
     """And each seed is a run of its own."""

@@ -461,6 +461,7 @@ with suppress(SystemExit):
         assert heavy_imports(code, ("torch", "numpy", "safetensors")) == []
 
 
+@pytest.mark.slow
 def test_a_real_run_keeps_what_can_be_listed_measured_and_dropped(tmp_path):
     """The engine's own stores and records, of a run with three stacks: one boundary below each but the first."""
     run = run_tiny(

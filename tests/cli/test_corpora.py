@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from stackwise_core.cli import main
 from tests.tiny import TEXT
 
+pytestmark = pytest.mark.slow
+
 ROWS = """
 import sqlite3
 from contextlib import closing

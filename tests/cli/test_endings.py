@@ -18,7 +18,9 @@ from stackwise_core.cli.run_display import Lines
 from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
+
+pytestmark = pytest.mark.slow
 
 RUN = [sys.executable, "-m", "stackwise_core.cli", "run", "small.toml"]
 SMALL = CONFIG.replace(

@@ -20,6 +20,8 @@ from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.routing import BandRoute
 from tests.tiny import TEXT, run_tiny
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "blockwise": {"evaluation": {"draws": 2, "bands": 2}},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}, "training.weighting": "nelbo"},

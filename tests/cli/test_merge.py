@@ -12,9 +12,11 @@ from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import UsageError
 from stackwise_core.run_files.names import stack_file
-from tests.cli.test_pulse import AtTheEnd
+from tests.cli.pulse_at_the_end import AtTheEnd
 from tests.hashes import hashes
 from tests.tiny import run_tiny
+
+pytestmark = pytest.mark.slow
 
 LORA = {"use": "lora", "rank": 2}
 

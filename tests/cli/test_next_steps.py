@@ -12,8 +12,10 @@ from stackwise_core.cli import main
 from stackwise_core.cli.next_steps import next_steps
 from stackwise_core.engine.weights.export import is_one_model
 from stackwise_core.registry import Registry
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.tiny import TEXT, run_tiny
+
+pytestmark = pytest.mark.slow
 
 SHORT = {"rack.stacks": 2, "training.steps_per_stack": 2, "evaluation": {"sequences": 2, "draws": 1}}
 KINDS = {

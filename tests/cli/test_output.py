@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.cli.output import json_option, print_json
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 STACKWISE = [sys.executable, "-m", "stackwise_core.cli"]
 NAME = "naïve 日本"
@@ -105,6 +105,7 @@ def test_an_error_that_the_encoding_lacks(folder):
     assert b"no such file" in done.stderr
 
 
+@pytest.mark.slow
 def test_bars_on_a_terminal_that_is_not_utf8(folder):
     """They are drawn in what it has; the run ends well."""
     pty = pytest.importorskip("pty")

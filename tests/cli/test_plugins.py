@@ -175,6 +175,7 @@ def test_a_local_file_before_or_after_show(tmp_path, install, hook_source, imple
         assert "shown_sine.py" in stackwise("plugins", *arguments).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "show", "linear"]])
 def test_nothing_heavy_is_imported(arguments):
     """Help, listing and options come without torch and its like."""
@@ -188,6 +189,7 @@ def test_nothing_heavy_is_imported(arguments):
     assert "linear" in done.stdout or "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_installed_third_party_package_is_listed_and_built(tmp_path):
     """A mask schedule from outside the repository, installed by pip, is as good as ours."""
     source = tmp_path / "source"

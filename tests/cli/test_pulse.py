@@ -14,6 +14,7 @@ from stackwise_core.cli.bars import counting
 from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.run_display import Lines, tokenising
 from stackwise_core.engine.loop.events import EvaluationProgress
+from tests.cli.pulse_at_the_end import AtTheEnd
 from tests.tiny import TEXT, run_tiny
 
 
@@ -124,19 +125,6 @@ def test_short_steps_of_a_run_are_no_silence(monkeypatch, said):
         lines(EvaluationProgress(done, 4))
     lines.stop()
     assert len(begun) == 4
-
-
-class AtTheEnd(Pulse):
-    """A pulse that says its line once, when the work is done."""
-
-    def __init__(self, text, *, stderr) -> None:
-        self.text, self.stderr = text, stderr
-
-    def postpone(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        click.echo(self.text(), err=self.stderr)
 
 
 @pytest.fixture(scope="module")

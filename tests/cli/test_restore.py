@@ -18,6 +18,8 @@ from stackwise_core.errors import StackwiseError
 from tests.hashes import hashes
 from tests.tiny import Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Ran:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from stackwise_core.cli import main
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
-from tests.cli.test_run import CONFIG, interruptible
+from tests.command_line import CONFIG, interruptible
 
 STEPS = ("--set", "checkpoint.steps=1")
 
@@ -50,6 +50,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["run", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_an_interrupted_run_resumes(here, interrupted, file):
     """Its configuration or its directory resumes it, at the right step; once it has finished, a new one begins."""
@@ -61,6 +62,7 @@ def test_an_interrupted_run_resumes(here, interrupted, file):
     assert (here / "runs" / "small-2").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_fresh_begins_anew(here, interrupted, file):
     """--fresh begins in a directory of its own; the interrupted run doesn't change."""
@@ -72,6 +74,7 @@ def test_fresh_begins_anew(here, interrupted, file):
     assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 @pytest.mark.parametrize("accept", [(), ("--accept-change",)])
 def test_a_change_that_weights_depend_on_is_refused_with_what_changed(interrupted, file, accept):
@@ -86,6 +89,7 @@ def test_a_change_that_weights_depend_on_is_refused_with_what_changed(interrupte
     assert (interrupted / "config.toml").read_bytes() == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["small.toml", "runs/small"])
 def test_a_change_that_no_weight_depends_on_may_be_accepted(interrupted, file):
     """It is refused without --accept-change. With it the run resumes and records the new value."""
@@ -100,6 +104,7 @@ def test_a_change_that_no_weight_depends_on_may_be_accepted(interrupted, file):
     assert not RunDirectory(interrupted).manifest.problem("config.toml")
 
 
+@pytest.mark.slow
 def test_a_window_that_was_left_out_is_no_change(here, interrupted):
     """The run chose the window when it began."""
     assert "window" not in (here / "small.toml").read_text()
@@ -116,6 +121,7 @@ def test_a_configuration_that_was_edited_in_the_runs_directory_is_refused(interr
     assert "changes are for --set KEY=VALUE with --accept-change" in result.output
 
 
+@pytest.mark.slow
 def test_a_second_process_on_a_run_is_refused(here, interrupted):
     """The lock holds while another process works on the run, and ends with that process, even by SIGKILL."""
     code = (
@@ -146,6 +152,7 @@ def started(here: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
     """The step is finished, the exit code is 130, and the run resumes from that step."""
@@ -162,6 +169,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(here, number):
     assert not any(run_directory.manifest.problem(name) for name in run_directory.manifest)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once_and_breaks_nothing(here):
     """Every file in the manifest is whole."""
     process = started(here, "--set", "checkpoint.steps=1000000")

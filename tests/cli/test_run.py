@@ -16,28 +16,10 @@ from click.testing import CliRunner
 
 from stackwise_core.cli import main
 from stackwise_core.engine.runs.directory import RunDirectory
+from tests.command_line import CONFIG, interruptible
 from tests.tiny import TEXT
 
 ROOT = Path(__file__).parents[2]
-CONFIG = f"""
-[run]
-name = "small"
-[data]
-corpus = "{TEXT}"
-seq_len = 32
-tokens_directory = "tokens"
-[rack]
-stacks = 2
-blocks_per_stack = 1
-d_model = 32
-n_heads = 2
-[training]
-epochs_per_stack = 2
-batch_size = 16
-masks_per_sample = 1
-[cache_backend]
-use = "disk"
-"""
 
 
 @pytest.fixture
@@ -52,18 +34,6 @@ def stackwise(*arguments: str, cwd: Path | None = None, **environment: str) -> s
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "stackwise_core.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=cwd, check=False)
-
-
-def interruptible(arguments: list[str], stderr: int) -> subprocess.Popen[str]:
-    """The command line in a process of its own that goes on beside the test, and heeds Ctrl-C."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stackwise_core.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        # A shell's background jobs ignore Ctrl-C, and so would all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def test_a_run_prints_plan_progress_and_results(here):
@@ -84,6 +54,7 @@ def test_a_run_prints_plan_progress_and_results(here):
         assert re.search(pattern, result.output, re.MULTILINE), (pattern, result.output)
 
 
+@pytest.mark.slow
 def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
     """Nothing that a run wrote is ever overwritten; the second one says why it isn't where it was asked to be."""
     first, second = (CliRunner().invoke(main, ["run", "small.toml"]) for _ in range(2))
@@ -92,6 +63,7 @@ def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
     assert {path.name for path in (here / "runs").iterdir()} == {"small", "small-2"}
 
 
+@pytest.mark.slow
 def test_json_is_all_that_a_machine_reads(here):
     """With --json stdout is one JSON document, and progress goes to stderr."""
     result = stackwise("run", "small.toml", "--json")
@@ -141,6 +113,7 @@ def test_mistakes_get_one_message_and_their_exit_code(here, arguments, code, mes
     assert not (here / "runs").exists()
 
 
+@pytest.mark.slow
 def test_too_large_a_model_says_so(here):
     """What doesn't fit into memory is no defect, and the message names the keys that need less."""
     wide = ("--set", "rack.d_model=100000", "--set", "rack.d_ff=100000000")
@@ -156,6 +129,7 @@ def test_weights_are_as_readable_as_other_files(here):
     assert len(modes) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_130(here):
     """An interrupted run says so, and how to resume it."""
     process = interruptible(["run", "small.toml", "--set", "training.steps_per_stack=100000"], stderr=subprocess.PIPE)
@@ -188,6 +162,7 @@ def in_site(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_without_stackwise_cache_what_needs_no_cache_works_on(here):
     """Listing and cacheless runs go on; a run that wants the cache exits 3 and names the package."""
     directory = site_without("stackwise-cache", here)
@@ -204,6 +179,7 @@ def test_without_stackwise_cache_what_needs_no_cache_works_on(here):
     assert "2 stacks" in ran.stdout
 
 
+@pytest.mark.slow
 def test_a_third_party_schedule_trains(here):
     """A package from outside the repository, installed by pip, is listed and used by name."""
     directory = here / "third-party"
@@ -226,6 +202,7 @@ def test_a_broken_plugin_is_listed_and_harms_no_run(here, install):
     assert CliRunner().invoke(main, ["run", "small.toml"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_local_plugin_file_trains_and_is_remembered(here):
     """A schedule in a file beside the TOML works without packaging, and the run's own config.toml finds it again."""
     (here / "mine.py").write_text(
@@ -361,6 +338,7 @@ def resumes(directory: Path, phase: str, undisturbed: Path) -> None:
     assert CliRunner().invoke(main, ["verify", str(directory)]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_before_a_finished_stack_is_quantised_loses_nothing(undisturbed):
     """Its master is whole on disk, and the run resumes with the phase that needs it quantised."""
     directory = kill(undisturbed, "die-when-quantising", after=0)
@@ -370,6 +348,7 @@ def test_a_run_that_is_killed_before_a_finished_stack_is_quantised_loses_nothing
     resumes(directory, "stack 1", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_the_middle_of_a_phase_begins_the_phase_anew(undisturbed):
     """What was done before stays done, and what the phase had learnt by then leaves no trace."""
     directory = kill(undisturbed, "die-when-computing", after=17)

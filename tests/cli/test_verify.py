@@ -9,6 +9,7 @@ from stackwise_core.cli import main
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.manifest import Manifest
 from stackwise_core.testing.fresh import heavy_imports
+from tests.changed_files import flip
 from tests.tiny import run_tiny
 
 NAMES = (
@@ -45,12 +46,7 @@ def verify(*arguments: object):
     return CliRunner().invoke(main, ["verify", *map(str, arguments)])
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
+@pytest.mark.slow
 def test_a_whole_run_is_green(run):
     """One line, and exit code 0."""
     result = verify(run)

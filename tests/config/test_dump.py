@@ -64,6 +64,7 @@ def test_use_comes_first(registry):
     assert '[precision.active]\nuse = "fp32"\n' in text
 
 
+@pytest.mark.slow
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     name=NAMES,

@@ -56,6 +56,7 @@ def test_any_bytes(tmp_path, content):
     attempt(path)
 
 
+@pytest.mark.slow
 @FEW
 @given(data=TABLES)
 def test_any_document(tmp_path, data):
@@ -69,6 +70,7 @@ def test_any_document(tmp_path, data):
     attempt(path)
 
 
+@pytest.mark.slow
 @FEW
 @given(data=TABLES)
 def test_any_dict(registry, data):
@@ -77,6 +79,7 @@ def test_any_dict(registry, data):
         structure(data, registry)
 
 
+@pytest.mark.slow
 @FEW
 @given(text=st.text(max_size=20), key=KEYS, value=st.text(max_size=10))
 @example("training.batch_size", "training", "1")

@@ -41,10 +41,10 @@ from stackwise_core.testing.optimizer import OptimizerContract
 from stackwise_core.testing.precision import PrecisionContract
 from stackwise_core.testing.tracker import TrackerContract
 from stackwise_core.testing.trainer_mode import TrainerModeContract
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENESIS = ROOT / "tests" / "golden" / "genesis.txt"
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -165,6 +165,7 @@ def test_every_block_is_seen(page):
     assert found == len(re.findall(r"^\s*```(?:toml|python)", page.read_text(), re.MULTILINE))
 
 
+@pytest.mark.slow
 @every_block("toml")
 def test_configurations_load(block, tmp_path, monkeypatch, forget_modules):
     """Every TOML in the docs is right, or wrong in just the way that its page shows."""
@@ -199,6 +200,7 @@ def test_the_package_of_the_guide_is_the_one_that_is_tested():
         assert shown[name] == (package / name).read_text(), name
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_guide_pass(tmp_path):
     """The conformance tests that docs/plugins.md writes for its package pass."""
     save(ROOT / "docs" / "plugins.md", tmp_path)
@@ -279,6 +281,7 @@ class TestSmoothed(ObjectiveContract):
     def objective(self, examples):
         return build(examples, "objective")
 
+    @pytest.mark.slow
     def test_it_is_that_of_torch(self, objective):
         """Without the z-loss, over the tokens that there may be."""
         objective = type(objective)(evolve(objective.options, z=0.0))
@@ -349,6 +352,7 @@ def train(file: Path, *changes: str):
     return plan, Engine(setup, plan, registry, lambda event: None).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", sorted(set(INTERFACES) - {"adapter", "command", "trainer_mode", "checkpoint_format"}))
 def test_examples_train(hook, examples, tmp_path, monkeypatch):
     """The example of each hook's page trains a small rack under the configuration that stands below it."""
@@ -378,6 +382,7 @@ def test_the_command_of_the_page_runs(examples, tmp_path, monkeypatch):
     assert [line.split()[0] for line in table[1:]] == list(found)
 
 
+@pytest.mark.slow
 def test_an_adapter_trains_over_the_quantised_precision_of_the_page(examples, tmp_path, monkeypatch):
     """DoRA, which reads the decoded weights, stands on layers made from the core's base class."""
     folder, _ = examples
@@ -386,6 +391,7 @@ def test_an_adapter_trains_over_the_quantised_precision_of_the_page(examples, tm
     assert [phase.name for phase in result.phases][:2] == ["stack 0", "stack 0, adapter"]
 
 
+@pytest.mark.slow
 def test_the_format_of_the_page_is_exported_to_and_started_from(examples, tmp_path, monkeypatch):
     """A run becomes its file by the page's command; a rack under its TOML goes on from there, with the same bound."""
     folder, _ = examples
@@ -449,6 +455,7 @@ def commands_in(page: Path) -> Iterator[list[str]]:
         yield re.split(r"\s+", line.partition("|")[0].strip())
 
 
+@pytest.mark.slow
 @EVERY_PAGE
 def test_commands_exist(page, examples):
     """Every command and every option that the docs type is there; a hook page's own plugin may have it."""

@@ -15,6 +15,8 @@ from stackwise_core.cli import main
 from stackwise_core.config.load import load
 from stackwise_core.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NAMES = sorted(file.stem for file in EXAMPLES.glob("*.toml"))
 CHAIN = [name for name in NAMES if name.startswith("chain-")]

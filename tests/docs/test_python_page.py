@@ -6,12 +6,15 @@ import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CELL = re.compile(r"^```python\n(?P<code>.*?)^```$(?:\n+^```text\n(?P<output>.*?)^```$)?", re.MULTILINE | re.DOTALL)
 MEASURED = re.compile(r"-?\d+\.\d+")
 """Numbers that a processor may round in its own way."""
 
 
+@pytest.mark.slow
 def test_every_cell_prints_what_is_shown(tmp_path, monkeypatch):
     """Typed in the folder of stackwise.toml, the page is true but for the last digits of what was measured."""
     shutil.copy(ROOT / "stackwise.toml", tmp_path)

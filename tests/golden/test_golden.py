@@ -37,7 +37,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = {"blockwise", "banded", "clm", "mlm"}
+"""The whole runs that ``make check`` takes."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_losses_are_as_they_were(tmp_path, name):
     """Every phase's losses and every depth's likelihood, in fp32, within what CPUs differ by."""
     ran = run_tiny(tmp_path, RUNS[name])

@@ -28,6 +28,7 @@ def unfinished(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"likelihood"' not in line))
 
 
+@pytest.mark.slow
 def test_a_finished_run(run):
     """Phases, the bound that the run printed, the bytes that are there."""
     found = listed(run)
@@ -55,6 +56,7 @@ def test_a_run_that_goes_on(run):
     assert listed(run).state == "damaged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [

@@ -46,6 +46,7 @@ def files_in(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_leaves_all_of_the_old_or_all_of_the_new(tmp_path):
     """Whatever a process that is killed has done, its files count together, and the next writer tidies up."""
     seen, point, killed = [], 0, True
@@ -69,6 +70,7 @@ def test_a_kill_at_any_point_leaves_all_of_the_old_or_all_of_the_new(tmp_path):
     assert point - first_new > 5  # kills after the commit too
 
 
+@pytest.mark.slow
 def test_a_kill_while_recovering_changes_nothing(tmp_path):
     """A recovery that is killed at any point is finished by the next one."""
     committed = tmp_path / "committed"
@@ -94,6 +96,7 @@ def test_a_kill_while_recovering_changes_nothing(tmp_path):
     assert point > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_exception_at_any_point_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeypatch, when, error):

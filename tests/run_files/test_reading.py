@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import re
 import shutil
 
@@ -12,8 +11,9 @@ import pytest
 from stackwise_core.engine.loop.events import StepDone
 from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_core.run_files.run import Likelihood
-from tests.engine.loop.test_resume import Broken, engine
-from tests.run_files.conftest import SHORT, lines
+from tests.changed_files import lies
+from tests.interrupted_runs import Broken, engine
+from tests.small_runs import SHORT, lines
 from tests.tiny import run_tiny
 
 
@@ -39,6 +39,7 @@ def test_a_finished_run(finished):
         assert [step for step, _ in phase.curves["validation"].points()] == [3, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "state", "steps"),
     [
@@ -183,27 +184,11 @@ def test_a_manifest_that_is_none_is_a_gap(run):
     assert gap.endswith("no checksum was compared")
 
 
-NASTY = [None, "x", -1, 1e308, [], {}, True, 10**400, "\x1b[2J\u202e", [[1]], {"a": [1]}, 2**62]
-
-
-def leaves(value, path=()):
-    yield path
-    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from leaves(each, (*path, key))
-
-
 @pytest.mark.parametrize("name", ["plan.json", "finished.json", "environment.json"])
 def test_a_file_of_a_later_version_or_of_a_liar_is_read_all_the_same(run, name):
     """Any value of a file replaced by another; what comes out has no control characters."""
-    whole, rng = (run / name).read_text(), random.Random(name)
-    every = list(leaves(json.loads(whole)))[1:]
-    for nasty in 3 * NASTY:
-        value, path = json.loads(whole), rng.choice(every)
-        inner = value
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = nasty
-        (run / name).write_text(json.dumps(value))
+    for lie in lies((run / name).read_text(), name):
+        (run / name).write_text(lie)
         found = read_run(run)
         assert any(gap.startswith(name) for gap in found.gaps)
         assert "\\x1b" not in repr(found)

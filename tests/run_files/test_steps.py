@@ -16,8 +16,10 @@ from stackwise_core.cli import main
 from stackwise_core.engine.loop.events import Event, RunStarted
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.steps import has_step, has_work, was_only_begun
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.projects import forget_plugins, project
+
+pytestmark = pytest.mark.slow
 
 SHORT = ("--set", "training.steps_per_stack=1", "--set", "evaluation.sequences=2")
 KILLED = """

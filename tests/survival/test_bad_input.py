@@ -14,6 +14,8 @@ from stackwise_core.cli import main
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.tiny import TEXT
 
+pytestmark = pytest.mark.slow
+
 CONFIG = f"""
 [run]
 name = "small"

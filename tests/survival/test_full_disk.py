@@ -16,7 +16,11 @@ import stackwise_core.system.files
 from stackwise_core.engine.loop.events import RunStarted
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.metrics import Metrics
-from tests.engine.loop.test_resume import bits, engine, measured
+from tests.command_line import CONFIG
+from tests.interrupted_runs import engine
+from tests.run_bits import bits, measured, same
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -136,14 +140,9 @@ def test_a_disk_that_is_full_when_a_file_is_written(tmp_path, undisturbed, disk,
         disk.full_for = None
         again = engine(tmp_path, CHANGES, lambda event: None, run.directory if started else None)
         again.run()
-    assert unnamed(bits(run.directory)) == unnamed(bits(undisturbed.directory))
+    assert same(bits(run.directory), bits(undisturbed.directory))
     if failed is None or "finished" not in kind_of_file:
         assert measured(run.directory) == measured(undisturbed.directory)
-
-
-def unnamed(files: dict[str, str]) -> dict[str, str]:
-    """Without the configuration, which names the directory."""
-    return {name: content for name, content in files.items() if name != "config.toml"}
 
 
 def test_a_measurement_that_the_disk_has_no_room_for_names_its_file():
@@ -174,8 +173,6 @@ def small_disk(tmp_path):
 
 def test_a_real_disk_that_is_full_to_the_last_byte(small_disk):
     """The command line says which file there was no room for, and how to go on; with room again it does."""
-    from tests.cli.test_run import CONFIG
-
     (small_disk / "small.toml").write_text(
         CONFIG.replace('use = "disk"', 'use = "memory"') + "[checkpoint]\nsteps = 1\n"
     )

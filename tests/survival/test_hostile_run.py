@@ -20,7 +20,9 @@ from stackwise_core.run_files.manifest import Manifest
 from stackwise_core.run_files.metrics import Metrics
 from stackwise_core.run_files.names import MANIFEST
 from stackwise_core.run_files.stored_boundaries import StoredBoundary, write_record
-from tests.survival.fuzz import forge, specimens
+from tests.survival.fuzz.specimens import forge, specimens
+
+pytestmark = pytest.mark.slow
 
 PLUGIN = "raise SystemExit('it ran')\n"
 

@@ -8,9 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stackwise_core.engine.runs.directory import RunDirectory
-from tests.engine.loop.test_resume import bits, measured
 from tests.killing import STOPPED
+from tests.run_bits import bits, measured
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 LORA = {"use": "lora", "rank": 2, "dropout": 0.1}

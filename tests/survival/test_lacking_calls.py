@@ -15,9 +15,10 @@ from stackwise_core.cli.failures import report
 from stackwise_core.engine.runs.directory import Busy, RunDirectory
 from stackwise_core.errors import StackwiseError
 from stackwise_core.system import lacking_calls
-from tests.engine.loop.test_resume import bits, measured
-from tests.survival.test_full_disk import unnamed
+from tests.run_bits import bits, measured, same
 from tests.tiny import run_tiny
+
+pytestmark = pytest.mark.slow
 
 CHANGES = {
     "rack.stacks": 2,
@@ -110,7 +111,7 @@ def test_a_run_does_without(tmp_path, file_system, undisturbed, caplog, lose, nu
             lose(lacking, getattr(errno, number))
             directory = run_tiny(tmp_path / number, CHANGES).directory
         assert lacking.failed > 1 or lose is lose_flock
-        assert unnamed(bits(directory)) == unnamed(bits(undisturbed))
+        assert same(bits(directory), bits(undisturbed))
         assert measured(directory) == measured(undisturbed)
         warnings = [record.getMessage() for record in caplog.records]
         assert len(warnings) == (said is not None)

@@ -17,7 +17,7 @@ import stackwise_core as sw
 from stackwise_core.engine.loop.events import StepDone
 from stackwise_core.system.process_state import own_state, preserved_state
 from stackwise_sampling import Sampling, sample, text_for, unmask
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.hashes import hashes
 
 CONFIGURATION = CONFIG + '[precision]\nactive = "bf16"\n[evaluation]\ndraws = 1\nsequences = 4\n'
@@ -138,6 +138,7 @@ def undisturbed(tmp_path_factory) -> tuple[Any, ...]:
         return used()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", CALLERS)
 def test_the_callers_state_does_not_get_in_and_is_left_as_it_was(here, undisturbed, caller):
     """Weights, bounds, samples and logits are those of a program that sets nothing, to the bit."""
@@ -220,6 +221,7 @@ meddle()
 """
 
 
+@pytest.mark.slow
 def test_what_a_plugin_sets_when_it_is_imported_is_put_back(here, monkeypatch):
     """So is what it sets when it is built: the weights are those of one that sets nothing."""
     before, found = state(), []
@@ -234,6 +236,7 @@ def test_what_a_plugin_sets_when_it_is_imported_is_put_back(here, monkeypatch):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_the_first_to_import_torch_leaves_its_defaults(here):
     """Torch isn't imported before it, so that there was no state to remember."""
     (here / "meddler.py").write_text(SCHEDULE + MEDDLING)

@@ -131,6 +131,7 @@ OF_WHAT_WAS_WRITTEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_formats_are_refused(what, refuses, tmp_path):
     """Each wrong format fails the check that is about it."""

@@ -75,6 +75,7 @@ def test_a_right_plugin_passes(contract, check):
     getattr(contract(), check)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_plugins_are_refused(what, contract, refuses):
     """Each wrong plugin fails the check that is about it."""

@@ -122,6 +122,7 @@ def test_wrong_modes_are_refused(what, refuses):
     refuses(TrainerModeContract(), check, StackwiseError, mode=mode, **rack, **budget)
 
 
+@pytest.mark.slow
 def test_a_mode_that_imports_torch_is_refused(module, refuses):
     """An import inside of ``plan`` is seen as well."""
     made = module("import torch")

@@ -40,6 +40,7 @@ class TestBottleneck(AdapterContract):
         return bottleneck()
 
 
+@pytest.mark.slow
 def test_a_run_with_it_is_used_and_never_merged_nor_exported(tmp_path):
     """It trains, is kept with checksums, evaluated and restored; two commands refuse it before they write anything."""
     ran = run_tiny(tmp_path, CHANGES)
@@ -71,6 +72,7 @@ def test_a_run_with_it_is_used_and_never_merged_nor_exported(tmp_path):
         assert stackwise("evaluate", directory).exit_code == 0
 
 
+@pytest.mark.slow
 def test_growth_by_merging_is_refused_with_the_reason(tmp_path):
     """Before anything is trained or written; growing by going on is fine."""
     growing = CHANGES | {
@@ -85,9 +87,10 @@ def test_growth_by_merging_is_refused_with_the_reason(tmp_path):
     assert RunDirectory(ran.directory).adapters(0) == ["trunk"]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_names_no_export(tmp_path, monkeypatch):
     """Nor does what the command line prints suggest it."""
-    from tests.cli.test_run import CONFIG
+    from tests.command_line import CONFIG
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG + '[adapter]\nstack = "bottleneck"\n')

@@ -54,6 +54,7 @@ def test_each_stack_has_its_stretch_of_the_schedule(over, stretches):
     assert [phase.begins for phase in phases] == [0, 3, 6, 9, 10, 11]
 
 
+@pytest.mark.slow
 def test_a_run_climbs_twice(tmp_path):
     """Each stack at one mask fraction of a schedule from 20 to 80 %, the lowest at the lightest."""
     ran = run_tiny(

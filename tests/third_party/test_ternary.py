@@ -82,6 +82,7 @@ class TestDora(OnTernary):
         return Dora(LoraOptions(target_modules=("k_proj", "down_proj")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapters", [{"stack": {"use": "dora", "rank": 2}, "trunk": {"use": "lora", "rank": 2}}, {"stack": {"use": "ia3"}}]
 )

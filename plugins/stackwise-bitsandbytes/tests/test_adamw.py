@@ -18,6 +18,7 @@ class TestAdamW8bit(OptimizerContract):
         return AdamW8bit(AdamWOptions())
 
 
+@pytest.mark.slow
 def test_eight_bits_train_as_thirty_two_do(tmp_path):
     """On the CPU, from the same first loss down to nearly the same last one."""
     in_full, in_eight = (

@@ -22,6 +22,7 @@ def test_listing_and_checking_leave_it():
     assert heavy_imports(code, ("numpy", "torch", "bitsandbytes")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["four_bit:Nf4:FourBitOptions", "eight_bit:Int8:EightBitOptions"])
 def test_planning_leaves_it(name):
     """A precision is built and asked for its bytes and its device without it."""
@@ -36,6 +37,7 @@ precision.bytes_per_weight, precision.check(torch.device("cpu"))
     assert heavy_imports(code, ("bitsandbytes",)) == []
 
 
+@pytest.mark.slow
 def test_quantising_imports_it_in_silence(tmp_path):
     """Nothing is printed, and the package ``kernels``, which would download, isn't asked for anything."""
     (tmp_path / "kernels.py").write_text("print('kernels was imported')\n")

@@ -19,6 +19,7 @@ class TestMemory(CacheBackendContract):
         return Memory(MemoryOptions())
 
 
+@pytest.mark.slow
 class TestDisk(CacheBackendContract):
     @pytest.fixture(params=[1, 4, 256])
     def backend(self, request):

@@ -114,6 +114,7 @@ print(json.dumps([len(there), there[-1], stats.writes, stats.evicted, hidden, af
 """
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(tmp_path):
     """On a file system of 1 MB that runs full, what is kept is right, what isn't is counted, and nothing is raised."""
     if shutil.which("unshare") is None:

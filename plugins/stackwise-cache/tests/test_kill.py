@@ -3,6 +3,8 @@
 import random
 from functools import partial
 
+import pytest
+
 from stackwise_core.testing.cache_backend import entries_of, everything_is_right, key_of
 from stackwise_core.testing.child import killed
 
@@ -18,6 +20,7 @@ def write_for_ever(opened, order, expected, tell):
                 tell(number)
 
 
+@pytest.mark.slow
 def test_kills_while_shards_are_evicted(open_store, directory, layout):
     """One small store, killed 40 times as it writes and evicts: it is never too large, and never wrong."""
     expected = {key_of(number): entries_of(layout, number)[0] for number in range(100)}

@@ -62,6 +62,7 @@ def ran(tmp_path_factory) -> Ran:
     return run_tiny(tmp_path_factory.mktemp("run"), changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["eurobert", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_gives_the_same_logits(tmp_path, ran, tied, architecture):
@@ -144,6 +145,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", ADAPTERS.values(), ids=ADAPTERS)
 def test_adapters_are_loaded_by_peft(tmp_path, adapters):
     """By its own loader, over the exported weights: together they give the rack's logits, without them others."""
@@ -214,6 +216,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_transformers_has_no_model_for_is_refused(tmp_path, changes, message):
     """Before anything is written."""
@@ -260,6 +263,7 @@ def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):
     assert "real is there already" in refused(ran.directory, tmp_path / "not there" / ".." / "real")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "dtype", "said"),
     [
@@ -363,6 +367,7 @@ def test_one_stack_is_in_memory_at_a_time(tmp_path, ran, monkeypatch):
     assert most == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_scores_text_without_stackwise(tmp_path, ran):
     """docs/pretrained.md's, of transformers alone: its numbers are those of the rack's own logits."""
     target = export(ran.directory, tmp_path / "hf")

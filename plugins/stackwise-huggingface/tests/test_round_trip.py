@@ -68,6 +68,7 @@ def export(ran: Ran, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(TOKENIZERS)), ids=list(TOKENIZERS))
 def test_what_was_exported_starts_with_the_same_bound(tmp_path, place):
     """To the bit, whatever the tokenizer and its mask, with tied ends or untied ones; nothing but the path is said."""
@@ -88,6 +89,7 @@ def test_what_was_exported_starts_with_the_same_bound(tmp_path, place):
             assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_trained_row_of_a_mask_without_a_token_is_kept(tmp_path, tied):
     """As mdlm makes it: the row after the tokenizer's last. Masked text gives transformers' logits, to the bit."""

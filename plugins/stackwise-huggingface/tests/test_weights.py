@@ -35,6 +35,7 @@ def logits(model, attention: str = "causal") -> torch.Tensor:
         return model(IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["5GB", "40kB"])
 @pytest.mark.parametrize(
     ("kind", "changes"),
@@ -123,6 +124,7 @@ def source(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", MODES.values(), ids=MODES)
 def test_any_mode_goes_on_from_it(tmp_path, source, changes):
     """New stacks join above it or below; what was given stays as it was, to the bit, and the run is verified."""
@@ -181,6 +183,7 @@ def test_the_embedding_of_a_run(tmp_path):
         assert all(torch.equal(tensor, theirs) for tensor in ends.values())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_own_copy(tmp_path):
     """Taken up it ends with the same bits as one that ran through, if the source is as it was; that may then go."""
     from stackwise_core.engine.evaluation.finished import FinishedRun
@@ -276,6 +279,7 @@ def test_a_tied_checkpoint_with_a_head_of_its_own_is_refused(tmp_path):
             start(tmp_path, tmp_path / "source", STILL)
 
 
+@pytest.mark.slow
 def test_what_was_exported_can_be_imported(tmp_path):
     """A rack comes back from transformers' files as it was, with the built-in tokenizer or with the file's."""
     from click.testing import CliRunner
@@ -307,6 +311,7 @@ NAMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", NAMED.values(), ids=NAMED)
 def test_mask_and_padding_are_those_of_transformers(tmp_path, source, files):
     """Wherever they are named; ids with gaps are numbered as its tokenizer numbers them."""

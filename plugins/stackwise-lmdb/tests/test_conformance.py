@@ -12,6 +12,7 @@ class TestPlugin(PluginContract):
     hooks = "stackwise_lmdb.hooks"
 
 
+@pytest.mark.slow
 class TestLmdb(CacheBackendContract):
     @pytest.fixture(params=[1, 4, 256])
     def backend(self, request):

@@ -44,6 +44,7 @@ def recovers(data, open_store, layout, damage):
     return code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_random_bytes(seed, data, open_store, layout):
     """Bytes anywhere may change, those of the tree above all: each entry is right or missing, and can be put again."""
@@ -56,6 +57,7 @@ def test_random_bytes(seed, data, open_store, layout):
         assert recovers(data, open_store, layout, lambda damaged=damaged: data.write_bytes(damaged)) == 0
 
 
+@pytest.mark.slow
 def test_truncated_files(data, open_store, layout):
     """A file cut anywhere is deleted and counted, and the store goes on."""
     rng, whole = random.Random(1), data.read_bytes()

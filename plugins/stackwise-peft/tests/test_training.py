@@ -55,6 +55,7 @@ def test_ranks_may_differ():
     assert layer.self_attn.v_proj.r == {"stack": 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
     [WIDE, Dora(LoraOptions()), Pissa(PissaOptions()), Olora(LoraOptions()), Ia3(Ia3Options())],

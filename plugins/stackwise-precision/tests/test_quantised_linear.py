@@ -149,6 +149,7 @@ def test_a_copy_has_tensors_of_its_own():
     assert not torch.equal(layer(x), before)
 
 
+@pytest.mark.slow
 @precisions
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 def test_peft_s_adapters_train_on_it(precision, use_dora):

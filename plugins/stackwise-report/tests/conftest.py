@@ -8,7 +8,7 @@ import pytest
 
 from stackwise_core.run_files.reading import read_runs
 from stackwise_report.page import page
-from tests.run_files.conftest import changed, finished, run  # noqa: F401 - fixtures
+from tests.small_runs import changed, finished, run  # noqa: F401 - fixtures
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

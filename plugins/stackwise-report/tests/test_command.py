@@ -36,6 +36,7 @@ def report(*arguments: object):
     return CliRunner().invoke(main, ["report", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_run_s_page_is_written_into_its_directory(run):
     """Its path is printed, and the run is as whole as before."""
     result = report(run)
@@ -45,6 +46,7 @@ def test_a_run_s_page_is_written_into_its_directory(run):
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
 def test_that_of_several_is_written_here(run, tmp_path):
     """Or where --output says."""
     shutil.copytree(run, "runs/second")
@@ -69,6 +71,7 @@ def test_json_prints_the_numbers_and_writes_nothing(run):
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_rack(run):
     """As many as are asked for, the same each time, on the page and as JSON."""
     (found,) = json.loads(report(run, "--samples", "2", "--json").stdout)["runs"]
@@ -168,6 +171,7 @@ def test_a_damaged_run_has_a_page_that_says_so(run):
     assert "plan.json: not JSON" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported_for_it(run):
     """Only samples need it."""
     code = f"from stackwise_core.cli import main; main(['report', {str(run)!r}], standalone_mode=False)"

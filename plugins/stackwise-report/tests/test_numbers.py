@@ -1,7 +1,6 @@
 """A run's numbers as JSON and as tables, also of a run that is damaged or of another version."""
 
 import json
-import random
 
 import pytest
 
@@ -9,8 +8,8 @@ from stackwise_core.config.dump import dump
 from stackwise_core.run_files.reading import read_run
 from stackwise_report import tables, wording
 from stackwise_report.as_json import as_plain
-from tests.run_files.conftest import lines
-from tests.run_files.test_reading import NASTY, leaves
+from tests.changed_files import lies
+from tests.small_runs import lines
 from tests.tiny import TinyRun
 
 
@@ -26,15 +25,8 @@ def test_its_numbers_as_json(finished):
 @pytest.mark.parametrize("name", ["plan.json", "finished.json", "environment.json"])
 def test_a_file_of_a_later_version_or_of_a_liar_is_shown_all_the_same(run, name):
     """Any value of a file replaced by another; what comes out can be written as JSON and has no control characters."""
-    whole, rng = (run / name).read_text(), random.Random(name)
-    every = list(leaves(json.loads(whole)))[1:]
-    for nasty in 3 * NASTY:
-        value, path = json.loads(whole), rng.choice(every)
-        inner = value
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = nasty
-        (run / name).write_text(json.dumps(value))
+    for lie in lies((run / name).read_text(), name):
+        (run / name).write_text(lie)
         found = read_run(run)
         said = json.dumps(as_plain(found), allow_nan=False)
         assert "\\u001b" not in said

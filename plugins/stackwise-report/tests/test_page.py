@@ -10,7 +10,8 @@ import pytest
 
 from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_report import plots, tables, wording
-from tests.run_files.conftest import SHORT, lines, seal
+from tests.changed_files import seal
+from tests.small_runs import SHORT, lines
 from tests.tiny import run_tiny
 
 
@@ -47,6 +48,7 @@ def loads_nothing(found) -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_is_whole_and_needs_no_network(one):
     """Every tag is closed, every id is there once, every reference leads to one, and nothing is loaded."""
     assert one.html.startswith("<!DOCTYPE html>")
@@ -183,6 +185,7 @@ def test_gradient_norms_are_on_a_scale_of_logarithms(run):
     assert "mathdefault" not in drawn
 
 
+@pytest.mark.slow
 def test_a_banded_run_shows_which_stack_serves_which_band(page_of, banded):
     """Its bands have their stacks, and there is one depth."""
     found = page_of(banded)
@@ -284,6 +287,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_as_text(page_of, tmp_path, finished):
     """As names of runs and phases, notes, values of the configuration and of the environment, labels and samples."""
     names = [f"phase {number} {text}" for number, text in enumerate(HOSTILE)]

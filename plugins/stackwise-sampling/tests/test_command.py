@@ -15,6 +15,8 @@ from stackwise_sampling.sampling import Sampling, sample
 from stackwise_sampling.unmasking_view import piped, print_texts, visible, watching
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
 
 

@@ -120,6 +120,7 @@ def test_the_enumeration_is_a_distribution(enumerated):
     assert off == sorted(off, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_ancestral_sampling_has_the_distribution_of_its_steps(enumerated, steps):
     """Twenty thousand texts have the enumerated distribution of T steps, and not that of another T."""
@@ -129,6 +130,7 @@ def test_ancestral_sampling_has_the_distribution_of_its_steps(enumerated, steps)
         assert surprise(found, enumerated[other]) > 30
 
 
+@pytest.mark.slow
 def test_ancestral_sampling_in_many_steps_is_the_joint_distribution():
     """Where two tokens hardly ever leave the mask together, texts come from p(x) itself; in one step they don't."""
     joint = joint_of_states()
@@ -137,6 +139,7 @@ def test_ancestral_sampling_in_many_steps_is_the_joint_distribution():
     assert surprise(texts(num=SAMPLES, steps=1, seed=5)[0], joint) > 100
 
 
+@pytest.mark.slow
 def test_ancestral_infilling_has_the_conditional_distribution():
     """Given two tokens, the others come from p(x | these)."""
     given = (MASK, 2, MASK, MASK, 0)
@@ -245,6 +248,7 @@ def test_temperature_sharpens_and_flattens(temperature):
     assert surprise(texts(given=given, num=6000, steps=1)[0], expected) > 20
 
 
+@pytest.mark.slow
 def test_a_nucleus_is_the_fewest_likeliest_tokens():
     """What lies beyond top_p never comes; what lies within keeps its proportions."""
     given = (0, 1, MASK, 2, 0)

@@ -13,6 +13,8 @@ from stackwise_sampling.sampling import ORDERS
 from stackwise_sampling.sampling import sample as fill
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"evaluation": {"sequences": 2, "draws": 1}}
 RUNS = {
     "bf16": {"precision": {"active": "bf16"}, "training.time": "input"},

@@ -17,7 +17,8 @@ from stackwise_core.engine.loop.events import StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_tensorboard import event_files
 from stackwise_tensorboard.event_files import EventFiles
-from tests.engine.loop.test_resume import Broken, bits, break_everywhere, engine
+from tests.interrupted_runs import Broken, break_everywhere, engine
+from tests.run_bits import bits
 from tests.tiny import Ran, run_tiny
 
 CHANGES = {
@@ -126,6 +127,7 @@ def test_no_bit_of_the_weights_depends_on_it(tmp_path, ran):
     assert ran.losses == [line["loss"] for line in lines(without) if line["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_off_everywhere_has_each_step_once(tmp_path, ran):
     """Its curves are an undisturbed run's, though each phase was begun by one process and ended by another."""
     directory, lives, _ = break_everywhere(tmp_path, {**CHANGES, "checkpoint.steps": 1})
@@ -149,6 +151,7 @@ def killed(tmp_path_factory) -> Path:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True], ids=["between records", "within a record"])
 def test_a_killed_run_has_each_step_once(tmp_path, ran, killed, torn):
     """Its last step is taken again; the clock may go backwards meanwhile."""
@@ -209,6 +212,7 @@ def test_nothing_is_written_through_a_link(tmp_path, link):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_the_run_goes_on(tmp_path, ran, monkeypatch):
     """The disk takes a part of a record; the error names the file, and nothing is lost once there is room."""
 
@@ -234,6 +238,7 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on(tmp_path, ran, monkeypatch
     assert without_the_clock(directory) == without_the_clock(ran.directory)
 
 
+@pytest.mark.slow
 def test_a_removed_directory_is_one_error(tmp_path, ran):
     """The system would go on taking what is written to a deleted file; the run can go on afterwards."""
     directory = tmp_path / "runs" / "tiny"

@@ -207,6 +207,7 @@ def test_nothing_is_unpickled(tmp_path, saved, where):
     assert not (tmp_path / "bang").exists()
 
 
+@pytest.mark.slow
 def test_nothing_else_is_imported_or_asked(saved, tmp_path):
     """state.json can't have a library imported, and no connection is tried."""
     state = json.loads((saved / "state.json").read_text()) | {"_format_type": "torch"}

@@ -36,6 +36,7 @@ def test_formats_by_name(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_thousands_of_files(tmp_path):
     """A glob or a directory of many files is all of them, by path."""
     names = [f"{number % 7}/{number:05}.jsonl.gz" for number in range(3000)]

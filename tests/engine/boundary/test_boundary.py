@@ -47,6 +47,7 @@ def recomputed(tmp_path_factory) -> Ran:
     return run_tiny(tmp_path_factory.mktemp("recomputed"), {"cache_backend": None, "training.window": 64})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [{"use": "memory", "dtype": "fp32"}, FP32_DISK["cache_backend"]])
 @pytest.mark.parametrize("window", [64, 1024])
 def test_a_cached_run_equals_a_recomputing_one_to_the_bit(tmp_path, recomputed, cache, window):
@@ -61,6 +62,7 @@ def test_a_cached_run_equals_a_recomputing_one_to_the_bit(tmp_path, recomputed, 
         assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_cached_run_with_a_time_input_equals_a_recomputing_one_to_the_bit(tmp_path):
     """The time is in the key, the time's embedding below the boundary: nothing of either gets lost in the cache."""
     time = {"training.time": "input", "training.embedding_lr": 1e-2, "rack.stacks": 2}
@@ -73,6 +75,7 @@ def test_a_cached_run_with_a_time_input_equals_a_recomputing_one_to_the_bit(tmp_
         assert torch.equal(tensor, embedding[name])
 
 
+@pytest.mark.slow
 def test_every_activation_that_a_later_epoch_uses_is_read(tmp_path):
     """Three epochs over two fixed masks: each boundary is computed twice a sample and read three times."""
     ran = run_tiny(tmp_path)
@@ -83,6 +86,7 @@ def test_every_activation_that_a_later_epoch_uses_is_read(tmp_path):
         assert (phase.boundaries_computed, phase.boundaries_read) == (2 * samples, 3 * samples)
 
 
+@pytest.mark.slow
 def test_a_boundary_is_made_from_the_one_below_by_one_stack(tmp_path):
     """In the third phase the first stack never runs: its output is in the boundary below."""
     ran_stacks: list[set[int]] = []
@@ -111,6 +115,7 @@ def test_a_boundary_is_made_from_the_one_below_by_one_stack(tmp_path):
     assert ran_stacks[0:6:2] == [{0}, {0, 1}, {1, 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8", "int4"])
 def test_bits_do_not_depend_on_where_a_boundary_came_from(tmp_path, dtype):
     """A boundary made from the one below and one made from the tokens are the same, to the bit, in each format."""
@@ -124,6 +129,7 @@ def test_bits_do_not_depend_on_where_a_boundary_came_from(tmp_path, dtype):
     assert run_tiny(tmp_path / "alone", cache, before=forget_below).losses == kept.losses
 
 
+@pytest.mark.slow
 def test_evicted_boundaries_are_computed_again(tmp_path):
     """A capacity that holds a part of the boundaries costs time, and changes nothing."""
     entry = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
@@ -133,6 +139,7 @@ def test_evicted_boundaries_are_computed_again(tmp_path):
     assert small.result.phases[1].boundaries_computed > whole.result.phases[1].boundaries_computed
 
 
+@pytest.mark.slow
 def test_damaged_cache_files_are_found_and_computed_again(tmp_path):
     """Bytes flipped in the cache during the run leave its losses as they were."""
     whole = run_tiny(tmp_path / "whole", BF16_DISK)
@@ -151,12 +158,14 @@ def test_damaged_cache_files_are_found_and_computed_again(tmp_path):
     assert damaged > 10
 
 
+@pytest.mark.slow
 def test_nothing_of_the_cache_is_left_after_a_run(tmp_path):
     """Boundaries are dropped when no phase needs them any more."""
     ran = run_tiny(tmp_path, FP32_DISK)
     assert not list(ran.directory.glob("cache/**/*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_boundary_is_the_trunk_s_own_output(tmp_path):
     """What a phase trains on is the frozen stacks applied to the masked tokens, computed here by hand."""
     seen = []
@@ -241,6 +250,7 @@ def names(ran: Ran):
         directory.write_stack(stack, master)
 
 
+@pytest.mark.slow
 def test_any_change_below_a_boundary_changes_its_name(finished):
     """Weights, precision, tokenizer, layout: each makes another namespace, and the same again makes the same."""
     made = dict(names(finished))
@@ -339,6 +349,7 @@ def test_a_batch_is_whole_after_part_of_it_was_lost(finished, tmp_path, store):
     assert boundary.counts.computed == 16
 
 
+@pytest.mark.slow
 def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
     """While a boundary is made from the one below there are two, once it is whole it alone, and after the run none."""
     held: dict[str, list[int]] = {}
@@ -357,6 +368,7 @@ def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
     assert not list(ran.directory.glob("cache/*"))
 
 
+@pytest.mark.slow
 def test_boundaries_of_as_many_phases_are_kept_as_asked(tmp_path):
     """Of three phases' boundaries the last two stay on disk, whole, under the names of what they were made by."""
     cache = FP32_DISK["cache_backend"] | {"keep": "rack", "keep_time_steps": 2}

@@ -20,6 +20,8 @@ from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.testing.damage import flip
 from tests.tiny import Ran, run_tiny, telling
 
+pytestmark = pytest.mark.slow
+
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 DISK = {"use": "disk", "shard_entries": 8}
 SHORT = {"training.epochs_per_stack": 2, "training.batch_size": 16, "evaluation": {"draws": 1, "sequences": 4}}

@@ -134,6 +134,7 @@ def test_causal_draws_mask_nothing_and_are_one(split):
     assert len(one.masked) == 2 * 31
 
 
+@pytest.mark.slow
 def test_masked_positions_of_mlm_are_mixed_as_asked(split):
     """Of many masked positions 20 % hold their own token, 30 % another one drawn evenly, and the rest the mask."""
     mixture = MLM(MLMOptions(random=0.3, keep=0.2)).corrupt

@@ -160,6 +160,7 @@ def truncate(file):
     os.truncate(file, file.stat().st_size - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, os.unlink], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["train.tokens", "train.segments", "validation.rows", "manifest.json"])
 def test_damage_is_seen_and_mended(prepared, caplog, damage, name):
@@ -250,6 +251,7 @@ def start(folder, directory, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_the_same_time(prepared, tmp_path):
     """Two processes in the middle of the same preparation both end with the same corpus, and one directory is left."""
     expected = prepared(TEXTS)
@@ -268,6 +270,7 @@ def test_two_processes_at_the_same_time(prepared, tmp_path):
     assert [file.name for file in directory.iterdir() if file.name != INDICES] == [expected.fingerprint]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(prepared, data, tmp_path):
     """What a killed process leaves is never taken for a corpus, and is deleted when it is a day old."""
     tokens = Path(data.tokens_directory)
@@ -336,6 +339,7 @@ def test_no_validation_left(prepared, masked_bpe, monkeypatch):
     assert "tokens none for validation, with data.validation_fraction = 0.01" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3, 0.5])
 @pytest.mark.parametrize("size", range(24, 200, 7))
 def test_three_rows_of_text_are_enough(prepared, size, fraction):

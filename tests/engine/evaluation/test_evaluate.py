@@ -106,6 +106,7 @@ def measure(ran, *, routes=WHOLE, **changes):
     return evaluate(ran.engine.forward, evaluation, routes=routes, exits={0, 1, 2}, active={2})
 
 
+@pytest.mark.slow
 def test_evaluation_is_deterministic_by_seed(ran):
     """The same seed gives the same number to the bit, another seed another one."""
     first, again, other = measure(ran), measure(ran), measure(ran, seed=4)
@@ -113,6 +114,7 @@ def test_evaluation_is_deterministic_by_seed(ran):
     assert first != other
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(ran):
     """Batches are a matter of memory."""
     for one, other in zip(measure(ran), measure(ran, batch_size=3), strict=True):
@@ -141,6 +143,7 @@ def test_routes_through_one_path_are_that_path_s_bands(ran):
     assert min(part.nats_per_token for part in together.bands) > 0.1
 
 
+@pytest.mark.slow
 def test_more_draws_agree_within_the_standard_error(ran):
     """The estimate converges on what far more masks give."""
     few, many = measure(ran, draws=2)[-1], measure(ran, draws=64)[-1]
@@ -292,6 +295,7 @@ def test_a_banded_rack_has_the_bound_of_its_own_masks():
     assert likelihood.depth == 3
 
 
+@pytest.mark.slow
 def test_a_banded_rack_converges_on_the_enumerated_bound():
     """With many masks each band is stack i's exact share, and their sum the whole, within a per cent."""
     (likelihood,) = measured(JointRack(JOINTS), [BandRoute((k,), band) for k, band in enumerate(BANDS)], draws=300)
@@ -303,6 +307,7 @@ def test_a_banded_rack_converges_on_the_enumerated_bound():
     assert likelihood.nats_per_token == pytest.approx(sum(exact), rel=0.01)
 
 
+@pytest.mark.slow
 def test_one_predictor_in_all_bands_has_the_likelihood_itself():
     """With the exact conditionals throughout, the bands of the bound add up to -log p(x)."""
     rack = JointRack([JOINTS[1]] * 3)
@@ -329,6 +334,7 @@ def test_every_mask_fraction_is_served_once(edges):
         assert serving == [max(0, sum(fraction > edge for edge in edges) - 1)]
 
 
+@pytest.mark.slow
 def test_a_changed_stack_changes_its_own_band_and_no_other(tmp_path):
     """Of a banded rack the other bands stay as they were to the bit, and the bands add up before and after."""
     banded = run_tiny(tmp_path, {"trainer_mode": {"use": "banded", "cycles": 1}, "training.epochs_per_stack": 1})
@@ -371,6 +377,7 @@ def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
     assert ran.result.likelihoods[0].tokens == predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mask_diffusion", "clm"])
 def test_a_bound_that_is_no_number_is_an_error(tmp_path, objective):
     """The first stack and tensor that isn't finite is named; without one, the stack whose result isn't."""

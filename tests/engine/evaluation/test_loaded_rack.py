@@ -13,6 +13,8 @@ from stackwise_core.errors import StackwiseError, UnavailableError, UsageError
 from tests.llama import llama_like
 from tests.tiny import run_tiny
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "sequential": {},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}},

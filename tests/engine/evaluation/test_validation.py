@@ -34,6 +34,7 @@ def validation_of(ran, phase: int):
     return ran.engine.validation(ran.plan.phases[phase])
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_objective_over_validation_text(ran):
     """Seven sequences of the validation split, sequence by sequence, through the whole path."""
     validation, forward = validation_of(ran, 2), ran.engine.forward

@@ -34,6 +34,7 @@ def moved(broken, tmp_path, monkeypatch) -> Path:
     forget_plugins()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["small.toml", "runs/small"])
 def test_a_project_that_was_moved_goes_on(moved, source):
     """By its configuration; by its directory, once -p says that the plugin files are trusted."""
@@ -52,6 +53,7 @@ def test_a_project_that_was_moved_goes_on(moved, source):
     assert written["written_in"] == str(moved / "runs/small")
 
 
+@pytest.mark.slow
 def test_it_ends_as_one_that_was_never_moved(moved, tmp_path):
     """With the same bits."""
     result = sw.run("small.toml")
@@ -95,6 +97,7 @@ def test_another_tokenizer_is_refused(moved):
         sw.run("small.toml")
 
 
+@pytest.mark.slow
 def test_folders_that_are_written_to_may_be_others(moved):
     """No acceptance is asked for: nothing depends on them."""
     events: list = []
@@ -182,6 +185,7 @@ def sourced(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_source_elsewhere_is_the_same_one(sourced):
     """By its weights; another one is refused, though it has the same shape."""
     shutil.copytree("start", "another")
@@ -206,6 +210,7 @@ def test_a_moved_run_owns_its_boundaries_still(sourced, tmp_path, monkeypatch):
     assert set(records) == {str(tmp_path / "second" / "runs" / "sourced")}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_alone_finds_the_text(sourced, tmp_path):
     """Where it was, seen from where the run was."""
     shutil.move(sourced / "runs" / "sourced", tmp_path / "alone")

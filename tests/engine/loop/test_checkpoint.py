@@ -9,7 +9,9 @@ from stackwise_core.engine.loop import checkpoint
 from stackwise_core.engine.loop.events import PhaseDone, PhaseResumed, StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError, UsageError
-from tests.engine.loop.test_resume import Broken, bits, engine, flip
+from tests.changed_files import flip
+from tests.interrupted_runs import Broken, engine
+from tests.run_bits import bits, same
 from tests.tiny import run_tiny
 
 STEPS = {"training.steps_per_stack": 8, "rack.stacks": 1, "checkpoint.steps": 2}
@@ -50,11 +52,6 @@ def undisturbed(tmp_path) -> dict[str, str]:
     return bits(run_tiny(tmp_path / "undisturbed", STEPS).directory)
 
 
-def same(found: dict[str, str], expected: dict[str, str]) -> bool:
-    """Whether all files are the same but for the configuration, which names the directory."""
-    return {**found, "config.toml": ""} == {**expected, "config.toml": ""}
-
-
 def test_the_last_two_are_kept_and_none_of_a_finished_phase(tmp_path):
     """After steps 2, 4 and 6 there are those of 4 and 6; after the phase they are gone."""
     directory = broken_at(tmp_path, 7)
@@ -65,6 +62,7 @@ def test_the_last_two_are_kept_and_none_of_a_finished_phase(tmp_path):
     assert not RunDirectory(directory).checkpoints()
 
 
+@pytest.mark.slow
 def test_the_newest_whole_one_is_used(tmp_path, undisturbed):
     """With flipped bits in the newest, the one before it is taken, which is said; the run ends with the same bits."""
     directory = broken_at(tmp_path, 7)
@@ -76,6 +74,7 @@ def test_the_newest_whole_one_is_used(tmp_path, undisturbed):
     assert same(bits(directory), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_without_a_whole_one_the_phase_begins_anew(tmp_path, undisturbed, suffix):
     """Cut short or deleted, no checkpoint is used; the same bits come out in the end."""
@@ -113,6 +112,7 @@ def test_one_of_another_shape_is_refused(tmp_path):
         go_on(tmp_path, directory)
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_tells_is_checked(tmp_path, undisturbed):
     """JSON that no run writes is no checkpoint, whatever the manifest says of it."""
     directory = broken_at(tmp_path, 7)
@@ -127,6 +127,7 @@ def test_what_a_checkpoint_tells_is_checked(tmp_path, undisturbed):
     assert same(bits(directory), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -145,6 +146,7 @@ def test_an_optimizer_state_that_cannot_be_is_refused(tmp_path, change):
         go_on(tmp_path, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said_of_it", [3, {}, {"scale": 1.0}])
 @pytest.mark.parametrize("precision", ["fp32", {"use": "fp16", "cpu_compute": "fp16"}])
 def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
@@ -155,6 +157,7 @@ def test_a_scaler_that_cannot_be_is_refused(tmp_path, precision, said_of_it):
         go_on(tmp_path, directory, changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -197,6 +200,7 @@ def test_measurements_are_neither_lost_nor_there_twice(tmp_path):
     assert [line["steps"] for line in lines if line["kind"] == "phase"] == [8]
 
 
+@pytest.mark.slow
 def test_a_phase_that_goes_on_counts_what_it_did_before(tmp_path):
     """Steps, losses and boundaries of earlier processes are in the phase's result."""
     changes = {"rack.stacks": 2, "checkpoint.steps": 2, "cache_backend": {"use": "disk"}}
@@ -216,6 +220,7 @@ def test_a_phase_that_goes_on_counts_what_it_did_before(tmp_path):
     assert resumed.boundaries_read >= whole.boundaries_read
 
 
+@pytest.mark.slow
 def test_a_rack_in_one_file(tmp_path):
     """save_rack writes after each phase what the rack's files hold then, read by the safetensors library itself."""
     from safetensors.torch import load_file

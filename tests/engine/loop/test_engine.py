@@ -119,6 +119,7 @@ MODES = {
 SMALL = {"stacks": 2, "blocks_per_stack": 1, "d_model": 32, "n_heads": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_just_what_the_plan_says_changes(tmp_path, mode):
     """Each phase changes every tensor that it trains, and no other by a bit; the plan has counted them."""
@@ -129,6 +130,7 @@ def test_just_what_the_plan_says_changes(tmp_path, mode):
     assert changed == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blockwise", "append", "fused, frozen", "end to end, stackwise", "prepend"])
 def test_a_head_that_trains_changes_in_every_phase(tmp_path, mode):
     """With head = "trains" it goes on in the phases that would else leave it."""
@@ -145,6 +147,7 @@ def test_a_head_that_trains_changes_in_every_phase(tmp_path, mode):
     assert all("ends.lm_head.weight" in names for names in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode", ["append, finale", "banded, interleaved", "banded, after first", "banded, per stack", "fused, trainable"]
 )
@@ -159,6 +162,7 @@ def test_a_tied_head_changes_with_the_embedding_and_the_time_with_both(tmp_path,
     assert [any(name.endswith("embed_time.weight") for name in names) for names in changed] == embeddings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "start"),
     [
@@ -207,6 +211,7 @@ def losses_by_phase(ran: Ran) -> dict[str, list[float]]:
     return by_phase
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["build", "position"])
 def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
     """Through the frozen stack above, which stays as it was to the bit, its loss on equal masks falls."""
@@ -301,6 +306,7 @@ def visits(tmp_path, changes) -> list[tuple[list[int], list[int], str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", ["fixed", "resampled"])
 @pytest.mark.parametrize("budget", [{"training.epochs_per_stack": 2}, {"training.steps_per_stack": 24}])
 def test_cycles_go_through_the_samples_as_one_run_does(tmp_path, budget, masks):
@@ -384,6 +390,7 @@ def test_a_phase_ends_at_a_plateau(tmp_path):
     assert steps == 24
 
 
+@pytest.mark.slow
 def test_validation_leaves_training_as_it_is(tmp_path):
     """A run that is validated has the losses of one that isn't, and no phase of it stops early without a plateau."""
     silent = run_tiny(tmp_path / "silent", {"training.epochs_per_stack": 1})
@@ -399,6 +406,7 @@ def test_validation_leaves_training_as_it_is(tmp_path):
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["end_to_end", "blockwise"])
 def test_activation_checkpointing_leaves_every_loss_as_it_is(tmp_path, mode):
     """It computes each stack again on the way back, and to the same bits."""
@@ -433,6 +441,7 @@ def test_clm_needs_one_boundary_a_sample(tmp_path):
     assert ran.result.phases[0].last_loss < ran.result.phases[0].first_loss - 0.5
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_says_so(tmp_path):
     """The loss falls well below that of guessing, every stack takes part, and the events come in order."""
     ran = run_tiny(tmp_path, {"training.epochs_per_stack": 12})
@@ -445,6 +454,7 @@ def test_a_run_trains_and_says_so(tmp_path):
     assert ran.result.likelihoods[-1].nats_per_token < 4.0
 
 
+@pytest.mark.slow
 def test_the_same_configuration_gives_the_same_bits(tmp_path):
     """Two runs of one configuration end with equal files; another seed does not."""
     first, again = run_tiny(tmp_path / "1"), run_tiny(tmp_path / "2")
@@ -456,6 +466,7 @@ def test_the_same_configuration_gives_the_same_bits(tmp_path):
     assert first.result.likelihoods == again.result.likelihoods
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_hand_written_loop(tmp_path):
     """The first phase, written out with plain torch on the same draws, has the same losses."""
     ran = run_tiny(tmp_path, {"rack.stacks": 1, "training.lr_schedule": "constant", "training.warmup": 0.0})
@@ -508,6 +519,7 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
     assert ran.losses == pytest.approx(losses, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_is_one_large_batch(tmp_path):
     """Two batches of 4 a step give the losses of one batch of 8, to rounding, also where the last is short."""
     whole = run_tiny(tmp_path / "whole", {"rack.stacks": 1})
@@ -517,6 +529,7 @@ def test_gradient_accumulation_is_one_large_batch(tmp_path):
     assert accumulated.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_run_directory_holds_what_it_should(tmp_path):
     """Configuration, plan, environment, weights and metrics are there, and load."""
     ran = run_tiny(tmp_path)
@@ -539,6 +552,7 @@ def test_the_run_directory_holds_what_it_should(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_masters_on_disk_are_the_full_precision_weights(tmp_path):
     """The trunk in memory is the masters on disk in bf16, and the last stack is them in full."""
     ran = run_tiny(tmp_path, {"precision": {"active": {"use": "bf16"}}})
@@ -551,6 +565,7 @@ def test_masters_on_disk_are_the_full_precision_weights(tmp_path):
         assert held["norm.weight"].dtype == (torch.float32 if index == 2 else torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision",
     [
@@ -568,6 +583,7 @@ def test_every_precision_trains_close_to_fp32(tmp_path, precision):
     assert half.losses == pytest.approx(exact.losses, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["time", "depth", "both"])
 def test_masks_over_time_and_depth(tmp_path, over):
     """Over depth the first stack sees 15 % masks and the last 90 %; over both, each its slice; over time, all."""
@@ -583,6 +599,7 @@ def test_masks_over_time_and_depth(tmp_path, over):
     assert weightings == ({"mean"} if over == "depth" else {"nelbo"})
 
 
+@pytest.mark.slow
 def test_resampled_masks_are_new_each_epoch(tmp_path):
     """Fixed masks come round again, resampled ones don't."""
     fixed = run_tiny(tmp_path / "fixed", {"training.masks_per_sample": 1, "rack.stacks": 2})
@@ -592,6 +609,7 @@ def test_resampled_masks_are_new_each_epoch(tmp_path):
     assert fresh.result.phases[1].boundaries_computed == 3 * samples
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_text_says_nothing_of_likelihood(tmp_path):
     """With a validation fraction of 0 there is nothing to measure on."""
     assert run_tiny(tmp_path, {"data.validation_fraction": 0.0}).result.likelihoods == ()
@@ -616,6 +634,7 @@ class Backwards(TrainerMode):
         ]
 
 
+@pytest.mark.slow
 def test_any_plan_is_executed(tmp_path):
     """Frozen stacks above pass gradients through, a stack trains again from its masters, and the rest stays put."""
 
@@ -654,6 +673,7 @@ def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
     assert [likelihood.depth for likelihood in ran.result.likelihoods] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "draws_left"), [(1, 1), (20, 0)])
 def test_a_run_that_goes_on_reads_what_it_had_cached(tmp_path, step, draws_left):
     """Boundaries of the phase that broke off, and unused ones below, are found again; none is left at the end."""
@@ -683,6 +703,7 @@ def test_a_run_that_goes_on_reads_what_it_had_cached(tmp_path, step, draws_left)
     assert [phase.last_loss for phase in result.phases] == [phase.last_loss for phase in whole.result.phases]
 
 
+@pytest.mark.slow
 def test_a_loss_scaler_that_never_fits_stops_the_run(tmp_path):
     """Steps that are left out for ever are no training."""
     precision = {"active": {"use": "fp16", "cpu_compute": "fp16", "initial_scale": 1e38}}
@@ -698,6 +719,7 @@ def test_determinism_is_the_run_s_own_affair(tmp_path):
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
+@pytest.mark.slow
 def test_runs_that_share_a_directory_delete_nothing_of_each_other(tmp_path):
     """The first keeps its boundaries; a second one reads them, and leaves them there with their records."""
     shared = {"use": "disk", "dtype": "fp32", "shard_entries": 8, "directory": str(tmp_path / "shared")}
@@ -714,6 +736,7 @@ def test_runs_that_share_a_directory_delete_nothing_of_each_other(tmp_path):
     assert after == {*left, tmp_path / "shared" / "notes.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "left"), [(None, 2), (1, 1), (2, 2)])
 def test_a_rack_s_boundaries_stay_as_many_as_asked(tmp_path, steps, left):
     """All, or those of the last time steps."""
@@ -731,6 +754,7 @@ def test_a_directory_of_boundaries_that_can_t_be_one_is_refused_at_once(tmp_path
         run_tiny(tmp_path, {"cache_backend": cache})
 
 
+@pytest.mark.slow
 def test_equal_draws_leave_the_boundary_below_whole(tmp_path):
     """Fully masked rows are one key: what was made of it first doesn't send the others back to the tokens."""
     passes: dict[str, list[int]] = {}
@@ -788,6 +812,7 @@ def precision():
     assert versions[0] == versions[2] != versions[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cache", "left"), [({"keep_time_steps": 2}, 2), ({"capacity": 3 * 100 * 32 * 32 * 4}, 3)])
 def test_what_is_kept_is_limited_after_an_interruption_too(tmp_path, cache, left):
     """A run that goes on counts the boundaries that it had before: as many stay as asked, in the room that is given."""

@@ -119,6 +119,7 @@ for words in ("plugins", "plugins show lora", "check adapters.toml", "run plain.
 """
 
 
+@pytest.mark.slow
 def test_bitsandbytes_and_peft_wait_until_a_run_uses_them(tmp_path):
     """Listing and checking import neither, and no torch; a run without them imports torch alone; nothing is logged."""
     short = {"training.steps_per_stack": 2, "evaluation.sequences": 2, "rack.stacks": 1}

@@ -19,8 +19,8 @@ from stackwise_core.engine.loop.running_phase import RunningPhase
 from stackwise_core.engine.loop.stopping import SIGNALS, Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.errors import is_out_of_memory
-from tests.engine.loop.test_checkpoint import same
-from tests.engine.loop.test_resume import bits, engine, measured
+from tests.interrupted_runs import engine
+from tests.run_bits import bits, measured, same
 from tests.tiny import run_tiny
 
 CHANGES = {"rack.stacks": 2, "training.steps_per_stack": 4, "cache_backend": {"use": "disk"}}
@@ -73,6 +73,7 @@ def stopped(tmp_path, when) -> int:
     return next((event.step for event in events if isinstance(event, PhaseResumed)), 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_finishes_its_step(tmp_path):
     """It leaves a checkpoint of that very step, and ends with the same bits when it has gone on."""
     assert stopped(tmp_path, lambda event: isinstance(event, StepDone) and event.step == 3) == 3
@@ -106,6 +107,7 @@ def test_measuring_is_interrupted_at_once_and_done_when_the_run_goes_on(tmp_path
     assert measured(run.directory) == measured(undisturbed.directory)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing(tmp_path, monkeypatch):
     """Nobody was told of it, and nothing was trained; one that goes on stays where it is."""
     run = engine(tmp_path, CHANGES, lambda event: None)
@@ -136,6 +138,7 @@ def test_a_signal_after_the_last_step_stops_before_measuring(tmp_path):
     assert engine(tmp_path, CHANGES, lambda event: None, run.directory).run().likelihoods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_stacks", [True, False])
 def test_a_run_that_stops_while_it_is_measured_goes_on_with_that(tmp_path, save_stacks):
     """It ends with what an undisturbed run measured, its metrics have that once, and weights go where they are to."""
@@ -208,6 +211,7 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("method", "goes_on_from"), [("backward", 2), ("_is_plateau", 0), ("_is_good", 0)])
 def test_memory_that_runs_out_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch, error, method, goes_on_from):

@@ -66,6 +66,7 @@ def mean_over(stretch: tuple[float, float], function) -> float:
     return sum(w / 2 * function(low + (node + 1) / 2 * (high - low)) for node, w in zip(nodes, weights, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Linear, Exponential, Cosine])
 def test_expected_loss_is_the_exact_nelbo(kind):
     """Averaged over progress and masks, the loss is the enumerated bound, and with exact conditionals -log p(x)."""
@@ -76,6 +77,7 @@ def test_expected_loss_is_the_exact_nelbo(kind):
         assert loss * len(x) == pytest.approx(-math.log(JOINT.table[x]), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Linear, Exponential, Cosine])
 def test_slices_of_progress_add_up(kind):
     """Losses over slices of the progress, as the phases of over = "both" have them, add up to the whole."""
@@ -89,6 +91,7 @@ def test_slices_of_progress_add_up(kind):
     assert total * len(x) == pytest.approx(-math.log(JOINT.table[x]), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Linear, Exponential, Cosine])
 def test_band_of_a_schedule_is_the_band_by_counts(kind):
     """A schedule from 0.15 to 0.9 gives that band's share of the bound, as the incomplete beta functions have it."""
@@ -242,6 +245,7 @@ class Twice(Objective):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), [("mask_diffusion", "twice"), ("clm", "twice_next")])
 def test_a_run_trains_and_validates_on_its_objective(tmp_path, install, ours, theirs):
     """A loss of twice the cross entropies is twice as large; what evaluation measures is cross entropies still.

@@ -29,6 +29,7 @@ def plan_of(tmp_path, changes=None):
     return make_plan(set_up(*tiny_config(tmp_path, changes)))
 
 
+@pytest.mark.slow
 def test_steps_and_parameters_are_those_of_the_run(tmp_path):
     """What is planned is what happens: steps, tokens' worth of steps, trainable and frozen weights."""
     ran = run_tiny(tmp_path, {"training.batch_size": 7, "training.window": 40})
@@ -43,12 +44,14 @@ def test_steps_and_parameters_are_those_of_the_run(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_steps_per_stack_wins_over_epochs(tmp_path):
     """A budget in steps is kept to the step, across epochs."""
     ran = run_tiny(tmp_path, {"training.steps_per_stack": 31})
     assert [phase.steps for phase in ran.result.phases] == [31] * 3
 
 
+@pytest.mark.slow
 def test_disk_is_what_the_cache_takes(tmp_path, monkeypatch):
     """The plan's bytes on disk are the payload that the shards hold at their peak, when a chunk was just written."""
     sizes, put = [], DiskStore.put
@@ -63,6 +66,7 @@ def test_disk_is_what_the_cache_takes(tmp_path, monkeypatch):
     assert max(phase.disk for phase in ran.plan.phases) == pytest.approx(max(sizes), rel=0.1)
 
 
+@pytest.mark.slow
 def test_flops_of_end_to_end_training_are_what_torch_counts(tmp_path):
     """The estimate is within a few per cent of torch's own count of every operation of the run."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -349,6 +353,7 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
             make_plan(evolve(setup, noise=Noise(schedule(None))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "message"),
     [

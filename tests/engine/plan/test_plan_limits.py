@@ -18,7 +18,7 @@ from stackwise_core.engine.plan.plan_limits import FAR, check_possible
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.system import machine
 from stackwise_core.system.machine import Room
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.tiny import tiny_config
 
 HUGE = {"rack.d_model": 1_000_000}
@@ -93,6 +93,7 @@ def test_a_rack_beyond_the_machine_is_planned_and_not_begun(here):
     assert CliRunner().invoke(main, ["plan", "small.toml", "--beyond-machine", *change]).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["python", "command line"])
 def test_told_to_go_on_it_is_begun(here, monkeypatch, way):
     """And when memory runs out before a step, no directory is left, and the corrected file has the name."""

@@ -12,7 +12,7 @@ import stackwise_core as sw
 from stackwise_core.engine.process import threads
 from stackwise_core.engine.process.threads import SAID_OUTSIDE, computing_threads
 from stackwise_core.system.openmp import WAITING
-from tests.cli.test_run import CONFIG
+from tests.command_line import CONFIG
 from tests.tiny import run_tiny, telling
 
 
@@ -47,6 +47,7 @@ def test_a_run_has_its_threads(tmp_path):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_the_bits_do_not_depend_on_how_threads_wait(tmp_path, monkeypatch):
     """Two threads that spin, in a process of their own, write the weights of two that sleep."""
     monkeypatch.chdir(tmp_path)

@@ -276,6 +276,7 @@ def test_damaged_json_is_refused(run):
         run.read_json("progress.json")
 
 
+@pytest.mark.slow
 def test_one_process_writes_at_a_time(run):
     """A second one is refused while the first is at work, and not after it ended."""
     code = f"""

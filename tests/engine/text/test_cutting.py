@@ -51,6 +51,7 @@ def stream_of(texts, tokenizer, folder):
     return ids, counted, stream.coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_text_has_the_ids_of_the_whole(kind, folder, tmp_path, small_windows, caplog):
     """Whatever a tokenizer puts before a text, strips at its ends or counts from its beginning."""
@@ -117,6 +118,7 @@ def test_windows_share_text_with_their_neighbours(monkeypatch):
         assert window.text.encode()[window.begin : window.end] == window.without_before().without_after().text.encode()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(content=st.text("ab \n", max_size=300), part=st.integers(1, 70))
 def test_windows_do_not_depend_on_parts(monkeypatch, content, part):

@@ -84,6 +84,7 @@ relaxed = settings(
 )
 
 
+@pytest.mark.slow
 @relaxed
 @given(
     texts=texts, copies=st.integers(1, 2), seq_len=st.integers(2, 9), fraction=st.sampled_from([0.0, 0.05, 0.3, 0.5])
@@ -104,6 +105,7 @@ def test_rows_are_as_defined(prepared, texts, copies, seq_len, fraction):
     assert corpus.documents == len(documents)
 
 
+@pytest.mark.slow
 @relaxed
 @given(
     pieces=st.lists(
@@ -274,6 +276,7 @@ def test_unknown_text_is_neither_scored_nor_counted(tmp_path):
     assert packed.coverage == Coverage(bytes=12 + 2 + 1 + 6 + 3 + 1 + 5, unknown=12 + 6 + 3, dropped=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "size"), [(1 << 16, 2), ((1 << 16) + 1, 4)])
 def test_ids_take_two_bytes_where_they_fit(tmp_path, words, size):
     """A vocabulary of 65,536 is stored in two bytes an id, a larger one in four, without losing the highest id."""

@@ -167,6 +167,7 @@ def test_no_special_tokens_are_added(tmp_path):
     assert open_json(path).encode(["a"])[0][0].tolist() == [1]
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(texts=st.lists(st.text(), max_size=4))
 def test_json_round_trip_and_offsets(plain_bpe, texts):

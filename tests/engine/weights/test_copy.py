@@ -106,6 +106,7 @@ def test_a_name_that_no_run_can_have_is_refused(tmp_path, source):
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_copy_is_no_finished_run(tmp_path, source):
     """At any point it is refused by whoever would use it or go on with it, until it is whole."""
     config, _ = load_run(source.path)

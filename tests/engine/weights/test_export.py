@@ -85,6 +85,7 @@ def test_a_format_gets_the_rack_as_it_is_written(tmp_path, ran):
     assert (described.blocks, described.d_model, described.seq_len) == (1, 32, 32)
 
 
+@pytest.mark.slow
 def test_adapters_go_where_a_format_has_a_place_for_them(tmp_path, adapted):
     """Their own hook writes them; a format without a place refuses the run, and the message says what to do."""
     with pytest.raises(UsageError, match=r'and Keeps has no place for them\. "stackwise merge .*tiny" folds them'):

@@ -128,6 +128,7 @@ def test_a_plugin_file_that_changed_is_not_taken_for_the_same(trained, caplog):
         forget_plugins()
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_run_keeps_them_too(moved, tmp_path):
     """``restore`` makes a run that stands by itself."""
     with pytest.raises(SystemExit) as ended:

@@ -55,6 +55,7 @@ TWO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapters", "order"),
     [*((each, list(each)) for each in ONE + TWO), *((each, list(each)[::-1]) for each in TWO)],

@@ -112,6 +112,7 @@ def second(first, tmp_path_factory) -> Ran:
     )
 
 
+@pytest.mark.slow
 def test_more_stacks_are_built_on_what_was_given(first, second):
     """Phases for the new ones only; what was given is what it was, to the bit, and so are its likelihoods."""
     assert [planned.phase.trains for planned in second.plan.phases] == [{2}, {3}]
@@ -121,6 +122,7 @@ def test_more_stacks_are_built_on_what_was_given(first, second):
     assert second.result.likelihoods[:2] == first.result.likelihoods
 
 
+@pytest.mark.slow
 def test_a_third_mode_goes_on_where_the_second_stopped(tmp_path, second):
     """Before it has learned anything, an end-to-end run has the second's likelihood, to the bit."""
     third = start(tmp_path, second, {"use": "end_to_end"}, rack__stacks=4, **STILL)
@@ -129,6 +131,7 @@ def test_a_third_mode_goes_on_where_the_second_stopped(tmp_path, second):
     assert same_files(second.directory, third.directory, names)
 
 
+@pytest.mark.slow
 def test_a_third_mode_trains_what_it_was_given(tmp_path, second):
     """Its first loss is far below that of a rack of new weights, and every weight moves on."""
     third = start(tmp_path / "third", second, {"use": "end_to_end"}, rack__stacks=4, training__steps_per_stack=5)
@@ -176,6 +179,7 @@ def logits(ran: Ran) -> torch.Tensor:
         return forward.placement.ends(top).logits(hidden, forward.placement.stack(top).norm)
 
 
+@pytest.mark.slow
 def test_regrouped_blocks_are_the_same_model(tmp_path):
     """Four stacks of one block become two of two: the same logits, and the same likelihood."""
     changes = {"rack.stacks": 2, "rack.blocks_per_stack": 2, "training.epochs_per_stack": 1}
@@ -193,6 +197,7 @@ def test_a_rack_that_is_whole_has_nothing_to_build(tmp_path, first):
         start(tmp_path, first, {"use": "blockwise"}, rack__stacks=2)
 
 
+@pytest.mark.slow
 def test_ends_of_their_own_are_given_to_their_stacks(tmp_path):
     """A banded rack grows by a band: the given stacks keep their embeddings and heads, the new one begins with new."""
     mode = {"use": "banded", "shared": "per_stack", "cycles": 1}

@@ -49,6 +49,7 @@ def most_resident(monkeypatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_resident):
     """Losses, weights, validation and likelihoods; two stacks are in memory at most, but in a phase that trains all."""
@@ -68,6 +69,7 @@ def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_reside
     assert not any(planned.streams for planned in resident.plan.phases)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_as_it_was_trained(tmp_path, most_resident):
     """With one stack at a time where it was streamed, to the same numbers."""
     ran = run_tiny(tmp_path, {"training.trunk_residency": "stream", "training.epochs_per_stack": 1})
@@ -158,6 +160,7 @@ def test_a_plan_beyond_the_budget_is_refused(tmp_path):
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+@pytest.mark.slow
 def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     """The first step over a streamed trunk of two: the loss of the last stack, computed here from the tokens on."""
     seen = []

@@ -1,10 +1,10 @@
 """Runs that are killed while boundaries are written, and go on until they end; a process of its own.
 
-``python -m tests.engine.loop.killed_run REQUESTS`` forks a process for each life, since autograd can't be used in
-the fork of a process that has used it. REQUESTS is JSON, by name: ``directory``, ``changes`` of the configuration,
-``kills`` a phase, ``ways`` (of killing: "instant", "change"), ``seed``, and ``plant``: whether entries are replaced by
+``python -m tests.survival.killed_while_caching REQUESTS`` forks a process for each life, since autograd can't be used
+in the fork of a process that has used it. REQUESTS is JSON, by name: ``directory``, ``changes`` of the configuration,
+``kills`` a phase, ``ways`` (of killing: "instant", "change"), ``seed``, and ``plant``, whether entries are replaced by
 wrong ones after the first kill. It prints as JSON, by name, the directories of an ``undisturbed`` run and of the
-``killed`` one, and the outcome of each of the latter's ``lives``.
+``killed`` one, and the end of each of the latter's ``lives``.
 
 Every boundary that a life reads is compared, to the bit, with one that it computes from the tokens.
 """
@@ -139,16 +139,16 @@ def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: C
 @torch.no_grad()
 def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     """What ``Boundary.read`` should give: whole chunks, from the tokens, rounded after each stack."""
-    residency, layout, size = boundary._residency, boundary.layout, order.chunk_size(boundary.layout.tokens)
+    forward, layout, size = boundary._forward, boundary.layout, order.chunk_size(boundary.layout.tokens)
     made = boundary.__dict__.setdefault("made_by_the_test", {})
     for chunk in {int(sample) // size for sample in draws.samples}:
         if (chunk, number) in made:
             continue
         drawn = boundary._drawer.draw(boundary._order.chunk(chunk), number)
-        hidden = residency.embed(boundary.trunk[0], drawn.inputs, drawn.fraction)
+        hidden = forward.embed(boundary.trunk[0], drawn.inputs, drawn.fraction)
         for index in boundary.trunk:
-            with residency.visiting(index):
-                hidden = residency.through(index, hidden, residency.context(drawn.segments))
+            with forward.placement.visiting(index):
+                hidden = forward.through(index, hidden, forward.context(drawn.segments))
             hidden = decode(encode(hidden, layout), layout)
         made[chunk, number] = hidden
     return torch.stack([made[int(sample) // size, number][int(sample) % size] for sample in draws.samples])

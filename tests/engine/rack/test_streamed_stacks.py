@@ -8,7 +8,7 @@ from stackwise_core.engine.rack.forward import Forward
 from stackwise_precision.floats import Bf16
 from stackwise_precision.fp8 import Fp8
 from stackwise_precision.options import Fp8Options
-from tests.engine.rack.test_placement import SPEC, Shelf, placement, trained
+from tests.masters_in_memory import SPEC, Shelf, placement, trained
 
 
 def batch(size: int, seed: int) -> Draws:

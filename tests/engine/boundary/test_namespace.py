@@ -31,6 +31,8 @@ from stackwise_masking.schedules import Constant, Cosine, Linear
 from tests.texts import files, prepared
 from tests.tiny import TEXT, Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 TRUNK = (0, 1)
 """The stacks below; stack 2 and the head are above, and of no account."""
 SAMPLES = range(4)

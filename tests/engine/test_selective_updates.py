@@ -11,6 +11,8 @@ from stackwise_core.engine.loop.events import PhaseDone, PhaseStarted
 from stackwise_core.interfaces.phase import Phase
 from tests.tiny import Ran, run_tiny
 
+pytestmark = pytest.mark.slow
+
 LORA = {"use": "lora", "rank": 4}
 SMALL = {"stacks": 2, "blocks_per_stack": 1, "d_model": 32, "n_heads": 2, "tie_embeddings": False}
 SCENARIOS = {

@@ -25,7 +25,9 @@ from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.errors import UsageError
 from tests.tiny import TEXT, Ran, run_tiny, tiny_config
 
-PAGE = Path(__file__).parents[3] / "docs" / "adapters.md"
+pytestmark = pytest.mark.slow
+
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 NF4 = {"use": "nf4", "compute": "fp32"}
 LORA = {"use": "lora", "rank": 4}
 DUAL = {"stack": LORA, "trunk": {"use": "lora", "rank": 2, "target_modules": ["q_proj", "down_proj"]}}

@@ -1,28 +1,23 @@
 """A run that broke off goes on from its last checkpoint, and ends with the same bits as one that didn't."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.loop.events import (
     EnvironmentChanged,
-    PhaseDone,
-    PhaseResumed,
-    PhaseStarted,
-    RunStarted,
     StepDone,
 )
-from stackwise_core.engine.phases.setup import set_up
-from stackwise_core.engine.plan.plan import make_plan
-from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.runs.software import differences
 from stackwise_core.errors import StackwiseError
 from stackwise_core.run_files.manifest import Manifest
-from tests.tiny import run_tiny, tiny_config
+from tests.changed_files import flip
+from tests.interrupted_runs import Broken, break_everywhere, engine
+from tests.run_bits import bits, measured
+from tests.tiny import run_tiny
+
+pytestmark = pytest.mark.slow
 
 LORA = {"use": "lora", "rank": 2, "dropout": 0.1}
 RUNS = {
@@ -100,69 +95,6 @@ RUNS = {
         "training.head": "trains",
     },
 }
-MEASURED = {"plan.json", "progress.json", "finished.json", "metrics.jsonl", "manifest.json"}
-
-
-class Broken(Exception):
-    """The run ends here, as it would by a fault."""
-
-
-def bits(directory: Path) -> dict[str, str]:
-    """A hash of every file that is neither a measurement nor a boundary."""
-    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in files.items()
-        if name not in MEASURED and not name.startswith("cache/")
-    }
-
-
-def measured(directory: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what the clock and the memory say, and without counts of the cache."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    unlike = ("seconds", "tokens_per_second", "peak_bytes")
-    return [
-        {key: value for key, value in line.items() if key not in unlike and not key.startswith("boundaries_")}
-        for line in lines
-    ]
-
-
-def engine(tmp_path: Path, changes, listener, begun: Path | None = None) -> Engine:
-    """What a process of its own would make of the configuration; its random numbers begin elsewhere, too."""
-    torch.manual_seed(torch.seed())
-    config, registry = tiny_config(tmp_path, changes)
-    setup = set_up(config, registry)
-    return Engine(setup, make_plan(setup), registry, listener, None if begun is None else RunDirectory(begun))
-
-
-def break_everywhere(tmp_path: Path, changes) -> tuple[Path, list[list[str]], object]:
-    """A run that breaks off in each phase's second step and after it, with a checkpoint a step.
-
-    Its directory, the phases of each life (with the step from which it goes on), and its result.
-    """
-    directory, lives, result, after_phase = None, [], None, False
-
-    def listen(event) -> None:
-        nonlocal directory
-        if isinstance(event, RunStarted):
-            directory = event.directory
-        elif isinstance(event, PhaseStarted):
-            lives[-1].append(event.planned.phase.name)
-        elif isinstance(event, PhaseResumed):
-            lives[-1][-1] += f" + {event.step}"
-        elif isinstance(event, PhaseDone if after_phase else StepDone) and (
-            after_phase or event.step == min(2, event.planned.steps)
-        ):
-            raise Broken
-
-    while result is None:
-        lives.append([])
-        try:
-            result = engine(tmp_path, changes, listen, directory).run()
-        except Broken:
-            assert not any(Manifest(directory).problem(name) for name in Manifest(directory))
-            after_phase = not after_phase
-    return directory, lives, result
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -208,12 +140,6 @@ def broken(tmp_path) -> Path:
 
 def go_on(tmp_path, directory):
     return engine(tmp_path, TWO, lambda event: None, directory).run()
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 8
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["stacks/000.safetensors", "embedding.safetensors", "progress.json", "plan.json"])

@@ -24,11 +24,14 @@ from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.run_files.stored_boundaries import read_records
 from stackwise_core.testing.damage import Harm, cut, delete, flip, replace
-from tests.engine.loop.killed_run import CHUNK_TOKENS, WRONG
-from tests.engine.loop.test_resume import Broken, bits
+from tests.interrupted_runs import Broken
+from tests.run_bits import bits
+from tests.survival.killed_while_caching import CHUNK_TOKENS, WRONG
 from tests.tiny import Ran, run_tiny, telling, tiny_config
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 BOUNDARIES = 200  # of a phase: two masks of a hundred sequences
 
@@ -70,7 +73,7 @@ def survived(tmp_path_factory) -> dict[str, Any]:
         }
         for seed, (name, each) in enumerate(KILLED.items())
     }
-    command = [sys.executable, "-m", "tests.engine.loop.killed_run", json.dumps(requests)]
+    command = [sys.executable, "-m", "tests.survival.killed_while_caching", json.dumps(requests)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -298,9 +301,9 @@ from pathlib import Path
 from stackwise_core.engine.draws import order
 from stackwise_core.engine.loop.events import StepDone
 from tests.tiny import run_tiny, telling
-from tests.engine.loop.test_cache_survival import CHUNK_TOKENS, SMALL_SHARDS
+from tests.survival.killed_while_caching import CHUNK_TOKENS
 
-disk, directory = Path(sys.argv[1]), Path(sys.argv[2])
+disk, directory, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 order.CHUNK_TOKENS = CHUNK_TOKENS
 
 
@@ -314,8 +317,8 @@ def fill_up(event, _):
             pass
 
 
-cache = SMALL_SHARDS["cache_backend"] | {"directory": str(disk)}
-ran = run_tiny(directory, SMALL_SHARDS | {"cache_backend": cache}, telling(fill_up))
+cache = changes["cache_backend"] | {"directory": str(disk)}
+ran = run_tiny(directory, changes | {"cache_backend": cache}, telling(fill_up))
 print(json.dumps([ran.losses, [phase.boundaries_evicted for phase in ran.result.phases]]))
 """
 
@@ -329,7 +332,7 @@ def test_a_really_full_disk(tmp_path, undisturbed):
     tried = subprocess.run(["unshare", "-rm", "sh", "-c", mounted, disk], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"a file system can't be mounted here: {tried.stderr.strip()}")
-    command = [sys.executable, "-c", ON_A_SMALL_DISK, disk, tmp_path]
+    command = [sys.executable, "-c", ON_A_SMALL_DISK, disk, tmp_path, json.dumps(SMALL_SHARDS)]
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f'{mounted} && exec "$@"', disk, *command],
         cwd=ROOT,
