@@ -20,6 +20,7 @@ THEMES = {
     "engine/test_resume.py": "interrupted runs end with the bits of undisturbed ones",
     "engine/test_selective_updates.py": "a phase changes the tensors that its plan names, and no others",
     "engine/test_streaming.py": "whole runs whose trunk is streamed, with their plans",
+    "run_files/test_schemas.py": "the JSON files of a real run, against their records",
 }
 """Tests of no single module: what each is about."""
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
     r"^\| (.+?) \| (.+) \|$", (ROOT / "docs" / "reliability.md").read_text().partition("\n## Hostile")[0], re.M
 )
-PROMISES = {promise: held_by for promise, held_by in ROWS if set(promise) != {"-"} and held_by != "held by"}
+PROMISES = {promise: held_by for promise, held_by in ROWS if set(promise) != {"-"} and held_by != "tested by"}
 
 
 def is_tested_by(name: str) -> bool:

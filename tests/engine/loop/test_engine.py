@@ -38,7 +38,7 @@ def hashes(ran: Ran) -> dict[str, str]:
         tensors |= {f"{where}.{name}": tensor for name, tensor in ends.state_dict().items()}
     for index in range(ran.setup.spec.stacks):
         state = {}
-        if index in forward:
+        if index in forward.placement:
             state = forward.placement.stack(index).state_dict()
         elif ran.engine.files.has_stack(index):
             state = ran.engine.files.read_stack(index)

@@ -37,7 +37,7 @@ def filled(tmp_path: Path, parts: Parts) -> RunDirectory:
 
 def output(parts: Parts, directory: RunDirectory, index: int) -> torch.Tensor:
     """Return the output of a finished run's stack for some hidden states."""
-    forward = parts.residency(directory)
+    forward = parts.forward(directory)
     forward.placement.bring((index,), active=())
     hidden = torch.randn(2, 16, parts.spec.d_model, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
