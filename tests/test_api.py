@@ -134,7 +134,7 @@ def test_an_interrupted_call_leaves_a_checkpoint(here, number):
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt, match="the same call goes on from there"):
+        with pytest.raises(KeyboardInterrupt, match="the same call resumes from there"):
             sw.run("small.toml", listener=interrupt)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stackwise_core.config.model import Choice, DataConfig
-from stackwise_core.engine.draws.sequences import Corpus, Progress, prepare
+from stackwise_core.engine.draws.sequences import Progress, TokenisedCorpus, tokenise
 from stackwise_core.engine.text.sources import find_sources
 from stackwise_core.engine.text.tokenizer import Tokenizer
 from stackwise_core.registry import Registry
@@ -19,6 +19,8 @@ def files(path: Path | str) -> Choice:
     return Choice("files", FilesOptions(str(path)))
 
 
-def prepared(data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, **options: Any) -> Corpus:
+def prepared(
+    data: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, **options: Any
+) -> TokenisedCorpus:
     """The tokens of the texts that a configuration names."""
-    return prepare(find_sources(data, REGISTRY), data, tokenizer, progress, **options)
+    return tokenise(find_sources(data, REGISTRY), data, tokenizer, progress, **options)

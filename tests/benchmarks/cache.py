@@ -405,7 +405,7 @@ class Tensors:
         self._boundary = boundary
         self._batches: dict[bytes, Tensor] = {}
 
-    def prepare(self, window: object, number: int) -> Iterator[tuple[int, int]]:
+    def fill_window(self, window: object, number: int) -> Iterator[tuple[int, int]]:
         return iter(())
 
     def prefetch(self, draws: Draws) -> None:

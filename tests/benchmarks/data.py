@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "data.md"
 PREPARE = """
 import json, os, sys, threading, time
 from stackwise_core.config.model import Choice, DataConfig
-from stackwise_core.engine.draws.sequences import prepare
+from stackwise_core.engine.draws.sequences import tokenise
 from stackwise_core.engine.text.sources import find_sources
 from stackwise_core.engine.text.tokenizer import load_tokenizer
 from stackwise_core.registry import Registry
@@ -41,7 +41,7 @@ started, size, cpu = time.perf_counter(), 0, time.process_time()
 if corpus:
     text = Choice("files", FilesOptions(corpus))
     data = DataConfig(corpus=text, tokenizer=tokenizer, tokens_directory=tokens)
-    prepared = prepare(find_sources(data, Registry.discover()), data, loaded)
+    prepared = tokenise(find_sources(data, Registry.discover()), data, loaded)
     size = prepared.train.bytes + prepared.validation.bytes
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM:"))

@@ -69,7 +69,7 @@ def test_fresh_begins_anew(here, interrupted, file):
     before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
     result = run(file, "--fresh")
     assert result.exit_code == 0, result.output
-    assert "goes on" not in result.output
+    assert "resumes" not in result.output
     assert (here / "runs" / "small-2" / "finished.json").is_file()
     assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
 
@@ -82,9 +82,9 @@ def test_a_change_that_weights_depend_on_is_refused_with_what_changed(interrupte
     said = (interrupted / "config.toml").read_bytes()
     result = run(file, "--set", "training.block_lr=0.5", "--set", "run.log_every=2", *accept)
     assert result.exit_code == 2
-    assert result.output.startswith("runs/small broke off, and began with another configuration:\n")
+    assert result.output.startswith("runs/small was interrupted, and began with another configuration:\n")
     assert "  run.log_every: 10 -> 2\n  training.block_lr: 0.001 -> 0.5\n" in result.output
-    assert "training.block_lr changes what comes out. Put it back to go on with that run" in result.output
+    assert "training.block_lr changes what comes out. Put it back to resume that run" in result.output
     assert "--fresh" in result.output
     assert (interrupted / "config.toml").read_bytes() == said
 
@@ -96,7 +96,7 @@ def test_a_change_that_no_weight_depends_on_may_be_accepted(interrupted, file):
     change = ("--set", "run.log_every=2", "--set", "evaluation.draws=1", "--set", "cache_backend.capacity=1 GB")
     refused = run(file, *change)
     assert refused.exit_code == 2
-    assert "--accept-change goes on with it" in refused.output
+    assert "--accept-change resumes it" in refused.output
     accepted = run(file, *change, "--accept-change")
     assert accepted.exit_code == 0, accepted.output
     assert "resumes at step 6" in accepted.output
@@ -135,7 +135,7 @@ def test_a_second_process_on_a_run_is_refused(here, interrupted):
         result = run(file)
         assert result.exit_code == 1
         assert "runs/small: another process is working on this run." in result.output
-        assert "goes on" not in result.output
+        assert "resumes" not in result.output
     holder.kill()
     holder.wait()
     assert run("runs/small").exit_code == 0

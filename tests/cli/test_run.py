@@ -429,7 +429,7 @@ def test_a_run_does_not_go_on_with_another_text(here):
     (here / "text.txt").write_text(TEXT.read_text().replace("light", "night"))
     result = CliRunner().invoke(main, ["run", "runs/small"])
     assert result.exit_code == 2
-    said = f"runs/small can't go on: what it was trained on is no longer the text of {here / 'text.txt'}."
+    said = f"runs/small can't be resumed: what it was trained on is no longer the text of {here / 'text.txt'}."
     assert said in result.stderr
 
 

@@ -128,7 +128,7 @@ class Boundary:
         """Whether there is no activation in its store."""
         return not self._all_stats().entries
 
-    def prepare(self, window: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
+    def fill_window(self, window: Iterable[int], number: int) -> Iterator[tuple[int, int]]:
         """Make the boundaries of a window's chunks available, computing what isn't.
 
         Gives how many times a chunk has passed a stack, and how many times one will; nothing where all is there.

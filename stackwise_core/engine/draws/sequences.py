@@ -125,7 +125,7 @@ class SourceCounts:
 
 
 @frozen(eq=False)
-class Corpus:
+class TokenisedCorpus:
     """Both splits of a tokenised corpus, and their directory."""
 
     train: Split
@@ -142,7 +142,7 @@ class Corpus:
     alone: int = 0
     """Rows that are no samples, since causal language modelling has nothing to predict in them."""
 
-    def causal(self) -> "Corpus":
+    def causal(self) -> "TokenisedCorpus":
         """Return the corpus without the samples in which no token comes right after another one of its document."""
         sources = [
             evolve(source, train=source.train.causal(), validation=source.validation.causal())
@@ -158,14 +158,14 @@ class Corpus:
         return sum(source.documents for source in self.sources)
 
 
-def prepare(
+def tokenise(
     sources: Sequence[Source],
     data: DataConfig,
     tokenizer: Tokenizer,
     progress: Progress | None = None,
     *,
     causal: bool = False,
-) -> Corpus:
+) -> TokenisedCorpus:
     """Find the tokens of some texts, or tokenise them.
 
     A hash of what decides the texts names a directory in ``data.tokens_directory``; files that are as they were in the
@@ -275,7 +275,7 @@ def _make(
     tokenizer: Tokenizer,
     index: ContentIndex,
     progress: Progress | None,
-) -> Corpus:
+) -> TokenisedCorpus:
     directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory.parent)
     beside = _beside(directory)
@@ -368,7 +368,7 @@ def _refuse_too_small(packing: Packing, sources: Sequence[Source], data: DataCon
     )
 
 
-def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: DataConfig) -> None:
+def _refuse_nothing_to_predict(corpus: TokenisedCorpus, sources: Sequence[Source], data: DataConfig) -> None:
     own = [each.where for each in sources if each.named.is_validation]
     trained_on = [each.where for each in sources if not each.named.is_validation]
     share = share_held_out(sources, data)
@@ -384,7 +384,7 @@ def _refuse_nothing_to_predict(corpus: Corpus, sources: Sequence[Source], data: 
     )
 
 
-def _put_in_place(beside: Path, directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus:
+def _put_in_place(beside: Path, directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> TokenisedCorpus:
     while True:
         try:
             beside.rename(directory)
@@ -442,11 +442,11 @@ def _seal(directory: Path, fingerprint: str, seq_len: int, packing: Packing) -> 
     sync(directory)
 
 
-def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> Corpus | None:
+def _open_if_whole(directory: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> TokenisedCorpus | None:
     """Return the tokenised corpus in a directory; None if there is none, or it is damaged."""
 
-    def corpus(manifest: dict[str, Any]) -> Corpus:
-        return Corpus(
+    def corpus(manifest: dict[str, Any]) -> TokenisedCorpus:
+        return TokenisedCorpus(
             train=_open_split(directory / "train", manifest, tokenizer),
             validation=_open_split(directory / "validation", manifest, tokenizer),
             sources=tuple(

@@ -13,7 +13,7 @@ from stackwise_core.config.choices import RACK_HOOKS
 from stackwise_core.config.errors import ProblemsError
 from stackwise_core.config.load import load_run, load_run_at_precision, text_alone
 from stackwise_core.config.source_run import finished_run
-from stackwise_core.engine.draws.sequences import Progress, Split, fingerprint_now, kept_validation, prepare
+from stackwise_core.engine.draws.sequences import Progress, Split, fingerprint_now, kept_validation, tokenise
 from stackwise_core.engine.evaluation.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.engine.phases.setup import RackParts, select_device, set_up_rack
 from stackwise_core.engine.rack.forward import Forward
@@ -161,7 +161,7 @@ class FinishedRun:
         if corpus is not None:
             choice = text_alone(corpus, self.registry, asked_by="--corpus")
             source = measured(make_corpus(choice, TextField(text_field or data.text_field), self.registry))
-            prepared = prepare([source], data, self.parts.tokenizer, progress, causal=self.causal)
+            prepared = tokenise([source], data, self.parts.tokenizer, progress, causal=self.causal)
             return prepared.validation, prepared.notes
         split, notes = self._own_validation(progress)
         if not len(split):
@@ -180,7 +180,7 @@ class FinishedRun:
         try:
             sources = self._sources()
             if fingerprint_now(sources, data, tokenizer) == self.corpus:
-                return prepare(sources, data, tokenizer, progress, causal=self.causal).validation, ()
+                return tokenise(sources, data, tokenizer, progress, causal=self.causal).validation, ()
             changed = f"the text of {self.path} has changed since the run"
             refused = f"{changed}, and so its validation split is another one"
         except (UsageError, UnavailableError) as error:

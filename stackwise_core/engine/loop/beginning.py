@@ -60,7 +60,7 @@ def begin(configuration: Configuration, *, fresh: bool = False, accept_change: b
     """
     run, directory = configuration.config.run, None
     if not fresh:
-        directory = configuration.directory or broken_off(Path(run.directory), run.name)
+        directory = configuration.directory or interrupted_run(Path(run.directory), run.name)
     if directory is None:
         check_writable(Path(run.directory), "run.directory")
         return evolve(configuration, directory=None)
@@ -68,7 +68,7 @@ def begin(configuration: Configuration, *, fresh: bool = False, accept_change: b
         raise Finished(f"{directory} is finished. A fresh run would begin anew.")
     config = configuration.config
     if has_step(directory):  # of one without, whatever it was to be, this one takes the place
-        config = _going_on(directory, configuration, accept_change)
+        config = _resumed(directory, configuration, accept_change)
     return evolve(configuration, config=config, directory=directory.absolute())  # the working directory may change
 
 
@@ -99,7 +99,7 @@ def is_finished(directory: Path) -> bool:
     return ending is None or ending.evaluated
 
 
-def broken_off(parent: Path, name: str) -> Path | None:
+def interrupted_run(parent: Path, name: str) -> Path | None:
     """Return the last run of a name, if it was begun and hasn't finished."""
     last, number = None, 1
     while (path := parent / (name if number == 1 else f"{name}-{number}")).is_dir():
@@ -134,7 +134,7 @@ def _begun(directory: Path) -> Path:
     return directory
 
 
-def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Config:
+def _resumed(directory: Path, configuration: Configuration, accept: bool) -> Config:
     """Return the configuration that a run resumes with: the one that it began with, but for changes that were accepted.
 
     Paths are those of the new one, where they lead to the same.
@@ -149,20 +149,20 @@ def _going_on(directory: Path, configuration: Configuration, accept: bool) -> Co
     if unsound:
         one = len(unsound) == 1
         raise UsageError(
-            f"{directory} broke off, and began with another configuration:\n{_listed(changed)}\n"
+            f"{directory} was interrupted, and began with another configuration:\n{_listed(changed)}\n"
             f"{', '.join(unsound)} {'changes' if one else 'change'} what comes out. Put {'it' if one else 'them'} back "
-            "to go on with that run, or begin a new one with --fresh."
+            "to resume that run, or begin a new one with --fresh."
         )
     if changed and not accept:
         raise UsageError(
-            f"{directory} broke off, and began with another configuration:\n{_listed(changed)}\n"
-            "No weight depends on that: --accept-change goes on with it, --fresh begins a new run."
+            f"{directory} was interrupted, and began with another configuration:\n{_listed(changed)}\n"
+            "No weight depends on that: --accept-change resumes it, --fresh begins a new run."
         )
     plugins = _plugins_changed_within_a_phase(directory, config, registry)
     if plugins and not accept:
         raise UsageError(
-            f"{directory} broke off within a phase, whose steps would go on with other code:\n{_listed(plugins)}\n"
-            f"Put {'it' if len(plugins) == 1 else 'them'} back, or --accept-change goes on all the same, though what "
+            f"{directory} was interrupted within a phase, which would resume with other code:\n{_listed(plugins)}\n"
+            f"Put {'it' if len(plugins) == 1 else 'them'} back, or --accept-change resumes all the same, though what "
             "comes out is neither's; --fresh begins a new run."
         )
     if (directory / TOKENIZER).is_file():  # the run's own copy, which was found to be the same

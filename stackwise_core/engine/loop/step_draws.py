@@ -58,7 +58,7 @@ class StepDraws:
     def _prepared(self, chunks: list[int], number: int) -> Iterator[None]:
         """Make the boundaries of a window's chunks."""
         if self.boundary is not None:
-            for passes, total in self.boundary.prepare(chunks, number):
+            for passes, total in self.boundary.fill_window(chunks, number):
                 self.listener(BoundaryProgress(self.planned, passes, total))
                 yield
 

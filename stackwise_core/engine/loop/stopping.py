@@ -81,4 +81,4 @@ class Stopping:
             KeyboardInterrupt: it was.
         """
         if self.requested:
-            raise KeyboardInterrupt("what is done is in a checkpoint; the same call goes on from there")
+            raise KeyboardInterrupt("what is done is in a checkpoint; the same call resumes from there")

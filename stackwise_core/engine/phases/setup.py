@@ -12,7 +12,7 @@ from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.rack_shape import rack_shape
 from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.engine.draws.noise import Noise
-from stackwise_core.engine.draws.sequences import Corpus, Progress, prepare
+from stackwise_core.engine.draws.sequences import Progress, TokenisedCorpus, tokenise
 from stackwise_core.engine.phases.plan_checks import check_partition
 from stackwise_core.engine.process.allocator import return_freed_memory
 from stackwise_core.engine.process.memory import device_memory
@@ -100,7 +100,7 @@ class Parts(RackParts):
 class Setup(Parts):
     """Everything built before the first phase is planned."""
 
-    corpus: Corpus
+    corpus: TokenisedCorpus
     source: Source | None
     """The rack that ``rack.init_from`` names, cut as this one is."""
 
@@ -109,7 +109,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
     """Build the whole setup.
 
     Args:
-        progress: as for ``prepare``.
+        progress: as for ``tokenise``.
 
     Raises:
         UnavailableError: the device, a plugin or a package isn't there.
@@ -123,7 +123,7 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         source.check_files(parts.spec)
         parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
     sources, causal = find_sources(config.data, registry), parts.implementations.objective.options.causal
-    corpus = prepare(sources, config.data, parts.tokenizer, progress, causal=causal)
+    corpus = tokenise(sources, config.data, parts.tokenizer, progress, causal=causal)
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
 
 

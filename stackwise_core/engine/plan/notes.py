@@ -8,11 +8,11 @@ import psutil
 from attrs import evolve, fields
 
 from stackwise_core.config.model import TrainingConfig
-from stackwise_core.engine.draws.sequences import Corpus
+from stackwise_core.engine.draws.sequences import TokenisedCorpus
 from stackwise_core.engine.estimates.disk_estimate import boundary_bytes
 from stackwise_core.engine.phases.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.engine.phases.setup import Setup
-from stackwise_core.engine.plan.out_of_reach import beyond_what_there_is
+from stackwise_core.engine.plan.out_of_reach import settings_out_of_reach
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import device_memory
 from stackwise_core.engine.text.token_stream import Coverage
@@ -71,7 +71,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said += unseen([plan.band for plan in planned if plan.band is not None])
     said += setup.tokenizer.notes
     said += of_the_text(setup.corpus)
-    said += beyond_what_there_is(planned, setup)
+    said += settings_out_of_reach(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
     room, peak = device_memory(setup.device), max(plan.memory.total for plan in planned)
@@ -85,7 +85,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     return said
 
 
-def of_the_text(corpus: Corpus) -> list[str]:
+def of_the_text(corpus: TokenisedCorpus) -> list[str]:
     """List each source's share of an epoch, where there are several, and what training doesn't get."""
     said = list(corpus.notes)
     sources = [source for source in corpus.sources if source.train.rows]

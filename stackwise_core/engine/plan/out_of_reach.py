@@ -14,7 +14,7 @@ NEARLY = 0.9
 """Share of what was asked for from which on no note is due: an epoch's last step has what is left."""
 
 
-def beyond_what_there_is(planned: Sequence[PhasePlan], setup: Setup) -> list[str]:
+def settings_out_of_reach(planned: Sequence[PhasePlan], setup: Setup) -> list[str]:
     """List settings whose effect differs from their value, for the plan's notes."""
     order = sample_order(setup)
     return [*_of_steps(order, setup), *_of_masks(planned, order, setup), *_of_validations(planned, setup)]

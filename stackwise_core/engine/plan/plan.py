@@ -216,12 +216,12 @@ def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str])
     if before.tokenizer == now.tokenizer and before.corpus != now.corpus:
         texts = ", ".join(corpora)
         raise UsageError(
-            f"{directory.path} can't go on: what it was trained on is no longer the text of {texts}. Put that text "
+            f"{directory.path} can't be resumed: what it was trained on is no longer the text of {texts}. Put that text "
             "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
         )
     if _essence(now) != _essence(before):
         raise UsageError(
-            f"{directory.path} can't go on: its configuration comes to another plan now than when it began. Was the "
+            f"{directory.path} can't be resumed: its configuration makes another plan now than when it began. Was the "
             "corpus, the tokenizer, a plugin or what rack.init_from names changed?"
         )
     check_shapes(directory, plan.spec)

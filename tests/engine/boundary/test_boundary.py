@@ -308,7 +308,7 @@ def boundary_over_two_chunks(finished: Ran, directory: Path, store: str) -> tupl
     engine, drawer = finished.engine, training_drawer(finished, 2)
     kept = STORES[store](directory, layout_of(finished))
     boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout_of(finished))
-    assert list(boundary.prepare([0, 1], 0)) == [(done, 4) for done in (1, 2, 3, 4)]
+    assert list(boundary.fill_window([0, 1], 0)) == [(done, 4) for done in (1, 2, 3, 4)]
     return boundary, drawer
 
 
@@ -343,7 +343,7 @@ def test_a_batch_is_whole_after_part_of_it_was_lost(finished, tmp_path, store):
     whole = boundary.read(draws, 0)
     boundary._store.drop()
     boundary._seen.clear()
-    assert list(boundary.prepare([1], 0)) == [(1, 2), (2, 2)]
+    assert list(boundary.fill_window([1], 0)) == [(1, 2), (2, 2)]
     boundary.counts.computed = 0
     assert torch.equal(boundary.read(draws, 0), whole)
     assert boundary.counts.computed == 16
@@ -399,6 +399,6 @@ def test_the_same_again_hits_and_other_masks_miss(finished, monkeypatch, tmp_pat
     first, again, lighter = (
         engine.boundaries.above(each.phase, engine.training_drawer(each)) for each in (planned, planned, lighter)
     )
-    passes = [len(list(boundary.prepare(range(2), 0))) for boundary in (first, again, lighter)]
+    passes = [len(list(boundary.fill_window(range(2), 0))) for boundary in (first, again, lighter)]
     assert passes == [2, 0, 2]
     assert [boundary.counts.computed for boundary in (first, again, lighter)] == [32, 0, 32]

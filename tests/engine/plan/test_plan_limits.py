@@ -113,7 +113,7 @@ def test_told_to_go_on_it_is_begun(here, monkeypatch, way):
             result = CliRunner().invoke(main, ["run", "small.toml", "--beyond-machine"])
             assert result.exit_code == 1
             assert "No step was taken, and nothing is left of the run.\n" in result.output
-            assert "goes on" not in result.output
+            assert "resumes" not in result.output
     assert not (here / "runs" / "small").exists()
     changed = sw.load_config("small.toml", overrides={"rack.stacks": 1, "training.steps_per_stack": 1})
     assert sw.run(changed, beyond_machine=True).directory == here / "runs" / "small"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from stackwise_core.engine.draws.sequences import prepare
+from stackwise_core.engine.draws.sequences import tokenise
 from stackwise_core.engine.text.text_source import NamedText, Source
 from stackwise_core.engine.text.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
@@ -48,7 +48,7 @@ def source(corpus, **changes):
 
 
 def prepared(corpus, data, **options):
-    return prepare([source(corpus)], data, load_tokenizer("bytes", mask_token=None), **options)
+    return tokenise([source(corpus)], data, load_tokenizer("bytes", mask_token=None), **options)
 
 
 def test_a_corpus_without_files(data):
