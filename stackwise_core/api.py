@@ -24,8 +24,8 @@ from stackwise_core.system.process_state import own_state, preserved_state
 if TYPE_CHECKING:
     from stackwise_core.engine.draws.sequences import Progress
     from stackwise_core.engine.evaluation.loaded_rack import LoadedRack
-    from stackwise_core.engine.loop.events import Event, Listener, RunResult
-    from stackwise_core.engine.loop.stopping import Stopping
+    from stackwise_core.engine.events.events import Event, Listener, RunResult
+    from stackwise_core.engine.events.stopping import Stopping
     from stackwise_core.engine.phases.setup import Setup
     from stackwise_core.engine.plan.plan import Plan
 
@@ -87,7 +87,7 @@ def run(
             plugin has within a phase.
         beyond_machine: begin though the plan needs several times the memory that there is, or weights that the disk
             doesn't hold.
-        listener: called with each event of ``stackwise_core.engine.loop.events``.
+        listener: called with each event of ``stackwise_core.engine.events.events``.
         tokenised: as ``plan``.
 
     Raises:
@@ -139,8 +139,8 @@ class Prepared:
             stopping: whether somebody asked the run to stop; it heeds signals while the run lasts.
             beyond_machine: as ``run``.
         """
+        from stackwise_core.engine.events.stopping import Stopping
         from stackwise_core.engine.loop.engine import Engine
-        from stackwise_core.engine.loop.stopping import Stopping
         from stackwise_core.engine.runs.directory import RunDirectory
 
         def tell(event: Event) -> None:

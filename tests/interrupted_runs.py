@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     Listener,
     PhaseDone,
     PhaseResumed,
@@ -16,6 +15,7 @@ from stackwise_core.engine.loop.events import (
     RunStarted,
     StepDone,
 )
+from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.runs.directory import RunDirectory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import stackwise_core as sw
 from stackwise_core.config.source_vocabulary import byte_characters
-from stackwise_core.engine.loop.events import Event, PhaseResumed, StepDone
+from stackwise_core.engine.events.events import Event, PhaseResumed, StepDone
 from tests.tiny import TEXT
 
 SCHEDULE = """

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import stackwise_core as sw
 from stackwise_core.cli import main
-from stackwise_core.engine.loop.events import PhaseResumed, StepDone
+from stackwise_core.engine.events.events import PhaseResumed, StepDone
 from stackwise_sampling import sample
 from tests.command_line import CONFIG
 

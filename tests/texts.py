@@ -6,7 +6,7 @@ from typing import Any
 from stackwise_core.config.model import Choice, DataConfig
 from stackwise_core.engine.draws.sequences import Progress, TokenisedCorpus, tokenise
 from stackwise_core.engine.text.sources import find_sources
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.registry import Registry
 from stackwise_text.options import FilesOptions
 

@@ -8,9 +8,9 @@ from attrs import define, field
 
 from stackwise_core.config.load import structure
 from stackwise_core.config.model import Config
+from stackwise_core.engine.events.events import Event, Listener, RunResult, StepDone
+from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.events import Event, Listener, RunResult, StepDone
-from stackwise_core.engine.loop.stopping import Stopping
 from stackwise_core.engine.phases.setup import Setup, set_up
 from stackwise_core.engine.plan.plan import Plan, make_plan
 from stackwise_core.engine.runs.directory import RunDirectory

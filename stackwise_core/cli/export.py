@@ -83,7 +83,7 @@ def export(
 
     from stackwise_core.cli.pulse import working
     from stackwise_core.engine.phases.setup import build_adapters
-    from stackwise_core.engine.text.tokenizer import load_tokenizer
+    from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
     from stackwise_core.engine.weights.export import Export, refuse_full
     from stackwise_core.options import ByteSize
 

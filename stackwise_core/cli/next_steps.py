@@ -11,7 +11,7 @@ from stackwise_core.cli import plugin_commands
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import print_aligned
 from stackwise_core.config.source_formats import HOOK
-from stackwise_core.engine.loop.events import RunResult
+from stackwise_core.engine.events.events import RunResult
 from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.engine.weights.export import is_one_model
 from stackwise_core.interfaces.command import EndedRun

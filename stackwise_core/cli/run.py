@@ -56,8 +56,8 @@ def run(
     from cattrs import unstructure
 
     from stackwise_core.cli.run_display import tokenising, watching
-    from stackwise_core.engine.loop.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
-    from stackwise_core.engine.loop.stopping import Stopping
+    from stackwise_core.engine.events.events import EnvironmentChanged, Event, PhaseStarted, RunStarted
+    from stackwise_core.engine.events.stopping import Stopping
     from stackwise_core.engine.runs.directory import Busy
 
     console, directory = Console(stderr=as_json), None

@@ -17,7 +17,7 @@ from stackwise_core.cli.pulse import Pulse
 from stackwise_core.cli.quantities import count, duration
 from stackwise_core.cli.shown_paths import shown
 from stackwise_core.cli.tables import abridged, print_table
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     BadStep,
     BoundaryProgress,
     CheckpointWritten,

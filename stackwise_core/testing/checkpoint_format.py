@@ -18,8 +18,8 @@ from torch import Tensor
 from stackwise_core.config.source_checkpoint import SourceCheckpoint, read_checkpoint
 from stackwise_core.config.source_vocabulary import BYTES
 from stackwise_core.config.tokenizer_json import MASK, PAD, SpecialIds, Vocabulary, read_vocabulary
-from stackwise_core.engine.text.exported_tokenizer import exported_tokenizer
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.exported_tokenizer import exported_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.interfaces.checkpoint_format import EMBEDDING, CheckpointFormat, ExportedRack, Written
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.testing.fresh import heavy_imports

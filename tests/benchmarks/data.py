@@ -31,7 +31,7 @@ import json, os, sys, threading, time
 from stackwise_core.config.model import Choice, DataConfig
 from stackwise_core.engine.draws.sequences import tokenise
 from stackwise_core.engine.text.sources import find_sources
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.registry import Registry
 from stackwise_text.options import FilesOptions
 

@@ -122,8 +122,8 @@ def import_here(folder: Path) -> None:
 def train(folder: Path, name: str, *changes: str) -> dict[str, Any]:
     """Run the configuration with some changes; its bound and its losses."""
     from stackwise_core.config.load import load
+    from stackwise_core.engine.events.events import StepDone
     from stackwise_core.engine.loop.engine import Engine
-    from stackwise_core.engine.loop.events import StepDone
     from stackwise_core.engine.phases.setup import set_up as set_up_run
     from stackwise_core.engine.plan.plan import make_plan
 

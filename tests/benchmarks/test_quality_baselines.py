@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from tests.benchmarks.quality.baselines import baselines
 from tests.texts import prepared
 from tests.tiny import tiny_config

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from stackwise_core.cli import main
 from stackwise_core.cli.output import Console
 from stackwise_core.cli.run_display import Lines
-from stackwise_core.engine.loop.events import EvaluationProgress, RunDone, RunStarted, StepDone
+from stackwise_core.engine.events.events import EvaluationProgress, RunDone, RunStarted, StepDone
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.command_line import CONFIG

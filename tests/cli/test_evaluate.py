@@ -15,7 +15,7 @@ from stackwise_core import UnavailableError, UsageError, load_rack
 from stackwise_core.cli import main
 from stackwise_core.cli.likelihood_tables import print_likelihoods
 from stackwise_core.engine.evaluation.evaluate import BandLikelihood, Likelihood
-from stackwise_core.engine.loop.events import PhaseDone
+from stackwise_core.engine.events.events import PhaseDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.routing import BandRoute
 from tests.tiny import TEXT, run_tiny

@@ -13,7 +13,7 @@ from stackwise_core.cli import main, pulse, run_display
 from stackwise_core.cli.bars import counting
 from stackwise_core.cli.pulse import Pulse, working
 from stackwise_core.cli.run_display import Lines, tokenising
-from stackwise_core.engine.loop.events import EvaluationProgress
+from stackwise_core.engine.events.events import EvaluationProgress
 from tests.cli.pulse_at_the_end import AtTheEnd
 from tests.tiny import TEXT, run_tiny
 

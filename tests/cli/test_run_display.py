@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from stackwise_core.cli.bars import Bars, TimesColumn
 from stackwise_core.cli.run_display import print_result
-from stackwise_core.engine.loop.events import PhaseResult, RunResult
+from stackwise_core.engine.events.events import PhaseResult, RunResult
 
 
 def printed(capsys, **boundaries: int) -> str:

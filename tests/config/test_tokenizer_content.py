@@ -8,8 +8,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from stackwise_core.config.tokenizer_content import DeterministicContent, deterministic, special_tokens, unknown_token
-from stackwise_core.engine.text import tokenizer as tokenizer_module
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer import tokenizer as tokenizer_module
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 
 LETTERS = {"a": 0, "b": 1, "c": 2, " ": 3, "ab": 4, "abc": 5}

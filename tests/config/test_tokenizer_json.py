@@ -44,7 +44,7 @@ def test_ids_with_gaps_are_the_library_s(tmp_path):
 
 def test_check_and_run_have_the_same_ids(tmp_path):
     """What a configuration is checked with is what text is turned into."""
-    from stackwise_core.engine.text.tokenizer import load_tokenizer
+    from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 7}, "unk_token": "a"}
     path = write(tmp_path / "t.json", model, [("<mask>", 300, True)])

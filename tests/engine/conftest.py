@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.config.model import DataConfig
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from tests import texts as given
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stackwise_core.engine.loop.events import BadStep, StepDone
+from stackwise_core.engine.events.events import BadStep, StepDone
 from stackwise_core.engine.loop.loss_course import SETTLED, LossCourse
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.rack.not_finite import first_not_finite

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     EnvironmentChanged,
     StepDone,
 )

@@ -7,7 +7,7 @@ import pytest
 from attrs import define, field
 from safetensors.torch import load_file
 
-from stackwise_core.engine.loop.events import PhaseDone, PhaseStarted
+from stackwise_core.engine.events.events import PhaseDone, PhaseStarted
 from stackwise_core.interfaces.phase import Phase
 from tests.tiny import Ran, run_tiny
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from stackwise_core.engine.loop.events import StepDone
+from stackwise_core.engine.events.events import StepDone
 from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_core.run_files.run import Likelihood
 from tests.changed_files import lies

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import stackwise_core as sw
 from stackwise_core.cli import main
-from stackwise_core.engine.loop.events import Event, RunStarted
+from stackwise_core.engine.events.events import Event, RunStarted
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.steps import has_step, has_work, was_only_begun
 from tests.command_line import CONFIG

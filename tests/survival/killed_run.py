@@ -21,9 +21,9 @@ import torch
 from attrs import asdict, define
 
 from stackwise_core.engine.boundary.boundary import Boundary
+from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.run_record import RunRecord
-from stackwise_core.engine.loop.stopping import Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.system.process_state import own_state

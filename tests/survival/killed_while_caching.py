@@ -26,7 +26,7 @@ from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.boundary.codec import decode, encode
 from stackwise_core.engine.draws import order
 from stackwise_core.engine.draws.draws import Draws
-from stackwise_core.engine.loop.events import Event, PhaseDone, PhaseStarted
+from stackwise_core.engine.events.events import Event, PhaseDone, PhaseStarted
 from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.stored_boundaries import read_records

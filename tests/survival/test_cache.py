@@ -16,8 +16,8 @@ import pytest
 from attrs import define
 
 from stackwise_cache import shard
+from stackwise_core.engine.events.events import Event, PhaseDone, PhaseStarted, RunResult, StepDone
 from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.events import Event, PhaseDone, PhaseStarted, RunResult, StepDone
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.runs.directory import RunDirectory
@@ -299,7 +299,7 @@ import json, sys
 from pathlib import Path
 
 from stackwise_core.engine.draws import order
-from stackwise_core.engine.loop.events import StepDone
+from stackwise_core.engine.events.events import StepDone
 from tests.tiny import run_tiny, telling
 from tests.survival.killed_while_caching import CHUNK_TOKENS
 

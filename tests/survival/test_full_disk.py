@@ -13,7 +13,7 @@ import pytest
 from attrs import define
 
 import stackwise_core.system.files
-from stackwise_core.engine.loop.events import RunStarted
+from stackwise_core.engine.events.events import RunStarted
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.run_files.metrics import Metrics
 from tests.command_line import CONFIG

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import stackwise_core as sw
-from stackwise_core.engine.loop.events import StepDone
+from stackwise_core.engine.events.events import StepDone
 from stackwise_core.system.process_state import own_state, preserved_state
 from stackwise_sampling import Sampling, sample, text_for, unmask
 from tests.command_line import CONFIG

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from stackwise_core.cli import main
 from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.runs.directory import RunDirectory
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from tests.checkpoints import write_tokenizer
 from tests.hashes import hashes
 from tests.racks import master_logits

@@ -2,8 +2,8 @@
 
 import json
 
-from stackwise_core.engine.text.exported_tokenizer import exported_tokenizer
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.exported_tokenizer import exported_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_huggingface.tokenizer_files import tokenizer_files
 from tests.kinds_of_tokenizers import save_kind
 from tests.tiny import TEXT

@@ -187,7 +187,7 @@ def test_the_embedding_of_a_run(tmp_path):
 def test_a_run_goes_on_from_its_own_copy(tmp_path):
     """Taken up it ends with the same bits as one that ran through, if the source is as it was; that may then go."""
     from stackwise_core.engine.evaluation.finished import FinishedRun
-    from stackwise_core.engine.loop.stopping import Stopping
+    from stackwise_core.engine.events.stopping import Stopping
     from tests.tiny import TinyRun
 
     save_checkpoint(tmp_path / "source", tie_word_embeddings=True)

@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 from attrs import frozen
 
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_sampling.given_parts import tokenise_parts
 

@@ -7,7 +7,7 @@ from itertools import accumulate, product
 
 import numpy as np
 
-from stackwise_core.engine.text.tokenizer import Ids, Joined, Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Ids, Joined, Tokenizer
 
 NEIGHBOURS = (".", "\n", "a", "x", "0")
 """Neighbours tried in a gap beside a part. Some tokenizers treat the ends of a text differently."""

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from stackwise_core.cli import main
-from stackwise_core.engine.text.tokenizer import ByteTokenizer
+from stackwise_core.engine.tokenizer.tokenizer import ByteTokenizer
 from stackwise_sampling.gapped_text import GappedText
 from stackwise_sampling.sampling import Sampling, sample
 from stackwise_sampling.unmasking_view import piped, print_texts, visible, watching

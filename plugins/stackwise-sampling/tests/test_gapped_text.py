@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from stackwise_core.engine.text.tokenizer import ByteTokenizer, load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import ByteTokenizer, load_tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_sampling.gapped_text import GappedText, Kind
 from stackwise_sampling.templates import parts_of

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackwise_core.engine.draws.draws import Stream, generator
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_sampling.gapped_text import GappedText
 from stackwise_sampling.sampling import ORDERS, Sampling, blocks_of, go_on, unmask

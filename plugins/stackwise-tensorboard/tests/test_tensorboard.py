@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from stackwise_core.cli import main
-from stackwise_core.engine.loop.events import StepDone
+from stackwise_core.engine.events.events import StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_tensorboard import event_files
 from stackwise_tensorboard.event_files import EventFiles

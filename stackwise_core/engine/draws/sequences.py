@@ -21,11 +21,11 @@ from stackwise_core.engine.text.content_index import ContentIndex
 from stackwise_core.engine.text.fingerprint import FORMAT, fingerprint
 from stackwise_core.engine.text.mapped import map_array
 from stackwise_core.engine.text.packing import PackedSplit, Packing, pack
-from stackwise_core.engine.text.predictable import predictable
 from stackwise_core.engine.text.sources import share_held_out
 from stackwise_core.engine.text.text_source import Source
 from stackwise_core.engine.text.token_stream import Coverage, Text, real_tokens, token_dtype
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.predictable import predictable
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.system.files import EXHAUSTED, sync, unreadable
 from stackwise_core.system.writable import check_writable

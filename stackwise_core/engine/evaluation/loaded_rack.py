@@ -18,7 +18,7 @@ from stackwise_core.engine.evaluation.evaluate import Evaluation, Likelihood
 from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.process.threads import computing_threads
 from stackwise_core.engine.rack.not_finite import refuse_weights
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import BandRoute

@@ -14,8 +14,7 @@ from stackwise_core.engine.draws.draws import Drawer, Stream
 from stackwise_core.engine.draws.sequences import Split
 from stackwise_core.engine.evaluation.evaluate import Evaluation, Likelihood, evaluate
 from stackwise_core.engine.evaluation.validation import Validation
-from stackwise_core.engine.loop.checkpoint import Checkpoints
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     EvaluationProgress,
     Event,
     Listener,
@@ -26,12 +25,13 @@ from stackwise_core.engine.loop.events import (
     RunResult,
     RunStarted,
 )
-from stackwise_core.engine.loop.recording import Recorder
+from stackwise_core.engine.events.recording import Recorder
+from stackwise_core.engine.events.stopping import Stopping
+from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.run_boundaries import RunBoundaries
 from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.engine.loop.running_phase import RunningPhase
 from stackwise_core.engine.loop.step_draws import StepDraws
-from stackwise_core.engine.loop.stopping import Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.phases.phase_steps import sample_order

@@ -6,7 +6,7 @@ import os
 from functools import partial
 
 from stackwise_core.config.contents import contents
-from stackwise_core.engine.loop.events import EnvironmentChanged, Listener, PhaseResult
+from stackwise_core.engine.events.events import EnvironmentChanged, Listener, PhaseResult
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan, check_same_plan

@@ -13,8 +13,7 @@ from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.evaluation.validation import Plateau, Validation
-from stackwise_core.engine.loop.checkpoint import Checkpoints
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     BadStep,
     CheckpointWritten,
     Listener,
@@ -24,11 +23,12 @@ from stackwise_core.engine.loop.events import (
     StepDone,
     Validated,
 )
+from stackwise_core.engine.events.stopping import Stopping
+from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.learning_rate import learning_rate_factor
 from stackwise_core.engine.loop.optimizer import learning_rate
 from stackwise_core.engine.loop.phase_state import PhaseState, boundary_counts
 from stackwise_core.engine.loop.step_draws import StepDraws
-from stackwise_core.engine.loop.stopping import Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import peak_bytes, reset_peak

@@ -11,7 +11,7 @@ from attrs import frozen
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Drawer, Draws
 from stackwise_core.engine.draws.order import Order
-from stackwise_core.engine.loop.events import BoundaryProgress, Listener
+from stackwise_core.engine.events.events import BoundaryProgress, Listener
 from stackwise_core.engine.phases.phase_steps import first_step
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 

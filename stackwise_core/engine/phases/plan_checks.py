@@ -13,7 +13,7 @@ from stackwise_core.engine.draws.draws import Stream, generator
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.draws.schedule_checks import check_schedule, placed
 from stackwise_core.engine.draws.sequences import Split
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.component import ContractError, origin

@@ -22,7 +22,7 @@ from stackwise_core.engine.rack.masters import Masters
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.engine.rack.stack_loader import StackLoader
 from stackwise_core.engine.text.sources import find_sources
-from stackwise_core.engine.text.tokenizer import Tokenizer, load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.engine.weights.planned_rack import PlannedRack
 from stackwise_core.engine.weights.source import Source
 from stackwise_core.errors import UnavailableError, UsageError

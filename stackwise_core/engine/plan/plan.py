@@ -216,8 +216,8 @@ def check_same_plan(plan: Plan, directory: RunDirectory, corpora: Sequence[str])
     if before.tokenizer == now.tokenizer and before.corpus != now.corpus:
         texts = ", ".join(corpora)
         raise UsageError(
-            f"{directory.path} can't be resumed: what it was trained on is no longer the text of {texts}. Put that text "
-            "back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
+            f"{directory.path} can't be resumed: what it was trained on is no longer the text of {texts}. Put that "
+            "text back, name where it is now (--set data.corpus=...), or begin a new run with --fresh."
         )
     if _essence(now) != _essence(before):
         raise UsageError(

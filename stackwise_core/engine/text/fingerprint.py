@@ -7,7 +7,7 @@ from pathlib import Path
 from stackwise_core.config.model import DataConfig
 from stackwise_core.engine.text.sources import share_held_out
 from stackwise_core.engine.text.text_source import Source
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 3
 """Version of the files; part of the directory's name, so that a change of it prepares every corpus anew."""

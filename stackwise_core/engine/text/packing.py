@@ -15,9 +15,9 @@ from attrs import evolve, frozen
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
-from stackwise_core.engine.text.predictable import predictable
 from stackwise_core.engine.text.token_stream import BATCH, Coverage, Progress, Text, TokenStream, real_tokens, tokenise
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.predictable import predictable
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 
 LONGEST_PASSAGE = 16  # rows
 

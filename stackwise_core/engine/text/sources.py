@@ -7,7 +7,7 @@ from attrs import evolve, frozen
 
 from stackwise_core.config.model import TEXT, Choice, Config, DataConfig
 from stackwise_core.engine.text.text_source import NamedText, Source
-from stackwise_core.engine.text.tokenizer_file import check_tokenizer_file
+from stackwise_core.engine.tokenizer.tokenizer_file import check_tokenizer_file
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.corpus import Corpus, Found, TextField
 from stackwise_core.registry import Registry

@@ -13,10 +13,10 @@ import numpy as np
 from attrs import define, field, frozen
 from numpy.typing import NDArray
 
-from stackwise_core.engine.text import cutting
-from stackwise_core.engine.text.cutting import Tokenised, Window, cut, meet
 from stackwise_core.engine.text.mapped import map_array
-from stackwise_core.engine.text.tokenizer import Joined, Tokenizer
+from stackwise_core.engine.tokenizer import cutting
+from stackwise_core.engine.tokenizer.cutting import Tokenised, Window, cut, meet
+from stackwise_core.engine.tokenizer.tokenizer import Joined, Tokenizer
 from stackwise_core.interfaces.corpus import Document
 
 BATCH = 1 << 20  # tokens or characters handled at once

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stackwise_core.config.source_run import SourceRun
 from stackwise_core.engine.runs.directory import RunDirectory
-from stackwise_core.engine.text.exported_tokenizer import exported_tokenizer
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.exported_tokenizer import exported_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.engine.weights.ending import check_rack
 from stackwise_core.errors import StackwiseError, UsageError, is_out_of_memory
 from stackwise_core.interfaces.adapter import Adapter, SavedAdapter

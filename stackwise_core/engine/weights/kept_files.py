@@ -14,7 +14,7 @@ from stackwise_core.config.model import Config
 from stackwise_core.config.paths import with_paths_relative_to
 from stackwise_core.config.source_vocabulary import BYTES
 from stackwise_core.engine.runs.directory import RunDirectory
-from stackwise_core.engine.text.tokenizer import Tokenizer, load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from stackwise_core.errors import StackwiseError
 from stackwise_core.registry import Plugin, Registry
 from stackwise_core.run_files.names import CONFIG, PLUGINS, TOKENIZER

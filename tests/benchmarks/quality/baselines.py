@@ -3,7 +3,7 @@
 import numpy as np
 
 from stackwise_core.engine.draws.sequences import Corpus, Split
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 4096
 

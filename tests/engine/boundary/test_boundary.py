@@ -13,7 +13,7 @@ from stackwise_core.engine.boundary.boundary import Boundary, draw_keys
 from stackwise_core.engine.boundary.namespace import namespace, provenance
 from stackwise_core.engine.draws.draws import Drawer
 from stackwise_core.engine.draws.noise import Noise
-from stackwise_core.engine.loop.events import Event, PhaseDone, PhaseStarted, StepDone
+from stackwise_core.engine.events.events import Event, PhaseDone, PhaseStarted, StepDone
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.cache_backend import Layout

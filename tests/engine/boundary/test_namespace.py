@@ -20,7 +20,7 @@ from stackwise_core.engine.boundary.namespace import namespace, provenance
 from stackwise_core.engine.draws.draws import Drawer, Draws, Stream
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.draws.sequences import Split
-from stackwise_core.engine.loop.events import RunResult
+from stackwise_core.engine.events.events import RunResult
 from stackwise_core.engine.objective.mlm import MLM
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.cache_backend import Layout

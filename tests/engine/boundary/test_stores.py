@@ -14,7 +14,7 @@ from stackwise_cache import shard
 from stackwise_cache.disk import Disk
 from stackwise_cache.options import DiskOptions
 from stackwise_core.engine.boundary.boundary import Boundary
-from stackwise_core.engine.loop.events import Event, PhaseDone, StepDone
+from stackwise_core.engine.events.events import Event, PhaseDone, StepDone
 from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.testing.damage import flip

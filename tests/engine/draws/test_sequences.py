@@ -18,7 +18,7 @@ from xxhash import xxh3_128
 
 from stackwise_core.engine.draws import sequences
 from stackwise_core.engine.draws.sequences import INDICES
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from tests.texts import files
 from tests.texts import prepared as prepare
@@ -229,7 +229,7 @@ PREPARE = """
 import sys, time
 from stackwise_core.config.model import DataConfig
 from tests.texts import files, prepared as prepare
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 
 def progress(done, share):
     print("tokenising", flush=True)
@@ -416,7 +416,7 @@ def test_everything_is_synced_before_it_is_renamed(prepared, monkeypatch):
 def test_no_torch_and_no_tokenizers_for_bytes():
     """Preparing bytes imports neither torch nor the tokenizers library."""
     code = (
-        "import sys, stackwise_core.engine.draws.sequences, stackwise_core.engine.text.tokenizer as t\n"
+        "import sys, stackwise_core.engine.draws.sequences, stackwise_core.engine.tokenizer.tokenizer as t\n"
         "t.load_tokenizer('bytes', mask_token=None)\n"
         "assert not {'torch', 'tokenizers'} & set(sys.modules), sys.modules.keys()"
     )

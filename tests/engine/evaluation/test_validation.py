@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stackwise_core.engine.evaluation.validation import Plateau
-from stackwise_core.engine.loop.events import Validated
+from stackwise_core.engine.events.events import Validated
 from stackwise_core.errors import StackwiseError
 from tests.tiny import run_tiny
 

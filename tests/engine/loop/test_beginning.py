@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stackwise_core as sw
-from stackwise_core.engine.loop.events import EnvironmentChanged
+from stackwise_core.engine.events.events import EnvironmentChanged
 from tests.projects import CONFIG, SCHEDULE, forget_plugins, gone_on_from, interrupted, project
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stackwise_core.config.source_run import read_source_run
+from stackwise_core.engine.events.events import PhaseDone, PhaseResumed, StepDone
 from stackwise_core.engine.loop import checkpoint
-from stackwise_core.engine.loop.events import PhaseDone, PhaseResumed, StepDone
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError, UsageError
 from tests.changed_files import flip

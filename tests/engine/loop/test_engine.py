@@ -7,8 +7,7 @@ from attrs import evolve
 from safetensors.torch import load_file
 
 from stackwise_core.config.load import load
-from stackwise_core.engine.loop.engine import Engine
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     BoundaryProgress,
     PhaseDone,
     PhaseStarted,
@@ -17,6 +16,7 @@ from stackwise_core.engine.loop.events import (
     StepDone,
     Validated,
 )
+from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.rack.rack import new_stack

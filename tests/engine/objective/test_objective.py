@@ -11,7 +11,7 @@ from stackwise_core.config.errors import ConfigUnavailable
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.evaluation.evaluate import count_weights
-from stackwise_core.engine.loop.events import Validated
+from stackwise_core.engine.events.events import Validated
 from stackwise_core.engine.objective.mask_diffusion import MaskDiffusion
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.interfaces.component import ContractError

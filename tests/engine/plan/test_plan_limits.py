@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import stackwise_core as sw
 from stackwise_core.cli import main
 from stackwise_core.engine.estimates.memory_estimate import Memory
-from stackwise_core.engine.loop.events import PhaseStarted
+from stackwise_core.engine.events.events import PhaseStarted
 from stackwise_core.engine.phases.setup import WINDOW, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.plan.plan_limits import FAR, check_possible

@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from stackwise_core.config.model import SourceConfig
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from tests.texts import files, prepared
 
 ALONE, SEVERAL = "f4a63f958469dc36314ba84ec91758c7", "22d1e47b50f15ee0b04412eba3234a0e"

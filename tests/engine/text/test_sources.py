@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from stackwise_core.cli import main
 from stackwise_core.config.model import DataConfig, SourceConfig
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 from tests.texts import files, prepared
 

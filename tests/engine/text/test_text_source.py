@@ -6,7 +6,7 @@ from attrs import evolve
 
 from stackwise_core.engine.draws.sequences import tokenise
 from stackwise_core.engine.text.text_source import NamedText, Source
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.corpus import Corpus, Document, Found

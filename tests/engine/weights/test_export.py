@@ -3,7 +3,7 @@
 import pytest
 
 from stackwise_core.config.source_run import read_source_run
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.engine.weights.export import Export
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.component import ContractError

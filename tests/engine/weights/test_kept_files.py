@@ -10,7 +10,7 @@ import pytest
 
 import stackwise_core as sw
 from stackwise_core.cli import main
-from stackwise_core.engine.loop.events import RunResult
+from stackwise_core.engine.events.events import RunResult
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.projects import PRECISION, forget_plugins, project
 

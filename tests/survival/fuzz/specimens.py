@@ -14,7 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from stackwise_core.engine.loop.events import PhaseStarted, StepDone
+from stackwise_core.engine.events.events import PhaseStarted, StepDone
 from stackwise_core.run_files.names import MANIFEST
 from stackwise_core.system.files import sha256
 from tests.survival.fuzz.hostile import damaged, json_files, tensor_files

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 from tests.survival.fuzz.driver import Target
 from tests.survival.fuzz.hostile import json_files

@@ -11,7 +11,7 @@ from cattrs import unstructure
 
 from stackwise_core.config.dump import plain
 from stackwise_core.config.model import Config
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     BadStep,
     Event,
     LossSpike,

@@ -6,7 +6,7 @@ import numpy as np
 
 from stackwise_core.engine.draws.draws import shifted
 from stackwise_core.engine.draws.sequences import Rows
-from stackwise_core.engine.text.predictable import predictable
+from stackwise_core.engine.tokenizer.predictable import predictable
 
 ROWS = np.array(list(itertools.product(range(3), repeat=4)), dtype=np.int32)
 """Every row of four tokens that are special or of one of two documents."""

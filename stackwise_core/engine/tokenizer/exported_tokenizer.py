@@ -9,7 +9,7 @@ from typing import Any
 from stackwise_core.config.source_vocabulary import BYTES, byte_characters
 from stackwise_core.config.tokenizer_content import deterministic
 from stackwise_core.config.tokenizer_json import MASK, MASK_TOKENS, PAD, PAD_TOKENS, Vocabulary, read_vocabulary
-from stackwise_core.engine.text.tokenizer import Tokenizer
+from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.checkpoint_format import ExportedTokenizer
 

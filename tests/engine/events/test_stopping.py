@@ -6,8 +6,7 @@ import signal
 import pytest
 import torch
 
-from stackwise_core.engine.loop.beginning import is_finished
-from stackwise_core.engine.loop.events import (
+from stackwise_core.engine.events.events import (
     BoundaryProgress,
     CheckpointWritten,
     EvaluationProgress,
@@ -15,8 +14,9 @@ from stackwise_core.engine.loop.events import (
     PhaseResumed,
     StepDone,
 )
+from stackwise_core.engine.events.stopping import SIGNALS, Stopping
+from stackwise_core.engine.loop.beginning import is_finished
 from stackwise_core.engine.loop.running_phase import RunningPhase
-from stackwise_core.engine.loop.stopping import SIGNALS, Stopping
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.errors import is_out_of_memory
 from tests.interrupted_runs import engine

@@ -20,7 +20,7 @@ from stackwise_core.config.tokenizer_content import (
     unknown_token,
 )
 from stackwise_core.config.tokenizer_json import MASK_TOKENS, SpecialIds, Vocabulary, parse_tokenizer
-from stackwise_core.engine.text.tokenizer_file import read_tokenizer_file
+from stackwise_core.engine.tokenizer.tokenizer_file import read_tokenizer_file
 from stackwise_core.errors import UsageError
 
 Ids = NDArray[np.int32]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from attrs import evolve, frozen
 
-from stackwise_core.engine.text.tokenizer import Joined
+from stackwise_core.engine.tokenizer.tokenizer import Joined
 
 PIECE = 1 << 17  # characters; a longer text is tokenised in windows, so that memory doesn't grow with it
 OVERLAP = 1024

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stackwise_core.engine.text import cutting, token_stream
-from stackwise_core.engine.text.cutting import cut
 from stackwise_core.engine.text.token_stream import Text, tokenise
-from stackwise_core.engine.text.tokenizer import load_tokenizer
+from stackwise_core.engine.tokenizer import cutting, token_stream
+from stackwise_core.engine.tokenizer.cutting import cut
+from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.interfaces.corpus import Document
 from tests.kinds_of_tokenizers import KINDS, save_kind
 from tests.tiny import TEXT

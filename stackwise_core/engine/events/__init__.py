@@ -1,0 +1,1 @@
+"""Events of a run: what is told to listeners, recorded, and asked by signals."""

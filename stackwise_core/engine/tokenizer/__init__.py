@@ -1,0 +1,1 @@
+"""Tokenizers: from text to tokens and back, cut at safe places."""
