@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stackwise_core.engine.draws.sequences import Corpus, Split
+from stackwise_core.engine.draws.sequences import Split, TokenisedCorpus
 from stackwise_core.engine.tokenizer.tokenizer import Tokenizer
 
 ROWS_AT_ONCE = 4096
@@ -17,7 +17,7 @@ def token_counts(split: Split, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def baselines(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
+def baselines(corpus: TokenisedCorpus, tokenizer: Tokenizer) -> dict[str, float]:
     """Nats a byte on the validation split: of uniform noise, and of the training split's token frequencies.
 
     Both are over the tokens that can be masked at all. Each frequency has one added, so that none is zero.

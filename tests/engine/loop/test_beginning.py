@@ -113,7 +113,8 @@ def test_a_plugin_file_that_changed_within_a_phase_must_be_accepted(moved):
     """The file is named; once accepted it is the run's, which keeps a copy and says so."""
     Path("project_square.py").write_text(SCHEDULE.replace("** 2", "** 3"))
     with pytest.raises(
-        sw.UsageError, match=r"steps would go on with other code:\n  the file project_square.py has changed\n"
+        sw.UsageError,
+        match=r"within a phase, which would resume with other code:\n  the file project_square.py has changed\n",
     ) as refused:
         sw.run("small.toml")
     assert "--accept-change" in str(refused.value)

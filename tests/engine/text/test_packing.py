@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
+from stackwise_core.engine.text import packing, token_stream
 from stackwise_core.engine.text.packing import pack
 from stackwise_core.engine.text.token_stream import Coverage, Text
-from stackwise_core.engine.tokenizer import cutting, packing, token_stream
+from stackwise_core.engine.tokenizer import cutting
 from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.corpus import Document

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stackwise_core.engine.text import token_stream
 from stackwise_core.engine.text.token_stream import Text, tokenise
-from stackwise_core.engine.tokenizer import cutting, token_stream
+from stackwise_core.engine.tokenizer import cutting
 from stackwise_core.engine.tokenizer.cutting import cut
 from stackwise_core.engine.tokenizer.tokenizer import load_tokenizer
 from stackwise_core.interfaces.corpus import Document
