@@ -30,7 +30,7 @@ def tiny_config(directory: Path, changes: Mapping[str, Any] | None = None) -> tu
             "masks_per_sample": 2,
             "batch_size": 8,
             "block_lr": 3e-3,
-            "trunk_residency": "memory",  # so that tests can look at all of it
+            "residency": "memory",  # so that tests can look at all of it
         },
         "mask_schedule": {"use": "linear"},
         "cache_backend": {"use": "memory", "dtype": "fp32"},

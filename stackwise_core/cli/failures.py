@@ -36,7 +36,7 @@ def report(error: Exception, debug: bool) -> int:
     if is_out_of_memory(error):
         _say(
             "out of memory. In training a smaller training.batch_size (with more training.gradient_accumulation), "
-            "training.window, data.seq_len or rack.d_model needs less, and so does training.trunk_residency = "
+            "training.window, data.seq_len or rack.d_model needs less, and so does training.residency = "
             '"stream". "stackwise plan" says how much each phase takes.'
         )
         return 1

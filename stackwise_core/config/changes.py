@@ -19,7 +19,8 @@ ANY_TIME = frozenset(
         "run.threads",
         "training.max_bad_steps",
         "training.memory_budget",
-        "training.trunk_residency",
+        "training.offload",
+        "training.residency",
     }
 )
 """Keys outside ``[checkpoint]`` that a resumed run may change, since no weight depends on them; on the threads

@@ -24,6 +24,7 @@ SYNONYMS = {
 """Names of other trainers for keys of ours."""
 
 MOVED = {
+    "training.trunk_residency": "training.residency does that now, and streams what trains as well",
     "training.optimizer": '[optimizer] chooses it now: use = "..."',
     "run.tensorboard": '[tracker] board = "tensorboard" does that now',
     "training.objective": '[objective] chooses it now: use = "..."',

@@ -345,11 +345,18 @@ class TrainingConfig:
         'Largest planned memory, such as "8 GB"; a larger plan is refused. The plan is an estimate, good to some '
         "15 %. Left out: the free memory when the run begins, less a tenth, and nothing is refused.",
     )
-    trunk_residency: Literal["auto", "memory", "stream"] = option(
+    residency: Literal["auto", "memory", "stream"] = option(
         "auto",
-        "Place of the trunk while a stack trains on its boundary. memory: all of it is in memory. stream: one stack at "
-        "a time is in memory, while a window passes through it; memory doesn't grow with depth. auto: stream, if a "
-        "window has enough tokens to hide the reading or the trunk exceeds memory_budget; else memory.",
+        "Place of stacks while a phase runs. memory: all of them are in memory. stream: one at a time is, frozen or "
+        "training; memory doesn't grow with depth, and the gradient is the same to the bit. auto: the trunk is streamed if a "
+        "window has enough tokens to hide the reading, or if it exceeds memory_budget; stacks that train are streamed if "
+        "they exceed memory_budget.",
+    )
+    offload: Literal["auto", "memory", "disk"] = option(
+        "auto",
+        "Place of weights, moments, gradients and boundaries of training stacks that aren't at work, while they are "
+        "streamed. memory: host memory. disk: files in the run's directory. auto: host memory if a GPU computes and it "
+        "has room for them, else disk.",
     )
 
     @property

@@ -28,6 +28,8 @@ RACKS = "racks"
 """The folder of whole racks as they were after a phase."""
 RESUME = "resume"
 """The folder of checkpoints within a phase."""
+OFFLOAD = "offload"
+"""The folder of training state that is changing, while a phase is streamed to disk; in no manifest."""
 CACHE = "cache"
 """The folder of the boundaries' stores."""
 
@@ -55,6 +57,11 @@ def adapters_folder(index: int) -> str:
 def prepared_file(index: int) -> str:
     """Return the name of the file of a frozen stack at the trunk's precision."""
     return f"{TRUNK}/{index:03d}.safetensors"
+
+
+def checkpoint_entry(name: str, entry: str) -> str:
+    """Return the name of a file of a checkpoint's state that was streamed, such as ``weights/003``."""
+    return f"{RESUME}/{name}/{entry.replace('/', '-')}.safetensors"
 
 
 def rack_file(phases: int) -> str:

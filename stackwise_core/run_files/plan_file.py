@@ -84,9 +84,14 @@ class PhaseRecord:
     memory: MemoryRecord
     """Estimated memory, by part, in bytes."""
     disk: int
-    """Most bytes of boundaries on disk."""
+    """Most bytes of boundaries and of training state on disk."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
+    offload: str | None = None
+    """Place where the training state of its stacks waits, one of which is in memory at a time: memory or disk; null
+    where all of them are in memory."""
+    offloaded: int = 0
+    """Bytes that wait there."""
     flops: float
     """Floating-point operations of its steps and of its boundaries."""
     seconds: float

@@ -429,8 +429,8 @@ def measure_saving(directory: Path, stacks: int) -> dict[str, Any]:
     shape = (*REFERENCE, f"rack.stacks={stacks}", f"training.steps_per_stack={STEPS}", f"training.window={SEQUENCES}")
     engines = {
         "cached": engine_for(directory, *alone(*shape)),
-        "in memory": engine_for(directory, *alone(*shape, "training.trunk_residency=memory"), cached=False),
-        "streamed": engine_for(directory, *alone(*shape, "training.trunk_residency=stream"), cached=False),
+        "in memory": engine_for(directory, *alone(*shape, "training.residency=memory"), cached=False),
+        "streamed": engine_for(directory, *alone(*shape, "training.residency=stream"), cached=False),
         "end to end": engine_for(
             directory, *shape, "trainer_mode={ use = 'end_to_end' }", f"training.steps_per_stack={STEPS // stacks}"
         ),

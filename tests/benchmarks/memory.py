@@ -55,7 +55,7 @@ steps_per_stack = {steps}
 batch_size = 8
 masks = "resampled"
 window = 64
-trunk_residency = "{residency}"
+residency = "{residency}"
 [evaluation]
 sequences = 16
 draws = 1

@@ -54,10 +54,10 @@ def most_resident(monkeypatch) -> list[int]:
 def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_resident):
     """Losses, weights, validation and likelihoods; two stacks are in memory at most, but in a phase that trains all."""
     changes = {"rack.stacks": 4, "training.epochs_per_stack": 2} | RUNS[run]
-    resident = run_tiny(tmp_path / "memory", changes | {"training.trunk_residency": "memory"})
+    resident = run_tiny(tmp_path / "memory", changes | {"training.residency": "memory"})
     assert max(most_resident) == 4
     most_resident.clear()
-    streamed = run_tiny(tmp_path / "stream", changes | {"training.trunk_residency": "stream"})
+    streamed = run_tiny(tmp_path / "stream", changes | {"training.residency": "stream"})
     assert max(most_resident) == (4 if "finale" in run else 2)
     assert streamed.losses == resident.losses
     for file in resident.directory.rglob("*.safetensors"):
@@ -72,7 +72,7 @@ def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_reside
 @pytest.mark.slow
 def test_a_finished_run_is_evaluated_as_it_was_trained(tmp_path, most_resident):
     """With one stack at a time where it was streamed, to the same numbers."""
-    ran = run_tiny(tmp_path, {"training.trunk_residency": "stream", "training.epochs_per_stack": 1})
+    ran = run_tiny(tmp_path, {"training.residency": "stream", "training.epochs_per_stack": 1})
     most_resident.clear()
     finished = FinishedRun.open(ran.directory)
     likelihoods = finished.likelihoods(finished.evaluation(*finished.text(None)))
@@ -89,7 +89,7 @@ def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tm
     # The corpus has 100 sequences of 32 tokens, and so has its largest window.
     monkeypatch.setattr("stackwise_core.engine.plan.trunk_streaming.LOADED_FOR", 100 * 32)
     monkeypatch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 16 * 32)
-    auto = {"training.trunk_residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
+    auto = {"training.residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
 
     def streams(changes) -> bool:
         return plan_of(tmp_path, auto | changes).phases[-1].streams
@@ -100,8 +100,8 @@ def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tm
     assert last.streamed < last.resident
     between = (last.streamed + last.resident) // 2
     assert streams({"training.window": 64, "training.memory_budget": between})
-    assert not streams({"training.window": 1024, "training.trunk_residency": "memory"})
-    assert streams({"training.window": 64, "training.trunk_residency": "stream"})
+    assert not streams({"training.window": 1024, "training.residency": "memory"})
+    assert streams({"training.window": 64, "training.residency": "stream"})
 
 
 def test_a_streamed_trunk_doesn_t_count_in_the_plan_s_memory(tmp_path):
@@ -148,9 +148,9 @@ def test_a_plan_beyond_the_budget_is_refused(tmp_path):
     needed = plan.phases[-1].memory.total
     check_memory(plan, None)
     check_memory(plan, ByteSize(needed + 1))
-    with pytest.raises(UsageError, match=r'Phase "stack 7" needs .* training.trunk_residency = "stream" needs less'):
+    with pytest.raises(UsageError, match=r'Phase "stack 7" needs .* training.residency = "stream" needs less'):
         check_memory(plan, ByteSize(needed - 1))
-    streamed = plan_of(tmp_path, wide | {"training.trunk_residency": "stream"})
+    streamed = plan_of(tmp_path, wide | {"training.residency": "stream"})
     with pytest.raises(UsageError, match=r"for Python and torch, and .* is 1 MB\. A larger budget"):
         check_memory(streamed, ByteSize(10**6))
     config, registry = tiny_config(tmp_path, {"training.memory_budget": "1 MB"})
@@ -177,7 +177,7 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
         monkey.setattr(TrainingStep, "backward", first)
 
     with pytest.MonkeyPatch.context() as monkey:
-        changes = {"training.trunk_residency": "stream", "cache_backend": {"use": "disk", "dtype": "fp32"}}
+        changes = {"training.residency": "stream", "cache_backend": {"use": "disk", "dtype": "fp32"}}
         ran = run_tiny(tmp_path, changes | {"training.max_grad_norm": 1e9}, before=watch)
     loss, step, gradients = seen[0]
     objective = ran.engine.objective(ran.plan.phases[2])

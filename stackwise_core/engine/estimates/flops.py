@@ -16,17 +16,21 @@ from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.interfaces.phase import Phase
 
 
-def step_flops(phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: Setup) -> float:
+def step_flops(
+    phase: Phase, on_stacks: Mapping[int, int], tokens: int, setup: Setup, *, offloads: bool = False
+) -> float:
     """Estimate the floating-point operations of training.
 
     A backward pass costs a forward for the input, one more for weights.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
+        offloads: whether what trains is streamed; each stack but the highest runs again for its backward pass then.
     """
-    spec, again = setup.spec, int(setup.config.training.activation_checkpointing)
+    spec, checkpointing = setup.spec, setup.config.training.activation_checkpointing
     total = 0.0
     for stack in phase.live_path:
+        again = int(stack != phase.live_path[-1] if offloads else checkpointing)
         total += spec.stack_flops(stack) * tokens * ((3 if stack in phase.trains else 2) + again)
         total += 2 * on_stacks.get(stack, 0) * tokens * ((3 if stack in phase.trains_adapters else 2) + again)
     # A tied head trains with the embedding.

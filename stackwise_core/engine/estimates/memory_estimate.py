@@ -8,7 +8,7 @@ import psutil
 from attrs import asdict, frozen
 
 from stackwise_core.engine.draws.order import chunk_size
-from stackwise_core.engine.estimates.parameter_count import ends_parameters
+from stackwise_core.engine.estimates.parameter_count import ends_parameters, trainable_ends
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of
 from stackwise_core.engine.phases.phase_steps import largest_batch, largest_window, predicted_share
 from stackwise_core.engine.phases.setup import Setup
@@ -45,7 +45,14 @@ class Memory:
 
 
 def phase_memory(
-    phase: Phase, on_stacks: Mapping[int, int], trainable: int, in_memory: int, setup: Setup, *, streams: bool
+    phase: Phase,
+    on_stacks: Mapping[int, int],
+    trainable: int,
+    in_memory: int,
+    setup: Setup,
+    *,
+    streams: bool,
+    offloads: bool = False,
 ) -> Memory:
     """Estimate the larger of what a training step holds and what a window holds on its way through the trunk.
 
@@ -53,6 +60,8 @@ def phase_memory(
         on_stacks: how many weights of adapters each stack has.
         trainable: how many weights train.
         in_memory: bytes of boundaries that a cache holds in memory.
+        streams: whether the trunk is streamed.
+        offloads: whether what trains is streamed, too.
     """
     spec, formats = setup.spec, setup.implementations.formats
 
@@ -61,9 +70,14 @@ def phase_memory(
         width = 4 if stack in phase.trains else formats.precision(stack, "trunk").bytes_per_weight
         return round(width * spec.stack_parameters(stack)) + 4 * on_stacks.get(stack, 0)
 
-    kept = phase.live_path if streams else phase.path
+    kept = () if offloads else phase.live_path if streams else phase.path
     weights = 4 * ends_parameters(spec) + sum(map(held, kept))
-    optimizer = round(setup.implementations.optimizer.state_bytes * trainable)
+    state_bytes = setup.implementations.optimizer.state_bytes
+    if offloads:
+        at_work = [_at_work(phase, stack, held(stack), on_stacks, setup) for stack in phase.live_path]
+        weights += max(each[0] for each in at_work)
+        trainable = max(each[1] for each in at_work) + trainable_ends(phase, spec)
+    optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
     process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
     window = 0
@@ -78,7 +92,9 @@ def phase_memory(
         weights=weights,
         gradients=4 * trainable,
         optimizer=optimizer,
-        activations=step_activations(phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup),
+        activations=step_activations(
+            phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup, one_stack=offloads
+        ),
         boundaries=in_memory + (0 if fits else window),
     )
     # A streamed stack is there twice while it is read: in full, as in its file, and as it computes.
@@ -94,19 +110,49 @@ def phase_memory(
     return max(step, filling, key=lambda memory: memory.total)
 
 
-def step_activations(phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup) -> int:
+def _at_work(phase: Phase, stack: int, held: int, on_stacks: Mapping[int, int], setup: Setup) -> tuple[int, int]:
+    """Return the bytes of weights and the count of parameters that train while a streamed stack is at work.
+
+    Its weights are there twice while they are read or written, and those of the next one are read meanwhile.
+    """
+    trains = setup.spec.stack_parameters(stack) if stack in phase.trains else 0
+    trains += on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0
+    return held + 2 * 4 * trains, trains
+
+
+def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) -> int:
+    """Estimate the bytes of training state and boundaries that wait while a phase is streamed."""
+    spec, state = setup.spec, 4 + 4 + setup.implementations.optimizer.state_bytes
+    total = 0.0
+    for stack in phase.live_path:
+        trains = spec.stack_parameters(stack) if stack in phase.trains else 0
+        trains += on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0
+        total += state * trains
+    passes = setup.config.training.gradient_accumulation
+    boundary = 4 * spec.d_model * largest_batch(setup) * spec.seq_len * passes
+    return round(total) + (len(phase.live_path) + 1) * boundary
+
+
+def step_activations(
+    phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup, *, one_stack: bool = False
+) -> int:
     """Estimate the bytes that one forward and backward pass holds at its peak.
 
     A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
     in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
     The head holds logits, their softmax and their gradient, over the masked tokens.
+
+    Args:
+        one_stack: whether the stacks run one at a time.
     """
     kv, half = 2 * spec.n_kv_heads * spec.head_dim, setup.implementations.formats.active.bytes_per_weight < 4
     kept = [(4, spec.d_model, 6), (4, kv, 1)]  # bytes of a number, numbers a token, tensors
     kept += [(2, spec.d_model, 3), (2, spec.d_ff, 4)] if half else [(4, spec.d_model, 2), (4, spec.d_ff, 4)]
     a_block = sum(count * _held(width * numbers * tokens) for width, numbers, count in kept)
     live = [spec.blocks[stack] for stack in phase.live_path]
-    if setup.config.training.activation_checkpointing:
+    if one_stack:  # its input, the gradient that arrives, and the one that leaves
+        between, live = 3 * 4 * spec.d_model * tokens, [max(live)]
+    elif setup.config.training.activation_checkpointing:
         between = 4 * spec.d_model * len(live) * tokens
         live = [max(live, default=0)]
     else:

@@ -24,9 +24,13 @@ def trainable_parameters(phase: Phase, setup: Setup) -> int:
     count = sum(spec.stack_parameters(stack) for stack in phase.trains)
     # Of the stacks' exit norms only the last one's trains, and only where its stack does.
     count -= spec.d_model * (len(phase.trains) - (phase.exit_norm is not None))
-    count += spec.embedding_parameters if phase.embedding else 0
-    count += spec.head_parameters if phase.head else 0
+    count += trainable_ends(phase, spec)
     return count + sum(adapter_sizes(phase.adapters, setup).values())
+
+
+def trainable_ends(phase: Phase, spec: RackSpec) -> int:
+    """Count the parameters of embedding and head that a phase trains."""
+    return (spec.embedding_parameters if phase.embedding else 0) + (spec.head_parameters if phase.head else 0)
 
 
 def used_parameters(phase: Phase, on_stacks: Mapping[int, int], spec: RackSpec) -> int:

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from stackwise_core.config.model import CheckpointConfig
 from stackwise_core.engine.loop.phase_state import PhaseState
-from stackwise_core.engine.loop.training_step import StepState, TrainingStep
+from stackwise_core.engine.loop.streamed_step import StreamedStep
+from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
 from stackwise_core.run_files.metrics import Metrics
 
-KEPT = 2
-"""Largest number of checkpoints: should the newest be damaged, there is another."""
-
-RACK, OPTIMIZER, LOSSES = "rack.", "optimizer.", "losses"
+LOSSES = "losses"
 
 
 @define
@@ -52,29 +50,23 @@ class Checkpoints:
             return True
         return time.monotonic() - self._written >= 60 * self.config.minutes
 
-    def write(self, state: PhaseState, losses: list[float], trained: StepState) -> None:
-        """Write one, and delete all but the last two."""
-        said = {
-            "phase": self.phase,
-            "state": unstructure(state),
-            "optimizer": trained.numbers,
-            "scaler": trained.scaler,
-            "metrics": self.metrics.settle(),
-        }
-        everything = {RACK + name: tensor for name, tensor in trained.rack.items()}
-        everything |= {OPTIMIZER + name: tensor for name, tensor in trained.optimizer.items()}
-        everything[LOSSES] = torch.tensor(losses, dtype=torch.float64)
+    def write(self, state: PhaseState, losses: list[float], step: TrainingStep | StreamedStep) -> None:
+        """Write one, and delete all but as many as the step keeps."""
+        said = {"phase": self.phase, "state": unstructure(state), "metrics": self.metrics.settle()}
         with self.directory.together():
             name = _name(self.phase, state.step)
             older = [each for each in self.directory.checkpoints() if each not in (name, *self._damaged)]
-            self.directory.write_checkpoint(name, said, everything)
-            for each in (*older[: 1 - KEPT], *self._damaged):
+            step.save(self.directory, name, said, {LOSSES: torch.tensor(losses, dtype=torch.float64)})
+            for each in (*older[: 1 - step.checkpoints_kept or None], *self._damaged):
                 if each != name:
                     self.directory.drop_checkpoint(each)
+        step.saved(self.directory, name)
         self._damaged.clear()
         self._written = time.monotonic()
 
-    def restore(self, state: PhaseState, step: TrainingStep) -> tuple[PhaseState, list[float], list[str]]:
+    def restore(
+        self, state: PhaseState, step: TrainingStep | StreamedStep
+    ) -> tuple[PhaseState, list[float], list[str]]:
         """Put a step back to the newest checkpoint that is whole.
 
         Args:
@@ -91,13 +83,13 @@ class Checkpoints:
             try:
                 said, tensors = self.directory.read_checkpoint(name)
                 found = _parse(said, tensors, self.phase, name)
+                for entry in said.get("entries", ()):
+                    self.directory.checked_checkpoint_entry(name, entry)
             except StackwiseError as error:
                 self._damaged.append(name)
                 damaged.append(str(error))
                 continue
-            step.restore(
-                StepState(_under(RACK, tensors), _under(OPTIMIZER, tensors), said["optimizer"], said["scaler"])
-            )
+            step.restore(self.directory, name, said, tensors)
             self.metrics.cut_back(said["metrics"])
             plateau = evolve(found.plateau, patience=state.plateau.patience)
             return evolve(found, plateau=plateau), tensors[LOSSES].tolist(), damaged
@@ -123,6 +115,7 @@ def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> Phas
             and type(said["metrics"]) is int
             and said["metrics"] >= 0
             and isinstance(said["optimizer"], dict)
+            and all(type(entry) is str for entry in said.get("entries", ()))
             and (losses.dtype, losses.shape) == (torch.float64, (state.step - state.bad,))
             and course["variance"] >= 0
             and course["steps"] >= 0
@@ -132,7 +125,3 @@ def _parse(said: Any, tensors: dict[str, Tensor], phase: int, name: str) -> Phas
     except (LookupError, TypeError, ValueError, BaseValidationError):
         """Said below."""
     raise StackwiseError(f"checkpoint {name}: not one of this phase")
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

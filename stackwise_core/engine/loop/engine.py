@@ -32,8 +32,12 @@ from stackwise_core.engine.loop.run_boundaries import RunBoundaries
 from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.engine.loop.running_phase import RunningPhase
 from stackwise_core.engine.loop.step_draws import StepDraws
+from stackwise_core.engine.loop.streamed_step import StreamedStep
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.offload.disk import Disk
+from stackwise_core.engine.offload.host_memory import HostMemory
+from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.phase_plan import PhasePlan
@@ -210,16 +214,21 @@ class Engine:
                 tell(PhaseStarted(planned))
                 boundaries.make_room(planned)
                 self.record.merge(planned.phase)
-                self.placement.place(planned.phase, streams=planned.streams)
+                offload = self.offload(planned)
+                if offload is not None:
+                    interrupted.callback(offload.close)
+                self.placement.place(planned.phase, streams=planned.streams, offload=offload)
                 boundary = boundaries.open(planned)
                 checkpoints = Checkpoints(
                     self.files, metrics, self.setup.config.checkpoint, len(phases), measured_until
                 )
-                measured = self.phase(planned, boundary, tell, checkpoints).run()
+                measured = self.phase(planned, boundary, tell, checkpoints, offload).run()
                 phases.append(measured)
                 metrics.write("phase", **unstructure(measured))
                 measured_until = metrics.settle()
                 self.record.write_phase(planned, phases, measured_until)
+                if offload is not None:
+                    offload.close()
                 boundaries.phase_done()
                 trim_heap()
                 tell(PhaseDone(planned, measured))
@@ -233,30 +242,34 @@ class Engine:
         boundary: Boundary | None,
         listener: Listener,
         checkpoints: Checkpoints | None = None,
+        offload: Offload | None = None,
     ) -> RunningPhase:
         """Return a phase, whose stacks are placed, ready to run.
 
         Args:
             boundary: that it starts from; None where it starts at the tokens.
+            offload: where the training state of stacks waits; None: they are in memory.
         """
-        training = self.setup.config.training
+        training, plugin = self.setup.config.training, self.setup.implementations.optimizer
+        parts = self.forward, planned.phase, self.objective(planned), boundary, training, plugin
         return RunningPhase(
             planned=planned,
             training=training,
             draws=self.draws(planned, boundary, listener),
-            step=TrainingStep.of(
-                self.forward,
-                planned.phase,
-                self.objective(planned),
-                boundary,
-                training,
-                self.setup.implementations.optimizer,
-            ),
+            step=TrainingStep.of(*parts) if offload is None else StreamedStep(*parts, offload),
             listener=listener,
             validation=self.validation(planned),
             checkpoints=checkpoints,
             stopping=self.stopping,
         )
+
+    def offload(self, planned: PhasePlan) -> Offload | None:
+        """Return the place where a phase's training state waits; None where all of it stays in memory."""
+        if planned.offload is None:
+            return None
+        if planned.offload == "memory":
+            return HostMemory(pinned=self.setup.device.type == "cuda")
+        return Disk(self.files.offload)
 
     def draws(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> StepDraws:
         """Return the draws of a phase's steps."""

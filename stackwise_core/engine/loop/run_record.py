@@ -123,9 +123,11 @@ class RunRecord:
         with directory.together():
             self._write_ends(phase)
             for index in sorted(phase.trains):
-                directory.write_stack(index, placement.master(index))
+                with placement.visiting(index):
+                    directory.write_stack(index, placement.master(index))
             for index, name in phase.adapters:
-                directory.write_adapter(index, name, partial(placement.save_adapter, index, name))
+                with placement.visiting(index):
+                    directory.write_adapter(index, name, partial(placement.save_adapter, index, name))
             directory.write_json(PROGRESS, as_json(ProgressFile(phases=tuple(phases), metrics=measured_until)))
             for name in directory.checkpoints():
                 directory.drop_checkpoint(name)

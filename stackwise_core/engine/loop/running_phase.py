@@ -6,7 +6,6 @@ import math
 import time
 
 import numpy as np
-import torch
 from attrs import define, evolve, field
 
 from stackwise_core.config.model import TrainingConfig
@@ -29,6 +28,7 @@ from stackwise_core.engine.loop.learning_rate import learning_rate_factor
 from stackwise_core.engine.loop.optimizer import learning_rate
 from stackwise_core.engine.loop.phase_state import PhaseState, boundary_counts
 from stackwise_core.engine.loop.step_draws import StepDraws
+from stackwise_core.engine.loop.streamed_step import StreamedStep
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import peak_bytes, reset_peak
@@ -53,7 +53,7 @@ class RunningPhase:
     planned: PhasePlan
     training: TrainingConfig
     draws: StepDraws
-    step: TrainingStep
+    step: TrainingStep | StreamedStep
     listener: Listener
     validation: Validation | None = None
     checkpoints: Checkpoints | None = None
@@ -131,9 +131,8 @@ class RunningPhase:
     def _take_step(self, draws: list[Draws], number: int) -> bool:
         """Take an optimizer step, and return whether it was a good one: its loss and gradient are finite numbers."""
         state, step = self.state, self.step
-        # What dropout draws depends on the step alone.
-        seed_step(derived_seed(self.forward.placement.seed, "step", self.planned.phase.name, state.step), step.device)
-        loss, grad_norm = step.backward(draws, number)
+        seed = derived_seed(self.forward.placement.seed, "step", self.planned.phase.name, state.step)
+        loss, grad_norm = step.backward(draws, number, seed)
         factor = learning_rate_factor(state.step, self.planned.steps, self.training)
         self._is_between_steps = False
         state.step += 1
@@ -168,7 +167,7 @@ class RunningPhase:
         """Write a checkpoint; its weights are those of the last good step."""
         if self.checkpoints is not None:
             now = evolve(self.state, seconds=self.seconds, peak_bytes=self.peak_bytes, boundaries=self._boundary_counts)
-            self.checkpoints.write(now, self._losses, self.step.state)
+            self.checkpoints.write(now, self._losses, self.step)
 
     def _save_last_step(self) -> None:
         """Write a checkpoint though memory ran out, unless it did while weights were changed."""
@@ -280,10 +279,3 @@ def part_of(name: str, training: TrainingConfig) -> str:
     if part in ("stacks", "adapters"):
         return f"{part[:-1]} {rest[0]}" if int(rest[0]) in training.stack_lr_multipliers else part
     return "head" if part == "lm_head" else "embedding"
-
-
-def seed_step(seed: int, device: torch.device) -> None:
-    """Seed the generators that a step can draw from; ``torch.manual_seed`` takes its time to seed all there are."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(seed)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, frozen
+from attrs import define
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,29 +19,20 @@ from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.loop.optimizer import make_optimizer
 from stackwise_core.engine.loop.optimizer_state import (
-    Number,
     check_optimizer_state,
     load_optimizer_state,
     optimizer_state,
 )
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.engine.rack.rack import AttentionContext, derived_seed, separate_head
+from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.phase import Phase
 
-
-@frozen
-class StepState:
-    """All that steps change: what a checkpoint holds of them."""
-
-    rack: Mapping[str, Tensor]
-    """What trains, and such stacks' buffers, by name."""
-    optimizer: Mapping[str, Tensor]
-    numbers: Mapping[str, Number]
-    """Plain numbers of the optimizer."""
-    scaler: dict[str, Any] | None
-    """State of the loss scaler, if there is one."""
+RACK, OPTIMIZER = "rack.", "optimizer."
+"""Beginnings of the names of a checkpoint's tensors."""
 
 
 @define
@@ -80,26 +71,30 @@ class TrainingStep:
         scaler = next((scaler for scaler in scalers if scaler is not None), None)
         return cls(forward, phase, objective, boundary, training, plugin, named, optimizer, peaks, scaler)
 
-    def backward(self, step: Sequence[Draws], number: int) -> tuple[float, float]:
+    def backward(self, step: Sequence[Draws], number: int, seed: int) -> tuple[float, float]:
         """Add up the gradients of a step's forward passes.
 
         Args:
             number: of the draws, for the boundary that they start from.
+            seed: of what dropout draws.
 
         Returns:
             The loss in nats a token, and the norm of all gradients together.
         """
         predicted = [self.objective.predicted(draws) for draws in step]
         total, normaliser = 0.0, self.objective.normaliser(predicted)
-        for draws, each in zip(step, predicted, strict=True):
-            loss = self.objective.weighted_sum(self.losses(draws, number), each) / normaliser
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            total += loss.item()
+        with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied and len(step) > 1):
+            for batch, (draws, each) in enumerate(zip(step, predicted, strict=True)):
+                losses = self.losses(draws, number, derived_seed(seed, batch))
+                loss = self.objective.weighted_sum(losses, each) / normaliser
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                total += loss.item()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        return total, float(nn.utils.get_total_norm(self._gradients()))
+        norms = [torch.linalg.vector_norm(gradient) for gradient in self._gradients()]
+        return total, float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
-    def losses(self, draws: Draws, number: int) -> Tensor:
+    def losses(self, draws: Draws, number: int, seed: int) -> Tensor:
         """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
         forward, phase = self.forward, self.phase
         if self.boundary is None:
@@ -109,11 +104,22 @@ class TrainingStep:
         context = forward.context(draws.segments)
         for index in phase.live_path:
             if self.training.activation_checkpointing:
-                hidden = checkpoint(forward.through, index, hidden, context, use_reentrant=False)
+                hidden = checkpoint(self._through, index, hidden, context, seed, use_reentrant=False)
             else:
-                hidden = forward.through(index, hidden, context)
+                hidden = self._through(index, hidden, context, seed)
         masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
         return forward.losses(phase.path[-1], masked, draws.targets.to(forward.device), self.objective.losses)
+
+    def _through(self, index: int, hidden: Tensor, context: AttentionContext, seed: int) -> Tensor:
+        # What dropout draws depends on the step, the pass and the stack alone, not on the order of passes.
+        seed_generators(derived_seed(seed, index), self.device)
+        return self.forward.through(index, hidden, context)
+
+    @property
+    def _head_is_tied(self) -> bool:
+        """Whether head and embedding are one matrix that trains as both."""
+        placement, weight = self.forward.placement, self.forward.placement.ends(self.phase.path[0]).embed_tokens.weight
+        return placement.spec.tie_embeddings and self.boundary is None and weight.requires_grad
 
     def update(self, factor: float, grad_norm: float) -> None:
         """Clip the gradients, move the weights by them, and forget them.
@@ -158,25 +164,43 @@ class TrainingStep:
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for _, parameter in self.named if parameter.grad is not None]
 
-    @property
-    def state(self) -> StepState:
-        """All that steps have changed so far."""
-        tensors, numbers = optimizer_state(self.optimizer)
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        return StepState(self.forward.placement.training_state(), tensors, numbers, scaler)
+    checkpoints_kept = 2
+    """Checkpoints at a time: should the newest be damaged, there is another."""
 
-    def restore(self, state: StepState) -> None:
-        """Put everything back to a state.
+    def save(self, directory: RunDirectory, name: str, said: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write a checkpoint.
+
+        Args:
+            said: JSON values to keep with it.
+            tensors: to keep with it.
+        """
+        moments, numbers = optimizer_state(self.optimizer)
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        everything = {RACK + key: each for key, each in self.forward.placement.training_state().items()}
+        everything |= {OPTIMIZER + key: each for key, each in moments.items()}
+        directory.write_checkpoint(name, {**said, "optimizer": numbers, "scaler": scaler}, everything | tensors)
+
+    def saved(self, directory: RunDirectory, name: str) -> None:
+        """Go on from a checkpoint that was saved: nothing is to be done."""
+
+    def restore(self, directory: RunDirectory, name: str, said: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go back to a checkpoint.
 
         Raises:
             StackwiseError: it isn't one of what trains now.
         """
-        check_optimizer_state(self.plugin, self.optimizer, state.optimizer, state.numbers)
-        self._check_scaler(state.scaler)
-        self.forward.placement.load_training_state(state.rack)
-        load_optimizer_state(self.optimizer, state.optimizer, state.numbers)
-        if self.scaler is not None and state.scaler is not None:
-            self.scaler.load_state_dict(state.scaler)
+        if "entries" in said:
+            raise StackwiseError(
+                f"checkpoint {name} was written while what trains was streamed, and training.residency has it in "
+                'memory now. Go on with training.residency = "stream", or from an earlier phase.'
+            )
+        moments, scaler = under(OPTIMIZER, tensors), said["scaler"]
+        check_optimizer_state(self.plugin, self.optimizer, moments, said["optimizer"])
+        self._check_scaler(scaler)
+        self.forward.placement.load_training_state(under(RACK, tensors))
+        load_optimizer_state(self.optimizer, moments, said["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(scaler)
 
     def _check_scaler(self, given: object) -> None:
         """Refuse what can't be the loss scaler's state, or is that of one where there is none."""
@@ -188,3 +212,15 @@ class TrainingStep:
         elif given is expected is None:
             return
         raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step can draw from; ``torch.manual_seed`` takes its time to seed all there are."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)

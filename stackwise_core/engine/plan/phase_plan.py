@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from stackwise_core.engine.estimates.disk_estimate import held_bytes, store_bytes
 from stackwise_core.engine.estimates.flops import boundary_flops, step_flops
-from stackwise_core.engine.estimates.memory_estimate import Memory, phase_memory
+from stackwise_core.engine.estimates.memory_estimate import Memory, offloaded_bytes, phase_memory
 from stackwise_core.engine.estimates.parameter_count import adapter_sizes, trainable_parameters, used_parameters
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of, made_from_below, same_boundary
 from stackwise_core.engine.phases.phase_steps import phase_steps, sample_order
 from stackwise_core.engine.phases.setup import Setup
-from stackwise_core.engine.plan.trunk_streaming import streams_trunk
+from stackwise_core.engine.plan.residency import OffloadTo, offload_to, streams_trunk
 from stackwise_core.interfaces.phase import Phase
 
 
@@ -50,6 +50,10 @@ class PhasePlan:
     """Most bytes of boundaries on disk, those before it that are kept included."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
+    offload: OffloadTo | None
+    """Where the training state of its stacks waits, one of which is in memory at a time; None: all of them are."""
+    offloaded: int
+    """Bytes that wait there."""
     made_from_below: bool
     """Whether its boundaries are made from those of the phase before."""
     same_boundary: bool
@@ -83,7 +87,13 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams) for streams in (False, True)
     )
     streams = bool(phase.frozen_prefix) and streams_trunk(resident, setup)
-    training = step_flops(phase, on_stacks, tokens, setup)
+    waits = offloaded_bytes(phase, on_stacks, setup)
+    offload = offload_to(phase, streamed if streams else resident, waits, setup)
+    if offload is not None:
+        streams = bool(phase.frozen_prefix)
+        streamed = phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams, offloads=True)
+    chosen = streamed if streams or offload is not None else resident
+    training = step_flops(phase, on_stacks, tokens, setup, offloads=offload is not None)
     cached, recomputed = (boundary_flops(phase, before, on_stacks, setup, cached=cached) for cached in (True, False))
     return PhasePlan(
         phase=phase,
@@ -92,9 +102,11 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         trainable_parameters=trainable,
         frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,
         band=None if setup.implementations.objective.options.causal else setup.noise.band(phase.progress),
-        memory=streamed if streams else resident,
-        disk=stored if durable else 0,
+        memory=chosen if offload != "memory" or setup.device.type != "cpu" else _with(chosen, waits),
+        disk=(stored if durable else 0) + (2 * waits if offload == "disk" else 0),
         streams=streams,
+        offload=offload,
+        offloaded=waits if offload is not None else 0,
         made_from_below=made_from_below(phase, before, setup),
         same_boundary=same_boundary(phase, below, setup),
         step_flops=training,
@@ -103,3 +115,8 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         if phase.frozen_prefix
         else None,
     )
+
+
+def _with(memory: Memory, offloaded: int) -> Memory:
+    """Count what waits in host memory, too: a CPU has no other."""
+    return evolve(memory, boundaries=memory.boundaries + offloaded)

@@ -24,8 +24,8 @@ from stackwise_core.engine.phases.plan_checks import (
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.notes import notes
 from stackwise_core.engine.plan.phase_plan import PhasePlan, price
+from stackwise_core.engine.plan.residency import streams_trunk
 from stackwise_core.engine.plan.speed import Speed, measure_speed, phase_seconds
-from stackwise_core.engine.plan.trunk_streaming import streams_trunk
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.weights.shapes import check_shapes
 from stackwise_core.engine.weights.source import Source
@@ -44,7 +44,7 @@ from stackwise_core.run_files.plan_file import (
     SpeedRecord,
 )
 
-ESTIMATES = ("memory", "disk", "streams", "flops", "boundary", "seconds")
+ESTIMATES = ("memory", "disk", "streams", "offload", "offloaded", "flops", "boundary", "seconds")
 """Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
 
 
@@ -110,6 +110,8 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         memory=MemoryRecord(**asdict(planned.memory), total=planned.memory.total),
         disk=planned.disk,
         streams=planned.streams,
+        offload=planned.offload,
+        offloaded=planned.offloaded,
         flops=planned.flops,
         seconds=planned.seconds,
         boundary=None if planned.boundary is None else BoundaryRecord(**asdict(planned.boundary)),
@@ -161,7 +163,8 @@ def make_plan(setup: Setup) -> Plan:
         exits=trained_exits(phases, routes, setup.source),
         window=largest_window(setup),
         cache=None if setup.config.cache_backend is None else setup.config.cache_backend.use,
-        streams=any(plan.streams for plan in planned) or streams_trunk(planned[-1].memory, setup),
+        streams=any(plan.streams or plan.offload is not None for plan in planned)
+        or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
         notes=(*_source_notes(setup), *said),

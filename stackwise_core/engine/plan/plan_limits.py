@@ -112,7 +112,7 @@ def _what_helps(planned: PhasePlan, budget: int) -> str:
     if planned.boundary is not None and not planned.streams:
         streamed = planned.boundary.streamed
     if streamed < planned.memory.total and (part != "process" or streamed <= budget):
-        return 'training.trunk_residency = "stream" needs less.'
+        return 'training.residency = "stream" needs less.'
     return HELPS[part]
 
 

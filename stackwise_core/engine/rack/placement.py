@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from stackwise_core.engine.offload.offload import Offload, weights_entry
 from stackwise_core.engine.process.allocator import trim_heap
 from stackwise_core.engine.rack.formats import Role
 from stackwise_core.engine.rack.number_range import FINITE
@@ -51,31 +52,27 @@ class Placement:
     def __init__(self, loader: StackLoader, mask_id: int) -> None:
         self.loader, self.spec, self.seed, self.device = loader, loader.spec, loader.seed, loader.device
         self._arranged = Arrangement()
+        self._phase: Phase | None = None
+        self._offload: Offload | None = None
         self._residents: dict[int, Resident] = {}
         spec = self.spec
         owners = range(spec.stacks) if spec.ends == "per_stack" else range(1)
         self._ends = {owner: new_ends(spec, mask_id, self.seed).to(self.device) for owner in owners}
 
-    def place(self, phase: Phase, *, streams: bool = False) -> None:
+    def place(self, phase: Phase, *, streams: bool = False, offload: Offload | None = None) -> None:
         """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains.
 
         Args:
             streams: whether its trunk is streamed.
+            offload: where the training state of stacks waits; all of them are streamed then. None: they stay in
+                memory.
         """
-        streamed = phase.frozen_prefix if streams else ()
-        self.bring(
-            phase.path, active=phase.trains, start=phase.start, adapters=phase.trains_adapters, streamed=streamed
-        )
+        streamed = phase.path if offload is not None else phase.frozen_prefix if streams else ()
+        self._phase, self._offload = phase, offload
+        self._bring(Arrangement(phase.path, phase.trains, phase.start, phase.trains_adapters, frozenset(streamed)))
         for index in phase.path:
-            if index in streamed:
-                continue
-            resident = self._residents[index]
-            trained = phase.trains_adapters.get(index, ())
-            chosen = [each for name in trained for each in self._trainable(index, name)]
-            resident.stack.requires_grad_(False)
-            for parameter in [*chosen, *(resident.own.values() if index in phase.trains else ())]:
-                parameter.requires_grad_()
-            resident.stack.norm.requires_grad_(index == phase.exit_norm)
+            if index not in streamed:
+                self._unfreeze(index, phase)
         for ends in self._ends.values():
             ends.requires_grad_(False)
         below, above = self.ends(phase.path[0]), self.ends(phase.path[-1])
@@ -84,6 +81,16 @@ class Placement:
                 parameter.requires_grad_(phase.embedding)
         if phase.head:
             (above.embed_tokens if above.lm_head is None else above.lm_head).requires_grad_()
+
+    def _unfreeze(self, index: int, phase: Phase) -> None:
+        """Unfreeze what a phase trains of a stack that is in memory, and nothing else of it."""
+        resident = self._residents[index]
+        trained = phase.trains_adapters.get(index, ())
+        chosen = [each for name in trained for each in self._trainable(index, name)]
+        resident.stack.requires_grad_(False)
+        for parameter in [*chosen, *(resident.own.values() if index in phase.trains else ())]:
+            parameter.requires_grad_()
+        resident.stack.norm.requires_grad_(index == phase.exit_norm)
 
     def _trainable(self, index: int, name: str) -> list[nn.Parameter]:
         """Return the weights of a stack's adapter that the adapter made trainable."""
@@ -113,15 +120,19 @@ class Placement:
             active: stacks to prepare for training; the others are frozen.
             start: how those begin that are new.
             adapters: names of those that a stack has in any case, fresh ones if need be.
-            streamed: frozen stacks of the path that aren't kept in memory, but read each time they are visited.
+            streamed: stacks of the path that aren't kept in memory, but read each time they are visited.
         """
-        self._arranged = Arrangement(tuple(path), frozenset(active), start, adapters, frozenset(streamed))
+        self._phase, self._offload = None, None
+        self._bring(Arrangement(tuple(path), frozenset(active), start, adapters, frozenset(streamed)))
+
+    def _bring(self, arranged: Arrangement) -> None:
+        self._arranged, path, streamed = arranged, arranged.path, arranged.streamed
         for index in set(self._residents) - (set(path) - set(streamed)):
             del self._residents[index]
         for index in path:
-            if index not in self._arranged.streamed:
+            if index not in streamed:
                 self._bring_one(index)
-            elif not self.loader.masters.has_stack(index):
+            elif index not in arranged.active and not self.loader.masters.has_stack(index):
                 with self.visiting(index):
                     pass  # its masters are written now, and so it can be read again, or copied
 
@@ -132,8 +143,12 @@ class Placement:
         resident = self._residents.get(index)
         if resident is None or (resident.role, resident.adapters) != (role, names):
             self._residents.pop(index, None)  # before the next one takes its room
-            arranged = self._arranged
-            self._residents[index] = self.loader.load(index, role, names, Beginning(arranged.path, arranged.start))
+            arranged, entry = self._arranged, weights_entry(index)
+            trained = self._offload.read(entry) if self._offload is not None and entry in self._offload else {}
+            beginning = Beginning(arranged.path, arranged.start)
+            self._residents[index] = self.loader.load(index, role, names, beginning, trained)
+            if self._phase is not None and index in self._phase.path and index in arranged.streamed:
+                self._unfreeze(index, self._phase)
 
     @contextmanager
     def visiting(self, index: int) -> Iterator[None]:
@@ -230,24 +245,13 @@ class Placement:
         }
         return {**dict(self.trainable()), **buffers}
 
-    @torch.no_grad()
     def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``training_state`` gave.
 
         Raises:
             StackwiseError: it is that of other tensors.
         """
-        now = self.training_state()
-        shapes = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
-        wanted = {name: (tensor.dtype, *tensor.shape) for name, tensor in now.items()}
-        for name in sorted(shapes.keys() | wanted):
-            if shapes.get(name) != wanted.get(name):
-                raise StackwiseError(
-                    f"a checkpoint isn't of what trains now: {name} is {shapes.get(name, 'absent')} in it, and should "
-                    f"be {wanted.get(name, 'absent')}"
-                )
-        for name, tensor in tensors.items():
-            now[name].copy_(tensor)
+        load_parameters(self.training_state().items(), tensors)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Return a stack's own weights as it holds them, by name."""
@@ -259,16 +263,50 @@ class Placement:
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """List what trains now, by name: ``embed_tokens.weight``, ``stacks.0.layers.0...``, ``adapters.0...``."""
-        found = [
+        found = self.trainable_ends()
+        for index in sorted(self._residents):
+            found += self.trainable_of(index)
+        return found
+
+    def trainable_ends(self) -> list[tuple[str, nn.Parameter]]:
+        """List what trains of embedding and head, by name."""
+        return [
             (name, parameter)
             for ends in self._ends.values()
             for name, parameter in ends.named_parameters()
             if parameter.requires_grad
         ]
-        for index, resident in sorted(self._residents.items()):
-            own = [(f"stacks.{index}.{name}", each) for name, each in resident.own.items()]
-            adapters = [(f"adapters.{index}.{name}", each) for name, each in resident.adapter_weights.items()]
-            found += [
-                (name, each) for name, each in own + adapters if isinstance(each, nn.Parameter) and each.requires_grad
-            ]
-        return found
+
+    def trainable_of(self, index: int) -> list[tuple[str, nn.Parameter]]:
+        """List what trains of a stack that is in memory, by name."""
+        resident = self._residents[index]
+        own = [(f"stacks.{index}.{name}", each) for name, each in resident.own.items()]
+        adapters = [(f"adapters.{index}.{name}", each) for name, each in resident.adapter_weights.items()]
+        return [(name, each) for name, each in own + adapters if isinstance(each, nn.Parameter) and each.requires_grad]
+
+    def changes_of(self, index: int) -> dict[str, Tensor]:
+        """Return what training may change of a stack that is in memory, by name, its buffers included."""
+        resident = self._residents[index]
+        own = resident.own if resident.role == "active" else {}
+        adapters = {name: each for name, each in resident.adapter_weights.items() if each.requires_grad}
+        return {**own, **adapters}
+
+
+@torch.no_grad()
+def load_parameters(into: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same names.
+
+    Raises:
+        StackwiseError: names, number formats or shapes differ.
+    """
+    now = dict(into)
+    shapes = {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: (tensor.dtype, *tensor.shape) for name, tensor in now.items()}
+    for name in sorted(shapes.keys() | wanted):
+        if shapes.get(name) != wanted.get(name):
+            raise StackwiseError(
+                f"a checkpoint isn't of what trains now: {name} is {shapes.get(name, 'absent')} in it, and should "
+                f"be {wanted.get(name, 'absent')}"
+            )
+    for name, tensor in tensors.items():
+        now[name].copy_(tensor)

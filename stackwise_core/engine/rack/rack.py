@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -88,6 +89,8 @@ class Ends(nn.Module):
     def __init__(self, spec: RackSpec, mask_id: int) -> None:
         super().__init__()
         self.spec, self.mask_id = spec, mask_id
+        self.head_apart: Tensor | None = None
+        """Stands for a tied head while its gradient is added up apart."""
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
         self.embed_time = None if spec.time_encoding is None else TimeEmbedding(spec)
         self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
@@ -119,6 +122,8 @@ class Ends(nn.Module):
     def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
         """Compute logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
         weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        if self.head_apart is not None:
+            weight = self.head_apart
         return nn.functional.linear(norm(hidden), weight)
 
     def predictions(self, hidden: Tensor, norm: nn.Module, rows_multiple: int = FEW_ROWS_MULTIPLE) -> Tensor:
@@ -138,6 +143,29 @@ class Ends(nn.Module):
         """Compute cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
         logits = self.predictions(hidden, norm, ROWS_MULTIPLE)
         return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+@contextmanager
+def separate_head(ends: Ends, is_tied: bool) -> Iterator[None]:
+    """Add up the gradients of a tied matrix as a head and as an embedding apart, and both at the end.
+
+    So their sum has the same bits, whether the passes of a step go through the whole rack in turn, or through one
+    stack after the other together.
+
+    Args:
+        is_tied: whether it is one matrix, which trains; else nothing is done.
+    """
+    if not is_tied:
+        yield
+        return
+    weight = ends.embed_tokens.weight
+    ends.head_apart = weight.detach().requires_grad_()
+    try:
+        yield
+        if ends.head_apart.grad is not None:
+            weight.grad = ends.head_apart.grad if weight.grad is None else ends.head_apart.grad + weight.grad
+    finally:
+        ends.head_apart = None
 
 
 def derived_seed(seed: int, *what: object) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -58,19 +60,32 @@ class StackLoader:
     seed: int
     device: torch.device
 
-    def load(self, index: int, role: Role, adapters: tuple[str, ...], beginning: Beginning) -> Resident:
+    def load(
+        self,
+        index: int,
+        role: Role,
+        adapters: tuple[str, ...],
+        beginning: Beginning,
+        trained: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Resident:
         """Bring a stack into memory, prepared for a role, with adapters of these names.
 
         A frozen stack without masters gets them: it can be read again afterwards, or copied.
 
         Args:
             beginning: how it begins if it is new.
+            trained: tensors that training has changed since its masters were written, all of a stack that trains, and
+                of adapters; they are copied.
 
         Raises:
             StackwiseError: a file is damaged, a weight isn't finite, or the precision can't hold it.
             ContractError: a precision or an adapter broke its contract.
         """
         precision = self.formats.precision(index, role)
+        if role == "active" and trained:
+            stack = blank_stack(self.spec, index, self.device)
+            precision.prepare(stack, trainable=True)
+            return self._resident(stack, index, role, adapters, trained)
         keeps = role == "trunk" and precision.quantises
         prepared = None
         if keeps and self.masters.has_stack(index):
@@ -85,11 +100,21 @@ class StackLoader:
             self._prepare(stack.to(self.device), index, role, beginning)
             if keeps:
                 self.masters.write_prepared(index, precision.described, precision.to_tensors(stack))
+        return self._resident(stack, index, role, adapters, trained)
+
+    def _resident(
+        self, stack: Stack, index: int, role: Role, adapters: tuple[str, ...], trained: Mapping[str, Tensor]
+    ) -> Resident:
+        """Put adapters on a prepared stack, and copy what training has changed."""
+        precision = self.formats.precision(index, role)
         own = stack.state_dict(keep_vars=True) if role == "active" else precision.to_tensors(stack)
         before = {id(parameter) for parameter in stack.parameters()}
         for name in adapters:
             self._put_on(stack, name, index)
         of_adapters = {name: each for name, each in stack.named_parameters() if id(each) not in before}
+        with torch.no_grad():
+            for name, tensor in trained.items():
+                (own if name in own else of_adapters)[name].copy_(tensor)
         return Resident(stack, role, own, adapters, of_adapters)
 
     def _prepare(self, stack: Stack, index: int, role: Role, beginning: Beginning) -> None:

@@ -40,10 +40,12 @@ from stackwise_core.run_files.names import (
     ADAPTERS,
     CACHE,
     METRICS,
+    OFFLOAD,
     RESUME,
     STACKS,
     TRUNK,
     adapters_folder,
+    checkpoint_entry,
     embedding_file,
     head_file,
     prepared_file,
@@ -85,6 +87,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """The file that measurements are appended to."""
         return self.path / METRICS
+
+    @property
+    def offload(self) -> Path:
+        """The directory of training state that is changing; checkpoints are whole without it."""
+        return self.path / OFFLOAD
 
     @property
     def cache(self) -> Path:
@@ -292,11 +299,28 @@ class RunDirectory:
         paths = (PurePosixPath(name) for name in self.manifest)
         return sorted(path.stem for path in paths if path.parts[0] == RESUME and path.suffix == ".json")
 
+    def write_checkpoint_entry(self, name: str, entry: str, fill: Callable[[Path], None]) -> None:
+        """Let ``fill`` write a safetensors file that belongs to a state within a phase."""
+        self.manifest.write(checkpoint_entry(name, entry), fill)
+
+    def checkpoint_entry(self, name: str, entry: str) -> Path:
+        """Return the path of a file that belongs to a state within a phase."""
+        return self.manifest.where(checkpoint_entry(name, entry))
+
+    def checked_checkpoint_entry(self, name: str, entry: str) -> Path:
+        """Return the same, once it was checked.
+
+        Raises:
+            StackwiseError: it is missing, or isn't what was written.
+        """
+        return self.manifest.checked(checkpoint_entry(name, entry))
+
     def drop_checkpoint(self, name: str) -> None:
         """Delete a state within a phase."""
         with self.together():
-            for suffix in ("json", "safetensors"):
-                self.manifest.drop(f"{RESUME}/{name}.{suffix}")
+            for file in self.manifest:
+                if file.startswith((f"{RESUME}/{name}.", f"{RESUME}/{name}/")):
+                    self.manifest.drop(file)
 
     def adapters(self, index: int) -> list[str]:
         """List the names of the adapters that a stack has."""

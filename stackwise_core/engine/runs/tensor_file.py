@@ -109,7 +109,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
         for (name, each), first in zip(stored, places, strict=False):
             into = np.frombuffer(pages, np.uint8, each.end - each.begin, first)
             _read(file, path, each.begin, into, digest)
-            tensors[name] = _tensor(pages, each, first)
+            tensors[name] = tensor_in(pages, each, first)
     return tensors, digest.hexdigest()
 
 
@@ -123,17 +123,24 @@ def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> None:
         OSError: it can't be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header, places = header_of(plain)
+    with into.open("wb") as written:
+        written.write(header)
+        for name in places:
+            written.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+
+
+def header_of(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """Return the beginning of a safetensors file, and where each tensor's bytes begin after it, in their order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places, end = dict[str, int](), 0
     # The widest numbers first, as the library orders them, so that all are aligned.
-    names, end = sorted(plain, key=lambda name: (-plain[name].dtype.itemsize, name)), 0
-    for name in names:
-        tensor = plain[name]
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        tensor = tensors[name]
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": tuple(tensor.shape), "data_offsets": (begin, end)}
-    with into.open("wb") as written:
-        written.write(packed_header(header))
-        for name in names:
-            written.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+        places[name] = begin
+    return packed_header(header), places
 
 
 def stream_tensors(
@@ -217,7 +224,8 @@ def _read(file: BinaryIO, path: Path, offset: int, into: np.ndarray, digest: has
         done += count
 
 
-def _tensor(pages: mmap.mmap, stored: StoredTensor, first: int) -> Tensor:
+def tensor_in(pages: mmap.mmap | np.ndarray, stored: StoredTensor, first: int) -> Tensor:
+    """Return a tensor whose bytes are those of a buffer from a place on."""
     count = math.prod(stored.shape)
     if count == 0:
         return torch.empty(stored.shape, dtype=stored.dtype)

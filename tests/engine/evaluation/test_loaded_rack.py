@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 RUNS = {
     "sequential": {},
     "banded": {"trainer_mode": {"use": "banded", "cycles": 1}},
-    "streamed": {"training.trunk_residency": "stream"},
+    "streamed": {"training.residency": "stream"},
     "quantised": {"precision": {"active": "fp32", "trunk": "nf4"}},
     "time": {"training.time": "input"},
     "clm": {"objective": "clm"},

@@ -1,0 +1,380 @@
+"""A training step with one stack in memory at a time; its gradient is the one of activation checkpointing.
+
+Forward, stack by stack, each stack's input kept; at the top the head; backward, stack by stack from the top: the input
+is read, the stack runs again, its gradient goes down. A stack is visited twice, however many forward passes a step has.
+Gradients wait until the norm of all of them is known; then each stack's weights and moments are moved in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+
+from stackwise_core.config.model import TrainingConfig
+from stackwise_core.engine.boundary.boundary import Boundary
+from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.optimizer import learning_rate, make_optimizer
+from stackwise_core.engine.loop.optimizer_state import (
+    Number,
+    check_optimizer_state,
+    load_optimizer_state,
+    optimizer_state,
+)
+from stackwise_core.engine.loop.training_step import OPTIMIZER, RACK, seed_generators, under
+from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.offload.offload import Offload, weights_entry
+from stackwise_core.engine.rack.forward import Forward
+from stackwise_core.engine.rack.placement import load_parameters
+from stackwise_core.engine.rack.rack import derived_seed, separate_head
+from stackwise_core.engine.runs.directory import RunDirectory
+from stackwise_core.engine.runs.tensor_file import read_header
+from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.objective import Predicted
+from stackwise_core.interfaces.optimizer import Optimizer
+from stackwise_core.interfaces.phase import Phase
+
+ENDS = "ends"
+"""The unit of embedding and head; others are stacks."""
+
+
+@define
+class StreamedStep:
+    """The optimizer step of a phase, whose stacks are in memory one at a time; embedding and head stay.
+
+    Args:
+        offload: where weights, moments, gradients and boundaries wait.
+    """
+
+    forward: Forward
+    phase: Phase
+    objective: PhaseLoss
+    boundary: Boundary | None
+    training: TrainingConfig
+    plugin: Optimizer
+    offload: Offload
+    named: dict[str, list[str]] = field(init=False)
+    """Names of what trains, by unit: ``ends``, ``003``."""
+    _norms: dict[str, Tensor] = field(factory=dict, init=False)
+    """Norm of each parameter's gradient, by name."""
+    _numbers: dict[str, dict[str, Number]] = field(factory=dict, init=False)
+    """Plain numbers of the optimizer's state, by unit."""
+    _ends: torch.optim.Optimizer | None = field(init=False)
+    _shapes: dict[int, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = field(factory=dict, init=False)
+    """Number formats and shapes of what training changes of each stack."""
+    _seed: int = field(default=0, init=False)
+    scaler: None = None
+
+    def __attrs_post_init__(self) -> None:
+        placement, ends = self.forward.placement, self.forward.placement.trainable_ends()
+        self.named = {ENDS: [name for name, _ in ends]} if ends else {}
+        self._ends = make_optimizer(self.plugin, ends, self.training, self.phase.lr) if ends else None
+        for index in sorted(self._trained):
+            with placement.visiting(index):
+                self.named[_unit(index)] = [name for name, _ in placement.trainable_of(index)]
+                self._shapes[index] = {
+                    n: (each.dtype, tuple(each.shape)) for n, each in placement.changes_of(index).items()
+                }
+
+    @property
+    def _trained(self) -> list[int]:
+        """Stacks of which something trains, in the order of the path."""
+        return [index for index in self.phase.live_path if index in self.phase.trains | self.phase.adapts]
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it computes on."""
+        return self.forward.device
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what trains."""
+        return [name for names in self.named.values() for name in names]
+
+    def backward(self, step: Sequence[Draws], number: int, seed: int) -> tuple[float, float]:
+        """Compute the gradients of a step, stack by stack.
+
+        Args:
+            number: of the draws, for the boundary that they start from.
+            seed: of what dropout draws.
+
+        Returns:
+            The loss in nats a token, and the norm of all gradients together.
+        """
+        self._norms.clear()
+        self._seed = seed
+        predicted = [self.objective.predicted(draws) for draws in step]
+        with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied):
+            self._enter(step, number)
+            *below, top = self.phase.live_path
+            for index in below:
+                self._up(index, step)
+            loss = self._top(top, step, predicted)
+            for index in reversed(below):
+                self._down(index, step)
+            if self._embedding_trains:
+                self._embedding(step)
+        for name, parameter in self.forward.placement.trainable_ends():
+            if parameter.grad is not None:
+                self._norms[name] = torch.linalg.vector_norm(parameter.grad)
+        norms = [self._norms[name].cpu() for name in self.names if name in self._norms]
+        return loss, float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    @torch.no_grad()
+    def _enter(self, step: Sequence[Draws], number: int) -> None:
+        """Keep the input of the lowest stack of each forward pass."""
+        first = self.phase.live_path[0]
+        for batch, draws in enumerate(step):
+            if self.boundary is None:
+                hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
+            else:
+                hidden = self.boundary.read(draws, number)
+            self._keep(first, batch, hidden)
+
+    @torch.no_grad()
+    def _up(self, index: int, step: Sequence[Draws]) -> None:
+        """Pass all of a step through a stack, and keep the input of the one above."""
+        above = self.phase.live_path[self.phase.live_path.index(index) + 1]
+        with self._visiting(index, then=above):
+            for batch, draws in enumerate(step):
+                self._keep(above, batch, self._through(index, batch, self._input(index, batch), draws))
+
+    def _top(self, index: int, step: Sequence[Draws], predicted: Sequence[Predicted]) -> float:
+        """Pass all of a step through the highest stack and the head, and back; return the loss."""
+        total, normaliser = 0.0, self.objective.normaliser(predicted)
+        forward, below = self.forward, self._below(index)
+        with self._visiting(index, then=below):
+            for batch, (draws, each) in enumerate(zip(step, predicted, strict=True)):
+                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
+                hidden = self._through(index, batch, entered, draws)
+                masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
+                losses = forward.losses(index, masked, draws.targets.to(forward.device), self.objective.losses)
+                loss = self.objective.weighted_sum(losses, each) / normaliser
+                loss.backward()
+                total += loss.item()
+                self._pass_down(batch, entered)
+            self._stash(index)
+        return total
+
+    def _down(self, index: int, step: Sequence[Draws]) -> None:
+        """Run a stack again on its kept input, and pass the gradient down."""
+        with self._visiting(index, then=self._below(index)):
+            for batch, draws in enumerate(step):
+                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
+                arriving = self.offload.read(f"descent/{batch}")["gradient"].to(self.device)
+                hidden = self._through(index, batch, entered, draws)
+                if hidden.requires_grad:
+                    hidden.backward(arriving)
+                self._pass_down(batch, entered)
+            self._stash(index)
+
+    def _embedding(self, step: Sequence[Draws]) -> None:
+        """Pass the gradient into the embedding."""
+        for batch, draws in enumerate(step):
+            hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)
+            hidden.backward(self.offload.read(f"descent/{batch}")["gradient"].to(self.device))
+
+    def _visiting(self, index: int, then: int | None) -> AbstractContextManager[None]:
+        """Keep a stack in memory while this lasts, and begin to read the weights of the one that comes then."""
+        visit = self.forward.placement.visiting(index)
+        if then is not None:
+            self.offload.prefetch(weights_entry(then))
+        return visit
+
+    def _through(self, index: int, batch: int, hidden: Tensor, draws: Draws) -> Tensor:
+        seed_generators(derived_seed(derived_seed(self._seed, batch), index), self.device)
+        return self.forward.through(index, hidden, self.forward.context(draws.segments))
+
+    def _keep(self, index: int, batch: int, hidden: Tensor) -> None:
+        self.offload.write(f"boundary/{_unit(index)}/{batch}", {"hidden": hidden})
+
+    def _input(self, index: int, batch: int) -> Tensor:
+        """Return the kept input [B, T, D] of a stack, as a tensor of its own."""
+        kept = self.offload.read(f"boundary/{_unit(index)}/{batch}")["hidden"]
+        return kept.to(self.device, copy=True)
+
+    def _passes_down(self, index: int) -> bool:
+        """Return whether something below a stack trains."""
+        below = self.phase.live_path[: self.phase.live_path.index(index)]
+        return self._embedding_trains or any(each in self._trained for each in below)
+
+    def _below(self, index: int) -> int | None:
+        """Return the stack below, where it has to be visited on the way down."""
+        place = self.phase.live_path.index(index)
+        return self.phase.live_path[place - 1] if place else None
+
+    def _pass_down(self, batch: int, entered: Tensor) -> None:
+        if entered.requires_grad:
+            assert entered.grad is not None
+            self.offload.write(f"descent/{batch}", {"gradient": entered.grad})
+
+    def _stash(self, index: int) -> None:
+        """Put the gradients of the stack in memory away, with its weights where they aren't there yet."""
+        placement = self.forward.placement
+        trains = placement.trainable_of(index)
+        if not trains:
+            return
+        gradients = {name: each.grad for name, each in trains if each.grad is not None}
+        self._norms |= {name: torch.linalg.vector_norm(each) for name, each in gradients.items()}
+        changes = placement.changes_of(index)
+        if weights_entry(index) not in self.offload or any(not isinstance(e, nn.Parameter) for e in changes.values()):
+            self.offload.write(weights_entry(index), changes)
+        self.offload.write(f"gradients/{_unit(index)}", gradients)
+        for _, each in trains:
+            each.grad = None
+
+    @property
+    def _embedding_trains(self) -> bool:
+        """Whether the gradient reaches the embedding, also as a tied head."""
+        ends = self.forward.placement.ends(self.phase.path[0])
+        return self.boundary is None and any(
+            each.requires_grad for name, each in ends.named_parameters() if name.startswith("embed_")
+        )
+
+    @property
+    def _head_is_tied(self) -> bool:
+        """Whether head and embedding are one matrix that trains."""
+        return self.forward.placement.spec.tie_embeddings and self._embedding_trains
+
+    def update(self, factor: float, grad_norm: float) -> None:
+        """Move the weights of one unit after the other by their gradients, and forget these.
+
+        Args:
+            factor: of the peak learning rates.
+            grad_norm: that they are clipped by.
+        """
+        for index in self._trained:  # from the bottom, whose gradients were written last
+            self._update(index, factor, grad_norm)
+        if self._ends is not None:
+            self._move(self._ends, self.forward.placement.trainable_ends(), factor, grad_norm)
+        self.forget_gradients()
+
+    def _update(self, index: int, factor: float, grad_norm: float) -> None:
+        """Move the weights of a stack, which needn't be a module for it."""
+        unit, device = _unit(index), self.device
+        entry = {name: each.to(device, copy=True) for name, each in self.offload.read(weights_entry(index)).items()}
+        self.offload.prefetch(f"gradients/{unit}")
+        named = [(name, nn.Parameter(entry[_within(name)])) for name in self.named[unit]]
+        gradients = self.offload.read(f"gradients/{unit}")
+        for name, parameter in named:
+            parameter.grad = gradients[name].to(device, copy=True) if name in gradients else None
+        optimizer = make_optimizer(self.plugin, named, self.training, self.phase.lr)
+        if f"moments/{unit}" in self.offload:
+            moments, numbers = self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {})
+            check_optimizer_state(self.plugin, optimizer, moments, numbers)
+            load_optimizer_state(optimizer, moments, numbers)
+        self._move(optimizer, named, factor, grad_norm)
+        tensors, self._numbers[unit] = optimizer_state(optimizer)
+        self.offload.write(f"moments/{unit}", tensors)
+        self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
+
+    def _move(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named: list[tuple[str, nn.Parameter]],
+        factor: float,
+        grad_norm: float,
+    ) -> None:
+        """Clip the gradients of a unit, and take its optimizer's step."""
+        peaks = {id(each): self.phase.lr * learning_rate(name, self.training) for name, each in named}
+        for group in optimizer.param_groups:
+            group["lr"] = factor * peaks[id(group["params"][0])]
+        if math.isfinite(grad_norm) and self.training.max_grad_norm:
+            parameters = [parameter for _, parameter in named]
+            nn.utils.clip_grads_with_norm_(parameters, self.training.max_grad_norm, torch.tensor(grad_norm))
+        optimizer.step()
+
+    def leave_out(self) -> None:
+        """Forget the gradients."""
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Free the memory of gradients; those of stacks are written over in the next step."""
+        for _, parameter in self.forward.placement.trainable_ends():
+            parameter.grad = None
+
+    @property
+    def first_bad_gradient(self) -> str | None:
+        """Name of the first parameter whose gradient isn't finite."""
+        return next((name for name in self.names if not self._norms.get(name, torch.zeros(())).isfinite()), None)
+
+    checkpoints_kept = 1
+    """Checkpoints at a time: with what changes after the last one there are two of everything on the disk."""
+
+    def save(self, directory: RunDirectory, name: str, said: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write a checkpoint; what the offload has written since the last one becomes a part of it.
+
+        Args:
+            said: JSON values to keep with it.
+            tensors: to keep with it.
+        """
+        ends, numbers = ({}, {}) if self._ends is None else optimizer_state(self._ends)
+        everything = {**tensors, **{RACK + key: each for key, each in self.forward.placement.trainable_ends()}}
+        everything |= {OPTIMIZER + key: each for key, each in ends.items()}
+        entries = self.offload.entries()
+        numbers_by_unit = {ENDS: numbers, **self._numbers}
+        with directory.together():
+            directory.write_checkpoint(
+                name, {**said, "optimizer": numbers_by_unit, "scaler": None, "entries": entries}, everything
+            )
+            for entry in entries:
+                directory.write_checkpoint_entry(name, entry, partial(self.offload.save, entry))
+
+    def saved(self, directory: RunDirectory, name: str) -> None:
+        """Go on from a checkpoint that was saved."""
+        self.offload.restore({entry: directory.checkpoint_entry(name, entry) for entry in self.offload.entries()})
+
+    def restore(self, directory: RunDirectory, name: str, said: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            StackwiseError: a file of it is damaged, or it isn't one of what trains now.
+        """
+        entries, numbers = said.get("entries"), said["optimizer"]
+        expected = {_unit(index) for index in self._trained}
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in numbers.values()):
+            raise StackwiseError(
+                f"checkpoint {name} was written while all that trains was in memory, and training.residency streams it "
+                'now. Go on with training.residency = "memory", or from an earlier phase.'
+            )
+        if not {entry.partition("/")[2] for entry in entries} <= expected:
+            raise StackwiseError(f"checkpoint {name}: it has stacks that don't train now")
+        paths = {entry: directory.checkpoint_entry(name, entry) for entry in entries}
+        for index in self._trained:
+            if weights_entry(index) in paths:
+                self._check_shapes(index, paths[weights_entry(index)])
+        ends = self.forward.placement.trainable_ends()
+        load_parameters(ends, under(RACK, tensors))
+        if self._ends is not None:
+            of_ends = under(OPTIMIZER, tensors)
+            check_optimizer_state(self.plugin, self._ends, of_ends, numbers.get(ENDS, {}))
+            load_optimizer_state(self._ends, of_ends, numbers.get(ENDS, {}))
+        self._numbers = {unit: each for unit, each in numbers.items() if unit != ENDS}
+        self.offload.restore(paths)
+
+    def _check_shapes(self, index: int, path: Path) -> None:
+        """Refuse weights of another shape than what trains now."""
+        with path.open("rb", buffering=0) as file:
+            found = {name: (each.dtype, each.shape) for name, each in read_header(file, path).items()}
+        for name in sorted(found.keys() | self._shapes[index]):
+            if found.get(name) != self._shapes[index].get(name):
+                raise StackwiseError(
+                    f"a checkpoint isn't of what trains now: {name} of stack {index} is {found.get(name, 'absent')} "
+                    f"in it, and should be {self._shapes[index].get(name, 'absent')}"
+                )
+
+
+def _unit(index: int) -> str:
+    return f"{index:03d}"
+
+
+def _within(name: str) -> str:
+    """Return a parameter's name within its stack."""
+    return name.split(".", 2)[2]

@@ -1,0 +1,1 @@
+"""Offload: where the training state of stacks waits that aren't at work."""

@@ -1,0 +1,179 @@
+"""Training state in files, each written in place, read one entry ahead and written one behind.
+
+The files of the last checkpoint are never written to: the first write after it goes to a new file, and that one is
+written in place until the next checkpoint takes it. So there are at most two files an entry, and a process that is
+killed at any instant leaves the checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from stackwise_core.engine.offload.offload import DURABLE, Offload
+from stackwise_core.engine.runs.tensor_file import (
+    ALIGNED,
+    DamagedTensors,
+    header_of,
+    read_header,
+    tensor_in,
+)
+
+READ_AT_ONCE = 64 << 20
+"""Bytes of one system call; Linux reads at most 2 GiB."""
+
+
+@define
+class _Slot:
+    """A buffer that entries are read into, as large as the largest so far."""
+
+    bytes: np.ndarray = field(factory=lambda: np.empty(0, np.uint8))
+
+    def room(self, size: int) -> np.ndarray:
+        if len(self.bytes) < size + ALIGNED:
+            self.bytes = np.empty(size + ALIGNED, np.uint8)
+        first = -self.bytes.ctypes.data % ALIGNED
+        return self.bytes[first : first + size]
+
+
+class Disk(Offload):
+    """Entries in safetensors files of a directory, which is deleted in the end.
+
+    Args:
+        directory: for what changes between checkpoints.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        shutil.rmtree(directory, ignore_errors=True)  # what a killed process left
+        directory.mkdir(parents=True)
+        self._saved: dict[str, Path] = {}
+        """Files of the last checkpoint, for entries that haven't been written since."""
+        self._written: dict[str, Path] = {}
+        self._reader = ThreadPoolExecutor(1, "stackwise-read")
+        self._writer = ThreadPoolExecutor(1, "stackwise-write")
+        self._writing: Future[None] | None = None
+        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        self._slots = [_Slot(), _Slot(), _Slot()]
+
+    def __contains__(self, entry: str) -> bool:
+        return entry in self._written or entry in self._saved
+
+    def prefetch(self, entry: str) -> None:
+        if entry in self and (self._ahead is None or self._ahead[0] != entry):
+            self._cancel()
+            self._ahead = entry, self._reader.submit(self._read, entry)
+
+    def read(self, entry: str) -> dict[str, Tensor]:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == entry:
+            return ahead[1].result()
+        if ahead is not None:
+            ahead[1].cancel()
+        return self._reader.submit(self._read, entry).result()
+
+    def _read(self, entry: str) -> dict[str, Tensor]:
+        writing = self._writing
+        if writing is not None:
+            writing.exception()  # ends before a file is read; its own error comes with the next write
+        path = self._written.get(entry) or self._saved[entry]
+        with path.open("rb", buffering=0) as file:
+            stored = read_header(file, path)
+            begin = min((each.begin for each in stored.values()), default=0)
+            end = max((each.end for each in stored.values()), default=0)
+            slot = self._slots.pop(0)
+            self._slots.append(slot)
+            into = slot.room(end - begin)
+            done = 0
+            while done < len(into):
+                count = os.preadv(file.fileno(), [into[done : done + READ_AT_ONCE].data], begin + done)
+                if not count:
+                    raise DamagedTensors(f"{path}: cut short while it was read")
+                done += count
+        return {name: tensor_in(into, each, each.begin - begin) for name, each in stored.items()}
+
+    def write(self, entry: str, tensors: Mapping[str, Tensor]) -> None:
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        self._settle()
+        path = self._directory / f"{entry.replace('/', '-')}.safetensors"
+        self._written[entry] = path
+        if self._ahead is not None and self._ahead[0] == entry:
+            self._cancel()
+        self._writing = self._writer.submit(_write, path, held)
+
+    def _settle(self) -> None:
+        """Finish what is being written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _cancel(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead[1].cancel():
+            ahead[1].exception()
+
+    def entries(self) -> list[str]:
+        every = self._written.keys() | self._saved.keys()
+        return sorted(entry for entry in every if entry.partition("/")[0] in DURABLE)
+
+    def save(self, entry: str, path: Path) -> None:
+        self._settle()
+        self._cancel()
+        written = self._written.pop(entry, None)
+        if written is not None:
+            os.replace(written, path)
+        else:  # it hasn't changed since the last checkpoint
+            with suppress(FileNotFoundError):
+                path.unlink()
+            os.link(self._saved[entry], path)
+
+    def restore(self, entries: Mapping[str, Path]) -> None:
+        self._settle()
+        self._cancel()
+        self._written.clear()
+        self._saved = dict(entries)
+
+    def close(self) -> None:
+        self._cancel()
+        with suppress(OSError):  # whoever wrote it was told, or failed for another reason
+            self._settle()
+        self._reader.shutdown()
+        self._writer.shutdown()
+        self._saved.clear()
+        self._written.clear()
+        self._slots = [_Slot(), _Slot(), _Slot()]
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors over a file of the same layout, or into a new one whose room is taken at once."""
+    header, places = header_of(tensors)
+    size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
+    flags = os.O_WRONLY | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            os.ftruncate(descriptor, 0)
+            os.posix_fallocate(descriptor, 0, size)
+        _write_at(descriptor, memoryview(header), 0)
+        for name, begin in places.items():
+            tensor = tensors[name]
+            if tensor.nbytes:
+                _write_at(descriptor, tensor.reshape(-1).view(torch.uint8).numpy().data, len(header) + begin)
+    finally:
+        os.close(descriptor)
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done : done + READ_AT_ONCE], offset + done)
