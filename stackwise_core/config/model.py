@@ -348,9 +348,9 @@ class TrainingConfig:
     residency: Literal["auto", "memory", "stream"] = option(
         "auto",
         "Place of stacks while a phase runs. memory: all of them are in memory. stream: one at a time is, frozen or "
-        "training; memory doesn't grow with depth, and the gradient is the same to the bit. auto: the trunk is streamed if a "
-        "window has enough tokens to hide the reading, or if it exceeds memory_budget; stacks that train are streamed if "
-        "they exceed memory_budget.",
+        "training; memory doesn't grow with depth, and the gradient is the same to the bit. auto: the trunk is "
+        "streamed if a window has enough tokens to hide the reading, or if it exceeds memory_budget; stacks that train "
+        "are streamed if they exceed memory_budget.",
     )
     offload: Literal["auto", "memory", "disk"] = option(
         "auto",

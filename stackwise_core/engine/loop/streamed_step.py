@@ -69,6 +69,8 @@ class StreamedStep:
     _ends: torch.optim.Optimizer | None = field(init=False)
     _shapes: dict[int, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = field(factory=dict, init=False)
     """Number formats and shapes of what training changes of each stack."""
+    _saved: list[str] = field(factory=list, init=False)
+    """Entries of the last checkpoint."""
     _seed: int = field(default=0, init=False)
     scaler: None = None
 
@@ -318,7 +320,7 @@ class StreamedStep:
         ends, numbers = ({}, {}) if self._ends is None else optimizer_state(self._ends)
         everything = {**tensors, **{RACK + key: each for key, each in self.forward.placement.trainable_ends()}}
         everything |= {OPTIMIZER + key: each for key, each in ends.items()}
-        entries = self.offload.entries()
+        entries = self._saved = self.offload.entries()
         numbers_by_unit = {ENDS: numbers, **self._numbers}
         with directory.together():
             directory.write_checkpoint(
@@ -329,7 +331,7 @@ class StreamedStep:
 
     def saved(self, directory: RunDirectory, name: str) -> None:
         """Go on from a checkpoint that was saved."""
-        self.offload.restore({entry: directory.checkpoint_entry(name, entry) for entry in self.offload.entries()})
+        self.offload.saved({entry: directory.checkpoint_entry(name, entry) for entry in self._saved})
 
     def restore(self, directory: RunDirectory, name: str, said: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go back to a checkpoint.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 
 from stackwise_core.engine.offload.offload import DURABLE, Offload
@@ -45,6 +45,15 @@ class _Slot:
         return self.bytes[first : first + size]
 
 
+@frozen
+class _Ahead:
+    """An entry that is read ahead, and the slot that holds it until somebody asks."""
+
+    entry: str
+    slot: _Slot
+    tensors: Future[dict[str, Tensor]]
+
+
 class Disk(Offload):
     """Entries in safetensors files of a directory, which is deleted in the end.
 
@@ -62,26 +71,30 @@ class Disk(Offload):
         self._reader = ThreadPoolExecutor(1, "stackwise-read")
         self._writer = ThreadPoolExecutor(1, "stackwise-write")
         self._writing: Future[None] | None = None
-        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        self._ahead: _Ahead | None = None
         self._slots = [_Slot(), _Slot(), _Slot()]
+        """Those that no entry is read ahead into, the one that was used last at the end."""
 
     def __contains__(self, entry: str) -> bool:
         return entry in self._written or entry in self._saved
 
     def prefetch(self, entry: str) -> None:
-        if entry in self and (self._ahead is None or self._ahead[0] != entry):
+        if entry in self and (self._ahead is None or self._ahead.entry != entry):
             self._cancel()
-            self._ahead = entry, self._reader.submit(self._read, entry)
+            slot = self._slots.pop(0)
+            self._ahead = _Ahead(entry, slot, self._reader.submit(self._read, entry, slot))
 
     def read(self, entry: str) -> dict[str, Tensor]:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == entry:
-            return ahead[1].result()
-        if ahead is not None:
-            ahead[1].cancel()
-        return self._reader.submit(self._read, entry).result()
+        ahead = self._ahead
+        if ahead is not None and ahead.entry == entry:
+            self._ahead = None
+            self._slots.append(ahead.slot)
+            return ahead.tensors.result()
+        slot = self._slots.pop(0)
+        self._slots.append(slot)
+        return self._reader.submit(self._read, entry, slot).result()
 
-    def _read(self, entry: str) -> dict[str, Tensor]:
+    def _read(self, entry: str, slot: _Slot) -> dict[str, Tensor]:
         writing = self._writing
         if writing is not None:
             writing.exception()  # ends before a file is read; its own error comes with the next write
@@ -90,8 +103,6 @@ class Disk(Offload):
             stored = read_header(file, path)
             begin = min((each.begin for each in stored.values()), default=0)
             end = max((each.end for each in stored.values()), default=0)
-            slot = self._slots.pop(0)
-            self._slots.append(slot)
             into = slot.room(end - begin)
             done = 0
             while done < len(into):
@@ -106,7 +117,7 @@ class Disk(Offload):
         self._settle()
         path = self._directory / f"{entry.replace('/', '-')}.safetensors"
         self._written[entry] = path
-        if self._ahead is not None and self._ahead[0] == entry:
+        if self._ahead is not None and self._ahead.entry == entry:
             self._cancel()
         self._writing = self._writer.submit(_write, path, held)
 
@@ -118,8 +129,10 @@ class Disk(Offload):
 
     def _cancel(self) -> None:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and not ahead[1].cancel():
-            ahead[1].exception()
+        if ahead is not None:
+            if not ahead.tensors.cancel():
+                ahead.tensors.exception()
+            self._slots.append(ahead.slot)
 
     def entries(self) -> list[str]:
         every = self._written.keys() | self._saved.keys()
@@ -135,6 +148,9 @@ class Disk(Offload):
             with suppress(FileNotFoundError):
                 path.unlink()
             os.link(self._saved[entry], path)
+
+    def saved(self, entries: Mapping[str, Path]) -> None:
+        self._saved = dict(entries)
 
     def restore(self, entries: Mapping[str, Path]) -> None:
         self._settle()

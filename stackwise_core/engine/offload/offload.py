@@ -62,8 +62,16 @@ class Offload(ABC):
         """
 
     @abstractmethod
+    def saved(self, entries: Mapping[str, Path]) -> None:
+        """Take note that entries are in a checkpoint as they are now.
+
+        Args:
+            entries: their files, which stay as they are.
+        """
+
+    @abstractmethod
     def restore(self, entries: Mapping[str, Path]) -> None:
-        """Go on from what checkpoints hold, and forget everything else.
+        """Go back to a checkpoint, and forget everything else.
 
         Args:
             entries: the files of durable entries; they stay as they are.

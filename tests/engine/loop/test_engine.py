@@ -265,7 +265,7 @@ def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
             (stack,) = planned.phase.path
             assert boundary is None
             draws = ran.engine.training_drawer(planned).draw(range(4), 0)
-            made.step.backward([draws], 0)
+            made.step.backward([draws], 0, seed=0)
             assert [index in forward.placement for index in range(3)] == [index == stack for index in range(3)]
             for owner, ends in forward.placement.all_ends():
                 assert all((parameter.grad is not None) == (owner == stack) for parameter in ends.parameters())

@@ -1,0 +1,135 @@
+"""Checkpoints and files of phases that are streamed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from stackwise_core.engine.loop.events import Event, PhaseResumed, StepDone
+from stackwise_core.errors import StackwiseError, UsageError
+from stackwise_core.run_files.manifest import Manifest
+from tests.changed_files import flip
+from tests.interrupted_runs import Broken, break_everywhere, engine
+from tests.run_bits import bits, measured
+from tests.tiny import run_tiny, telling
+
+pytestmark = pytest.mark.slow
+
+STREAMED = {
+    "trainer_mode": {"use": "end_to_end"},
+    "training.steps_per_stack": 2,
+    "training.residency": "stream",
+    "training.offload": "disk",
+    "checkpoint.steps": 1,
+}
+
+
+def engine_at(tmp_path: Path, changes, step: int) -> Path:
+    """Interrupt a run after a step, and return its directory."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step + 1:
+            raise Broken
+
+    run = engine(tmp_path, changes, listen)
+    with pytest.raises(Broken):
+        run.run()
+    return run.directory
+
+
+@pytest.mark.parametrize("offload", ["disk", "memory"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_an_interrupted_phase_resumes_to_the_same_bits(tmp_path, offload, optimizer):
+    """From its checkpoint, in a directory that was moved meanwhile."""
+    changes = STREAMED | {"training.offload": offload, "optimizer": {"use": optimizer}, "rack.d_model": 64}
+    undisturbed = run_tiny(tmp_path / "undisturbed", changes)
+    directory = engine_at(tmp_path / "first", changes, 3)
+    moved = tmp_path / "second" / "tiny"
+    moved.parent.mkdir()
+    directory.rename(moved)
+    events: list[Event] = []
+    engine(tmp_path / "second", changes, events.append, moved).run()
+    assert [event.step for event in events if isinstance(event, PhaseResumed)] == [3]
+    expected, found = bits(undisturbed.directory), bits(moved)
+    assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
+    assert measured(moved) == measured(undisturbed.directory)
+
+
+@pytest.mark.parametrize("offload", ["disk", "memory"])
+def test_growing_runs_are_interrupted_and_resumed_everywhere(tmp_path, offload):
+    """Phases with stacks that join, adapters over a quantised trunk, and a finale of all adapters."""
+    lora = {"use": "lora", "rank": 2, "dropout": 0.1}
+    changes = STREAMED | {
+        "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.5},
+        "training.offload": offload,
+        "training.steps_per_stack": 10,
+        "precision": {"active": "fp32", "trunk": "nf4"},
+        "adapter": {"stack": lora, "trunk": lora},
+    }
+    directory, lives, _ = break_everywhere(tmp_path / "broken", changes)
+    assert len(lives) > 6
+    undisturbed = run_tiny(tmp_path / "undisturbed", changes)
+    expected, found = bits(undisturbed.directory), bits(directory)
+    assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
+
+
+def test_a_checkpoint_is_in_standard_files(tmp_path):
+    """Weights and moments of each stack by name, in safetensors files with checksums."""
+    directory = engine_at(tmp_path, STREAMED, 2)
+    files = {path.relative_to(directory / "resume").as_posix() for path in directory.glob("resume/**/*.safetensors")}
+    stacks = [f"0000-000000002/{kind}-{stack:03d}.safetensors" for kind in ("weights", "moments") for stack in range(3)]
+    assert files == {"0000-000000002.safetensors", *stacks}
+    assert not any(Manifest(directory).problem(name) for name in Manifest(directory))
+    weights = load_file(directory / "resume" / "0000-000000002" / "weights-001.safetensors")
+    assert weights.keys() == load_file_of_a_finished_stack(tmp_path / "finished").keys()
+
+
+def load_file_of_a_finished_stack(directory: Path):
+    return load_file(run_tiny(directory, STREAMED).directory / "stacks" / "001.safetensors")
+
+
+def test_there_are_two_of_everything_on_the_disk_at_most(tmp_path):
+    """Of weights and moments, at every step, however many checkpoints there were."""
+    sizes: list[int] = []
+
+    def measure(event: Event, directory: Path) -> None:
+        if isinstance(event, StepDone):
+            files = [*directory.glob("offload/weights-*"), *directory.glob("offload/moments-*")]
+            files += [*directory.glob("resume/*/*.safetensors")]
+            sizes.append(sum(path.stat().st_size for path in files))
+
+    run_tiny(tmp_path, STREAMED | {"training.steps_per_stack": 6, "checkpoint.steps": 3}, telling(measure))
+    # Gradients and boundaries come on top, and last for a step.
+    assert max(sizes) <= 2 * sizes[0] * 1.01
+    assert max(sizes) >= 1.9 * sizes[0]
+
+
+@pytest.mark.parametrize("kind", ["weights", "moments"])
+def test_damage_is_named_and_costs_the_phase_alone(tmp_path, kind):
+    """A flipped bit in a stack's file: the phase begins anew, to the same bits."""
+    undisturbed = run_tiny(tmp_path / "undisturbed", STREAMED)
+    directory = engine_at(tmp_path / "damaged", STREAMED, 2)
+    (path,) = directory.glob(f"resume/*/{kind}-001.safetensors")
+    flip(path)
+    events: list[Event] = []
+    engine(tmp_path / "damaged", STREAMED, events.append, directory).run()
+    (resumed,) = [event for event in events if isinstance(event, PhaseResumed)]
+    assert resumed.step == 0
+    assert path.name in resumed.damaged[0]
+    expected, found = bits(undisturbed.directory), bits(directory)
+    assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
+
+
+@pytest.mark.parametrize(("before", "after"), [("stream", "memory"), ("memory", "stream")])
+def test_a_checkpoint_of_the_other_residency_says_how_to_resume(tmp_path, before, after):
+    """Within a phase the one that it began with goes on."""
+    directory = engine_at(tmp_path, STREAMED | {"training.residency": before}, 2)
+    with pytest.raises(StackwiseError, match=re.escape(f'training.residency = "{before}"')):
+        engine(tmp_path, STREAMED | {"training.residency": after}, lambda event: None, directory).run()
+
+
+def test_a_loss_scaler_can_t_be_streamed(tmp_path):
+    """It needs all gradients at once; the plan says so, and what to take."""
+    with pytest.raises(UsageError, match=r'precision\.active = "bf16" or "fp32"'):
+        run_tiny(tmp_path, STREAMED | {"precision": {"active": {"use": "fp16", "cpu_compute": "fp16"}}})
