@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from stackwise_core.engine.loop.events import Event, PhaseResumed, StepDone
+from stackwise_core.engine.events.events import Event, PhaseResumed, StepDone
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.run_files.manifest import Manifest
 from tests.changed_files import flip
