@@ -352,6 +352,12 @@ class TrainingConfig:
         "streamed if a window has enough tokens to hide the reading, or if it exceeds memory_budget; stacks that train "
         "are streamed if they exceed memory_budget.",
     )
+    course: Literal["phase", "run"] = option(
+        "phase",
+        "Extent of a learning-rate schedule. phase: each phase has warm-up and decay of its own, and new moments. run: "
+        "one schedule over all phases, with warm-up at its beginning and decay at its end; what trains again keeps its "
+        "moments, and a copied stack has copies of them.",
+    )
     offload: Literal["auto", "memory", "disk"] = option(
         "auto",
         "Place of weights, moments, gradients and boundaries of training stacks that aren't at work, while they are "

@@ -30,6 +30,8 @@ RESUME = "resume"
 """The folder of checkpoints within a phase."""
 OFFLOAD = "offload"
 """The folder of training state that is changing, while a phase is streamed to disk; in no manifest."""
+MOMENTS = "moments"
+"""The folder of optimizer state that is kept from phase to phase."""
 CACHE = "cache"
 """The folder of the boundaries' stores."""
 
@@ -62,6 +64,11 @@ def prepared_file(index: int) -> str:
 def checkpoint_entry(name: str, entry: str) -> str:
     """Return the name of a file of a checkpoint's state that was streamed, such as ``weights/003``."""
     return f"{RESUME}/{name}/{entry.replace('/', '-')}.safetensors"
+
+
+def moments_file(stack: int | None) -> str:
+    """Return the name of the file of a stack's moments, or of embedding's and head's."""
+    return f"{MOMENTS}/{'ends' if stack is None else f'{stack:03d}'}.safetensors"
 
 
 def rack_file(phases: int) -> str:

@@ -87,6 +87,8 @@ class PhaseRecord:
     """Most bytes of boundaries and of training state on disk."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
+    schedule: tuple[int, int] | None = None
+    """Place of its first step in the learning-rate schedule, and the steps of that."""
     offload: str | None = None
     """Place where the training state of its stacks waits, one of which is in memory at a time: memory or disk; null
     where all of them are in memory."""

@@ -28,6 +28,7 @@ from stackwise_core.engine.events.events import (
 from stackwise_core.engine.events.recording import Recorder
 from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.checkpoint import Checkpoints
+from stackwise_core.engine.loop.kept_moments import KeptMoments
 from stackwise_core.engine.loop.run_boundaries import RunBoundaries
 from stackwise_core.engine.loop.run_record import RunRecord
 from stackwise_core.engine.loop.running_phase import RunningPhase
@@ -222,11 +223,13 @@ class Engine:
                 checkpoints = Checkpoints(
                     self.files, metrics, self.setup.config.checkpoint, len(phases), measured_until
                 )
-                measured = self.phase(planned, boundary, tell, checkpoints, offload).run()
+                phase = self.phase(planned, boundary, tell, checkpoints, offload)
+                measured = phase.run()
                 phases.append(measured)
                 metrics.write("phase", **unstructure(measured))
                 measured_until = metrics.settle()
-                self.record.write_phase(planned, phases, measured_until)
+                goes_on = self.setup.config.training.course == "run" and len(phases) < len(self.plan.phases)
+                self.record.write_phase(planned, phases, measured_until, phase.step.moments if goes_on else None)
                 if offload is not None:
                     offload.close()
                 boundaries.phase_done()
@@ -261,6 +264,7 @@ class Engine:
             validation=self.validation(planned),
             checkpoints=checkpoints,
             stopping=self.stopping,
+            moments=KeptMoments(self.files, planned.phase) if training.course == "run" else None,
         )
 
     def offload(self, planned: PhasePlan) -> Offload | None:

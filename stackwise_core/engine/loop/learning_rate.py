@@ -1,4 +1,4 @@
-"""The course of the learning rate within a phase."""
+"""The course of the learning rate, within a phase or over all of them."""
 
 import math
 
@@ -6,7 +6,7 @@ from stackwise_core.config.model import TrainingConfig
 
 
 def learning_rate_factor(step: int, steps: int, training: TrainingConfig) -> float:
-    """Return the share of the peak learning rate at a step (from 0) of a phase's steps.
+    """Return the share of the peak learning rate at a step (from 0) of a schedule's steps: a phase's, or the run's.
 
     A linear warm-up, then the course that ``training.lr_schedule`` names, down to ``training.final_lr``. wsd is
     warm-up, stable, decay (arXiv 2404.06395).

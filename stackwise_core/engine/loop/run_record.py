@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
+
+from torch import Tensor
 
 from stackwise_core.config.contents import contents
 from stackwise_core.engine.events.events import EnvironmentChanged, Listener, PhaseResult
+from stackwise_core.engine.loop.kept_moments import KeptMoments
+from stackwise_core.engine.loop.optimizer_state import Number
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan, check_same_plan
@@ -117,8 +122,18 @@ class RunRecord:
                     merge_adapter(self.directory, self._setup.spec, formats.adapters, stack, name)
         self._placement.let_go({stack for stack, _ in phase.merges})
 
-    def write_phase(self, planned: PhasePlan, phases: list[PhaseResult], measured_until: int) -> None:
-        """Write what a phase trained, in full precision, and its measurements; all of it or nothing."""
+    def write_phase(
+        self,
+        planned: PhasePlan,
+        phases: list[PhaseResult],
+        measured_until: int,
+        moments: Iterable[tuple[str, Tensor | Number]] | None = None,
+    ) -> None:
+        """Write what a phase trained, in full precision, and its measurements; all of it or nothing.
+
+        Args:
+            moments: to keep for later phases; None: none are kept, and none are needed any more.
+        """
         phase, placement, directory = planned.phase, self._placement, self.directory
         with directory.together():
             self._write_ends(phase)
@@ -131,6 +146,11 @@ class RunRecord:
             directory.write_json(PROGRESS, as_json(ProgressFile(phases=tuple(phases), metrics=measured_until)))
             for name in directory.checkpoints():
                 directory.drop_checkpoint(name)
+            kept = KeptMoments(directory, phase)
+            if moments is None:
+                kept.drop()
+            else:
+                kept.write(moments)
         self._save_rack(len(phases))
         # So that an uninterrupted run has them from the files too, as a resumed one.
         placement.let_go({stack for stack, _ in phase.adapters})

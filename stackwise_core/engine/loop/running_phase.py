@@ -24,6 +24,7 @@ from stackwise_core.engine.events.events import (
 )
 from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.checkpoint import Checkpoints
+from stackwise_core.engine.loop.kept_moments import KeptMoments
 from stackwise_core.engine.loop.learning_rate import learning_rate_factor
 from stackwise_core.engine.loop.optimizer import learning_rate
 from stackwise_core.engine.loop.phase_state import PhaseState, boundary_counts
@@ -58,6 +59,8 @@ class RunningPhase:
     validation: Validation | None = None
     checkpoints: Checkpoints | None = None
     stopping: Stopping = field(factory=Stopping)
+    moments: KeptMoments | None = None
+    """Moments that it begins with; None: it begins without."""
     state: PhaseState = field(init=False)
     _earlier: PhaseState = field(init=False)
     """State of the phase when this process began."""
@@ -111,6 +114,8 @@ class RunningPhase:
             self._earlier = evolve(self.state)
             if self.state.step or damaged:
                 self.listener(PhaseResumed(self.planned, self.state.step, tuple(damaged)))
+        if self.moments is not None and not self.state.step:
+            self.step.begin_with(self.moments)
         reset_peak(self.forward.device)
         self._began = time.perf_counter()
 
@@ -133,7 +138,8 @@ class RunningPhase:
         state, step = self.state, self.step
         seed = derived_seed(self.forward.placement.seed, "step", self.planned.phase.name, state.step)
         loss, grad_norm = step.backward(draws, number, seed)
-        factor = learning_rate_factor(state.step, self.planned.steps, self.training)
+        first, steps = self.planned.schedule
+        factor = learning_rate_factor(first + state.step, steps, self.training)
         self._is_between_steps = False
         state.step += 1
         state.tokens += sum(batch.inputs.numel() for batch in draws)

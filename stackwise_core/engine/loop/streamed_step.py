@@ -8,7 +8,7 @@ Gradients wait until the norm of all of them is known; then each stack's weights
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.kept_moments import KeptMoments, moments_by_name, moments_by_place
 from stackwise_core.engine.loop.optimizer import learning_rate, make_optimizer
 from stackwise_core.engine.loop.optimizer_state import (
     Number,
@@ -306,6 +307,45 @@ class StreamedStep:
     def first_bad_gradient(self) -> str | None:
         """Name of the first parameter whose gradient isn't finite."""
         return next((name for name in self.names if not self._norms.get(name, torch.zeros(())).isfinite()), None)
+
+    @property
+    def moments(self) -> Iterator[tuple[str, Tensor | Number]]:
+        """The optimizer's state by the names of parameters, a stack at a time."""
+        if self._ends is not None:
+            yield from moments_by_name(self._ends, self.forward.placement.trainable_ends()).items()
+        for index in self._trained:
+            unit = _unit(index)
+            if f"moments/{unit}" in self.offload:
+                optimizer, named = self._optimizer_of(index)
+                load_optimizer_state(optimizer, self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {}))
+                yield from moments_by_name(optimizer, named).items()
+
+    def begin_with(self, kept: KeptMoments) -> None:
+        """Begin with moments that were kept.
+
+        Raises:
+            StackwiseError: they can't be this optimizer's, or a file is damaged.
+        """
+        if self._ends is not None:
+            tensors, numbers = moments_by_place(kept.of(None), self._ends, self.forward.placement.trainable_ends())
+            check_optimizer_state(self.plugin, self._ends, tensors, numbers)
+            load_optimizer_state(self._ends, tensors, numbers)
+        for index in self._trained:
+            optimizer, named = self._optimizer_of(index)
+            tensors, numbers = moments_by_place(kept.of(index), optimizer, named)
+            check_optimizer_state(self.plugin, optimizer, tensors, numbers)
+            if tensors or numbers:
+                self.offload.write(f"moments/{_unit(index)}", tensors)
+                self._numbers[_unit(index)] = numbers
+
+    def _optimizer_of(self, index: int) -> tuple[torch.optim.Optimizer, list[tuple[str, nn.Parameter]]]:
+        """Return an optimizer of a stack's parameters, whose values mean nothing."""
+        shapes = self._shapes[index]
+        named = [
+            (name, nn.Parameter(torch.empty(shapes[_within(name)][1], dtype=shapes[_within(name)][0])))
+            for name in self.named[_unit(index)]
+        ]
+        return make_optimizer(self.plugin, named, self.training, self.phase.lr), named
 
     checkpoints_kept = 1
     """Checkpoints at a time: with what changes after the last one there are two of everything on the disk."""

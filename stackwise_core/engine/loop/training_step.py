@@ -6,7 +6,7 @@ Parameters and gradients are those of ``Placement.trainable``; everything is in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.kept_moments import (
+    KeptMoments,
+    Moments,
+    by_stack,
+    moments_by_name,
+    moments_by_place,
+    unit_of,
+)
 from stackwise_core.engine.loop.optimizer import make_optimizer
 from stackwise_core.engine.loop.optimizer_state import (
+    Number,
     check_optimizer_state,
     load_optimizer_state,
     optimizer_state,
@@ -163,6 +172,24 @@ class TrainingStep:
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for _, parameter in self.named if parameter.grad is not None]
+
+    @property
+    def moments(self) -> Iterator[tuple[str, Tensor | Number]]:
+        """The optimizer's state by the names of parameters."""
+        yield from by_stack(moments_by_name(self.optimizer, self.named))
+
+    def begin_with(self, kept: KeptMoments) -> None:
+        """Begin with moments that were kept.
+
+        Raises:
+            StackwiseError: they can't be this optimizer's, or a file is damaged.
+        """
+        every: Moments = {}
+        for stack in {unit_of(name) for name in self.names}:
+            every |= kept.of(stack)
+        tensors, numbers = moments_by_place(every, self.optimizer, self.named)
+        check_optimizer_state(self.plugin, self.optimizer, tensors, numbers)
+        load_optimizer_state(self.optimizer, tensors, numbers)
 
     checkpoints_kept = 2
     """Checkpoints at a time: should the newest be damaged, there is another."""

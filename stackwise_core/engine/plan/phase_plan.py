@@ -64,6 +64,8 @@ class PhasePlan:
     """The same with those of boundaries."""
     boundary: Prices | None
     """Costs of its boundary; None where it starts at the tokens."""
+    schedule: tuple[int, int]
+    """Place of its first step in the learning-rate schedule, and the steps of that."""
     seconds: float = 0.0
     """Time that it will take on this machine, very roughly."""
 
@@ -114,6 +116,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         boundary=Prices(resident.total, streamed.total, store_bytes((*before, phase), setup), cached, recomputed)
         if phase.frozen_prefix
         else None,
+        schedule=(0, steps),
     )
 
 

@@ -110,6 +110,7 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         memory=MemoryRecord(**asdict(planned.memory), total=planned.memory.total),
         disk=planned.disk,
         streams=planned.streams,
+        schedule=planned.schedule,
         offload=planned.offload,
         offloaded=planned.offloaded,
         flops=planned.flops,
@@ -153,6 +154,8 @@ def make_plan(setup: Setup) -> Plan:
     if not objective.options.causal:
         check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
     planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
+    if training.course == "run":
+        planned = _in_one_course(planned)
     said = notes(planned, setup)
     speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
     timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
@@ -184,6 +187,16 @@ def _as_read(plan: Plan, file: Path) -> PlanFile:
 
 def _source_notes(setup: Setup) -> list[str]:
     return setup.source.notes(setup.spec, setup.tokenizer.mask_id) if setup.source else []
+
+
+def _in_one_course(planned: Sequence[PhasePlan]) -> list[PhasePlan]:
+    """Give all phases their places in one learning-rate schedule."""
+    total, first = sum(each.steps for each in planned), 0
+    placed = []
+    for each in planned:
+        placed.append(evolve(each, schedule=(first, total)))
+        first += each.steps
+    return placed
 
 
 def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:
