@@ -4,9 +4,9 @@
 
 Each rack is trained by `stackwise run` in a process of its own, whose peak resident memory is taken, evaluation
 included: a trunk that is streamed with its boundaries on disk, one that is streamed and recomputed for each window, one
-that is in memory and recomputed, and end-to-end training. Where only the last phase matters (the two that recompute),
-the stacks below it come from the first rack by `rack.init_from`. A stack is 25.7 MB in fp32 (d_model 512, two blocks).
-Medians of three runs where the trunk is cached, up to 32 stacks.
+that is in memory and recomputed, and end-to-end training, in memory and streamed from disk. Where only the last phase
+matters (the two that recompute), the stacks below it come from the first rack by `rack.init_from`. A stack is 25.7 MB
+in fp32 (d_model 512, two blocks). Medians of three runs where the trunk is cached, up to 32 stacks.
 
 Writes docs/benchmarks/memory.md and the plot beside it. Takes some 25 minutes on two cores, 7 GB of memory and 10 GB of
 disk; needs matplotlib (the extra `benchmarks`). With FILE (JSON) it resumes an interrupted measurement.
@@ -28,6 +28,8 @@ PAGE = ROOT / "docs" / "benchmarks" / "memory.md"
 DEPTHS = (2, 4, 8, 16, 32, 64)
 REPEATS = {"streamed, cached": 3}
 """Of the others one run: what they add with depth is far above the noise."""
+FEW_STEPS = 0.003
+"""Share of an epoch that has some three optimizer steps."""
 LONG = 64
 """Stacks of which one run has to do in any case."""
 WAYS = {
@@ -35,6 +37,7 @@ WAYS = {
     "streamed, recomputed": "a streamed trunk, recomputed for each window",
     "in memory, recomputed": "a trunk in memory, recomputed for each window",
     "end to end": "end-to-end training",
+    "end to end, streamed": "end-to-end training, streamed from disk",
 }
 CONFIG = """
 [run]
@@ -51,7 +54,7 @@ d_model = 512
 n_heads = 8
 {given}
 [training]
-steps_per_stack = {steps}
+{budget}
 batch_size = 8
 masks = "resampled"
 window = 64
@@ -74,8 +77,11 @@ def measure(way: str, stacks: int, directory: Path) -> dict[str, int]:
 def measure_once(way: str, stacks: int, directory: Path) -> dict[str, int]:
     """Planned and measured peak bytes of a run."""
     values: dict[str, Any] = {"name": f"{way.replace(' ', '-')}-{stacks}", "directory": directory, "stacks": stacks}
-    values |= {"blocks": 2, "given": "", "cache": "", "mode": "blockwise", "residency": "stream", "steps": 4}
-    if way == "end to end":  # one stack of all blocks: the budget is a stack's
+    values |= {"blocks": 2, "given": "", "cache": "", "mode": "blockwise", "residency": "stream"}
+    values["budget"] = "steps_per_stack = 4"
+    if way == "end to end, streamed":  # a few steps, however many stacks share them
+        values |= {"mode": "end_to_end", "budget": f"epochs_per_stack = {FEW_STEPS / stacks}"}
+    elif way == "end to end":  # one stack of all blocks: the budget is a stack's
         values |= {"mode": "end_to_end", "stacks": 1, "blocks": 2 * stacks}
     elif way == "streamed, cached":
         values["cache"] = '[cache_backend]\nuse = "disk"'
@@ -91,7 +97,7 @@ def below(stacks: int, directory: Path) -> Path:
     if not path.exists():
         values = {"name": path.name, "directory": directory, "stacks": stacks - 1, "given": "", "mode": "blockwise"}
         values |= {"blocks": 2}
-        values |= {"residency": "stream", "steps": 1, "cache": '[cache_backend]\nuse = "disk"'}
+        values |= {"residency": "stream", "budget": "steps_per_stack = 1", "cache": '[cache_backend]\nuse = "disk"'}
         run(CONFIG.format(**values), directory / f"{path.name}.toml")
     return path
 
@@ -123,7 +129,7 @@ def draw(results: dict[str, dict[str, dict[str, int]]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for (way, title), marker in zip(WAYS.items(), "osD^", strict=True):
+    for (way, title), marker in zip(WAYS.items(), "osD^v", strict=True):
         depths = [depth for depth in DEPTHS if str(depth) in results[way]]
         axes.plot(depths, [results[way][str(depth)]["measured"] / 1e9 for depth in depths], marker=marker, label=title)
     axes.set(xscale="log", yscale="log", xlabel="stacks of 25.7 MB", ylabel="peak resident memory, GB")
@@ -150,7 +156,7 @@ def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
         "threads; the first column has medians of three runs (one at 64), the others one each. In brackets: what",
         "`stackwise plan` says over what was measured. The command: `.venv/bin/python tests/benchmarks/memory.py`.",
         "",
-        f"![peak memory by depth, for four ways to train]({PAGE.with_suffix('.svg').name})",
+        f"![peak memory by depth, for five ways to train]({PAGE.with_suffix('.svg').name})",
         "",
         "| stacks | " + " | ".join(WAYS.values()) + " |",
         "| ---: |" + " ---: |" * len(WAYS),
@@ -166,7 +172,8 @@ def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
         "",
         "A streamed trunk has one stack in memory, and only while a window passes it: its peak is that of the stack",
         "that trains. A trunk in memory grows by its weights; end-to-end training also by their gradients, by two",
-        "moments of AdamW, and by the activations of every block.",
+        "moments of AdamW, and by the activations of every block. Streamed from disk it has one stack's of all these,",
+        "and the same gradient.",
         "",
         "The first column is the highest peak of all phases of a whole run and of its evaluation. A phase's peak",
         "differs from the next one's by some 2 %, by how the heap is cut up, without a trend from the first to the",

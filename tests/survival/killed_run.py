@@ -24,6 +24,7 @@ from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.run_record import RunRecord
+from stackwise_core.engine.loop.streamed_step import StreamedStep
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.system.process_state import own_state
@@ -32,6 +33,8 @@ from tests.tiny import TinyRun
 
 MOMENTS: dict[str, tuple[type, str]] = {
     "step": (TrainingStep, "backward"),
+    "streamed step": (StreamedStep, "backward"),
+    "streamed update": (StreamedStep, "update"),
     "checkpoint": (Checkpoints, "write"),
     "cache write": (Boundary, "_keep"),
     "quantising": (RunDirectory, "write_prepared"),
@@ -81,7 +84,7 @@ def survive(request: dict[str, Any]) -> dict[str, Any]:
 
 def live(run: TinyRun, directory: Path | None, life: Life, rng: random.Random) -> Life:
     """Go on with a run, or begin one, in a process that ends as ``life`` has it."""
-    often = life.moment in ("step", "checkpoint", "cache write")
+    often = life.moment in ("step", "streamed step", "streamed update", "checkpoint", "cache write")
     occurrence, delay, changes = rng.randint(1, 2 if often else 1), rng.uniform(0, 0.015), rng.randint(0, 20)
     child, readable = forked(lambda tell: work(run, directory, life, occurrence, changes, lambda: tell(b"!")))
     while os.read(readable, 1):

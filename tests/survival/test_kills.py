@@ -13,6 +13,7 @@ import pytest
 from stackwise_core.engine.runs.directory import RunDirectory
 from tests.killing import STOPPED
 from tests.run_bits import bits, measured
+from tests.survival.killed_run import MOMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,26 @@ RUNS: dict[str, dict[str, Any]] = {
             "optimizer": {"use": "adamw_8bit"},
         },
         "kills": {"step": 2, "checkpoint": 3, "quantising": 1, "phase change": 1},
+    },
+    "end to end, streamed": {
+        "changes": {
+            "trainer_mode": {"use": "end_to_end"},
+            "training.residency": "stream",
+            "training.offload": "disk",
+            "training.steps_per_stack": 3,
+        },
+        "kills": {"streamed step": 4, "streamed update": 4, "checkpoint": 4, "phase change": 1},
+    },
+    "grown, streamed, one course": {
+        "changes": {
+            "trainer_mode": {"use": "progressive", "start": "copy", "finale": 0.4},
+            "training.residency": "stream",
+            "training.offload": "disk",
+            "training.course": "run",
+            "training.steps_per_stack": 5,
+            "rack.stacks": 2,
+        },
+        "kills": {"streamed update": 2, "checkpoint": 3, "phase change": 3},
     },
     "banded, own ends": {
         "changes": {
@@ -111,8 +132,8 @@ def test_runs_that_are_killed_again_and_again_end_with_the_same_bits(tmp_path):
 def check_kinds(lives: list[dict[str, Any]]) -> None:
     """At least 30 by SIGKILL, and some in every kind of moment; SIGTERM at random instants beside them."""
     killed = Counter(life["moment"] for life in lives if life["status"] == -signal.SIGKILL)
-    assert killed.total() >= 30
-    assert set(killed) == {"step", "checkpoint", "cache write", "quantising", "phase change"}
+    assert killed.total() >= 40
+    assert set(killed) == set(MOMENTS)
     stopped = [life for life in lives if life["way"] == "terminate"]
     assert len(stopped) >= 5
     assert {life["status"] for life in stopped} <= {STOPPED, 0}

@@ -27,6 +27,7 @@ from stackwise_core.engine.runs.tensor_file import (
     read_header,
     tensor_in,
 )
+from stackwise_core.system.files import name_file
 
 READ_AT_ONCE = 64 << 20
 """Bytes of one system call; Linux reads at most 2 GiB."""
@@ -70,7 +71,7 @@ class Disk(Offload):
         self._written: dict[str, Path] = {}
         self._reader = ThreadPoolExecutor(1, "stackwise-read")
         self._writer = ThreadPoolExecutor(1, "stackwise-write")
-        self._writing: Future[None] | None = None
+        self._writing: tuple[str, Future[None]] | None = None
         self._ahead: _Ahead | None = None
         self._slots = [_Slot(), _Slot(), _Slot()]
         """Those that no entry is read ahead into, the one that was used last at the end."""
@@ -96,8 +97,8 @@ class Disk(Offload):
 
     def _read(self, entry: str, slot: _Slot) -> dict[str, Tensor]:
         writing = self._writing
-        if writing is not None:
-            writing.exception()  # ends before a file is read; its own error comes with the next write
+        if writing is not None and writing[0] == entry:
+            writing[1].result()
         path = self._written.get(entry) or self._saved[entry]
         with path.open("rb", buffering=0) as file:
             stored = read_header(file, path)
@@ -119,13 +120,13 @@ class Disk(Offload):
         self._written[entry] = path
         if self._ahead is not None and self._ahead.entry == entry:
             self._cancel()
-        self._writing = self._writer.submit(_write, path, held)
+        self._writing = entry, self._writer.submit(_write, path, held)
 
     def _settle(self) -> None:
         """Finish what is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            writing[1].result()
 
     def _cancel(self) -> None:
         ahead, self._ahead = self._ahead, None
@@ -174,8 +175,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors over a file of the same layout, or into a new one whose room is taken at once."""
     header, places = header_of(tensors)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-    flags = os.O_WRONLY | os.O_CREAT
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, 0)
@@ -185,6 +185,9 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             tensor = tensors[name]
             if tensor.nbytes:
                 _write_at(descriptor, tensor.reshape(-1).view(torch.uint8).numpy().data, len(header) + begin)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         os.close(descriptor)
 

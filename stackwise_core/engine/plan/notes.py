@@ -67,6 +67,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: each epoch visits them in turn, so that most are evicted and computed again."
                 )
+    said += _of_streaming(planned)
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
     said += setup.tokenizer.notes
@@ -82,6 +83,20 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append(
             f"The peak of {ByteSize(peak)} is more than the {ByteSize(there)} that this process can have{limit}."
         )
+    return said
+
+
+def _of_streaming(planned: Sequence[PhasePlan]) -> list[str]:
+    """Note the phases in which what trains is streamed, and what waits meanwhile."""
+    said = []
+    for place, where in (("memory", "in host memory"), ("disk", "on disk")):
+        streamed = [plan for plan in planned if plan.offload == place]
+        if streamed:
+            said.append(
+                f"One stack at a time is in memory in {several([plan.phase.name for plan in streamed])}; "
+                f"{ByteSize(max(plan.offloaded for plan in streamed))} of weights, gradients, moments and boundaries "
+                f"wait {where}."
+            )
     return said
 
 

@@ -54,6 +54,8 @@ class PhasePlan:
     """Where the training state of its stacks waits, one of which is in memory at a time; None: all of them are."""
     offloaded: int
     """Bytes that wait there."""
+    least: int
+    """Peak memory in bytes with one stack at a time, frozen or training."""
     made_from_below: bool
     """Whether its boundaries are made from those of the phase before."""
     same_boundary: bool
@@ -91,10 +93,12 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     streams = bool(phase.frozen_prefix) and streams_trunk(resident, setup)
     waits = offloaded_bytes(phase, on_stacks, setup)
     offload = offload_to(phase, streamed if streams else resident, waits, setup)
+    one_at_a_time = streamed
+    if len(phase.live_path) > 1:
+        one_at_a_time = phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=True, offloads=True)
     if offload is not None:
         streams = bool(phase.frozen_prefix)
-        streamed = phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams, offloads=True)
-    chosen = streamed if streams or offload is not None else resident
+    chosen = one_at_a_time if offload is not None else streamed if streams else resident
     training = step_flops(phase, on_stacks, tokens, setup, offloads=offload is not None)
     cached, recomputed = (boundary_flops(phase, before, on_stacks, setup, cached=cached) for cached in (True, False))
     return PhasePlan(
@@ -109,6 +113,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         streams=streams,
         offload=offload,
         offloaded=waits if offload is not None else 0,
+        least=one_at_a_time.total,
         made_from_below=made_from_below(phase, before, setup),
         same_boundary=same_boundary(phase, below, setup),
         step_flops=training,

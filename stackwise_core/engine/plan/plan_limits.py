@@ -108,9 +108,7 @@ def _what_it_needs(planned: PhasePlan) -> str:
 
 
 def _what_helps(planned: PhasePlan, budget: int) -> str:
-    (part, _), streamed = _largest_part(planned), planned.memory.total
-    if planned.boundary is not None and not planned.streams:
-        streamed = planned.boundary.streamed
+    (part, _), streamed = _largest_part(planned), planned.least
     if streamed < planned.memory.total and (part != "process" or streamed <= budget):
         return 'training.residency = "stream" needs less.'
     return HELPS[part]

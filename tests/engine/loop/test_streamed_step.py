@@ -1,12 +1,16 @@
 """Checkpoints and files of phases that are streamed."""
 
+import errno
+import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from stackwise_core.engine.events.events import Event, PhaseResumed, StepDone
+from stackwise_core.engine.offload import disk
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.run_files.manifest import Manifest
 from tests.changed_files import flip
@@ -118,6 +122,31 @@ def test_damage_is_named_and_costs_the_phase_alone(tmp_path, kind):
     assert resumed.step == 0
     assert path.name in resumed.damaged[0]
     expected, found = bits(undisturbed.directory), bits(directory)
+    assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
+
+
+@pytest.mark.parametrize("kind", ["boundary", "descent", "gradients", "moments", "weights"])
+def test_a_full_disk_is_one_error_and_costs_nothing(tmp_path, monkeypatch, kind):
+    """In each kind of write within a step: the file is named, and the run resumes from its checkpoint."""
+    undisturbed = run_tiny(tmp_path / "undisturbed", STREAMED)
+    write, written = disk._write, Counter()
+
+    def full(path: Path, tensors) -> None:
+        if path.name.startswith(kind):
+            written[path.name] += 1
+            if written[path.name] == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, tensors)
+
+    run = engine(tmp_path / "full", STREAMED, lambda event: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_write", full)
+        with pytest.raises(OSError, match=rf"{kind}-\d") as caught:
+            run.run()
+    assert caught.value.errno == errno.ENOSPC
+    assert not (run.directory / "offload").exists()
+    engine(tmp_path / "full", STREAMED, lambda event: None, run.directory).run()
+    expected, found = bits(undisturbed.directory), bits(run.directory)
     assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
 
 
