@@ -74,7 +74,7 @@ def _row(planned: PhasePlan) -> dict[str, str]:
         "masks": masks_text(planned),
         "steps": str(planned.steps),
         "memory": str(ByteSize(planned.memory.total)),
-        "disk": str(ByteSize(planned.disk)) if planned.disk else "-",
+        "disk": str(ByteSize(disk)) if (disk := planned.disk + planned.state_on_disk) else "-",
         "FLOPs": count(planned.flops),
         "time": rough_duration(planned.seconds),
     }

@@ -66,9 +66,14 @@ def checkpoint_entry(name: str, entry: str) -> str:
     return f"{RESUME}/{name}/{entry.replace('/', '-')}.safetensors"
 
 
-def moments_file(stack: int | None) -> str:
-    """Return the name of the file of a stack's moments, or of embedding's and head's."""
-    return f"{MOMENTS}/{'ends' if stack is None else f'{stack:03d}'}.safetensors"
+def moments_file(stack: int) -> str:
+    """Return the name of the file of a stack's moments."""
+    return f"{MOMENTS}/{stack:03d}.safetensors"
+
+
+def ends_moments_file(stack: int | None) -> str:
+    """Return the name of the file of the moments of embedding and head: a stack's own, or None for those of all."""
+    return f"{MOMENTS}/ends.safetensors" if stack is None else f"{MOMENTS}/{stack:03d}.ends.safetensors"
 
 
 def rack_file(phases: int) -> str:

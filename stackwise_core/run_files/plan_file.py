@@ -84,7 +84,7 @@ class PhaseRecord:
     memory: MemoryRecord
     """Estimated memory, by part, in bytes."""
     disk: int
-    """Most bytes of boundaries and of training state on disk."""
+    """Most bytes of boundaries on disk."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
     schedule: tuple[int, int] | None = None

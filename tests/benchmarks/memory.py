@@ -28,8 +28,24 @@ PAGE = ROOT / "docs" / "benchmarks" / "memory.md"
 DEPTHS = (2, 4, 8, 16, 32, 64)
 REPEATS = {"streamed, cached": 3}
 """Of the others one run: what they add with depth is far above the noise."""
-FEW_STEPS = 0.003
-"""Share of an epoch that has some three optimizer steps."""
+FEW_STEPS = '''
+"""A mode of one phase: everything trains, for three steps, however many stacks there are."""
+
+from stackwise_core.hookspecs import Implementation, hookimpl
+from stackwise_core.interfaces.phase import Phase
+from stackwise_core.interfaces.trainer_mode import TrainerMode
+
+
+class FewSteps(TrainerMode):
+    def plan(self, rack, budget):
+        every = range(rack.stacks)
+        return [Phase(name="all", path=every, trains=every, embedding=True, head=True, steps=3)]
+
+
+@hookimpl
+def trainer_mode():
+    return [Implementation(name="few_steps", summary="Three steps end to end.", factory="few_steps:FewSteps")]
+'''
 LONG = 64
 """Stacks of which one run has to do in any case."""
 WAYS = {
@@ -44,6 +60,7 @@ CONFIG = """
 name = "{name}"
 directory = "{directory}"
 seed = 1
+plugins = [{plugins}]
 [data]
 seq_len = 128
 tokens_directory = "{directory}/tokens"
@@ -78,9 +95,10 @@ def measure_once(way: str, stacks: int, directory: Path) -> dict[str, int]:
     """Planned and measured peak bytes of a run."""
     values: dict[str, Any] = {"name": f"{way.replace(' ', '-')}-{stacks}", "directory": directory, "stacks": stacks}
     values |= {"blocks": 2, "given": "", "cache": "", "mode": "blockwise", "residency": "stream"}
-    values["budget"] = "steps_per_stack = 4"
-    if way == "end to end, streamed":  # a few steps, however many stacks share them
-        values |= {"mode": "end_to_end", "budget": f"epochs_per_stack = {FEW_STEPS / stacks}"}
+    values |= {"budget": "steps_per_stack = 4", "plugins": ""}
+    if way == "end to end, streamed":
+        (directory / "few_steps.py").write_text(FEW_STEPS)
+        values |= {"mode": "few_steps", "plugins": '"few_steps.py"'}
     elif way == "end to end":  # one stack of all blocks: the budget is a stack's
         values |= {"mode": "end_to_end", "stacks": 1, "blocks": 2 * stacks}
     elif way == "streamed, cached":
@@ -96,7 +114,7 @@ def below(stacks: int, directory: Path) -> Path:
     path = directory / f"below-{stacks}"
     if not path.exists():
         values = {"name": path.name, "directory": directory, "stacks": stacks - 1, "given": "", "mode": "blockwise"}
-        values |= {"blocks": 2}
+        values |= {"blocks": 2, "plugins": ""}
         values |= {"residency": "stream", "budget": "steps_per_stack = 1", "cache": '[cache_backend]\nuse = "disk"'}
         run(CONFIG.format(**values), directory / f"{path.name}.toml")
     return path

@@ -167,8 +167,8 @@ def test_adapters_learn(tmp_path):
             on_draws = Validation(drawer, objective, every=1, sequences=None, batch_size=32)
             lost.setdefault(phase.name, []).append(on_draws.loss(engine.forward, phase.path))
 
-        def placed(phase, *, streams):
-            place(phase, streams=streams)
+        def placed(phase, **options):
+            place(phase, **options)
             measure(phase)
 
         def writing(planned, *others):

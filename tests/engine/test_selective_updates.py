@@ -172,8 +172,8 @@ class Watch:
         engine.record.write_phase = partial(self.write, engine.record.write_phase)
         engine.listener = partial(self.listen, engine.listener)
 
-    def place(self, place, phase, *, streams):
-        place(phase, streams=streams)
+    def place(self, place, phase, **options):
+        place(phase, **options)
         self._memory = in_memory(self.ran)
         training = sum(parameter.numel() for _, parameter in self.ran.engine.placement.trainable())
         unread = self.ran.setup.spec.d_model * (len(phase.path) - 1)

@@ -94,6 +94,8 @@ def test_a_streamed_run_has_the_bits_of_one_in_memory(tmp_path, run, most_reside
     most_resident.clear()
     streamed = run_tiny(tmp_path / "stream", changes | {"training.residency": "stream"})
     assert max(most_resident) <= 2
+    if all(len(planned.phase.live_path) > 1 for planned in streamed.plan.phases):
+        assert max(most_resident) == 1
     assert streamed.losses == resident.losses
     for file in resident.directory.rglob("*.safetensors"):
         assert (streamed.directory / file.relative_to(resident.directory)).read_bytes() == file.read_bytes()

@@ -6,6 +6,7 @@ What a step draws is a function of the run's seed and its number, so that no gen
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class Checkpoints:
     begun: int
     _damaged: list[str] = field(factory=list, init=False)
     """Names of those that aren't whole."""
+    _last: str | None = field(default=None, init=False)
+    """Name of the last one that was written."""
     _written: float = field(factory=lambda: time.monotonic(), init=False)
 
     def is_due(self, step: int) -> bool:
@@ -50,11 +53,22 @@ class Checkpoints:
             return True
         return time.monotonic() - self._written >= 60 * self.config.minutes
 
+    @property
+    def was_streamed(self) -> bool | None:
+        """Whether the newest one that can be read is of a phase that was streamed; None where there is none."""
+        for name in reversed(self.directory.checkpoints()):
+            with suppress(StackwiseError):
+                said, _ = self.directory.read_checkpoint(name)
+                return isinstance(said, dict) and "entries" in said
+        return None
+
     def write(self, state: PhaseState, losses: list[float], step: TrainingStep | StreamedStep) -> None:
-        """Write one, and delete all but as many as the step keeps."""
+        """Write one, and delete all but as many as the step keeps; the last one isn't written again."""
+        self._written, name = time.monotonic(), _name(self.phase, state.step)
+        if name == self._last:
+            return
         said = {"phase": self.phase, "state": unstructure(state), "metrics": self.metrics.settle()}
         with self.directory.together():
-            name = _name(self.phase, state.step)
             older = [each for each in self.directory.checkpoints() if each not in (name, *self._damaged)]
             step.save(self.directory, name, said, {LOSSES: torch.tensor(losses, dtype=torch.float64)})
             for each in (*older[: 1 - step.checkpoints_kept or None], *self._damaged):
@@ -62,7 +76,7 @@ class Checkpoints:
                     self.directory.drop_checkpoint(each)
         step.saved(self.directory, name)
         self._damaged.clear()
-        self._written = time.monotonic()
+        self._written, self._last = time.monotonic(), name
 
     def restore(
         self, state: PhaseState, step: TrainingStep | StreamedStep

@@ -46,6 +46,7 @@ from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.engine.plan.plan_limits import (
     check_disk,
     check_memory,
+    check_offload,
     check_possible,
     check_stores_directory,
     stores_directory,
@@ -105,6 +106,7 @@ class Engine:
         check_stores_directory(stores)
         if directory is None:  # what a resumed run has on the disk is a part of what it needs
             check_disk(plan, stores or parent)
+            check_offload(plan, parent)
         self._resumes, self._lock = directory is not None, ExitStack()
         if directory is None:
             self.files = RunDirectory.create(parent, run.name)
@@ -215,14 +217,14 @@ class Engine:
                 tell(PhaseStarted(planned))
                 boundaries.make_room(planned)
                 self.record.merge(planned.phase)
-                offload = self.offload(planned)
+                checkpoints = Checkpoints(
+                    self.files, metrics, self.setup.config.checkpoint, len(phases), measured_until
+                )
+                offload = self.offload(planned, checkpoints)
                 if offload is not None:
                     interrupted.callback(offload.close)
                 self.placement.place(planned.phase, streams=planned.streams, offload=offload)
                 boundary = boundaries.open(planned)
-                checkpoints = Checkpoints(
-                    self.files, metrics, self.setup.config.checkpoint, len(phases), measured_until
-                )
                 phase = self.phase(planned, boundary, tell, checkpoints, offload)
                 measured = phase.run()
                 phases.append(measured)
@@ -264,14 +266,23 @@ class Engine:
             validation=self.validation(planned),
             checkpoints=checkpoints,
             stopping=self.stopping,
-            moments=KeptMoments(self.files, planned.phase) if training.course == "run" else None,
+            moments=KeptMoments(self.files, self.setup.spec, planned.phase) if training.course == "run" else None,
         )
 
-    def offload(self, planned: PhasePlan) -> Offload | None:
-        """Return the place where a phase's training state waits; None where all of it stays in memory."""
-        if planned.offload is None:
+    def offload(self, planned: PhasePlan, checkpoints: Checkpoints | None = None) -> Offload | None:
+        """Return the place where a phase's training state waits; None where all of it stays in memory.
+
+        Args:
+            checkpoints: of the phase. What is decided by itself stays as it was in them, however much memory is free.
+        """
+        place, on_cpu = planned.offload, self.setup.device.type == "cpu"
+        if checkpoints is not None and self.setup.config.training.residency == "auto":
+            was_streamed = checkpoints.was_streamed
+            if was_streamed is not None:
+                place = (place or ("disk" if on_cpu else "memory")) if was_streamed else None
+        if place is None:
             return None
-        if planned.offload == "memory":
+        if place == "memory":
             return HostMemory(pinned=self.setup.device.type == "cuda")
         return Disk(self.files.offload)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stackwise_core.engine.loop.optimizer_state import Number, optimizer_state
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.run_files.names import MOMENTS, moments_file
+from stackwise_core.interfaces.rack_spec import RackSpec
+from stackwise_core.run_files.names import MOMENTS, ends_moments_file, moments_file
 
 Moments = dict[str, Tensor | Number]
 """State by ``PARAMETER/KEY``."""
@@ -72,11 +73,13 @@ class KeptMoments:
     """The moments that a run's directory keeps from phase to phase.
 
     Args:
-        phase: that begins; new stacks of it may be copies.
+        spec: says whose embedding and head are.
+        phase: that begins, or ends.
     """
 
-    def __init__(self, directory: RunDirectory, phase: Phase) -> None:
+    def __init__(self, directory: RunDirectory, spec: RackSpec, phase: Phase) -> None:
         self._directory, self._phase = directory, phase
+        self._owner = phase.path[0] if spec.ends == "per_stack" else None
 
     def of(self, stack: int | None) -> Moments:
         """Return those of a stack, or of embedding and head, with which the phase begins; none where there are none.
@@ -85,7 +88,7 @@ class KeptMoments:
             StackwiseError: a file isn't what was written.
         """
         if stack is None or self._directory.has_stack(stack) or self._phase.start != "copy":
-            return self._read(stack)
+            return {name: value for name, value in self._read(stack).items() if not self._was_merged(name)}
         path = self._phase.path
         place = path.index(stack)
         of_neighbour = self._read(path[place - 1] if place else path[1])
@@ -95,19 +98,31 @@ class KeptMoments:
             if name.startswith("stacks.")
         }
 
+    def _was_merged(self, name: str) -> bool:
+        """Return whether a parameter is an adapter's that began afresh when it was folded into the masters."""
+        return any(
+            name.startswith(f"adapters.{stack}.") and f".{adapter}." in name for stack, adapter in self._phase.merges
+        )
+
+    def _file(self, stack: int | None) -> str:
+        return ends_moments_file(self._owner) if stack is None else moments_file(stack)
+
     def _read(self, stack: int | None) -> Moments:
-        name = moments_file(stack)
+        name = self._file(stack)
         if not self._directory.has(name):
             return {}
         return {**self._directory.read_tensors(name), **self._directory.manifest.about(name).get("numbers", {})}
 
     def write(self, moments: Iterable[tuple[str, Tensor | Number]]) -> None:
-        """Keep moments by name, one stack's after the other; those of stacks that aren't among them stay."""
+        """Keep moments by name, one stack's after the other; those of parameters that aren't among them stay."""
         for stack, members in groupby(moments, key=lambda each: unit_of(each[0])):
-            every = dict(members)
+            new = dict(members)
+            parameters = {name.rpartition("/")[0] for name in new}
+            before = {name: v for name, v in self._read(stack).items() if name.rpartition("/")[0] not in parameters}
+            every = {**before, **new}
             tensors = {name: value for name, value in every.items() if isinstance(value, Tensor)}
             numbers = {name: value for name, value in every.items() if not isinstance(value, Tensor)}
-            self._directory.write_tensors(moments_file(stack), tensors, numbers=numbers)
+            self._directory.write_tensors(self._file(stack), tensors, numbers=numbers)
 
     def drop(self) -> None:
         """Delete all: the run trains no more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from functools import partial
 
@@ -63,6 +64,7 @@ class RunRecord:
         config, directory = self._setup.config, self.directory
         if has_step(directory.path):
             directory.manifest.recover()
+            shutil.rmtree(directory.offload, ignore_errors=True)  # a killed process left it
             corpora = [text.corpus.name for text in named_texts(config.data, self._registry)]
             check_same_plan(self._plan, directory, corpora)
             self._placement.load_ends(directory.read_ends(self._setup.spec))
@@ -146,7 +148,7 @@ class RunRecord:
             directory.write_json(PROGRESS, as_json(ProgressFile(phases=tuple(phases), metrics=measured_until)))
             for name in directory.checkpoints():
                 directory.drop_checkpoint(name)
-            kept = KeptMoments(directory, phase)
+            kept = KeptMoments(directory, self._setup.spec, phase)
             if moments is None:
                 kept.drop()
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.placement import load_parameters
 from stackwise_core.engine.rack.rack import derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
-from stackwise_core.engine.runs.tensor_file import read_header
+from stackwise_core.engine.runs.tensor_file import DamagedTensors, read_header
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.objective import Predicted
 from stackwise_core.interfaces.optimizer import Optimizer
@@ -127,10 +127,9 @@ class StreamedStep:
         for name, parameter in self.forward.placement.trainable_ends():
             if parameter.grad is not None:
                 self._norms[name] = torch.linalg.vector_norm(parameter.grad)
-        norms = [self._norms[name].cpu() for name in self.names if name in self._norms]
+        norms = [self._norms[name] for name in self.names if name in self._norms]
         return loss, float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
-    @torch.no_grad()
     def _enter(self, step: Sequence[Draws], number: int) -> None:
         """Keep the input of the lowest stack of each forward pass."""
         first = self.phase.live_path[0]
@@ -139,15 +138,18 @@ class StreamedStep:
                 hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
             else:
                 hidden = self.boundary.read(draws, number)
-            self._keep(first, batch, hidden)
+            self._keep(first, batch, hidden.detach())
 
-    @torch.no_grad()
     def _up(self, index: int, step: Sequence[Draws]) -> None:
-        """Pass all of a step through a stack, and keep the input of the one above."""
+        """Pass all of a step through a stack, and keep the input of the one above.
+
+        With gradients, though nobody wants them here: without, dropout is off, and kernels of bf16 round otherwise.
+        """
         above = self.phase.live_path[self.phase.live_path.index(index) + 1]
         with self._visiting(index, then=above):
             for batch, draws in enumerate(step):
-                self._keep(above, batch, self._through(index, batch, self._input(index, batch), draws))
+                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
+                self._keep(above, batch, self._through(index, batch, entered, draws).detach())
 
     def _top(self, index: int, step: Sequence[Draws], predicted: Sequence[Predicted]) -> float:
         """Pass all of a step through the highest stack and the head, and back; return the loss."""
@@ -184,12 +186,13 @@ class StreamedStep:
             hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)
             hidden.backward(self.offload.read(f"descent/{batch}")["gradient"].to(self.device))
 
-    def _visiting(self, index: int, then: int | None) -> AbstractContextManager[None]:
-        """Keep a stack in memory while this lasts, and begin to read the weights of the one that comes then."""
-        visit = self.forward.placement.visiting(index)
-        if then is not None:
-            self.offload.prefetch(weights_entry(then))
-        return visit
+    @contextmanager
+    def _visiting(self, index: int, then: int | None) -> Iterator[None]:
+        """Keep a stack in memory while this lasts, and read the weights of the one that comes then meanwhile."""
+        with self.forward.placement.visiting(index):
+            if then is not None:
+                self.offload.prefetch(weights_entry(then))
+            yield
 
     def _through(self, index: int, batch: int, hidden: Tensor, draws: Draws) -> Tensor:
         seed_generators(derived_seed(derived_seed(self._seed, batch), index), self.device)
@@ -403,8 +406,11 @@ class StreamedStep:
 
     def _check_shapes(self, index: int, path: Path) -> None:
         """Refuse weights of another shape than what trains now."""
-        with path.open("rb", buffering=0) as file:
-            found = {name: (each.dtype, each.shape) for name, each in read_header(file, path).items()}
+        try:
+            with path.open("rb", buffering=0) as file:
+                found = {name: (each.dtype, each.shape) for name, each in read_header(file, path).items()}
+        except DamagedTensors as error:
+            raise StackwiseError(f"not a safetensors file: {error}") from error
         for name in sorted(found.keys() | self._shapes[index]):
             if found.get(name) != self._shapes[index].get(name):
                 raise StackwiseError(

@@ -27,6 +27,7 @@ from stackwise_core.engine.runs.tensor_file import (
     read_header,
     tensor_in,
 )
+from stackwise_core.errors import StackwiseError
 from stackwise_core.system.files import name_file
 
 READ_AT_ONCE = 64 << 20
@@ -91,26 +92,26 @@ class Disk(Offload):
             self._ahead = None
             self._slots.append(ahead.slot)
             return ahead.tensors.result()
+        if entry.startswith("moments/"):  # larger than all others, and copied at once: no buffer for good
+            return self._read(entry, _Slot())
         slot = self._slots.pop(0)
         self._slots.append(slot)
-        return self._reader.submit(self._read, entry, slot).result()
+        return self._read(entry, slot)
 
     def _read(self, entry: str, slot: _Slot) -> dict[str, Tensor]:
         writing = self._writing
         if writing is not None and writing[0] == entry:
             writing[1].result()
         path = self._written.get(entry) or self._saved[entry]
-        with path.open("rb", buffering=0) as file:
-            stored = read_header(file, path)
-            begin = min((each.begin for each in stored.values()), default=0)
-            end = max((each.end for each in stored.values()), default=0)
-            into = slot.room(end - begin)
-            done = 0
-            while done < len(into):
-                count = os.preadv(file.fileno(), [into[done : done + READ_AT_ONCE].data], begin + done)
-                if not count:
-                    raise DamagedTensors(f"{path}: cut short while it was read")
-                done += count
+        try:
+            with path.open("rb", buffering=0) as file:
+                stored = read_header(file, path)
+                begin = min((each.begin for each in stored.values()), default=0)
+                end = max((each.end for each in stored.values()), default=0)
+                into = slot.room(end - begin)
+                _read_at(file.fileno(), into, begin, path)
+        except DamagedTensors as error:
+            raise StackwiseError(f"not a safetensors file: {error}") from error
         return {name: tensor_in(into, each, each.begin - begin) for name, each in stored.items()}
 
     def write(self, entry: str, tensors: Mapping[str, Tensor]) -> None:
@@ -124,9 +125,11 @@ class Disk(Offload):
 
     def _settle(self) -> None:
         """Finish what is being written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing[1].result()
+        if self._writing is not None:
+            try:
+                self._writing[1].result()
+            finally:
+                self._writing = None
 
     def _cancel(self) -> None:
         ahead, self._ahead = self._ahead, None
@@ -190,6 +193,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _read_at(descriptor: int, into: np.ndarray, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done : done + READ_AT_ONCE].data], offset + done)
+        if not count:
+            raise DamagedTensors(f"{path}: cut short while it was read")
+        done += count
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stackwise_core.engine.offload.offload import DURABLE, Offload
-from stackwise_core.engine.runs.tensor_file import read_tensors, write_tensors
+from stackwise_core.engine.runs.tensor_file import DamagedTensors, read_tensors, write_tensors
+from stackwise_core.errors import StackwiseError
 
 
 class HostMemory(Offload):
@@ -54,7 +55,10 @@ class HostMemory(Offload):
     def restore(self, entries: Mapping[str, Path]) -> None:
         self._held.clear()
         for entry, path in entries.items():
-            self.write(entry, read_tensors(path)[0])
+            try:
+                self.write(entry, read_tensors(path)[0])
+            except DamagedTensors as error:
+                raise StackwiseError(f"not a safetensors file: {error}") from error
 
     def close(self) -> None:
         self._held.clear()

@@ -21,7 +21,7 @@ class Offload(ABC):
     """Keeper of tensors by entry: ``weights/003``, ``moments/003``, ``gradients/003``, ``boundary/003/0``.
 
     What was read belongs to the caller until the entry after the next is read. What was written mustn't be changed
-    until the next call returns.
+    until the next one is written.
     """
 
     @abstractmethod
@@ -75,6 +75,9 @@ class Offload(ABC):
 
         Args:
             entries: the files of durable entries; they stay as they are.
+
+        Raises:
+            StackwiseError: a file is damaged.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from stackwise_core.engine.estimates.parameter_count import adapter_sizes, train
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of, made_from_below, same_boundary
 from stackwise_core.engine.phases.phase_steps import phase_steps, sample_order
 from stackwise_core.engine.phases.setup import Setup
-from stackwise_core.engine.plan.residency import OffloadTo, offload_to, streams_trunk
+from stackwise_core.engine.plan.residency import OffloadTo, can_be_streamed, offload_to, streams_trunk
 from stackwise_core.interfaces.phase import Phase
 
 
@@ -71,6 +71,11 @@ class PhasePlan:
     seconds: float = 0.0
     """Time that it will take on this machine, very roughly."""
 
+    @property
+    def state_on_disk(self) -> int:
+        """Most bytes of training state on disk: a checkpoint's, and as much that has changed since."""
+        return 2 * self.offloaded if self.offload == "disk" else 0
+
 
 def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     """Estimate what a phase costs, after those before it."""
@@ -94,7 +99,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     waits = offloaded_bytes(phase, on_stacks, setup)
     offload = offload_to(phase, streamed if streams else resident, waits, setup)
     one_at_a_time = streamed
-    if len(phase.live_path) > 1:
+    if len(phase.live_path) > 1 and can_be_streamed(phase, setup):
         one_at_a_time = phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=True, offloads=True)
     if offload is not None:
         streams = bool(phase.frozen_prefix)
@@ -109,7 +114,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,
         band=None if setup.implementations.objective.options.causal else setup.noise.band(phase.progress),
         memory=chosen if offload != "memory" or setup.device.type != "cpu" else _with(chosen, waits),
-        disk=(stored if durable else 0) + (2 * waits if offload == "disk" else 0),
+        disk=stored if durable else 0,
         streams=streams,
         offload=offload,
         offloaded=waits if offload is not None else 0,

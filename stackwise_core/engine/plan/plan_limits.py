@@ -58,6 +58,23 @@ def check_disk(plan: Plan, directory: Path) -> None:
         )
 
 
+def check_offload(plan: Plan, directory: Path) -> None:
+    """Refuse a plan whose training state waits on a disk that is too full for it.
+
+    Args:
+        directory: where the run's directory is made, or the nearest folder above that exists.
+    """
+    most = max(plan.phases, key=lambda planned: planned.state_on_disk)
+    directory = _that_exists(directory)
+    free = shutil.disk_usage(directory).free
+    if most.state_on_disk > free:
+        raise UsageError(
+            f'Phase "{most.phase.name}" is streamed, and needs {ByteSize(most.state_on_disk)} on disk for weights, '
+            f"gradients, moments and boundaries; {directory} has {ByteSize(free)} free. Another run.directory or a "
+            'smaller rack is needed, or training.offload = "memory".'
+        )
+
+
 def check_memory(plan: Plan, budget: ByteSize | None) -> None:
     """Refuse a plan that needs more memory than the run may take.
 
@@ -110,6 +127,8 @@ def _what_it_needs(planned: PhasePlan) -> str:
 def _what_helps(planned: PhasePlan, budget: int) -> str:
     (part, _), streamed = _largest_part(planned), planned.least
     if streamed < planned.memory.total and (part != "process" or streamed <= budget):
+        if planned.offload == "memory":
+            return 'training.offload = "disk" needs less.'
         return 'training.residency = "stream" needs less.'
     return HELPS[part]
 

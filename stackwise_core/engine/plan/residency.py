@@ -15,6 +15,9 @@ LOADED_FOR = 32_768
 """Tokens that a stack serves each time it is read, from which on the reading doesn't count: reading and hashing take
 some 3 ns a weight, and computing takes 2 operations a weight and token, which is 300 times as long at 100 GFLOP/s."""
 
+PAGE_LOCKED = 2
+"""Host memory for each byte that waits there: torch rounds page-locked tensors up to powers of two."""
+
 OffloadTo = Literal["memory", "disk"]
 
 
@@ -43,18 +46,27 @@ def offload_to(phase: Phase, in_memory: Memory, host_bytes: int, setup: Setup) -
     training = setup.config.training
     if len(phase.live_path) < 2 or training.residency == "memory":
         return None
-    if training.residency == "auto" and in_memory.total <= setup.memory_budget:
+    on_cpu, asked = setup.device.type == "cpu", training.offload
+    if training.residency == "auto" and (
+        in_memory.total <= setup.memory_budget or not can_be_streamed(phase, setup) or (on_cpu and asked == "memory")
+    ):
         return None
-    if setup.implementations.formats.active.loss_scaler(setup.device) is not None:
-        if training.residency == "auto":
-            return None
+    if not can_be_streamed(phase, setup):
         raise UsageError(
-            f'training.residency = "stream": phase "{phase.name}" trains several stacks, and precision.active = '
-            f'"{setup.config.precision.active.use}" scales its loss, which needs all gradients at once. Take '
-            'precision.active = "bf16" or "fp32".'
+            f'training.residency = "stream": phase "{phase.name}" trains several stacks, and a precision of them '
+            'scales the loss, which needs all gradients at once. Take "bf16" or "fp32" in place of "fp16".'
         )
-    if training.offload != "auto":
-        return training.offload
-    if setup.device.type == "cpu":  # the device's memory is the host's
+    if asked != "auto":
+        return asked
+    if on_cpu:  # the device's memory is the host's
         return "disk"
-    return "memory" if host_bytes <= memory().free else "disk"
+    return "memory" if PAGE_LOCKED * host_bytes <= memory().free else "disk"
+
+
+def can_be_streamed(phase: Phase, setup: Setup) -> bool:
+    """Return whether what trains can be streamed: no stack that a step runs scales its loss."""
+    formats = setup.implementations.formats
+    return all(
+        formats.precision(stack, "active" if stack in phase.trains else "trunk").loss_scaler(setup.device) is None
+        for stack in phase.live_path
+    )

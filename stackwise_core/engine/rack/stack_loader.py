@@ -84,6 +84,8 @@ class StackLoader:
         precision = self.formats.precision(index, role)
         if role == "active" and trained:
             stack = blank_stack(self.spec, index, self.device)
+            for tensor in stack.state_dict().values():
+                tensor.zero_()  # a precision may look at what it prepares
             precision.prepare(stack, trainable=True)
             return self._resident(stack, index, role, adapters, trained)
         keeps = role == "trunk" and precision.quantises

@@ -124,13 +124,13 @@ def test_boundaries_that_are_kept_are_whole_on_disk_and_hold_nothing(tmp_path, m
     """
     on_disk, held, write, engines = [], [], RunRecord.write_phase, []
 
-    def look(record: RunRecord, planned, phases, measured_until) -> None:
+    def look(record: RunRecord, planned, phases, *others) -> None:
         run = record.directory.path
         stores = [path for path in run.glob("cache/*") if path.is_dir()]
         on_disk.append(sum(store_of(path).stats().entries for path in stores))
         buffers = sum(store._buffer is not None for store in engines[-1].stores._open.values())
         held.append((len(open_stores(run)), buffers))
-        write(record, planned, phases, measured_until)
+        write(record, planned, phases, *others)
 
     monkeypatch.setattr(RunRecord, "write_phase", look)
     changes = {"rack.stacks": 5, "training.window": 32, "cache_backend": DISK | {"keep": "rack"}}

@@ -71,8 +71,8 @@ def changed_by_phase(tmp_path, changes) -> tuple[Ran, list[set[str]], list[set[s
         forward, listener = ran.engine.forward, ran.engine.listener
         place = forward.placement.place
 
-        def placed(phase, *, streams):
-            place(phase, streams=streams)
+        def placed(phase, **options):
+            place(phase, **options)
             before.clear()
             before.update(hashes(ran))
             trainable = sum(parameter.numel() for _, parameter in forward.placement.trainable())
@@ -179,8 +179,8 @@ def test_a_new_stack_begins_as_asked(tmp_path, mode, start):
         forward = ran.engine.forward
         place = forward.placement.place
 
-        def placed(phase, *, streams):
-            place(phase, streams=streams)
+        def placed(phase, **options):
+            place(phase, **options)
             new = [stack for stack in phase.path if not ran.engine.files.has_stack(stack)]
             if len(phase.path) == 1:
                 return
