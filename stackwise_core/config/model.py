@@ -254,11 +254,11 @@ class TrainingConfig:
     adapter_lr: float = option(1e-4, "Peak learning rate of adapters.", check=at_least(0))
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
-        "Learning rate of each phase after its warm-up. wsd: constant, then a linear decay. cosine, linear: a decay "
+        "Learning rate after the warm-up, of each phase or of the run (course). wsd: constant, then a linear decay. cosine, linear: a decay "
         "right away. constant: no decay.",
     )
-    warmup: float = option(0.05, "Share of a phase's steps in which the learning rate rises.", check=between(0, 1))
-    decay: float = option(0.3, "Share of a phase's steps in which wsd decays.", check=between(0, 1))
+    warmup: float = option(0.05, "Share of the steps in which the learning rate rises.", check=between(0, 1))
+    decay: float = option(0.3, "Share of the steps in which wsd decays.", check=between(0, 1))
     final_lr: float = option(0.1, "Learning rate at the end, as a share of its peak.", check=between(0, 1))
     weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", check=at_least(0))
     max_grad_norm: float = option(

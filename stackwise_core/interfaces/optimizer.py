@@ -27,7 +27,8 @@ class Optimizer(Component):
     def make(self, groups: "Sequence[dict[str, Any]]") -> "torch.optim.Optimizer":
         """Make the optimizer of some parameters: all, or one stack's.
 
-        Its state for a parameter must be tensors and plain numbers only, so that a checkpoint needs no pickle.
+        Its state for a parameter must be tensors and plain numbers only, so that a checkpoint needs no pickle. All of
+        its state must be there: where a stack is streamed, its optimizer is made anew for every step, with new groups.
 
         Args:
             groups: parameter groups of ``torch.optim``, with ``params``, ``lr`` and ``weight_decay``.

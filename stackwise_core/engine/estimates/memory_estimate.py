@@ -19,6 +19,8 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
 FIRST_STEP = 140_000_000
 """Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
+BUFFERS = 2
+"""Buffers of a stack's weights into which what waits on a disk is read."""
 IN_HEAP = 1.4
 """Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
 one that fits; larger ones are mapped by themselves."""
@@ -73,10 +75,15 @@ def phase_memory(
     kept = () if offloads else phase.live_path if streams else phase.path
     weights = 4 * ends_parameters(spec) + sum(map(held, kept))
     state_bytes = setup.implementations.optimizer.state_bytes
+    buffers = updated = 0
     if offloads:
-        at_work = [_at_work(phase, stack, held(stack), on_stacks, setup) for stack in phase.live_path]
-        weights += max(each[0] for each in at_work)
-        trainable = max(each[1] for each in at_work) + trainable_ends(phase, spec)
+        training = max(_trains(phase, stack, on_stacks, spec) for stack in phase.live_path)
+        weights += max(map(held, phase.live_path))
+        trainable = trainable_ends(phase, spec)
+        if setup.device.type == "cpu":
+            buffers = BUFFERS * 4 * training
+        # While a stack is updated its moments are there, twice as they are read, but no activations.
+        updated = round(2 * state_bytes * training)
     optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
     process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
@@ -87,14 +94,20 @@ def phase_memory(
     # What a store has no room for is held until the next window.
     fits = cache is not None and (cache.options.capacity is None or cache.options.capacity >= window)
     predicted = predicted_share(phase, setup)
+    activations = step_activations(
+        phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup, one_stack=offloads
+    )
+    gradients = 4 * trainable
+    if offloads:
+        gradients += 4 * training
+        if updated > activations:
+            activations, optimizer = 0, optimizer + updated
     step = Memory(
         process=process,
-        weights=weights,
-        gradients=4 * trainable,
+        weights=weights + buffers,
+        gradients=gradients,
         optimizer=optimizer,
-        activations=step_activations(
-            phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup, one_stack=offloads
-        ),
+        activations=activations,
         boundaries=in_memory + (0 if fits else window),
     )
     # A streamed stack is there twice while it is read: in full, as in its file, and as it computes.
@@ -110,14 +123,10 @@ def phase_memory(
     return max(step, filling, key=lambda memory: memory.total)
 
 
-def _at_work(phase: Phase, stack: int, held: int, on_stacks: Mapping[int, int], setup: Setup) -> tuple[int, int]:
-    """Return the bytes of weights and the count of parameters that train while a streamed stack is at work.
-
-    Its weights are there twice while they are read or written, and those of the next one are read meanwhile.
-    """
-    trains = setup.spec.stack_parameters(stack) if stack in phase.trains else 0
-    trains += on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0
-    return held + 2 * 4 * trains, trains
+def _trains(phase: Phase, stack: int, on_stacks: Mapping[int, int], spec: RackSpec) -> int:
+    """Count the weights that train of a stack."""
+    trains = spec.stack_parameters(stack) if stack in phase.trains else 0
+    return trains + (on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0)
 
 
 def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) -> int:
@@ -125,9 +134,7 @@ def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) ->
     spec, state = setup.spec, 4 + 4 + setup.implementations.optimizer.state_bytes
     total = 0.0
     for stack in phase.live_path:
-        trains = spec.stack_parameters(stack) if stack in phase.trains else 0
-        trains += on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0
-        total += state * trains
+        total += state * _trains(phase, stack, on_stacks, spec)
     passes = setup.config.training.gradient_accumulation
     boundary = 4 * spec.d_model * largest_batch(setup) * spec.seq_len * passes
     return round(total) + (len(phase.live_path) + 1) * boundary

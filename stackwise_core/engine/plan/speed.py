@@ -26,6 +26,9 @@ ACTIVATION_PASSES = 6
 gradients; norms and activation functions read and write what matrix products don't touch."""
 OPTIMIZER_BYTES = 28
 """Bytes that an update moves for each weight: gradient, two moments, the weight itself."""
+STREAMED_PASSES = 3
+"""Times that a step moves what waits while a phase is streamed: weights are read thrice and written once, the rest is
+read and written. From a disk's cache; a cold disk is slower."""
 
 
 @frozen
@@ -54,6 +57,7 @@ def phase_seconds(planned: PhasePlan, setup: Setup, speed: Speed) -> float:
     a_sequence = step_activations(planned.phase, spec, spec.seq_len, share, setup)
     moved = ACTIVATION_PASSES * a_sequence * planned.tokens / spec.seq_len
     moved += OPTIMIZER_BYTES * planned.trainable_parameters * planned.steps
+    moved += STREAMED_PASSES * planned.offloaded * planned.steps
     in_steps = planned.step_flops / speed.operations + moved / speed.copied
     return in_steps * planned.flops / planned.step_flops
 

@@ -9,9 +9,11 @@ runs/NAME/
   tokenizer.json  plugins/my_plugin.py  copies of the files that data.tokenizer and run.plugins name
   progress.json     each phase's measurements, written with its weights
   finished.json     written after the last phase
-  resume/           the last two checkpoints within a phase
+  resume/           the last checkpoints within a phase
+  moments/          the optimizer's state between phases, where it is kept
   manifest.json     size and SHA-256 of each of these
   metrics.jsonl     grows during the run, so it is in no manifest
+  offload/          training state of a streamed phase, deleted when it is done
   cache/            boundaries, deleted when they are no longer needed
 """
 

@@ -110,3 +110,44 @@ def test_moments_are_in_files_by_name_between_phases(tmp_path):
     run_tiny(tmp_path, GROWING, watch)
     both = {"ends.safetensors", "000.safetensors", "001.safetensors"}
     assert seen == [both - {"001.safetensors"}, both, set()]
+
+
+def test_each_stack_s_own_embedding_has_its_own_moments(tmp_path, watched):
+    """Where ends are per stack, those of one aren't another's."""
+    mode = {"use": "banded", "shared": "per_stack", "cycles": 2}
+    run_tiny(tmp_path, GROWING | {"trainer_mode": mode, "rack.stacks": 2})
+    begins, ends = watched[::2], watched[1::2]
+    assert begins[:2] == [{}, {}]
+    for place in (2, 3):  # the second cycle goes on where the first one left the same stack
+        assert begins[place].keys() == ends[place - 2].keys()
+        assert all(torch.equal(begins[place][name], ends[place - 2][name]) for name in begins[place])
+
+
+def test_moments_of_what_didn_t_train_last_are_kept(tmp_path, watched):
+    """A head that trains in every phase doesn't take the embedding's moments away."""
+    changes = {"rack.tie_embeddings": False, "training.head": "trains"}
+    run_tiny(tmp_path, GROWING | changes)
+    first, second, finale_begins = watched[1], watched[3], watched[4]
+    assert any(name.startswith("embed_tokens") for name in first)
+    assert not any(name.startswith("embed_tokens") for name in second)
+    expected = {**first, **second}
+    assert {name.split(".")[0] for name in finale_begins} == {"embed_tokens", "lm_head", "stacks"}
+    assert all(torch.equal(value, expected[name]) for name, value in finale_begins.items())
+
+
+def test_an_adapter_that_was_folded_away_leaves_no_moments(tmp_path, watched):
+    """The fresh one of the same name begins without."""
+    lora = {"use": "lora", "rank": 2}
+    changes = {
+        "trainer_mode": {"use": "progressive", "trunk": "adapters"},
+        "precision": {"active": "fp32", "trunk": "nvfp4"},
+        "adapter": {"trunk": lora, "growth": "merge"},
+        "rack.stacks": 3,
+    }
+    ran = run_tiny(tmp_path, GROWING | changes)
+    merging = [place for place, planned in enumerate(ran.plan.phases) if planned.phase.merges]
+    assert merging
+    for place in merging:
+        stacks = {stack for stack, _ in ran.plan.phases[place].phase.merges}
+        assert not any(name.startswith(f"adapters.{stack}.") for name in watched[2 * place] for stack in stacks)
+        assert any(name.startswith("adapters.") for name in watched[2 * place + 1])

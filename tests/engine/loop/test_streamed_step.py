@@ -3,13 +3,16 @@
 import errno
 import os
 import re
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from safetensors.torch import load_file
 
 from stackwise_core.engine.events.events import Event, PhaseResumed, StepDone
+from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.offload import disk
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.run_files.manifest import Manifest
@@ -162,3 +165,55 @@ def test_a_loss_scaler_can_t_be_streamed(tmp_path):
     """It needs all gradients at once; the plan says so, and what to take."""
     with pytest.raises(UsageError, match='Take "bf16" or "fp32"'):
         run_tiny(tmp_path, STREAMED | {"precision": {"active": {"use": "fp16", "cpu_compute": "fp16"}}})
+
+
+def test_a_scaler_of_a_frozen_stack_above_counts_as_well(tmp_path):
+    """A step runs it, and its loss would be scaled in memory."""
+    precision = {"active": "fp32", "trunk": {"use": "fp16", "cpu_compute": "fp16"}}
+    mode = {"use": "progressive", "building": "prepend"}
+    with pytest.raises(UsageError, match="scales the loss"):
+        run_tiny(tmp_path, STREAMED | {"precision": precision, "trainer_mode": mode})
+
+
+@pytest.mark.parametrize("streamed_first", [True, False])
+def test_left_to_itself_a_phase_goes_on_as_it_began(tmp_path, monkeypatch, streamed_first):
+    """However much memory is free when it resumes."""
+    auto = STREAMED | {"training.residency": "auto"}
+    undisturbed = run_tiny(tmp_path / "undisturbed", auto)
+    place = "stackwise_core.engine.loop.engine.Engine.offload"
+    offload, kinds = Engine.offload, []
+
+    def with_memory(free: bool):
+        def found(self, planned, checkpoints=None):
+            made = offload(self, evolve(planned, offload=None if free else "disk"), checkpoints)
+            kinds.append(made is not None)
+            return made
+
+        return found
+
+    monkeypatch.setattr(place, with_memory(not streamed_first))
+    directory = engine_at(tmp_path / "first", auto, 3)
+    monkeypatch.setattr(place, with_memory(streamed_first))
+    engine(tmp_path / "first", auto, lambda event: None, directory).run()
+    assert kinds == [streamed_first, streamed_first]
+    expected, found = bits(undisturbed.directory), bits(directory)
+    assert {**found, "config.toml": ""} == {**expected, "config.toml": ""}
+
+
+def test_weights_are_read_ahead_and_no_oftener_than_they_are_needed(tmp_path, monkeypatch):
+    """Once on the way up, once on the way down, once for the update; most of them before they are asked for."""
+    reads: list[tuple[str, str]] = []
+    read = disk.Disk._read
+
+    def noted(self, entry, slot):
+        reads.append((entry, threading.current_thread().name))
+        return read(self, entry, slot)
+
+    monkeypatch.setattr(disk.Disk, "_read", noted)
+    ran = run_tiny(tmp_path, STREAMED | {"rack.stacks": 5, "evaluation": {"draws": 1, "sequences": 4}})
+    steps = ran.plan.phases[0].steps
+    of_weights = [thread for entry, thread in reads if entry.startswith("weights/")]
+    # The highest stack is visited once a step; in the first step and when the phase is written they are read otherwise.
+    assert len(of_weights) <= steps * (5 + 4 + 5) + 5
+    ahead = sum(thread.startswith("stackwise-read") for thread in of_weights)
+    assert ahead >= 0.5 * len(of_weights)
