@@ -254,8 +254,8 @@ class TrainingConfig:
     adapter_lr: float = option(1e-4, "Peak learning rate of adapters.", check=at_least(0))
     lr_schedule: Literal["wsd", "cosine", "linear", "constant"] = option(
         "wsd",
-        "Learning rate after the warm-up, of each phase or of the run (course). wsd: constant, then a linear decay. cosine, linear: a decay "
-        "right away. constant: no decay.",
+        "Learning rate after the warm-up, of each phase or of the run (course). wsd: constant, then a linear decay. "
+        "cosine, linear: a decay right away. constant: no decay.",
     )
     warmup: float = option(0.05, "Share of the steps in which the learning rate rises.", check=between(0, 1))
     decay: float = option(0.3, "Share of the steps in which wsd decays.", check=between(0, 1))
