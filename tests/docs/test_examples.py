@@ -5,6 +5,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,20 @@ def test_the_practical_regime_runs_in_small(here):
         lora = load_file(run_directory / f"adapters/{stack:03d}/stack/adapter_model.safetensors")
         assert all(tensor.any() for tensor in lora.values())  # B begins at zero
     assert not (run_directory / "cache").exists() or not any((run_directory / "cache").iterdir())
+
+
+def test_a_rack_larger_than_memory_trains_in_small(here):
+    """All stacks train, each in memory while it is at work; its plan is above what its budget would hold in memory."""
+    config, registry = load("docs/examples/larger-than-memory.toml", environ={})
+    state = 16 * (config.rack.stacks * config.rack.blocks_per_stack * 12 * config.rack.d_model**2)
+    assert state > config.training.memory_budget
+    small = ("rack.d_model=64", "rack.n_heads=2", "rack.stacks=3", "data.seq_len=64", "evaluation.sequences=8")
+    command = [sys.executable, "-m", "stackwise_core", "run", "docs/examples/larger-than-memory.toml"]
+    changed = [word for change in small for word in ("--set", change)]
+    subprocess.run([*command, *changed], check=True, capture_output=True)
+    (phase,) = json.loads((here / "runs" / "larger-than-memory" / "plan.json").read_text())["phases"]
+    assert (phase["offload"], phase["trains"], phase["steps"]) == ("disk", [0, 1, 2], 3)
+    assert phase["memory"]["total"] < config.training.memory_budget
 
 
 def test_the_plan_of_the_page_on_adapters_is_that_of_its_configuration(here):
