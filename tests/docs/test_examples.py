@@ -134,7 +134,7 @@ def test_the_practical_regime_runs_in_small(here):
 
 def test_a_rack_larger_than_memory_trains_in_small(here):
     """All stacks train, each in memory while it is at work; its plan is above what its budget would hold in memory."""
-    config, registry = load("docs/examples/larger-than-memory.toml", environ={})
+    config, _ = load("docs/examples/larger-than-memory.toml", environ={})
     state = 16 * (config.rack.stacks * config.rack.blocks_per_stack * 12 * config.rack.d_model**2)
     assert state > config.training.memory_budget
     small = ("rack.d_model=64", "rack.n_heads=2", "rack.stacks=3", "data.seq_len=64", "evaluation.sequences=8")
