@@ -19,8 +19,10 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
 FIRST_STEP = 140_000_000
 """Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
-BUFFERS = 2
-"""Buffers of a stack's weights into which what waits on a disk is read."""
+BUFFERS = 1
+"""Buffers of a stack's weights, into which what waits on a disk is read, that are full when most memory is needed."""
+READ_MOMENTS = 1.5
+"""Times that a stack's moments are in memory while it is updated: as they are read, and as the optimizer has them."""
 IN_HEAP = 1.4
 """Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
 one that fits; larger ones are mapped by themselves."""
@@ -82,8 +84,8 @@ def phase_memory(
         trainable = trainable_ends(phase, spec)
         if setup.device.type == "cpu":
             buffers = BUFFERS * 4 * training
-        # While a stack is updated its moments are there, twice as they are read, but no activations.
-        updated = round(2 * state_bytes * training)
+        # While a stack is updated its moments are there, but no activations.
+        updated = round(READ_MOMENTS * state_bytes * training)
     optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
     process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0

@@ -276,9 +276,12 @@ class StreamedStep:
             moments, numbers = self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {})
             check_optimizer_state(self.plugin, optimizer, moments, numbers)
             load_optimizer_state(optimizer, moments, numbers)
+            del moments
         self._move(optimizer, named, factor, grad_norm)
         tensors, self._numbers[unit] = optimizer_state(optimizer)
         self.offload.write(f"moments/{unit}", tensors)
+        optimizer.state.clear()  # torch's optimizers are in circles, which would keep all of it until they are found
+        optimizer.param_groups.clear()
         self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
 
     def _move(
