@@ -191,7 +191,7 @@ def write(results: dict[str, dict[str, dict[str, int]]]) -> None:
         "A streamed trunk has one stack in memory, and only while a window passes it: its peak is that of the stack",
         "that trains. A trunk in memory grows by its weights; end-to-end training also by their gradients, by two",
         "moments of AdamW, and by the activations of every block. Streamed from disk it has one stack's of all these,",
-        "and the same gradient; at 32 and 64 stacks its peak differs by up to 11 % from one run to the next (592 to 630",
+        "and the same gradient; at 32 and 64 stacks its peak differs by up to 11 % between runs (592 to 630",
         "and 608 to 659 MB in two to four runs each), for a reason that isn't found yet.",
         "",
         "The first column is the highest peak of all phases of a whole run and of its evaluation. A phase's peak",
