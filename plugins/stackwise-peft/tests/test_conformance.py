@@ -70,4 +70,6 @@ for kind, adapter in ADAPTERS.items():
 for kind, adapter in ON_PRECISIONS.items():
     for name, (precision, tolerance) in PRECISIONS.items():
         if not (precision.quantises and adapter.float_only):
-            globals()[f"Test{kind}On{name}"] = contract(adapter, precision, tolerance)
+            made = contract(adapter, precision, tolerance)
+            # Of 40 or so LoRA over nf4 is quick enough a look for `make check`.
+            globals()[f"Test{kind}On{name}"] = made if (kind, name) == ("Lora", "Nf4") else pytest.mark.slow(made)
