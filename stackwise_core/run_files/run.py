@@ -75,6 +75,14 @@ class Band:
     standard_error: float | None
 
 
+def perplexity(nats_per_token: float) -> float:
+    """Return the perplexity a token; infinite where it is more than a float holds."""
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
+
+
 @frozen
 class Likelihood:
     """The bound at one depth."""
@@ -88,11 +96,8 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """A bound on the perplexity a token; infinite where it is more than a float holds."""
-        try:
-            return math.exp(self.nats_per_token)
-        except OverflowError:
-            return math.inf
+        """A bound on the perplexity a token."""
+        return perplexity(self.nats_per_token)
 
 
 @define

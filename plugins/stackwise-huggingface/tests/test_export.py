@@ -254,7 +254,7 @@ def test_what_a_killed_export_left_is_deleted(tmp_path, ran):
 
 
 def test_a_link_to_an_empty_directory_is_filled(tmp_path, ran):
-    """What it names is; what another way of writing a path names is looked at before anything is written."""
+    """The link's target is filled; every spelling of a path is resolved before anything is written."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     export(ran.directory, tmp_path / "link")
@@ -294,7 +294,7 @@ def test_a_depth_that_was_never_trained_is_refused(tmp_path, ran):
 
 @pytest.mark.parametrize("name", ["stacks/001.safetensors", "embedding.safetensors", "plan.json"])
 def test_damage_is_named_and_nothing_is_left(tmp_path, ran, name):
-    """Of any file that is read."""
+    """A damaged file of the run stops the export, whichever it is."""
     run = Path(shutil.copytree(ran.directory, tmp_path / "run"))
     content = bytearray((run / name).read_bytes())
     content[-9] ^= 4
@@ -332,7 +332,7 @@ def test_a_run_that_broke_off_is_refused(tmp_path, ran):
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path, ran, monkeypatch):
-    """Of what was written before; the message names the file."""
+    """Files that were written before are deleted, and the message names the file."""
     from stackwise_huggingface import writing
 
     def full(path: Path, text: str) -> None:
@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, ran, monkeypatch):
 
 
 def test_one_stack_is_in_memory_at_a_time(tmp_path, ran, monkeypatch):
-    """Of each nothing is held when the next one is read; its tensors share the pages of its file."""
+    """A stack is freed before the next one is read; its tensors share the pages of its file."""
     alive: list[weakref.ref] = []
     most: list[int] = []
     read, read_stack = RunDirectory.read_tensors, RunDirectory.read_stack

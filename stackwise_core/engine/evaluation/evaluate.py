@@ -14,7 +14,6 @@ estimate's standard deviation some tenfold.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -31,6 +30,7 @@ from stackwise_core.engine.rack.forward import AtExit, Forward
 from stackwise_core.engine.rack.not_finite import refuse_not_finite
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.routing import BandRoute
+from stackwise_core.run_files.run import perplexity
 
 NO_BOUND = "there is no likelihood"
 NEGLIGIBLE = 1e-12
@@ -83,11 +83,8 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """A bound on the perplexity a token; infinite where it is more than a float holds."""
-        try:
-            return math.exp(self.nats_per_token)
-        except OverflowError:
-            return math.inf
+        """A bound on the perplexity a token."""
+        return perplexity(self.nats_per_token)
 
 
 def stratified_counts(scored: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ class FinishedRun:
     parts: RackParts
     registry: Registry
     plugins: tuple[str, ...]
-    """As ``-p`` has them."""
+    """Plugin files to load beside the installed ones, as ``-p`` names them."""
     forward: Forward
     routes: tuple[BandRoute, ...]
     exits: frozenset[int]
