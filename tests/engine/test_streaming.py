@@ -50,6 +50,11 @@ RUNS = {
     },
     "prepended below frozen stacks": {"trainer_mode": {"use": "progressive", "building": "prepend"}},
     "fused, trainable": {"trainer_mode": {"use": "fused", "fusion": "trainable"}, "training.masks": "resampled"},
+    "all but one join at once, as copies": {
+        "trainer_mode": {"use": "progressive", "trunk": "trains", "growth": "all", "start": "copy"},
+        "training.course": "run",
+    },
+    "hierarchical": {"trainer_mode": {"use": "fused", "fusion": "hierarchical", "start": "copy"}},
     "one of several trains": {"trainer_mode": {"use": "end_to_end", "scope": "stackwise", "cycles": 2}},
     "adapters with dropout over nf4": {
         "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.3},

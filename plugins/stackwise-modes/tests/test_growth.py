@@ -13,7 +13,9 @@ from stackwise_modes.progressive import Progressive
 
 def plan(stacks=4, budget=None, given=(), **options):
     mode = Progressive(ProgressiveOptions(**options))
-    return mode.plan(mode.partition(evolve(small_rack(*[1] * stacks), given=frozenset(given))), budget or Budget(steps_per_stack=10))
+    return mode.plan(
+        mode.partition(evolve(small_rack(*[1] * stacks), given=frozenset(given))), budget or Budget(steps_per_stack=10)
+    )
 
 
 def grown(phases):

@@ -33,6 +33,14 @@ def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
     assert not equal(held.stack(new).state_dict(), held.stack(neighbour).state_dict())
 
 
+def test_stacks_that_begin_together_copy_what_was_there():
+    """Not one another, and each the one that the phase names."""
+    held = placement(masters=trained(0))
+    held.place(Phase(name="all", path=(0, 1, 2), trains={0, 1, 2}, start="copy", copies=((1, 0), (2, 0))))
+    for new in (1, 2):
+        assert equal(held.stack(new).state_dict(), held.loader.masters.read_stack(0))
+
+
 @pytest.mark.parametrize("path", [(0, 1), (1, 2)])
 def test_a_stack_of_zero_output_changes_nothing_at_first(path):
     """Hidden states leave it as they came, to the bit, though its other weights are random."""
