@@ -113,13 +113,19 @@ def prepare(configuration: Configuration, tokenised: Progress | None = None) -> 
     # torch comes in here, after the configuration was found to be right.
     with own_state():
         from stackwise_core.engine.phases.setup import set_up
+        from stackwise_core.engine.plan.block_sizing import set_up_divided
         from stackwise_core.engine.plan.plan import make_plan
         from stackwise_core.engine.process.threads import computing_threads
 
         parent = Path(configuration.config.run.directory).absolute()  # as it is before anybody else's code runs
         with computing_threads(configuration.config.run.threads):
-            setup = set_up(configuration.config, configuration.registry, tokenised)
-            return Prepared(configuration, setup, make_plan(setup), parent)
+            chosen = configuration.config, configuration.registry, tokenised
+            if configuration.config.rack.blocks_per_stack == "auto":
+                setup, plan = set_up_divided(*chosen)
+            else:
+                setup = set_up(*chosen)
+                plan = make_plan(setup)
+            return Prepared(configuration, setup, plan, parent)
 
 
 @frozen

@@ -50,7 +50,7 @@ class Change:
 def changes(
     before: Config, now: Config, registry: Registry, known: Mapping[str, str] = MappingProxyType({})
 ) -> list[Change]:
-    """Return the keys whose values differ, in alphabetical order. A window that is left out counts as unchanged.
+    """Return the keys whose values differ, in alphabetical order. What a run chooses itself counts as unchanged.
 
     Paths are compared by their content. The place of a text doesn't count: its fingerprint is in the plan.
 
@@ -58,8 +58,7 @@ def changes(
         registry: whose formats know the checkpoint that a rack starts from.
         known: by the dotted key of a path, the hash of what was there before.
     """
-    if now.training.window is None:
-        now = with_window_of(before, now)
+    now = with_choices_of(before, now)
     old, new = _flat(plain(before)), _flat(plain(now))
     leads_to = {key: content(key, str(new[key]), registry) for key in known if key in new}
     return [
@@ -89,9 +88,16 @@ def is_text(key: str) -> bool:
     return re.fullmatch(r"data\.(corpus|validation|sources\..+\.corpus)(\..+)?", key) is not None
 
 
-def with_window_of(before: Config, now: Config) -> Config:
-    """Return a configuration with another's ``training.window``, which a run chooses when it begins."""
-    return evolve(now, training=evolve(now.training, window=before.training.window))
+def with_choices_of(before: Config, now: Config) -> Config:
+    """Return a configuration with what it leaves to the run, as another one chose it when it began.
+
+    That is ``training.window``, and the division of ``rack.blocks`` into stacks.
+    """
+    if now.training.window is None:
+        now = evolve(now, training=evolve(now.training, window=before.training.window))
+    if now.rack.blocks_per_stack == "auto" and now.rack.blocks in (None, sum(before.rack.stack_blocks)):
+        now = evolve(now, rack=now.rack.divided(before.rack.stack_blocks))
+    return now
 
 
 def _is_sound(key: str, config: Config) -> bool:

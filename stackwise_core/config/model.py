@@ -4,7 +4,7 @@ import os
 from itertools import pairwise
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from stackwise_core.interfaces.budget import Budget
 from stackwise_core.options import (
@@ -169,12 +169,48 @@ def _only_with_a_source(instance: "RackConfig", attribute: Any, value: str) -> N
         raise ValueError("says what is taken of init_from, and there is none: set init_from, or leave init out")
 
 
+def _blocks_of_stacks(instance: "RackConfig", attribute: Any, value: int | tuple[int, ...] | str) -> None:
+    for blocks in value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ():
+        counted(1, 10_000)(instance, attribute, blocks)
+    if value == () or (isinstance(value, tuple) and instance.stacks not in (None, len(value))):
+        raise ValueError("expected a number for each stack, and as many as stacks says")
+    if value == "auto" and instance.stacks is not None:
+        raise ValueError('"auto" decides how many stacks there are: leave stacks out, and set blocks')
+
+
+def _blocks_to_divide(instance: "RackConfig", attribute: Any, value: int | None) -> None:
+    counted(1, 100_000)(instance, attribute, value)
+    divided = instance.blocks_per_stack == "auto"
+    if value is not None and not divided:
+        raise ValueError('says what blocks_per_stack = "auto" divides: set that, or leave blocks out')
+    if value is None and divided and instance.init_from is None:
+        raise ValueError('blocks_per_stack = "auto" needs the number of blocks to divide')
+
+
+STACKS = 4
+"""Stacks of a rack that doesn't say how many it has."""
+
+
 @frozen
 class RackConfig:
     """The model: embedding, stacks of blocks, exit norms, LM head."""
 
-    stacks: int = option(4, "How many stacks.", check=counted(1, 10_000))
-    blocks_per_stack: int = option(2, "Transformer blocks a stack.", check=counted(1, 10_000))
+    stacks: int | None = option(
+        None,
+        "How many stacks. Left out: as many as blocks_per_stack lists, or 4.",
+        check=counted(1, 10_000),
+    )
+    blocks_per_stack: int | tuple[int, ...] | Literal["auto"] = option(
+        2,
+        'Transformer blocks a stack: a number; a list, from the tokens upwards; or "auto": blocks are divided into '
+        "stacks so that training is fastest, by the plan, of all that the memory budget holds.",
+        check=_blocks_of_stacks,
+    )
+    blocks: int | None = option(
+        None,
+        'Transformer blocks of the whole rack, with blocks_per_stack = "auto". Left out: as many as init_from has.',
+        check=_blocks_to_divide,
+    )
     d_model: int = option(256, "Width of the residual stream.", check=counted(2, 10_000_000))
     n_heads: int = option(8, "Attention heads.", check=_divides_d_model)
     n_kv_heads: int | None = option(
@@ -212,6 +248,23 @@ class RackConfig:
         "tied. Then only d_model and the tokenizer must equal the source's.",
         check=_only_with_a_source,
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.stacks is None and self.blocks_per_stack != "auto":
+            sizes = self.blocks_per_stack
+            object.__setattr__(self, "stacks", len(sizes) if isinstance(sizes, tuple) else STACKS)
+
+    def divided(self, blocks: tuple[int, ...]) -> "RackConfig":
+        """Return the same with stacks of these numbers of blocks."""
+        return evolve(self, stacks=len(blocks), blocks_per_stack=blocks, blocks=None)
+
+    @property
+    def stack_blocks(self) -> tuple[int, ...]:
+        """Number of blocks of each stack; none where they aren't divided into stacks yet."""
+        sizes = self.blocks_per_stack
+        if isinstance(sizes, int):
+            return (sizes,) * (self.stacks or 0)
+        return sizes if isinstance(sizes, tuple) else ()
 
 
 def _multipliers(instance: Any, attribute: Any, value: dict[int, float]) -> None:

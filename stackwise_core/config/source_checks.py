@@ -89,10 +89,14 @@ def _refusals(init: str, source: SourceRun | SourceCheckpoint) -> Iterator[Misfi
 def _too_few_blocks(config: Config, source: SourceRun | SourceCheckpoint) -> Iterator[Misfit]:
     rack, blocks = config.rack, sum(source.blocks)
     adds_its_own = getattr(config.trainer_mode.options, "target_stacks", None) is not None
-    if blocks > rack.stacks * rack.blocks_per_stack and not adds_its_own:
-        found = f"{rack.stacks} x {rack.blocks_per_stack}"
-        message = f"expected stacks x blocks_per_stack of at least {blocks}, as {source.path} has, found {found}"
-        yield Misfit([("rack", "stacks"), ("rack", "blocks_per_stack"), _SOURCE], message)
+    there = rack.blocks if rack.blocks_per_stack == "auto" else sum(rack.stack_blocks)
+    if there is None or blocks <= there or adds_its_own:
+        return
+    keys, found = ["stacks", "blocks_per_stack"], f"{rack.stacks} x {rack.blocks_per_stack}"
+    if not isinstance(rack.blocks_per_stack, int):
+        keys, found = ["blocks" if rack.blocks_per_stack == "auto" else "blocks_per_stack"], str(there)
+    message = f"expected {' x '.join(keys)} of at least {blocks}, as {source.path} has, found {found}"
+    yield Misfit([*(("rack", key) for key in keys), _SOURCE], message)
 
 
 def _checkpoint_checks(config: Config, source: SourceCheckpoint) -> Iterator[Misfit]:

@@ -135,7 +135,7 @@ def test_the_practical_regime_runs_in_small(here):
 def test_a_rack_larger_than_memory_trains_in_small(here):
     """All stacks train, each in memory while it is at work; its plan is above what its budget would hold in memory."""
     config, _ = load("docs/examples/larger-than-memory.toml", environ={})
-    state = 16 * (config.rack.stacks * config.rack.blocks_per_stack * 12 * config.rack.d_model**2)
+    state = 16 * (sum(config.rack.stack_blocks) * 12 * config.rack.d_model**2)
     assert state > config.training.memory_budget
     small = ("rack.d_model=64", "rack.n_heads=2", "rack.stacks=3", "data.seq_len=64", "evaluation.sequences=8")
     command = [sys.executable, "-m", "stackwise_core", "run", "docs/examples/larger-than-memory.toml"]

@@ -63,7 +63,8 @@ def test_depth_comes_once_and_late():
     assert grown([first, whole]) == [((0,), [0]), ((0, 1, 2, 3), [0, 1, 2, 3])]
     assert (first.steps, whole.begins, whole.steps) == (30, 30, 10)
     assert (whole.start, whole.copies) == ("copy", ((1, 0), (2, 0), (3, 0)))
-    assert whole.embedding and whole.head
+    assert whole.embedding
+    assert whole.head
     assert [first.name, whole.name] == ["stack 0", "stacks 0-3"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from stackwise_core.config.changes import changes, with_window_of
+from stackwise_core.config.changes import changes, with_choices_of
 from stackwise_core.config.load import load, load_run
 from stackwise_core.config.model import Config
 from stackwise_core.config.source_run import nearest_run
@@ -167,7 +167,7 @@ def _resumed(directory: Path, configuration: Configuration, accept: bool) -> Con
         )
     if (directory / TOKENIZER).is_file():  # the run's own copy, which was found to be the same
         config = evolve(config, data=evolve(config.data, tokenizer=before.data.tokenizer))
-    return with_window_of(before, config) if config.training.window is None else config
+    return with_choices_of(before, config)
 
 
 def _listed(changed: Sequence[object]) -> str:

@@ -115,16 +115,37 @@ def set_up(config: Config, registry: Registry, progress: Progress | None = None)
         UnavailableError: the device, a plugin or a package isn't there.
         UsageError: the corpus, the tokenizer or the rack to start from can't serve.
     """
-    parts, source = set_up_parts(config, registry), None
-    if config.rack.init_from is not None:
-        read, mode = read_source(config.rack.init_from, registry), parts.implementations.mode
-        source = Source.of(read, parts.spec, mode.grows, config.rack.init)
-        source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
-        source.check_files(parts.spec)
-        parts = evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks)))
+    parts, source = _with_source(set_up_parts(config, registry), registry)
     sources, causal = find_sources(config.data, registry), parts.implementations.objective.options.causal
     corpus = tokenise(sources, config.data, parts.tokenizer, progress, causal=causal)
     return Setup(**asdict(parts, recurse=False), corpus=corpus, source=source)
+
+
+def _with_source(parts: Parts, registry: Registry) -> tuple[Parts, Source | None]:
+    """Return the parts with the stacks that the source gives, and the source, if there is one."""
+    rack = parts.config.rack
+    if rack.init_from is None:
+        return parts, None
+    source = Source.of(read_source(rack.init_from, registry), parts.spec, parts.implementations.mode.grows, rack.init)
+    source.check_ends(parts.spec, parts.tokenizer.fingerprint.hex())
+    source.check_files(parts.spec)
+    return evolve(parts, spec=evolve(parts.spec, given=frozenset(source.stacks))), source
+
+
+def recut(setup: Setup, blocks: tuple[int, ...], registry: Registry) -> Setup:
+    """Return a setup whose rack has stacks of other numbers of blocks.
+
+    Raises:
+        UsageError: the trainer mode, a precision or the source can't serve it.
+    """
+    config = evolve(setup.config, rack=setup.config.rack.divided(blocks))
+    mode = setup.implementations.mode
+    spec = mode.partition(rack_spec(config, setup.spec.vocab_size, setup.noise.steps))
+    check_partition(spec, origin(mode))
+    _check_formats(setup.formats, spec)
+    fields = {name: each for name, each in asdict(setup, recurse=False).items() if name not in ("corpus", "source")}
+    parts, source = _with_source(Parts(**{**fields, "config": config, "spec": spec}), registry)
+    return Setup(**asdict(parts, recurse=False), corpus=setup.corpus, source=source)
 
 
 def set_up_parts(config: Config, registry: Registry) -> Parts:
@@ -286,7 +307,7 @@ def rack_spec(config: Config, vocab_size: int, steps: tuple[float, ...]) -> Rack
     """
     time_encoding = config.training.time_encoding if config.training.time == "input" else None
     return RackSpec(
-        blocks=(config.rack.blocks_per_stack,) * config.rack.stacks,
+        blocks=config.rack.stack_blocks,
         vocab_size=vocab_size,
         seq_len=config.data.seq_len,
         init_std=config.rack.init_std,
