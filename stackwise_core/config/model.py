@@ -319,6 +319,12 @@ class TrainingConfig:
         "Largest norm of a step's gradient; a larger gradient is scaled down. 0: no clipping.",
         check=at_least(0),
     )
+    clip: Literal["all", "stack"] = option(
+        "all",
+        "Gradients whose norm max_grad_norm bounds. all: of everything that trains, together. stack: of each stack, "
+        "and of embedding and head; a streamed step then moves a stack's weights as soon as its gradient is there, and "
+        "reads and writes less.",
+    )
     head: Literal["frozen", "trains"] = option(
         "frozen",
         "Training of an untied LM head after the first phase. frozen: all stacks are read out through the same head. "
@@ -416,6 +422,11 @@ class TrainingConfig:
         "Place of weights, moments, gradients and boundaries of training stacks that aren't at work, while they are "
         "streamed. memory: host memory. disk: files in the run's directory. auto: host memory if a GPU computes and it "
         "has room for them, else disk.",
+    )
+    boundary_dtype: Literal["fp32", "bf16"] = option(
+        "fp32",
+        "Number format of the boundaries between streamed stacks. fp32: the gradient is exact. bf16: half the bytes, "
+        "and every stack sees its input rounded.",
     )
 
     @property

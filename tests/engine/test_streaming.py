@@ -66,6 +66,19 @@ RUNS = {
         "trainer_mode": {"use": "fused", "fusion": "trainable", "restore": True},
         "precision": {"active": "fp32", "trunk": "int8"},
     },
+    "each stack clipped by itself": {
+        "trainer_mode": {"use": "end_to_end"},
+        "training.clip": "stack",
+        "training.max_grad_norm": 0.05,
+        "training.gradient_accumulation": 2,
+    },
+    "adapters clipped by stack, with buffers in the trunk": {
+        "trainer_mode": {"use": "progressive", "trunk": "adapters", "finale": 0.3},
+        "precision": {"active": "fp32", "trunk": "int8"},
+        "adapter": {"stack": LORA, "trunk": LORA},
+        "training.clip": "stack",
+        "training.offload": "memory",
+    },
     "moments in 8 bits": {
         "trainer_mode": {"use": "end_to_end"},
         "optimizer": {"use": "adamw_8bit"},

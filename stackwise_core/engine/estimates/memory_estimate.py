@@ -133,12 +133,14 @@ def _trains(phase: Phase, stack: int, on_stacks: Mapping[int, int], spec: RackSp
 
 def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) -> int:
     """Estimate the bytes of training state and boundaries that wait while a phase is streamed."""
-    spec, state = setup.spec, 4 + 4 + setup.implementations.optimizer.state_bytes
+    spec, training = setup.spec, setup.config.training
+    gradients = 4 if training.clip == "all" else 0  # else they don't wait
+    state = 4 + gradients + setup.implementations.optimizer.state_bytes
     total = 0.0
     for stack in phase.live_path:
         total += state * _trains(phase, stack, on_stacks, spec)
-    passes = setup.config.training.gradient_accumulation
-    boundary = 4 * spec.d_model * largest_batch(setup) * spec.seq_len * passes
+    passes, width = training.gradient_accumulation, 4 if training.boundary_dtype == "fp32" else 2
+    boundary = width * spec.d_model * largest_batch(setup) * spec.seq_len * passes
     return round(total) + (len(phase.live_path) + 1) * boundary
 
 

@@ -137,14 +137,15 @@ class RunningPhase:
         """Take an optimizer step, and return whether it was a good one: its loss and gradient are finite numbers."""
         state, step = self.state, self.step
         seed = derived_seed(self.forward.placement.seed, "step", self.planned.phase.name, state.step)
-        loss, grad_norm = step.backward(draws, number, seed)
         first, steps = self.planned.schedule
         factor = learning_rate_factor(first + state.step, steps, self.training)
+        self._is_between_steps = step.moves_at_the_end
+        loss, grad_norm = step.backward(draws, number, seed, factor)
         self._is_between_steps = False
         state.step += 1
         state.tokens += sum(batch.inputs.numel() for batch in draws)
         if self._is_good(loss, grad_norm):
-            step.update(factor, grad_norm)
+            step.update(grad_norm)
             self._tell(draws, loss, factor, grad_norm)
             return True
         where = step.first_bad_gradient

@@ -2,7 +2,8 @@
 
 Forward, stack by stack, each stack's input kept; at the top the head; backward, stack by stack from the top: the input
 is read, the stack runs again, its gradient goes down. A stack is visited twice, however many forward passes a step has.
-Gradients wait until the norm of all of them is known; then each stack's weights and moments are moved in turn.
+Gradients wait until the norm of all of them is known; then each stack's weights and moments are moved in turn. With
+``clip = "stack"`` they don't wait: a stack's weights move while it is in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.clipping import clip, norm_of
 from stackwise_core.engine.loop.kept_moments import KeptMoments, moments_by_name, moments_by_place
 from stackwise_core.engine.loop.optimizer import learning_rate, make_optimizer
 from stackwise_core.engine.loop.optimizer_state import (
@@ -73,6 +75,10 @@ class StreamedStep:
     _saved: list[str] = field(factory=list, init=False)
     """Entries of the last checkpoint."""
     _seed: int = field(default=0, init=False)
+    _factor: float = field(default=1.0, init=False)
+    """Factor of the peak learning rates in this step."""
+    _is_good: bool = field(default=True, init=False)
+    """Whether loss and gradients of this step are finite numbers so far."""
     scaler: None = None
 
     def __attrs_post_init__(self) -> None:
@@ -101,18 +107,24 @@ class StreamedStep:
         """Names of what trains."""
         return [name for names in self.named.values() for name in names]
 
-    def backward(self, step: Sequence[Draws], number: int, seed: int) -> tuple[float, float]:
+    @property
+    def moves_at_the_end(self) -> bool:
+        """Whether no weight moves before all gradients are known."""
+        return self.training.clip == "all"
+
+    def backward(self, step: Sequence[Draws], number: int, seed: int, factor: float) -> tuple[float, float]:
         """Compute the gradients of a step, stack by stack.
 
         Args:
             number: of the draws, for the boundary that they start from.
             seed: of what dropout draws.
+            factor: of the peak learning rates, when the weights move.
 
         Returns:
             The loss in nats a token, and the norm of all gradients together.
         """
         self._norms.clear()
-        self._seed = seed
+        self._seed, self._factor, self._is_good = seed, factor, True
         predicted = [self.objective.predicted(draws) for draws in step]
         with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied):
             self._enter(step, number)
@@ -127,8 +139,11 @@ class StreamedStep:
         for name, parameter in self.forward.placement.trainable_ends():
             if parameter.grad is not None:
                 self._norms[name] = torch.linalg.vector_norm(parameter.grad)
-        norms = [self._norms[name] for name in self.names if name in self._norms]
-        return loss, float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        return loss, self._norm(self.names)
+
+    def _norm(self, names: Sequence[str]) -> float:
+        """Return the norm of the gradients of parameters together, as far as they are known."""
+        return norm_of([self._norms[name] for name in names if name in self._norms])
 
     def _enter(self, step: Sequence[Draws], number: int) -> None:
         """Keep the input of the lowest stack of each forward pass."""
@@ -165,7 +180,8 @@ class StreamedStep:
                 loss.backward()
                 total += loss.item()
                 self._pass_down(batch, entered)
-            self._stash(index)
+            self._is_good = math.isfinite(total)
+            self._done(index)
         return total
 
     def _down(self, index: int, step: Sequence[Draws]) -> None:
@@ -178,7 +194,7 @@ class StreamedStep:
                 if hidden.requires_grad:
                     hidden.backward(arriving)
                 self._pass_down(batch, entered)
-            self._stash(index)
+            self._done(index)
 
     def _embedding(self, step: Sequence[Draws]) -> None:
         """Pass the gradient into the embedding."""
@@ -199,12 +215,13 @@ class StreamedStep:
         return self.forward.through(index, hidden, self.forward.context(draws.segments))
 
     def _keep(self, index: int, batch: int, hidden: Tensor) -> None:
-        self.offload.write(f"boundary/{_unit(index)}/{batch}", {"hidden": hidden})
+        dtype = torch.bfloat16 if self.training.boundary_dtype == "bf16" else hidden.dtype
+        self.offload.write(f"boundary/{_unit(index)}/{batch}", {"hidden": hidden.to(dtype)})
 
     def _input(self, index: int, batch: int) -> Tensor:
         """Return the kept input [B, T, D] of a stack, as a tensor of its own."""
         kept = self.offload.read(f"boundary/{_unit(index)}/{batch}")["hidden"]
-        return kept.to(self.device, copy=True)
+        return kept.to(self.device, torch.float32, copy=True)
 
     def _passes_down(self, index: int) -> bool:
         """Return whether something below a stack trains."""
@@ -221,18 +238,30 @@ class StreamedStep:
             assert entered.grad is not None
             self.offload.write(f"descent/{batch}", {"gradient": entered.grad})
 
-    def _stash(self, index: int) -> None:
-        """Put the gradients of the stack in memory away, with its weights where they aren't there yet."""
+    def _done(self, index: int) -> None:
+        """Put the gradients of the stack in memory away, or move its weights by them.
+
+        Its weights are written where they have changed, or aren't there yet.
+        """
         placement = self.forward.placement
         trains = placement.trainable_of(index)
         if not trains:
             return
         gradients = {name: each.grad for name, each in trains if each.grad is not None}
         self._norms |= {name: torch.linalg.vector_norm(each) for name, each in gradients.items()}
+        moved = False
+        if self.moves_at_the_end:
+            self.offload.write(f"gradients/{_unit(index)}", gradients)
+        else:
+            norm = self._norm([name for name, _ in trains])
+            self._is_good = self._is_good and math.isfinite(norm)
+            if self._is_good:
+                self._move_stack(index, trains, norm)
+                moved = True
         changes = placement.changes_of(index)
-        if weights_entry(index) not in self.offload or any(not isinstance(e, nn.Parameter) for e in changes.values()):
+        has_buffers = any(not isinstance(each, nn.Parameter) for each in changes.values())
+        if moved or has_buffers or weights_entry(index) not in self.offload:
             self.offload.write(weights_entry(index), changes)
-        self.offload.write(f"gradients/{_unit(index)}", gradients)
         for _, each in trains:
             each.grad = None
 
@@ -249,20 +278,21 @@ class StreamedStep:
         """Whether head and embedding are one matrix that trains."""
         return self.forward.placement.spec.tie_embeddings and self._embedding_trains
 
-    def update(self, factor: float, grad_norm: float) -> None:
+    def update(self, grad_norm: float) -> None:
         """Move the weights of one unit after the other by their gradients, and forget these.
 
         Args:
-            factor: of the peak learning rates.
-            grad_norm: that they are clipped by.
+            grad_norm: that they are clipped by; with ``clip = "stack"`` each unit's own.
         """
-        for index in self._trained:  # from the bottom, whose gradients were written last
-            self._update(index, factor, grad_norm)
+        if self.moves_at_the_end:
+            for index in self._trained:  # from the bottom, whose gradients were written last
+                self._update(index, grad_norm)
         if self._ends is not None:
-            self._move(self._ends, self.forward.placement.trainable_ends(), factor, grad_norm)
+            ends = self.forward.placement.trainable_ends()
+            self._move(self._ends, ends, grad_norm if self.moves_at_the_end else self._norm(self.named[ENDS]))
         self.forget_gradients()
 
-    def _update(self, index: int, factor: float, grad_norm: float) -> None:
+    def _update(self, index: int, grad_norm: float) -> None:
         """Move the weights of a stack, which needn't be a module for it."""
         unit, device = _unit(index), self.device
         entry = {name: each.to(device, copy=True) for name, each in self.offload.read(weights_entry(index)).items()}
@@ -271,37 +301,34 @@ class StreamedStep:
         gradients = self.offload.read(f"gradients/{unit}")
         for name, parameter in named:
             parameter.grad = gradients[name].to(device, copy=True) if name in gradients else None
+        self._move_stack(index, named, grad_norm)
+        self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
+
+    def _move_stack(self, index: int, named: list[tuple[str, nn.Parameter]], grad_norm: float) -> None:
+        """Move what trains of a stack by its gradients; its moments are read and written."""
+        unit = _unit(index)
         optimizer = make_optimizer(self.plugin, named, self.training, self.phase.lr)
         if f"moments/{unit}" in self.offload:
             moments, numbers = self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {})
             check_optimizer_state(self.plugin, optimizer, moments, numbers)
             load_optimizer_state(optimizer, moments, numbers)
             del moments
-        self._move(optimizer, named, factor, grad_norm)
+        self._move(optimizer, named, grad_norm)
         tensors, self._numbers[unit] = optimizer_state(optimizer)
         self.offload.write(f"moments/{unit}", tensors)
         optimizer.state.clear()  # torch's optimizers are in circles, which would keep all of it until they are found
         optimizer.param_groups.clear()
-        self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
 
-    def _move(
-        self,
-        optimizer: torch.optim.Optimizer,
-        named: list[tuple[str, nn.Parameter]],
-        factor: float,
-        grad_norm: float,
-    ) -> None:
+    def _move(self, optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], grad_norm: float) -> None:
         """Clip the gradients of a unit, and take its optimizer's step."""
         peaks = {id(each): self.phase.lr * learning_rate(name, self.training) for name, each in named}
         for group in optimizer.param_groups:
-            group["lr"] = factor * peaks[id(group["params"][0])]
-        if math.isfinite(grad_norm) and self.training.max_grad_norm:
-            parameters = [parameter for _, parameter in named]
-            nn.utils.clip_grads_with_norm_(parameters, self.training.max_grad_norm, torch.tensor(grad_norm))
+            group["lr"] = self._factor * peaks[id(group["params"][0])]
+        clip((parameter for _, parameter in named), grad_norm, self.training)
         optimizer.step()
 
     def leave_out(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients; with ``clip = "stack"`` stacks above the first bad one have moved already."""
         self.forget_gradients()
 
     def forget_gradients(self) -> None:

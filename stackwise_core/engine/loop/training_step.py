@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from attrs import define
+from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.loop.clipping import clip, norm_of
 from stackwise_core.engine.loop.kept_moments import (
     KeptMoments,
     Moments,
@@ -60,6 +61,11 @@ class TrainingStep:
     peaks: list[float]
     """Peak learning rates of the optimizer's groups."""
     scaler: torch.amp.GradScaler | None
+    _factor: float = field(default=1.0, init=False)
+    """Factor of the peak learning rates in this step."""
+    _loss_is_finite: bool = field(default=True, init=False)
+    moves_at_the_end: ClassVar[bool] = True
+    """Whether no weight moves before all gradients are known."""
 
     @classmethod
     def of(
@@ -80,16 +86,18 @@ class TrainingStep:
         scaler = next((scaler for scaler in scalers if scaler is not None), None)
         return cls(forward, phase, objective, boundary, training, plugin, named, optimizer, peaks, scaler)
 
-    def backward(self, step: Sequence[Draws], number: int, seed: int) -> tuple[float, float]:
+    def backward(self, step: Sequence[Draws], number: int, seed: int, factor: float) -> tuple[float, float]:
         """Add up the gradients of a step's forward passes.
 
         Args:
             number: of the draws, for the boundary that they start from.
             seed: of what dropout draws.
+            factor: of the peak learning rates, when the weights move.
 
         Returns:
             The loss in nats a token, and the norm of all gradients together.
         """
+        self._factor = factor
         predicted = [self.objective.predicted(draws) for draws in step]
         total, normaliser = 0.0, self.objective.normaliser(predicted)
         with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied and len(step) > 1):
@@ -100,8 +108,8 @@ class TrainingStep:
                 total += loss.item()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norms = [torch.linalg.vector_norm(gradient) for gradient in self._gradients()]
-        return total, float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        self._loss_is_finite = math.isfinite(total)
+        return total, _norm(self.named)
 
     def losses(self, draws: Draws, number: int, seed: int) -> Tensor:
         """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
@@ -130,24 +138,53 @@ class TrainingStep:
         placement, weight = self.forward.placement, self.forward.placement.ends(self.phase.path[0]).embed_tokens.weight
         return placement.spec.tie_embeddings and self.boundary is None and weight.requires_grad
 
-    def update(self, factor: float, grad_norm: float) -> None:
-        """Clip the gradients, move the weights by them, and forget them.
+    def update(self, grad_norm: float) -> None:
+        """Clip the gradients, move the weights by them, and forget them."""
+        if self.training.clip == "stack":
+            for members in self._by_stack().values():
+                clip((parameter for _, parameter in members), _norm(members), self.training)
+        else:
+            clip((parameter for _, parameter in self.named), grad_norm, self.training)
+        self._move()
+        self._end()
 
-        Args:
-            factor: of the peak learning rates.
-        """
+    def _move(self) -> None:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = factor * peak
-        if math.isfinite(grad_norm) and self.training.max_grad_norm:
-            parameters = [parameter for _, parameter in self.named]
-            nn.utils.clip_grads_with_norm_(parameters, self.training.max_grad_norm, torch.tensor(grad_norm))
+            group["lr"] = self._factor * peak
         self.optimizer.step() if self.scaler is None else self.scaler.step(self.optimizer)
-        self.leave_out()
 
     def leave_out(self) -> None:
-        """Forget the gradients; a loss scaler learns from them."""
+        """Forget the gradients.
+
+        With ``clip = "stack"`` stacks above the first bad gradient move all the same, as they do where they are
+        streamed: it isn't known there yet.
+        """
+        if self.training.clip == "stack" and self._loss_is_finite and self.scaler is None:
+            by_stack, moved = self._by_stack(), set[str]()
+            for stack in reversed(self.phase.live_path):
+                members = by_stack.get(stack, [])
+                norm = _norm(members)
+                if not math.isfinite(norm):
+                    break
+                clip((parameter for _, parameter in members), norm, self.training)
+                moved |= {name for name, _ in members}
+            for name, parameter in self.named:
+                if name not in moved:
+                    parameter.grad = None
+            if moved:
+                self._move()
+        self._end()
+
+    def _by_stack(self) -> dict[int | None, list[tuple[str, nn.Parameter]]]:
+        """Return what trains by its stack; None for embedding and head."""
+        members: dict[int | None, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named:
+            members.setdefault(unit_of(name), []).append((name, parameter))
+        return members
+
+    def _end(self) -> None:
         if self.scaler is not None:
-            self.scaler.update()
+            self.scaler.update()  # from the gradients that there were
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
@@ -169,9 +206,6 @@ class TrainingStep:
         """Name of the first parameter whose gradient isn't finite."""
         bad = (name for name, each in self.named if each.grad is not None and not each.grad.isfinite().all())
         return next(bad, None)
-
-    def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for _, parameter in self.named if parameter.grad is not None]
 
     @property
     def moments(self) -> Iterator[tuple[str, Tensor | Number]]:
@@ -239,6 +273,11 @@ class TrainingStep:
         elif given is expected is None:
             return
         raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")
+
+
+def _norm(named: Sequence[tuple[str, nn.Parameter]]) -> float:
+    """Return the norm of the gradients of parameters together."""
+    return norm_of([torch.linalg.vector_norm(each.grad) for _, each in named if each.grad is not None])
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Checkpoints and files of phases that are streamed."""
 
 import errno
+import math
 import os
 import re
 import threading
@@ -8,12 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from attrs import evolve
 from safetensors.torch import load_file
 
-from stackwise_core.engine.events.events import Event, PhaseResumed, StepDone
+from stackwise_core.engine.events.events import BadStep, Event, PhaseResumed, StepDone
 from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.offload import disk
+from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.run_files.manifest import Manifest
 from tests.changed_files import flip
@@ -217,3 +220,76 @@ def test_weights_are_read_ahead_and_no_oftener_than_they_are_needed(tmp_path, mo
     assert len(of_weights) <= steps * (5 + 4 + 5) + 5
     ahead = sum(thread.startswith("stackwise-read") for thread in of_weights)
     assert ahead >= 0.5 * len(of_weights)
+
+
+ONE_STEP = STREAMED | {"training.steps_per_stack": 1, "checkpoint.steps": None}
+
+
+def test_boundaries_in_bf16_are_the_stacks_inputs_rounded(tmp_path, monkeypatch):
+    """As by hand in memory, where the gradient passes the rounding as if it weren't there."""
+    streamed = run_tiny(tmp_path / "stream", ONE_STEP | {"training.boundary_dtype": "bf16"})
+    through = Forward.through
+
+    def rounded(forward, index, hidden, context):
+        if torch.is_grad_enabled():
+            hidden = hidden + (hidden.bfloat16().float() - hidden).detach()
+        return through(forward, index, hidden, context)
+
+    exact = run_tiny(tmp_path / "exact", ONE_STEP)
+    monkeypatch.setattr(Forward, "through", rounded)
+    in_memory = {"training.residency": "memory", "training.activation_checkpointing": True}
+    by_hand = run_tiny(tmp_path / "memory", ONE_STEP | in_memory)
+    assert streamed.losses == pytest.approx(by_hand.losses, rel=1e-6)
+    assert streamed.losses != exact.losses
+    for file in by_hand.directory.glob("stacks/*.safetensors"):
+        ours = load_file(streamed.directory / file.relative_to(by_hand.directory))
+        for name, tensor in load_file(file).items():
+            assert torch.allclose(ours[name], tensor, atol=1e-5), name
+
+
+@pytest.mark.parametrize("clip", ["all", "stack"])
+def test_a_bad_gradient_leaves_the_same_weights_as_in_memory(tmp_path, monkeypatch, clip):
+    """With one norm for all no weight moves; stack by stack those above it do, and neither it nor those below."""
+    through, step = Forward.through, 0
+
+    def overflows(forward, index, hidden, context):
+        passed = through(forward, index, hidden, context)
+        if step == 2 and index == 1 and passed.requires_grad:
+            passed.register_hook(lambda gradient: gradient * math.inf)
+        return passed
+
+    monkeypatch.setattr(Forward, "through", overflows)
+    weights, bad = [], []
+    for residency in ("stream", "memory"):
+        step = 0
+
+        def listen(event: Event) -> None:
+            nonlocal step
+            if isinstance(event, StepDone | BadStep):
+                step = event.step
+            if isinstance(event, BadStep):
+                bad.append(event.reason)
+
+        changes = STREAMED | {"training.clip": clip, "training.residency": residency}
+        directory = engine(tmp_path / residency, changes, listen).run().directory
+        weights.append({file.name: file.read_bytes() for file in directory.glob("*/*.safetensors")})
+    assert weights[0] == weights[1]
+    assert len(weights[0]) == 3
+    assert bad == [bad[0]] * 2
+    assert "the gradient's norm" in bad[0]
+
+
+def test_a_stack_that_is_clipped_by_itself_is_visited_twice(tmp_path, monkeypatch):
+    """On the way up and on the way down: no gradient waits, and weights are read once less."""
+    reads, writes = Counter[str](), Counter[str]()
+    read, write = disk.Disk._read, disk.Disk.write
+    monkeypatch.setattr(disk.Disk, "_read", lambda self, entry, slot: reads.update([entry]) or read(self, entry, slot))
+    monkeypatch.setattr(
+        disk.Disk, "write", lambda self, entry, tensors: writes.update([entry]) or write(self, entry, tensors)
+    )
+    changes = STREAMED | {"checkpoint.steps": None, "training.clip": "stack"}
+    steps = run_tiny(tmp_path, changes).result.phases[0].steps
+    assert not any(entry.startswith("gradients/") for entry in writes)
+    assert writes["weights/000"] == writes["moments/000"] == steps
+    assert reads["moments/000"] == steps - 1
+    assert reads["weights/000"] <= 2 * steps
