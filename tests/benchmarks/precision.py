@@ -83,7 +83,7 @@ def output_error(held: Precision, source: Engine) -> float:
     """Of stack 1's output on a batch of validation text, over the norm of what the stack adds in fp32."""
     setup, directory = source._setup, source._directory
     forward = setup.forward(directory)
-    forward.placement.load_ends(directory.read_ends(setup.spec))
+    forward.placement.load_written_ends()
     forward.placement.bring((0,), active=(0,))
     rows = setup.corpus.validation.rows(setup.corpus.validation.evenly_spaced(16))
     inputs = torch.from_numpy(rows.tokens.astype("int64"))

@@ -139,7 +139,7 @@ def test_every_adapter_weight_gets_a_gradient(dual):
     engine, (*_, finale) = dual.engine, dual.plan.phases
     engine.placement.place(finale.phase)
     draws = engine.training_drawer(finale).draw(range(8), 0)
-    engine.phase(finale, None, lambda event: None).step.backward([draws], 0, seed=0)
+    engine.phase(finale, None, lambda event: None).step.backward([draws], 0, seed=0, factor=1.0)
     trainable = engine.placement.trainable()
     assert {name.split(".")[0] for name, _ in trainable} == {"adapters"}
     assert {(int(name.split(".")[1]), name.split(".")[-2]) for name, _ in trainable} == set(finale.phase.adapters)

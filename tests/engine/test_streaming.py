@@ -243,7 +243,7 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     masters, formats = Below(ran.engine.files, 2), ran.setup.implementations.formats
     placed = Placement(StackLoader(ran.setup.spec, formats, masters, 3, torch.device("cpu")), mask_id=256)
     fresh = Forward(placed, window=8)
-    placed.load_ends(ran.engine.files.read_ends(ran.setup.spec))
+    placed.load_written_ends()
     placed.place(ran.plan.phases[2].phase)
     (draws,) = step
     hidden = fresh.embed(0, draws.inputs, draws.fraction)

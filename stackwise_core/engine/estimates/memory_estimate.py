@@ -75,7 +75,7 @@ def phase_memory(
         return round(width * spec.stack_parameters(stack)) + 4 * on_stacks.get(stack, 0)
 
     kept = () if offloads else phase.live_path if streams else phase.path
-    weights = 4 * ends_parameters(spec) + sum(map(held, kept))
+    weights = 4 * ends_parameters(phase, spec) + sum(map(held, kept))
     state_bytes = setup.implementations.optimizer.state_bytes
     buffers = updated = 0
     if offloads:

@@ -34,17 +34,17 @@ def trainable_ends(phase: Phase, spec: RackSpec) -> int:
 
 
 def used_parameters(phase: Phase, on_stacks: Mapping[int, int], spec: RackSpec) -> int:
-    """Count the parameters that a phase computes with, and both ends of the rack.
+    """Count the parameters that a phase computes with, and both ends of its path.
 
     Args:
         on_stacks: how many weights of adapters each stack has.
     """
     stacks = sum(spec.stack_parameters(stack) + on_stacks.get(stack, 0) for stack in phase.path)
     # Nothing reads the exit norms below the last.
-    return stacks - spec.d_model * (len(phase.path) - 1) + ends_parameters(spec)
+    return stacks - spec.d_model * (len(phase.path) - 1) + ends_parameters(phase, spec)
 
 
-def ends_parameters(spec: RackSpec) -> int:
-    """Count the parameters of embeddings and heads, of all stacks that have their own."""
-    ends = spec.stacks if spec.ends == "per_stack" else 1
+def ends_parameters(phase: Phase, spec: RackSpec) -> int:
+    """Count the parameters of the embeddings and heads that are in memory in a phase."""
+    ends = len({phase.path[0], phase.path[-1]}) if spec.ends == "per_stack" else 1
     return ends * (spec.embedding_parameters + spec.head_parameters)

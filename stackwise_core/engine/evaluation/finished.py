@@ -115,7 +115,7 @@ class FinishedRun:
             )
         check_rack(directory, parts.spec, parts.formats.adapters)
         forward = parts.forward(directory)
-        forward.placement.load_ends(directory.read_ends(parts.spec))
+        forward.placement.load_written_ends()
         active = frozenset(read_ending(directory).active if precision is None else ())
         changed = plugin_changes(directory, config, registry)
         bands = tuple(phase.band for phase in planned.plan.phases if phase.band is not None)

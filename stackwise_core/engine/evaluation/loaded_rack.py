@@ -52,6 +52,7 @@ class LoadedRack(nn.Module):
     def __init__(self, run: FinishedRun, *, stream: bool | None = None) -> None:
         super().__init__()
         self.run = evolve(run, streams=run.bytes > run.parts.memory_budget if stream is None else stream)
+        run.forward.placement.keep_all_ends()
         self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.forward.placement.all_ends()})
         self.stacks = nn.ModuleDict()
         self._bring()

@@ -67,7 +67,7 @@ class RunRecord:
             shutil.rmtree(directory.offload, ignore_errors=True)  # a killed process left it
             corpora = [text.corpus.name for text in named_texts(config.data, self._registry)]
             check_same_plan(self._plan, directory, corpora)
-            self._placement.load_ends(directory.read_ends(self._setup.spec))
+            self._placement.load_written_ends()
             progress = read_record(ProgressFile, directory.read_json(PROGRESS), directory.path / PROGRESS)
             self._update_config()
             self._save_rack(len(progress.phases))
@@ -165,8 +165,9 @@ class RunRecord:
 
     def _write_ends(self, phase: Phase | None) -> None:
         """Write embedding and head where a phase trained them; all of them before the first phase."""
-        for owner, ends in self._placement.all_ends():
-            tensors = ends.state_dict()
+        owners = self._placement.owners if phase is None or None in self._placement.owners else phase.path
+        for owner in owners:
+            tensors = self._placement.ends(owner or 0).state_dict()
             for file, prefix, trains, place in (
                 (embedding_file(owner), "embed_", phase is None or phase.embedding, 0),
                 (head_file(owner), "lm_head.", phase is None or phase.head, -1),
@@ -174,6 +175,8 @@ class RunRecord:
                 part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
                 if part and trains and (phase is None or owner in (None, phase.path[place])):
                     self.directory.write_tensors(file, part)
+            if phase is None and owner is not None:  # one pair in memory at a time, however many there are
+                self._placement.let_go_of_ends(owner)
 
     def finish(self, phases: list[PhaseResult], active: frozenset[int], *, evaluated: bool, keeps: bool) -> None:
         """Write that training is done.

@@ -1,4 +1,4 @@
-"""Interface of the place that keeps stacks which aren't in memory."""
+"""Interface of the place that keeps stacks which aren't in memory, and their own embeddings and heads."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Masters(Protocol):
 
     def write_stack(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a stack's tensors."""
+
+    def read_ends_of(self, owner: int | None) -> dict[str, Tensor] | None:
+        """Return a stack's own embedding and head, or those that all share; None where none were written."""
 
     def read_prepared(self, index: int, precision: object) -> dict[str, Tensor] | None:
         """Return a frozen stack as a precision (a JSON value) holds it, if that was kept and the stack is unchanged."""

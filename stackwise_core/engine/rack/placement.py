@@ -2,7 +2,7 @@
 
 Of the stacks of the path in use some are in memory for as long as it is. The others, *streamed*, are read when the
 hidden states of a whole window pass them, and leave the memory before the next one comes: however deep the rack is, one
-of them is there at a time.
+of them is there at a time. Where each stack has its own embedding and head, those of the path in use are there.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class Placement:
         self._phase: Phase | None = None
         self._offload: Offload | None = None
         self._residents: dict[int, Resident] = {}
-        spec = self.spec
-        owners = range(spec.stacks) if spec.ends == "per_stack" else range(1)
-        self._ends = {owner: new_ends(spec, mask_id, self.seed).to(self.device) for owner in owners}
+        self._mask_id = mask_id
+        self._ends: dict[int, Ends] = {}
+        self._keeps_all_ends = self.spec.ends == "shared"
+        if self._keeps_all_ends:
+            self._ends_of(0)
 
     def place(self, phase: Phase, *, streams: bool = False, offload: Offload | None = None) -> None:
         """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains.
@@ -77,9 +79,9 @@ class Placement:
         for index in phase.path:
             if index not in streamed:
                 self._unfreeze(index, phase)
+        below, above = self.ends(phase.path[0]), self.ends(phase.path[-1])
         for ends in self._ends.values():
             ends.requires_grad_(False)
-        below, above = self.ends(phase.path[0]), self.ends(phase.path[-1])
         for name, parameter in below.named_parameters():
             if name.startswith("embed_"):
                 parameter.requires_grad_(phase.embedding)
@@ -131,6 +133,9 @@ class Placement:
 
     def _bring(self, arranged: Arrangement) -> None:
         self._arranged, path, streamed = arranged, arranged.path, arranged.streamed
+        if not self._keeps_all_ends:
+            for owner in set(self._ends) - set(path):
+                del self._ends[owner]
         for index in set(self._residents) - (set(path) - set(streamed)):
             del self._residents[index]
         for index in path:
@@ -175,7 +180,43 @@ class Placement:
 
     def ends(self, index: int) -> Ends:
         """Return the embedding below a stack and the head above it."""
-        return self._ends[index if self.spec.ends == "per_stack" else 0]
+        return self._ends_of(index if self.spec.ends == "per_stack" else 0)
+
+    def _ends_of(self, owner: int) -> Ends:
+        """Return those of an owner, which are read if they aren't in memory, or begin anew."""
+        if owner not in self._ends:
+            ends = new_ends(self.spec, self._mask_id, self.seed).to(self.device)
+            written = self.loader.masters.read_ends_of(owner) if self.spec.ends == "per_stack" else None
+            self._ends[owner] = ends.requires_grad_(False)
+            if written is not None:
+                self.load_ends({owner: written})
+        return self._ends[owner]
+
+    def let_go_of_ends(self, owner: int) -> None:
+        """Forget a stack's own embedding and head, which are read again when they are next needed."""
+        del self._ends[owner]
+
+    @property
+    def owners(self) -> tuple[int | None, ...]:
+        """Stacks that have an embedding and a head of their own; None alone where all share them."""
+        return tuple(range(self.spec.stacks)) if self.spec.ends == "per_stack" else (None,)
+
+    def keep_all_ends(self) -> None:
+        """Bring all embeddings and heads into memory, and keep them there."""
+        self._keeps_all_ends = True
+        for owner in self.owners:
+            self._ends_of(owner or 0)
+
+    def load_written_ends(self) -> None:
+        """Load embedding and head as they were written; those of single stacks are read when they are needed.
+
+        Raises:
+            StackwiseError: a file isn't what was written, or a weight isn't finite.
+        """
+        if self.spec.ends == "per_stack":
+            self._ends.clear()
+        elif (written := self.loader.masters.read_ends_of(None)) is not None:
+            self.load_ends({None: written})
 
     def load_ends(self, given: Mapping[int | None, Mapping[str, Tensor]]) -> None:
         """Load embedding and head by their owner; a part that isn't given stays as it begins.
@@ -183,16 +224,15 @@ class Placement:
         Raises:
             OutOfRange: a weight isn't finite.
         """
-        for owner, ends in self.all_ends():
-            if owner in given:
-                for name, tensor in given[owner].items():
-                    FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
-                ends.load_state_dict(given[owner], strict=False)
+        for owner, tensors in given.items():
+            for name, tensor in tensors.items():
+                FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
+            self._ends_of(owner or 0).load_state_dict(tensors, strict=False)
 
     @property
     def shared_ends(self) -> Ends:
-        """The first of them, for what is the same in all."""
-        return self._ends[0]
+        """Any of them, for what is the same in all."""
+        return next(iter(self._ends.values())) if self._ends else self._ends_of(0)
 
     @property
     def streams(self) -> bool:
@@ -200,7 +240,7 @@ class Placement:
         return bool(self._arranged.streamed)
 
     def all_ends(self) -> Iterator[tuple[int | None, Ends]]:
-        """Yield each pair of ends and the stack whose own it is, None where all share it."""
+        """Yield each pair of ends in memory and the stack whose own it is, None where all share it."""
         for owner, ends in self._ends.items():
             yield (owner if self.spec.ends == "per_stack" else None), ends
 

@@ -212,6 +212,15 @@ class RunDirectory:
                 ends[owner] |= self.read_tensors(head_file(owner))
         return ends
 
+    def read_ends_of(self, owner: int | None) -> dict[str, Tensor] | None:
+        """Read a stack's own embedding and head, or those that all share; None where none were written.
+
+        Raises:
+            StackwiseError: a file isn't what was written.
+        """
+        files = [name for name in (embedding_file(owner), head_file(owner)) if self.has(name)]
+        return {key: each for name in files for key, each in self.read_tensors(name).items()} if files else None
+
     def has(self, name: str) -> bool:
         """Return whether a file was written."""
         return name in self.manifest

@@ -253,7 +253,7 @@ def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
 
 
 def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
-    """Other stacks aren't there, and so have no gradient; nor have other stacks' own embeddings and heads."""
+    """Other stacks aren't there, nor are other stacks' own embeddings and heads."""
     seen = set()
 
     def watch(ran: Ran) -> None:
@@ -265,10 +265,9 @@ def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
             (stack,) = planned.phase.path
             assert boundary is None
             draws = ran.engine.training_drawer(planned).draw(range(4), 0)
-            made.step.backward([draws], 0, seed=0)
+            made.step.backward([draws], 0, seed=0, factor=1.0)
             assert [index in forward.placement for index in range(3)] == [index == stack for index in range(3)]
-            for owner, ends in forward.placement.all_ends():
-                assert all((parameter.grad is not None) == (owner == stack) for parameter in ends.parameters())
+            assert [owner for owner, _ in forward.placement.all_ends()] == [stack]
             for parameter in (
                 *forward.placement.stack(stack).parameters(),
                 *forward.placement.ends(stack).parameters(),

@@ -123,9 +123,9 @@ def test_a_phase_unfreezes_just_what_it_names():
 
 
 def test_each_stack_may_have_ends_of_its_own():
-    """Begun alike, loaded and trained apart; shared ends are one."""
+    """Begun alike, loaded and trained apart, those of the path alone in memory; shared ends are one."""
     held = placement(evolve(SPEC, ends="per_stack"), trained(0, 1, 2))
-    assert [owner for owner, _ in held.all_ends()] == [0, 1, 2]
+    assert held.owners == (0, 1, 2)
     assert held.ends(1) is not held.ends(0)
     weight = torch.rand(40, 32)
     held.load_ends({1: {"embed_tokens.weight": weight}})
@@ -133,12 +133,15 @@ def test_each_stack_may_have_ends_of_its_own():
     assert torch.equal(held.ends(1).embed_tokens.weight, weight)
     assert torch.equal(held.ends(0).embed_tokens.weight, begun)
     held.place(Phase(name="x", path=[1], trains={1}, embedding=True, head=True))
-    assert [ends.embed_tokens.weight.requires_grad for _, ends in held.all_ends()] == [False, True, False]
+    assert [(owner, ends.embed_tokens.weight.requires_grad) for owner, ends in held.all_ends()] == [(1, True)]
     ids = torch.tensor([[3, 4]])
     assert torch.equal(Forward(held, window=4).embed(1, ids, torch.zeros(1)), weight[ids])
     shared = placement()
     assert shared.ends(2) is shared.ends(0)
     assert [owner for owner, _ in shared.all_ends()] == [None]
+    held.keep_all_ends()
+    held.bring((0,), active=())
+    assert [owner for owner, _ in held.all_ends()] == [1, 0, 2]
 
 
 def adapter_weights(held: Placement, index: int, name: str) -> dict[str, torch.Tensor]:
