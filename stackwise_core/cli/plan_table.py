@@ -5,6 +5,7 @@ from collections.abc import Collection
 from rich.console import Console
 
 from stackwise_core.cli.quantities import count, rough_duration
+from stackwise_core.cli.schedule_line import schedule_line
 from stackwise_core.cli.tables import abridged, print_table
 from stackwise_core.engine.plan.notes import band_text
 from stackwise_core.engine.plan.phase_plan import PhasePlan
@@ -17,7 +18,7 @@ LEFT_OUT_WHEN_NARROW = ("frozen", "masks", "FLOPs", "time")
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print the rack's size, a row a phase, and the notes."""
+    """Print the rack's size, a row a phase, the learning rate over all of them, and the notes."""
     spec = plan.spec
     console.print(
         f"rack: {spec.stacks} stacks, {sum(spec.blocks)} blocks, d_model {spec.d_model}, "
@@ -29,6 +30,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     if console.is_terminal and console.width < ALL_COLUMNS:
         rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT_WHEN_NARROW} for row in rows]
     print_table(console, list(rows[0]), abridged([list(row.values()) for row in rows]), left=3)
+    if console.encoding.lower().startswith("utf"):
+        line = schedule_line(plan.phases)
+        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     console.print(time_text(plan), highlight=False, soft_wrap=not console.is_terminal)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=not console.is_terminal)

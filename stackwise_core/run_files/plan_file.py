@@ -89,6 +89,9 @@ class PhaseRecord:
     """Whether only one stack of its trunk is in memory at a time."""
     schedule: tuple[int, int] | None = None
     """Place of its first step in the learning-rate schedule, and the steps of that."""
+    rates: tuple[tuple[int, float], ...] = ()
+    """Learning rate of the stacks, or of adapters where these train alone, at steps of the phase (from 0) between which
+    it is a line."""
     offload: str | None = None
     """Place where the training state of its stacks waits, one of which is in memory at a time: memory or disk; null
     where all of them are in memory."""

@@ -10,12 +10,15 @@ from typing import Any
 import tomli
 
 from stackwise_core.printable import printable
+from stackwise_core.run_files.curves import Curve
 from stackwise_core.run_files.files import RunFiles, cleaned, listed, number, table, whole
 from stackwise_core.run_files.names import CONFIG, ENVIRONMENT, FINISHED, METRICS, PLAN, PROGRESS
 from stackwise_core.run_files.run import COUNTS, CURVES, MEMORY, Band, Likelihood, Phase, Run
 
 MOST_PHASES = 1000
 """Largest number of a run's phases that are shown."""
+MOST_POINTS = 1000
+"""Points of a planned curve that are read."""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -99,7 +102,18 @@ def _planned(plan: dict[str, Any]) -> Phase:
         planned_memory={part: size for part in MEMORY if (size := memory.get(part)) is not None},
         planned_peak=memory.get("total"),
         planned_disk=whole(plan.get("disk")),
+        planned_rates=_points(plan.get("rates")),
     )
+
+
+def _points(pairs: object) -> Curve:
+    """Return a curve of pairs of a step and a value; what is none is passed over."""
+    curve = Curve()
+    for pair in map(listed, listed(pairs)[:MOST_POINTS]):
+        step, value = (whole(pair[0]), number(pair[1])) if len(pair) == 2 else (None, None)
+        if step is not None and value is not None:
+            curve.add(step, value)
+    return curve
 
 
 def _measured(phase: Phase, result: dict[str, Any]) -> None:

@@ -46,6 +46,8 @@ class Phase:
     planned_memory: dict[str, int] = Factory(dict)
     planned_peak: int | None = None
     planned_disk: int | None = None
+    planned_rates: Curve = Factory(Curve)
+    """Learning rate by step of the phase, as planned."""
     seconds: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None

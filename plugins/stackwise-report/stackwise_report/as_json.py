@@ -15,13 +15,14 @@ def as_plain(run: Run) -> dict[str, Any]:
     """Return the page's data. Curves are thinned as on the page; a point is a step of its phase and a value."""
     phases = []
     for phase in run.phases:
-        plain = asdict(phase, filter=lambda attribute, _: attribute.name != "curves")
+        plain = asdict(phase, filter=lambda attribute, _: attribute.name not in ("curves", "planned_rates"))
         curves = {
             name: sorted(set(curve.steps)) if name == "bad" else [list(point) for point in curve.thinned().points()]
             for name, curve in sorted(phase.curves.items())
             if len(curve)
         }
-        phases.append({**plain, "tokens": phase.tokens, "curves": curves})
+        planned = [list(point) for point in phase.planned_rates.points()]
+        phases.append({**plain, "tokens": phase.tokens, "planned_rates": planned, "curves": curves})
     return {
         "run": str(run.path),
         "name": run.name,

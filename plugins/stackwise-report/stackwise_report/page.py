@@ -76,7 +76,7 @@ def figures(runs: Sequence[Run]) -> dict[str, list[Figure]]:
         + of("Peak memory so far", "by step", plots.memory_by_step, "memory-by-step"),
         "course": of("Masked share", "of a step's tokens", plots.masked, "masked")
         + of("Throughput", "tokens/s, mean of the phase so far", plots.by_step, "speed", key="tokens_per_second")
-        + of("Learning rate", "of the stacks", plots.by_step, "rate", key="learning_rate")
+        + of("Learning rate", "of the stacks", plots.learning_rate, "rate")
         + of("Gradient norm", "before clipping", plots.by_step, "norm", key="grad_norm", log=True, smooth=True),
     }
 

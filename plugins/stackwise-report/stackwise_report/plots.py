@@ -129,6 +129,42 @@ def by_step(runs: Sequence[Run], name: str, *, key: str, log: bool = False, smoo
         return Plot(to_svg(figure, name, f"{key.replace('_', ' ')} by step"))
 
 
+def learning_rate(runs: Sequence[Run], name: str) -> Plot | None:
+    """Plot the learning rate by step, measured, and as it was planned for all phases."""
+    planned = [
+        (place, begins, phase)
+        for place, run in enumerate(runs)
+        for begins, phase in zip(_planned_begins(run), run.phases, strict=True)
+        if phase.planned_rates
+    ]
+    measured = [
+        (place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.curves["learning_rate"]
+    ]
+    if not planned and not measured:
+        return None
+    with _axes(PANEL) as (figure, axes):
+        for place, begins, phase in planned:
+            points = phase.planned_rates.moved(begins)
+            axes.plot(points.steps, points.values, color=series(place), linewidth=1.2, linestyle=(0, (4, 3)))
+        for place, phase in measured:
+            curve = phase.curves["learning_rate"].moved(phase.begins).thinned(PANEL[0] * 2)
+            axes.plot(curve.steps, curve.values, color=series(place), linewidth=1.6)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(_few())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        _steps(axes, runs, PANEL[0], planned=bool(planned))
+        return Plot(to_svg(figure, name, "learning rate by step"), "Dashed: planned." if planned else "")
+
+
+def _planned_begins(run: Run) -> list[int]:
+    """Return where phases begin: those that took steps where they did, and the others after as many as are planned."""
+    begins, place = [], 0
+    for phase in run.phases:
+        begins.append(place)
+        place += phase.steps if phase.done else max(phase.steps, phase.planned_steps or 0)
+    return begins
+
+
 def masked(runs: Sequence[Run], name: str) -> Plot | None:
     """Plot each phase's band of mask fractions, and the share of tokens that steps masked."""
     phases = [(place, phase) for place, run in enumerate(runs) for phase in run.phases if phase.band is not None]
@@ -284,9 +320,15 @@ def _limits(values: np.ndarray, others: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _steps(axes: Axes, runs: Sequence[Run], width: int) -> None:
-    """Label the axis of steps, and mark the beginnings of phases."""
+def _steps(axes: Axes, runs: Sequence[Run], width: int, *, planned: bool = False) -> None:
+    """Label the axis of steps, and mark the beginnings of phases.
+
+    Args:
+        planned: whether the axis is as long as the whole plan, of runs that aren't finished.
+    """
     longest = max(max(run.steps, 1) for run in runs)
+    if planned:
+        longest = max(longest, *(_planned_begins(run)[-1] + (run.phases[-1].planned_steps or 0) for run in runs))
     axes.set_xlim(-0.005 * longest, 1.005 * longest)
     axes.xaxis.set_major_locator(_few(integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else _short(value)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stackwise_core.run_files.curves import Curve
 from stackwise_core.run_files.reading import read_run, read_runs
 from stackwise_report import plots, tables, wording
 from tests.changed_files import seal
@@ -222,6 +223,25 @@ def test_a_run_that_broke_off_before_its_first_step_has_a_page(page_of, run):
     assert "No step is recorded." in found.text
     assert "No phase that starts from a boundary is done yet." in found.text
     assert not {"gaps"} & set(found.ids)
+
+
+def test_the_planned_learning_rate_is_drawn_to_the_end_of_the_plan(run):
+    """Of an unfinished run, too, whose axis is as long as its plan; without a plan only what was measured is drawn."""
+    (run / "finished.json").unlink()
+    progress = json.loads((run / "progress.json").read_text())
+    (run / "progress.json").write_text(json.dumps(progress | {"phases": progress["phases"][:1]}))
+    seal(run, "progress.json")
+    first = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"stack 0"' in line]
+    (run / "metrics.jsonl").write_text("\n".join(first) + "\n")
+    (shown,) = read_runs([run])
+    assert [phase.steps for phase in shown.phases] == [6, 0, 0]
+    assert plots._planned_begins(shown) == [0, 6, 12]
+    drawn = plots.learning_rate([shown], "rate")
+    assert drawn.said == "Dashed: planned."
+    assert drawn.svg.count("stroke-dasharray") >= 3
+    for phase in shown.phases:
+        phase.planned_rates = Curve()
+    assert plots.learning_rate([shown], "rate").said == ""
 
 
 def test_runs_stand_side_by_side(page_of, finished, banded, causal):

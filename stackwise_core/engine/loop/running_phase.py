@@ -25,12 +25,12 @@ from stackwise_core.engine.events.events import (
 from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.kept_moments import KeptMoments
-from stackwise_core.engine.loop.learning_rate import learning_rate_factor
 from stackwise_core.engine.loop.optimizer import learning_rate
 from stackwise_core.engine.loop.phase_state import PhaseState, boundary_counts
 from stackwise_core.engine.loop.step_draws import StepDraws
 from stackwise_core.engine.loop.streamed_step import StreamedStep
 from stackwise_core.engine.loop.training_step import TrainingStep
+from stackwise_core.engine.phases.learning_rate import learning_rate_factor
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import peak_bytes, reset_peak
 from stackwise_core.engine.rack.forward import Forward

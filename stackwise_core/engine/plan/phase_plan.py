@@ -68,6 +68,9 @@ class PhasePlan:
     """Costs of its boundary; None where it starts at the tokens."""
     schedule: tuple[int, int]
     """Place of its first step in the learning-rate schedule, and the steps of that."""
+    rates: tuple[tuple[int, float], ...] = ()
+    """Learning rate of the stacks, or of adapters where these train alone, at steps of the phase (from 0) between which
+    it is a line."""
     seconds: float = 0.0
     """Time that it will take on this machine, very roughly."""
 

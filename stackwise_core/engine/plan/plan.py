@@ -9,7 +9,9 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.phases.adapting import resolve_adapters
+from stackwise_core.engine.phases.learning_rate import rate_points
 from stackwise_core.engine.phases.phase_steps import largest_window
 from stackwise_core.engine.phases.plan_checks import (
     check_adapters,
@@ -45,7 +47,7 @@ from stackwise_core.run_files.plan_file import (
     SpeedRecord,
 )
 
-ESTIMATES = ("memory", "disk", "streams", "offload", "offloaded", "flops", "boundary", "seconds")
+ESTIMATES = ("memory", "disk", "streams", "offload", "offloaded", "rates", "flops", "boundary", "seconds")
 """Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
 
 
@@ -112,6 +114,7 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         disk=planned.disk,
         streams=planned.streams,
         schedule=planned.schedule,
+        rates=planned.rates,
         offload=planned.offload,
         offloaded=planned.offloaded,
         flops=planned.flops,
@@ -158,6 +161,7 @@ def make_plan(setup: Setup) -> Plan:
     planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
     if training.course == "run":
         planned = _in_one_course(planned)
+    planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]
     said = notes(planned, setup)
     speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
     timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
@@ -199,6 +203,13 @@ def _in_one_course(planned: Sequence[PhasePlan]) -> list[PhasePlan]:
         placed.append(evolve(each, schedule=(first, total)))
         first += each.steps
     return placed
+
+
+def planned_rates(planned: PhasePlan, training: TrainingConfig) -> tuple[tuple[int, float], ...]:
+    """Return the learning rates of a phase, as ``PhasePlan.rates`` has them."""
+    phase, (first, total) = planned.phase, planned.schedule
+    peak = phase.lr * (training.block_lr if phase.trains or not phase.adapts else training.adapter_lr)
+    return tuple((step, peak * share) for step, share in rate_points(first, planned.steps, total, training))
 
 
 def trained_exits(phases: Sequence[Phase], routes: Sequence[BandRoute], source: Source | None) -> frozenset[int]:

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from stackwise_core.engine.events.events import Event, PhaseDone, StepDone
-from stackwise_core.engine.loop.learning_rate import learning_rate_factor
 from stackwise_core.engine.loop.running_phase import RunningPhase
+from stackwise_core.engine.phases.learning_rate import learning_rate_factor
 from tests.interrupted_runs import break_everywhere
 from tests.run_bits import bits
 from tests.tiny import Ran, run_tiny

@@ -3,7 +3,7 @@
 import pytest
 
 from stackwise_core.engine.events.events import PhaseStarted, StepDone
-from stackwise_core.engine.loop.learning_rate import learning_rate_factor
+from stackwise_core.engine.phases.learning_rate import learning_rate_factor
 from stackwise_core.errors import UsageError
 from stackwise_core.run_files.reading import read_run
 from tests.interrupted_runs import break_everywhere

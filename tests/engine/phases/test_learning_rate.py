@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 from attrs import evolve
 
 from stackwise_core.config.model import TrainingConfig
-from stackwise_core.engine.loop.learning_rate import learning_rate_factor
+from stackwise_core.engine.phases.learning_rate import learning_rate_factor, rate_points
 
 TRAINING = TrainingConfig(warmup=0.1, decay=0.3, final_lr=0.2)
 
@@ -47,3 +48,15 @@ def test_constant_stays_at_the_peak():
 def test_no_warm_up_starts_at_the_peak():
     """A share of 0 leaves the warm-up out."""
     assert course("constant", warmup=0.0) == [1.0] * 100
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "linear", "constant"])
+@pytest.mark.parametrize(("first", "steps"), [(0, 100), (0, 30), (30, 1), (31, 69), (5, 8)])
+def test_a_few_points_draw_the_course(schedule, first, steps):
+    """Lines between them are the rate at every step, of a whole schedule or of a phase's part of it."""
+    training = evolve(TRAINING, lr_schedule=schedule)
+    points = rate_points(first, steps, 100, training)
+    assert len(points) <= 40
+    drawn = np.interp(range(steps), *zip(*points, strict=True))
+    expected = [learning_rate_factor(first + step, 100, training) for step in range(steps)]
+    assert drawn == pytest.approx(expected, abs=4e-3 if schedule == "cosine" else 1e-9)
