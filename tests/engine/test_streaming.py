@@ -227,8 +227,8 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     def watch(ran):
         backward = TrainingStep.backward
 
-        def first(self, step, number, seed):
-            loss, norm = backward(self, step, number, seed)
+        def first(self, step, number, seed, factor):
+            loss, norm = backward(self, step, number, seed, factor)
             if self.phase.name == "stack 2" and not seen:
                 seen.append((loss, step, [each.grad.clone() for _, each in self.named]))
             return loss, norm

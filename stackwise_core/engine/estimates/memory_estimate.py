@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import psutil
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from stackwise_core.engine.draws.order import chunk_size
 from stackwise_core.engine.estimates.parameter_count import ends_parameters, trainable_ends
+from stackwise_core.engine.offload.disk import SLOTS
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of
 from stackwise_core.engine.phases.phase_steps import largest_batch, largest_window, predicted_share
 from stackwise_core.engine.phases.setup import Setup
@@ -19,10 +20,10 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
 FIRST_STEP = 140_000_000
 """Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
-BUFFERS = 1
-"""Buffers of a stack's weights, into which what waits on a disk is read, that are full when most memory is needed."""
-READ_MOMENTS = 1.5
-"""Times that a stack's moments are in memory while it is updated: as they are read, and as the optimizer has them."""
+FIRST_STREAMED_STEP = 70_000_000
+"""The same where one stack is in memory at a time, and its heap goes back to the system."""
+AT_WORK, AT_WORK_STREAMED = 1.0, 0.1
+"""Blocks' worth of activations that backward passes make and free."""
 IN_HEAP = 1.4
 """Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
 one that fits; larger ones are mapped by themselves."""
@@ -77,18 +78,14 @@ def phase_memory(
     kept = () if offloads else phase.live_path if streams else phase.path
     weights = 4 * ends_parameters(phase, spec) + sum(map(held, kept))
     state_bytes = setup.implementations.optimizer.state_bytes
-    buffers = updated = 0
+    on_cpu = setup.device.type == "cpu"
     if offloads:
         training = max(_trains(phase, stack, on_stacks, spec) for stack in phase.live_path)
-        weights += max(map(held, phase.live_path))
         trainable = trainable_ends(phase, spec)
-        if setup.device.type == "cpu":
-            buffers = BUFFERS * 4 * training
-        # While a stack is updated its moments are there, but no activations.
-        updated = round(READ_MOMENTS * state_bytes * training)
     optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
-    process = psutil.Process().memory_info().rss + FIRST_STEP if setup.device.type == "cpu" else 0
+    first_step = FIRST_STREAMED_STEP if offloads else FIRST_STEP
+    process = psutil.Process().memory_info().rss + first_step if on_cpu else 0
     window = 0
     if phase.frozen_prefix:
         window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry
@@ -99,19 +96,27 @@ def phase_memory(
     activations = step_activations(
         phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup, one_stack=offloads
     )
-    gradients = 4 * trainable
-    if offloads:
-        gradients += 4 * training
-        if updated > activations:
-            activations, optimizer = 0, optimizer + updated
     step = Memory(
         process=process,
-        weights=weights + buffers,
-        gradients=gradients,
+        weights=weights,
+        gradients=4 * trainable,
         optimizer=optimizer,
         activations=activations,
         boundaries=in_memory + (0 if fits else window),
     )
+    if offloads:
+        # Buffers are what is read ahead and written behind; host memory needs none.
+        entry = max(4 * training, 4 * spec.d_model * largest_batch(setup) * spec.seq_len)
+        buffers = SLOTS * entry if on_cpu and setup.config.training.offload != "memory" else 0
+        at_work = max(map(held, phase.live_path))
+        with_stack = evolve(step, weights=weights + buffers + at_work, gradients=step.gradients + 4 * training)
+        # While a stack is updated its moments are there, but no activations; on a CPU it is updated in the buffers.
+        updates = round(state_bytes * training)
+        if not on_cpu or setup.config.training.clip == "stack":
+            updating = evolve(with_stack, optimizer=optimizer + updates, activations=0)
+        else:
+            updating = evolve(step, weights=weights + buffers, optimizer=optimizer + updates, activations=0)
+        step = max(with_stack, updating, key=lambda memory: memory.total)
     # A streamed stack is there twice while it is read: in full, as in its file, and as it computes.
     reading = max((4 * spec.stack_parameters(stack) + held(stack) for stack in phase.frozen_prefix), default=0)
     filling = Memory(
@@ -170,8 +175,8 @@ def step_activations(
         between = 0
     live_blocks = sum(live)
     logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
-    # One block's worth more for what its backward pass makes and frees.
-    return round((live_blocks + 1) * a_block) + between + logits
+    at_work = AT_WORK_STREAMED if one_stack else AT_WORK
+    return round((live_blocks + at_work) * a_block) + between + logits
 
 
 def _held(tensor: int) -> float:

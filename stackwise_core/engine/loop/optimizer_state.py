@@ -55,13 +55,21 @@ def check_optimizer_state(
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Number]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Number],
+    *,
+    copy: bool = True,
 ) -> None:
-    """Put back what ``optimizer_state`` gave, once ``check_optimizer_state`` has found that it is that."""
+    """Put back what ``optimizer_state`` gave, once ``check_optimizer_state`` has found that it is that.
+
+    Args:
+        copy: whether tensors are copied, since what was read from a file shares its pages with all that is in it. If
+            not, the optimizer goes on with these.
+    """
     state: dict[int, dict[str, Tensor | Number]] = {}
     for name, value in {**tensors, **numbers}.items():
         place, key = name.split(".", 1)
-        # A copy, since what was read from a file shares its pages with all that is in it.
-        state.setdefault(int(place), {})[key] = value.clone() if isinstance(value, Tensor) else value
+        state.setdefault(int(place), {})[key] = value.clone() if copy and isinstance(value, Tensor) else value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -295,12 +295,12 @@ class StreamedStep:
     def _update(self, index: int, grad_norm: float) -> None:
         """Move the weights of a stack, which needn't be a module for it."""
         unit, device = _unit(index), self.device
-        entry = {name: each.to(device, copy=True) for name, each in self.offload.read(weights_entry(index)).items()}
+        entry = {name: each.to(device) for name, each in self.offload.read(weights_entry(index)).items()}
         self.offload.prefetch(f"gradients/{unit}")
         named = [(name, nn.Parameter(entry[_within(name)])) for name in self.named[unit]]
         gradients = self.offload.read(f"gradients/{unit}")
         for name, parameter in named:
-            parameter.grad = gradients[name].to(device, copy=True) if name in gradients else None
+            parameter.grad = gradients[name].to(device) if name in gradients else None
         self._move_stack(index, named, grad_norm)
         self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
 
@@ -311,7 +311,7 @@ class StreamedStep:
         if f"moments/{unit}" in self.offload:
             moments, numbers = self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {})
             check_optimizer_state(self.plugin, optimizer, moments, numbers)
-            load_optimizer_state(optimizer, moments, numbers)
+            load_optimizer_state(optimizer, moments, numbers, copy=False)
             del moments
         self._move(optimizer, named, grad_norm)
         tensors, self._numbers[unit] = optimizer_state(optimizer)

@@ -30,6 +30,8 @@ from stackwise_core.engine.runs.tensor_file import (
 from stackwise_core.errors import StackwiseError
 from stackwise_core.system.files import name_file
 
+SLOTS = 3
+"""Buffers in turn: of an entry, of the next one, and of the one that is read ahead."""
 READ_AT_ONCE = 64 << 20
 """Bytes of one system call; Linux reads at most 2 GiB."""
 
@@ -46,6 +48,11 @@ class _Slot:
         first = -self.bytes.ctypes.data % ALIGNED
         return self.bytes[first : first + size]
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor's numbers lie in it."""
+        first = self.bytes.ctypes.data
+        return first <= tensor.data_ptr() < first + len(self.bytes)
+
 
 @frozen
 class _Ahead:
@@ -54,6 +61,15 @@ class _Ahead:
     entry: str
     slot: _Slot
     tensors: Future[dict[str, Tensor]]
+
+
+@frozen
+class _Writing:
+    """An entry that is being written, and the slot that its tensors lie in."""
+
+    entry: str
+    slot: _Slot | None
+    done: Future[None]
 
 
 class Disk(Offload):
@@ -72,9 +88,9 @@ class Disk(Offload):
         self._written: dict[str, Path] = {}
         self._reader = ThreadPoolExecutor(1, "stackwise-read")
         self._writer = ThreadPoolExecutor(1, "stackwise-write")
-        self._writing: tuple[str, Future[None]] | None = None
+        self._writing: _Writing | None = None
         self._ahead: _Ahead | None = None
-        self._slots = [_Slot(), _Slot(), _Slot()]
+        self._slots = [_Slot() for _ in range(SLOTS)]
         """Those that no entry is read ahead into, the one that was used last at the end."""
 
     def __contains__(self, entry: str) -> bool:
@@ -83,7 +99,7 @@ class Disk(Offload):
     def prefetch(self, entry: str) -> None:
         if entry in self and (self._ahead is None or self._ahead.entry != entry):
             self._cancel()
-            slot = self._slots.pop(0)
+            slot = self._next_slot()
             self._ahead = _Ahead(entry, slot, self._reader.submit(self._read, entry, slot))
 
     def read(self, entry: str) -> dict[str, Tensor]:
@@ -92,16 +108,23 @@ class Disk(Offload):
             self._ahead = None
             self._slots.append(ahead.slot)
             return ahead.tensors.result()
-        if entry.startswith("moments/"):  # larger than all others, and copied at once: no buffer for good
+        if entry.startswith("moments/"):  # larger than all others, and wanted once a step: no buffer for good
             return self._read(entry, _Slot())
-        slot = self._slots.pop(0)
+        slot = self._next_slot()
         self._slots.append(slot)
         return self._read(entry, slot)
 
+    def _next_slot(self) -> _Slot:
+        """Take the slot that was used longest ago, once nothing is written from it any more."""
+        slot = self._slots.pop(0)
+        if self._writing is not None and self._writing.slot is slot:
+            self._settle()
+        return slot
+
     def _read(self, entry: str, slot: _Slot) -> dict[str, Tensor]:
         writing = self._writing
-        if writing is not None and writing[0] == entry:
-            writing[1].result()
+        if writing is not None and writing.entry == entry:
+            writing.done.result()
         path = self._written.get(entry) or self._saved[entry]
         try:
             with path.open("rb", buffering=0) as file:
@@ -121,13 +144,16 @@ class Disk(Offload):
         self._written[entry] = path
         if self._ahead is not None and self._ahead.entry == entry:
             self._cancel()
-        self._writing = entry, self._writer.submit(_write, path, held)
+        slots = [*self._slots, *([] if self._ahead is None else [self._ahead.slot])]
+        used = [slot for slot in slots if any(slot.holds(tensor) for tensor in held.values())]
+        assert len(used) <= 1
+        self._writing = _Writing(entry, used[0] if used else None, self._writer.submit(_write, path, held))
 
     def _settle(self) -> None:
         """Finish what is being written."""
         if self._writing is not None:
             try:
-                self._writing[1].result()
+                self._writing.done.result()
             finally:
                 self._writing = None
 
@@ -170,7 +196,7 @@ class Disk(Offload):
         self._writer.shutdown()
         self._saved.clear()
         self._written.clear()
-        self._slots = [_Slot(), _Slot(), _Slot()]
+        self._slots = [_Slot() for _ in range(SLOTS)]
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

@@ -20,8 +20,8 @@ def weights_entry(stack: int) -> str:
 class Offload(ABC):
     """Keeper of tensors by entry: ``weights/003``, ``moments/003``, ``gradients/003``, ``boundary/003/0``.
 
-    What was read belongs to the caller until the entry after the next is read. What was written mustn't be changed
-    until the next one is written.
+    What was read belongs to the caller, who may change it, until the entry after the next is read; of ``moments`` for
+    good. What was written mustn't be changed until the next one is written.
     """
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """Training state that waits on a disk, or in host memory: what was written is read, at any time and in any order."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,4 +118,29 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     offload = Disk(tmp_path / "offload")
     assert "weights/000" not in offload
     assert not list((tmp_path / "offload").iterdir())
+    offload.close()
+
+
+def test_what_is_written_from_a_buffer_is_whole_before_the_buffer_is_read_into(tmp_path, monkeypatch):
+    """A stack's weights are changed where they were read, and written while others are read ahead."""
+    offload = Disk(tmp_path / "offload")
+    for seed in range(8):
+        offload.write(f"weights/{seed:03d}", tensors(seed))
+    offload.read("weights/000")
+    write, slow = disk._write, threading.Event()
+
+    def slowly(path, held):
+        slow.wait(0.2)
+        write(path, held)
+
+    monkeypatch.setattr(disk, "_write", slowly)
+    changed = offload.read("weights/001")
+    for tensor in changed.values():
+        tensor.mul_(2)
+    offload.write("weights/001", changed)
+    for seed in range(2, 8):
+        offload.prefetch(f"weights/{seed:03d}")
+        assert same(offload.read(f"weights/{seed:03d}"), tensors(seed))
+    doubled = {name: tensor * 2 for name, tensor in tensors(1).items()}
+    assert same(offload.read("weights/001"), doubled)
     offload.close()
