@@ -107,6 +107,16 @@ class OptimizerContract:
             ends.append(weights)
         assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
+    def test_nothing_is_kept_in_its_groups(self, optimizer: Optimizer) -> None:
+        """Steps leave the settings of its groups alone: checkpoints have its state by parameter, and nothing else."""
+        weights = parameters()
+        made = optimizer.make(groups_of(weights))
+        settings = [{name: each for name, each in group.items() if name != "params"} for group in made.param_groups]
+        before = copy.deepcopy(settings)
+        take_steps(made, weights, range(3))
+        after = [{name: each for name, each in group.items() if name != "params"} for group in made.param_groups]
+        assert after == before
+
     def test_it_resumes_from_its_state(self, optimizer: Optimizer) -> None:
         """State that was written down after two steps gives the third to the bit, in an optimizer of its own."""
         weights = parameters()

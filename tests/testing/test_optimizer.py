@@ -88,6 +88,15 @@ class Normed(torch.optim.AdamW):
         super().step()
 
 
+class Counting(torch.optim.AdamW):
+    """Counts steps in its groups."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["taken"] = group.get("taken", 0) + 1
+        super().step()
+
+
 WRONG = {
     "climbs": ("test_it_minimises", made(lambda groups: Uphill(groups))),
     "one group": (
@@ -100,6 +109,7 @@ WRONG = {
     ),
     "no decay": ("test_weight_decay_is_heard", made(lambda groups: adamw(groups, weight_decay=0.0))),
     "chance": ("test_equal_gradients_give_equal_weights", made(lambda groups: Noisy(groups))),
+    "a count in its groups": ("test_nothing_is_kept_in_its_groups", made(lambda groups: Counting(groups))),
     "a hidden count": ("test_it_resumes_from_its_state", made(lambda groups: Forgetful(groups))),
     "the norm of all": ("test_a_stack_s_parameters_are_enough", made(lambda groups: Normed(groups))),
     "believes anything": ("test_forged_state_is_refused", made(fits=lambda self, key, value, parameter: True)),
