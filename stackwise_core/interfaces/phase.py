@@ -12,6 +12,10 @@ def _members(stacks: Iterable[int]) -> frozenset[int]:
     return frozenset(stacks)
 
 
+def _pairs(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((first, second) for first, second in pairs)
+
+
 @frozen(kw_only=True)
 class Phase:
     """A stretch of training that the engine executes; a trainer mode plans a list of them."""
@@ -53,10 +57,18 @@ class Phase:
     start: Literal["random", "copy", "zero_output"] = "random"
     """Initial weights of new stacks: random; a copy of the neighbour in the path; or random, but with zeros for the
     projections into the residual stream, so that the stack changes nothing at first."""
+    copies: tuple[tuple[int, int], ...] = field(default=(), converter=_pairs)
+    """Stacks that new ones begin as copies of, as pairs of the new stack and the other, where it isn't the neighbour.
+    Several stacks that begin at once need them: a copy is of a stack that was there before."""
     lr: float = 1.0
     """Factor of all learning rates."""
     boundaries: Literal["cache", "window"] = "cache"
     """Place of boundaries: the cache backend, or always memory, one window at a time."""
+    ends: Literal["early", "passing_on", "late"] = "early"
+    """What ``training.patience`` does at a plateau of its loss on held-out text: end the phase; end it and pass on what
+    is left of its budget to the next phase; or nothing."""
+    least: float = 0.0
+    """Share of its steps that the phase takes before any plateau ends it."""
 
     @property
     def frozen_prefix(self) -> tuple[int, ...]:
@@ -67,6 +79,15 @@ class Phase:
             if stack in self.trains or stack in self.adapts:
                 return self.path[:place]
         return self.path
+
+    def copied(self, stack: int) -> int | None:
+        """Return the stack that a new one begins as a copy of, if ``start`` says so.
+
+        By default it is the one below in the path, or above at the bottom. None: there is no other.
+        """
+        place = self.path.index(stack)
+        beside = self.path[place - 1 : place] if place else self.path[1:2]
+        return dict(self.copies).get(stack, beside[0] if beside else None)
 
     @property
     def exit_norm(self) -> int | None:

@@ -17,7 +17,7 @@ class TrackedPhase:
     name: str
     """The phase's name."""
     steps: int
-    """Planned optimizer steps; an early stop takes fewer."""
+    """Planned optimizer steps. An early stop takes fewer, and a phase that others pass steps on to more."""
 
 
 @frozen(kw_only=True)
@@ -60,12 +60,13 @@ class Tracker(Component):
     def begin(self, run: TrackedRun) -> None:
         """Prepare. Called once in a process, before all other methods."""
 
-    def begin_phase(self, phase: int, done: int) -> None:
+    def begin_phase(self, phase: int, done: int, first: int) -> None:
         """Begin a phase, or resume it from a checkpoint.
 
         Args:
             phase: its place in the plan, from 0.
             done: its completed steps. Measurements of later steps, from an earlier process, no longer count.
+            first: optimizer steps that the phases before it took.
         """
 
     @abstractmethod

@@ -48,6 +48,8 @@ class PhaseResult:
     """Number of steps left out, since a loss or gradient wasn't a finite number."""
     loss_spikes: int = 0
     """Steps whose loss was far above those before them."""
+    passed_on: int = 0
+    """Steps of its budget that it left to the next phase."""
 
 
 @frozen(kw_only=True)

@@ -49,6 +49,8 @@ def read_run(path: Path, *, curves: bool = True) -> Run:
     except (tomli.TOMLDecodeError, RecursionError) as error:
         files.gap(f"{CONFIG}: not TOML ({error!s:.100})")
         config = {}
+    for place, phase in enumerate(phases[:-1]):
+        _pass_on(phase, phases[place + 1])
     likelihoods, environment = _read_metrics(files, phases, curves), files.json(ENVIRONMENT)
     before = 0
     for phase in phases:
@@ -109,9 +111,19 @@ def _measured(phase: Phase, result: dict[str, Any]) -> None:
     phase.tokens_per_second = number(result.get("tokens_per_second"))
     phase.peak_bytes = whole(result.get("peak_bytes"))
     phase.stopped_early = result.get("stopped_early") is True
+    phase.passed_on = max(0, whole(result.get("passed_on")) or 0)
     phase.bad_steps, phase.loss_spikes = whole(result.get("bad_steps")) or 0, whole(result.get("loss_spikes")) or 0
     counts = {name: whole(result.get(f"boundaries_{name}")) for name in COUNTS}
     phase.boundaries = {name: count for name, count in counts.items() if count is not None}
+
+
+def _pass_on(phase: Phase, following: Phase) -> None:
+    """Count steps as planned where they were taken, of those that a phase left to the next one."""
+    for each, steps in ((phase, -phase.passed_on), (following, phase.passed_on)):
+        if steps and each.planned_steps is not None and each.planned_steps + steps > 0:
+            if each.planned_tokens is not None:
+                each.planned_tokens = round(each.planned_tokens * (1 + steps / each.planned_steps))
+            each.planned_steps += steps
 
 
 def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:

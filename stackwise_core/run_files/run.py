@@ -52,6 +52,7 @@ class Phase:
     tokens_per_second: float | None = None
     peak_bytes: int | None = None
     stopped_early: bool = False
+    passed_on: int = 0
     bad_steps: int = 0
     loss_spikes: int = 0
     boundaries: dict[str, int] = Factory(dict)

@@ -50,7 +50,7 @@ class TrackerContract:
         """A tracker takes every kind of measurement, of every phase, to the end."""
         tracker.begin(run)
         for place, phase in enumerate(run.phases):
-            tracker.begin_phase(place, 0)
+            tracker.begin_phase(place, 0, 4 * place)
             for measurement in measurements(place, range(1, phase.steps + 1)):
                 tracker.record(measurement)
         for measurement in likelihoods():
@@ -60,10 +60,10 @@ class TrackerContract:
     def test_it_resumes_where_a_process_ended(self, tracker: Tracker, run: TrackedRun) -> None:
         """A phase resumes from a checkpoint, with steps that were told of before; an early stop skips the rest."""
         tracker.begin(run)
-        tracker.begin_phase(0, 2)
+        tracker.begin_phase(0, 2, 0)
         for measurement in measurements(0, range(3, 5)):
             tracker.record(measurement)
-        tracker.begin_phase(1, 0)
+        tracker.begin_phase(1, 0, 4)
         tracker.close()
 
     def test_it_can_be_closed_at_once(self, tracker: Tracker, run: TrackedRun) -> None:
@@ -76,7 +76,7 @@ class TrackerContract:
         told = list(measurements(0, range(1, 3)))
         before = [dict(each.values) for each in told]
         tracker.begin(run)
-        tracker.begin_phase(0, 0)
+        tracker.begin_phase(0, 0, 0)
         for measurement in told:
             tracker.record(measurement)
         tracker.close()

@@ -12,7 +12,7 @@ class Told(Tracker):
     def begin(self, run):
         self.run, self.told, self.done = run, [], None
 
-    def begin_phase(self, phase, done):
+    def begin_phase(self, phase, done, first):
         self.done = done
 
     def record(self, measurement):
@@ -34,7 +34,7 @@ class NoLikelihoods(Told):
 
 
 class OnlyFromTheStart(Told):
-    def begin_phase(self, phase, done):
+    def begin_phase(self, phase, done, first):
         assert done == 0
 
 

@@ -7,6 +7,7 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.planning import joining_phase, shares_of, stacks_to_build
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.plateau import ending
 
 
 class Blockwise(TrainerMode):
@@ -17,10 +18,11 @@ class Blockwise(TrainerMode):
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
         stacks = stacks_to_build(rack, "blockwise")
-        return [
-            joining_phase(stack, range(stack), rack, budget, self.options.start, budget.share(share, after, anew=True))
-            for stack, (share, after) in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
+        phases = [
+            joining_phase([stack], range(stack), rack, budget, self.options.start, budget.share(*share, anew=True))
+            for stack, share in zip(stacks, shares_of(self.options.shares, len(stacks)), strict=True)
         ]
+        return ending(phases, self.options)
 
 
 class Layerwise(Blockwise):

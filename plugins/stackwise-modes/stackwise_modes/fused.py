@@ -6,9 +6,11 @@ from attrs import evolve
 
 from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.interfaces.planning import joining_phase, shares_of, stacks_to_build
+from stackwise_core.interfaces.planning import joining_phase, named, shares_of, stacks_to_build
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_modes.hierarchical import hierarchical
+from stackwise_modes.plateau import ending
 
 
 class Fused(TrainerMode):
@@ -18,26 +20,32 @@ class Fused(TrainerMode):
     """
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
+        options = self.options
+        if options.fusion == "hierarchical":
+            phases = hierarchical(rack, budget, options.shares, options.start, restores=options.restore)
+            return ending(phases, options)
         stacks = stacks_to_build(rack, "fused")
         shares = [budget.share(*share) for share in shares_of(self.options.shares, len(stacks))]
-        if self.options.fusion == "frozen":
-            return [self._over_frozen(stack, rack, budget, each) for stack, each in zip(stacks, shares, strict=True)]
+        if options.fusion == "frozen":
+            frozen = [self._over_frozen(stack, rack, budget, each) for stack, each in zip(stacks, shares, strict=True)]
+            return ending(frozen, options)
         budget.only_over_time('fusion = "trainable"')
-        return [
+        phases = [
             Phase(
-                name=f"stacks 0-{stack}" if stack else "stack 0",
+                name=named(range(stack + 1)),
                 path=range(stack + 1),
                 trains=range(stack + 1),
                 embedding=True,
                 head=True,
-                restores=self.options.restore,
-                start=self.options.start if stack else "random",
+                restores=options.restore,
+                start=options.start if stack else "random",
                 **budget.mask_fields,
                 **each,
             )
             for stack, each in zip(stacks, shares, strict=True)
         ]
+        return ending(phases, options)
 
     def _over_frozen(self, stack: int, rack: RackSpec, budget: Budget, share: dict[str, Any]) -> Phase:
-        phase = joining_phase(stack, range(stack), rack, budget, self.options.start, share)
+        phase = joining_phase([stack], range(stack), rack, budget, self.options.start, share)
         return evolve(phase, masks="resampled", boundaries="window")

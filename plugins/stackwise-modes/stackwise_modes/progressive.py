@@ -7,17 +7,20 @@ from attrs import evolve
 from stackwise_core.errors import UsageError
 from stackwise_core.interfaces.budget import Budget
 from stackwise_core.interfaces.phase import Phase
-from stackwise_core.interfaces.planning import joining_phase, joint_phase, shares_of, stacks_to_build
+from stackwise_core.interfaces.planning import joining_phase, joint_phase, named, shares_of, stacks_to_build
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_modes.cycles import one_at_a_time
+from stackwise_modes.growth import joining_between, joining_in_order, sizes
+from stackwise_modes.plateau import ending
 
 
 class Progressive(TrainerMode):
-    """Mode in which one stack joins after the other; the finished ones are frozen, or train their adapters.
+    """Mode in which stacks join, one after the other or several at once; those that are there are frozen, train their
+    adapters, or train along.
 
-    Appended stacks stand on the boundary of the trunk. Prepended ones get their gradient through the frozen stacks
-    above them, so that there is no boundary to keep.
+    Stacks that are appended to a frozen trunk stand on its boundary. Prepended ones get their gradient through the
+    frozen stacks above them, so that there is no boundary to keep.
     """
 
     @property
@@ -32,19 +35,49 @@ class Progressive(TrainerMode):
         return evolve(rack, blocks=new + rack.blocks if self.grows == "down" else rack.blocks + new)
 
     def plan(self, rack: RackSpec, budget: Budget) -> list[Phase]:
-        order = stacks_to_build(rack, "progressive")[:: -1 if self.grows == "down" else 1]
+        options, joining = self.options, self._joining(rack)
+        new_stacks = sum(map(len, joining))
         there = sorted(rack.given)
-        build, finale = 1 - self.options.finale, self.options.finale * len(order)
+        finale = options.finale * new_stacks
+        shares = shares_of(
+            options.shares, len(joining), (1 - options.finale) * new_stacks, what="phases of growth are planned"
+        )
         phases: list[Phase] = []
-        for stack, (share, after) in zip(order, shares_of(self.options.shares, len(order)), strict=True):
-            share_of_all = budget.share(build * share, build * after, anew=True)
-            phase = joining_phase(stack, there, rack, budget, self.options.start, share_of_all)
-            phases.append(evolve(phase, adapts=there) if self.options.trunk == "adapters" else phase)
-            there = sorted([*there, stack])
+        for new, share in zip(joining, shares, strict=True):
+            of_budget = budget.share(*share, anew=options.trunk != "trains")
+            phase = joining_phase(new, there, rack, budget, options.start, of_budget)
+            if options.trunk == "adapters":
+                phase = evolve(phase, adapts=there)
+            elif options.trunk == "trains":
+                budget.only_over_time('trunk = "trains"')
+                phase = evolve(phase, name=named(phase.path), trains=phase.path, embedding=True, head=True)
+            phases.append(phase)
+            there = sorted([*there, *new])
         if finale:
             budget.only_over_time("a finale")
-            phases += self._finale(rack, budget, finale, begins=build * len(order))
-        return phases
+            phases += self._finale(rack, budget, finale, begins=new_stacks - finale)
+        return ending(phases, options)
+
+    def _joining(self, rack: RackSpec) -> list[list[int]]:
+        """Return the stacks that join in each phase of growth."""
+        options, given = self.options, len(rack.given)
+        order = stacks_to_build(rack, "progressive")[:: -1 if self.grows == "down" else 1]
+        if given and options.begin_with != 1:
+            raise UsageError(
+                f"trainer_mode.begin_with = {options.begin_with}: rack.init_from brings the {given} stacks that this "
+                "rack begins with. Leave begin_with out."
+            )
+        if options.begin_with > rack.stacks:
+            raise UsageError(f"trainer_mode.begin_with = {options.begin_with} is more than the {rack.stacks} stacks.")
+        joined = sizes(given or options.begin_with, rack.stacks, options.growth)[bool(given) :]
+        if options.building != "interleave":
+            return joining_in_order(order, given, joined)
+        if given:
+            raise UsageError(
+                'trainer_mode.building = "interleave": the stacks of rack.init_from lie one above the other. Use '
+                '"append" or "prepend".'
+            )
+        return joining_between(rack.stacks, joined)
 
     def _finale(self, rack: RackSpec, budget: Budget, share: float, begins: float) -> list[Phase]:
         """Plan the last stretch, with the whole rack in the path."""
@@ -52,6 +85,6 @@ class Progressive(TrainerMode):
             phases = one_at_a_time(rack, budget, share, self.options.cycles, begins, self.options.finale_lr, "finale")
         else:
             phases = [joint_phase(rack, budget, budget.share(share, begins), self.options.finale_lr, "finale")]
-        if self.options.trunk == "frozen":
+        if self.options.trunk != "adapters":
             return phases
         return [evolve(phase, trains=(), adapts=phase.trains, embedding=False, head=False) for phase in phases]

@@ -49,6 +49,9 @@ class TestProgressive(TrainerModeContract):
             ProgressiveOptions(target_stacks=6),
             ProgressiveOptions(trunk="adapters", finale=0.3),
             ProgressiveOptions(building="prepend", trunk="adapters", finale=0.3, finale_scope="stackwise"),
+            ProgressiveOptions(growth="all", trunk="trains", joins="plateau"),
+            ProgressiveOptions(growth="double", building="prepend"),
+            ProgressiveOptions(growth="double", building="interleave", trunk="trains", target_stacks=6),
         ]
     )
     def mode(self, request):
@@ -56,7 +59,14 @@ class TestProgressive(TrainerModeContract):
 
 
 class TestFused(TrainerModeContract):
-    @pytest.fixture(params=[FusedOptions(), FusedOptions("trainable"), FusedOptions("trainable", restore=True)])
+    @pytest.fixture(
+        params=[
+            FusedOptions(),
+            FusedOptions("trainable"),
+            FusedOptions("trainable", restore=True),
+            FusedOptions("hierarchical", joins="plateau"),
+        ]
+    )
     def mode(self, request):
         return Fused(request.param)
 

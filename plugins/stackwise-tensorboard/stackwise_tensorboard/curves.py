@@ -20,22 +20,21 @@ class Curves(Tracker):
         own = self.options.directory
         self._files = EventFiles(run.directory / "tensorboard" if own is None else Path(own) / run.directory.name)
         self._phases = run.phases
-        self._evaluates = False
+        self._evaluates, self._first = False, 0
 
-    def begin_phase(self, phase: int, done: int) -> None:
+    def begin_phase(self, phase: int, done: int, first: int) -> None:
+        self._first = first
         digits = len(str(len(self._phases)))
-        self._files.begin(f"{phase + 1:0{digits}d} {self._phases[phase].name}", self._before(phase) + done + 1)
+        self._files.begin(f"{phase + 1:0{digits}d} {self._phases[phase].name}", first + done + 1)
 
     def record(self, measurement: Measurement) -> None:
         values = measurement.values
         if measurement.kind == "step":
-            assert measurement.phase is not None
             curves = {name: values[name] for name in STEP_CURVES if values[name] is not None}
             rates = {f"learning_rate/{part}": rate for part, rate in values["learning_rates"].items()}
-            self._files.write(self._before(measurement.phase) + measurement.step, {**curves, **rates})
+            self._files.write(self._first + measurement.step, {**curves, **rates})
         elif measurement.kind == "validation":
-            assert measurement.phase is not None
-            self._files.write(self._before(measurement.phase) + measurement.step, {"validation_loss": values["loss"]})
+            self._files.write(self._first + measurement.step, {"validation_loss": values["loss"]})
         elif measurement.kind == "likelihood":
             if not self._evaluates:
                 self._files.begin("evaluation", 0)
@@ -44,10 +43,6 @@ class Curves(Tracker):
 
     def close(self) -> None:
         self._files.close()
-
-    def _before(self, phase: int) -> int:
-        """Return the number of steps planned before a phase."""
-        return sum(each.steps for each in self._phases[:phase])
 
 
 def _of_depth(likelihood: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -38,6 +38,8 @@ class PhaseStarted:
     """Beginning of a phase."""
 
     planned: PhasePlan
+    first: int = 0
+    """Optimizer steps that the phases before it took."""
 
 
 @frozen

@@ -37,15 +37,17 @@ class Recorder:
     def __init__(
         self, plan: Plan, config: Config, directory: Path, metrics: Metrics, trackers: Sequence[Tracker]
     ) -> None:
-        self._plan, self._log_every, self._metrics = plan, config.run.log_every, metrics
+        self._log_every, self._metrics = config.run.log_every, metrics
         self._trackers = trackers
         phases = tuple(TrackedPhase(each.phase.name, each.steps) for each in plan.phases)
         self._run = TrackedRun(name=config.run.name, directory=directory, phases=phases, config=plain(config))
         self._open = ExitStack()
+        self._first = 0
 
     def record(self, event: Event) -> None:
         """Record the measurements of an event, if it has any."""
         if isinstance(event, PhaseStarted):
+            self._first = event.first
             self._begin_phase(event.planned, 0)
         elif isinstance(event, PhaseResumed):
             self._begin_phase(event.planned, event.step)
@@ -58,7 +60,7 @@ class Recorder:
 
     def _begin_phase(self, planned: PhasePlan, done: int) -> None:
         for tracker in self._trackers:
-            tracker.begin_phase(self._place(planned), done)
+            tracker.begin_phase(self._place(planned), done, self._first)
 
     def _measurements(self, event: Event) -> Iterator[Measurement]:
         if isinstance(event, StepDone):
@@ -88,7 +90,7 @@ class Recorder:
                 yield Measurement(kind="likelihood", phase=None, step=likelihood.depth, values=values)
 
     def _place(self, planned: PhasePlan) -> int:
-        return next(place for place, each in enumerate(self._plan.phases) if each is planned)
+        return next(place for place, each in enumerate(self._run.phases) if each.name == planned.phase.name)
 
     def __enter__(self) -> Recorder:
         with ExitStack() as opening:

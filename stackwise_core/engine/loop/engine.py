@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from stackwise_core.engine.offload.host_memory import HostMemory
 from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.passing_on import with_passed_on
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.engine.plan.plan_limits import (
@@ -211,10 +213,11 @@ class Engine:
         phases, boundaries = list(done), self.boundaries
         with ExitStack() as interrupted:
             interrupted.callback(boundaries.close)
-            boundaries.find(list(self.plan.phases[: len(done)]))
-            for planned in self.plan.phases[len(done) :]:
+            boundaries.find(self._planned(done)[: len(done)])
+            while len(phases) < len(self.plan.phases):
+                planned = self._planned(phases)[len(phases)]
                 self.stopping.stop()
-                tell(PhaseStarted(planned))
+                tell(PhaseStarted(planned, sum(each.steps for each in phases)))
                 boundaries.make_room(planned)
                 self.record.merge(planned.phase)
                 checkpoints = Checkpoints(
@@ -240,6 +243,11 @@ class Engine:
             boundaries.run_done()
             interrupted.pop_all()
         return phases
+
+    def _planned(self, done: Sequence[PhaseResult]) -> list[PhasePlan]:
+        """Return the planned phases, with the budget that those which are done have passed on."""
+        course = self.setup.config.training.course
+        return with_passed_on(self.plan.phases, done, self.order, course=course)
 
     def phase(
         self,

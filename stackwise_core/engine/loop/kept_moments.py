@@ -89,12 +89,11 @@ class KeptMoments:
         """
         if stack is None or self._directory.has_stack(stack) or self._phase.start != "copy":
             return {name: value for name, value in self._read(stack).items() if not self._was_merged(name)}
-        path = self._phase.path
-        place = path.index(stack)
-        of_neighbour = self._read(path[place - 1] if place else path[1])
+        copied = self._phase.copied(stack)
+        assert copied is not None  # check_phases refuses it
         return {
             f"stacks.{stack}.{name.split('.', 2)[2]}": value
-            for name, value in of_neighbour.items()
+            for name, value in self._read(copied).items()
             if name.startswith("stacks.")
         }
 

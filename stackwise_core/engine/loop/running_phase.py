@@ -74,7 +74,7 @@ class RunningPhase:
     def __attrs_post_init__(self) -> None:
         lr, training = self.planned.phase.lr, self.training
         self._peaks = {part_of(name, training): lr * learning_rate(name, training) for name in self.step.names}
-        self.state = PhaseState(plateau=Plateau(self.training.patience))
+        self.state = PhaseState(plateau=Plateau(None if self.planned.phase.ends == "late" else self.training.patience))
         self._earlier = evolve(self.state)
 
     @property
@@ -167,7 +167,8 @@ class RunningPhase:
             return False
         held_out = self.validation.loss(self.forward, self.planned.phase.path)
         self.listener(Validated(self.planned, self.state.step, held_out))
-        return self.state.plateau.reached(held_out)
+        reached = self.state.plateau.reached(held_out)
+        return reached and self.state.step >= self.planned.phase.least * self.planned.steps
 
     def _save(self) -> None:
         """Write a checkpoint; its weights are those of the last good step."""
@@ -273,6 +274,7 @@ class RunningPhase:
             tokens_per_second=state.tokens / seconds,
             peak_bytes=self.peak_bytes,
             stopped_early=state.step < planned.steps,
+            passed_on=planned.steps - state.step if planned.phase.ends == "passing_on" else 0,
             bad_steps=state.bad,
             loss_spikes=state.spikes,
             **{f"boundaries_{name}": count for name, count in self._boundary_counts.items()},

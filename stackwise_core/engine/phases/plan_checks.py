@@ -137,19 +137,38 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
             raise wrong(phase, "has no budget: epochs must be above 0, steps and masks_per_sample 1 or more")
         if phase.begins < 0 or phase.lr < 0:
             raise wrong(phase, "begins before the first step, or has a negative learning rate")
+        if not 0 <= phase.least <= 1:
+            raise wrong(phase, f"takes at least {phase.least} of its steps, outside of [0, 1]")
+        if phase.ends == "passing_on" and phase is phases[-1]:
+            raise wrong(phase, "is the last one, and passes what is left of its budget on")
         if spec.ends == "per_stack" and (phase.embedding or phase.head) and len(phase.path) > 1:
             raise wrong(phase, "passes several stacks, each of which has an embedding and a head of its own")
-        for place, stack in enumerate(phase.path):
-            neighbours = phase.path[place - 1 : place] or phase.path[1:2]
-            if phase.start != "copy" or stack in there:
+        for stack in phase.path if phase.start == "copy" else ():
+            copied = phase.copied(stack)
+            if stack in there:
                 continue
-            if not set(neighbours) & there:
-                raise wrong(phase, f"starts stack {stack} as a copy, and nothing beside it was trained before")
-            if spec.blocks[stack] != spec.blocks[neighbours[0]]:
-                raise wrong(phase, f"starts stack {stack} as a copy of one with another number of blocks")
+            if copied is None or copied not in there:
+                of = "nothing" if copied is None else f"stack {copied}, which wasn't trained before"
+                raise wrong(phase, f"starts stack {stack} as a copy of {of}")
+            if spec.blocks[stack] != spec.blocks[copied]:
+                raise UsageError(
+                    f'phase "{phase.name}" starts stack {stack} (blocks: {spec.blocks[stack]}) as a copy of stack '
+                    f"{copied}, which has another number of blocks ({spec.blocks[copied]}). Give them as many, or use "
+                    'trainer_mode.start = "random".'
+                )
         there |= set(phase.path)
         if not 0 <= phase.progress[0] <= phase.progress[1] <= 1:
             raise wrong(phase, f"has the progress {phase.progress}, outside of [0, 1]")
+
+
+def check_patience(phases: Iterable[Phase], training: TrainingConfig) -> None:
+    """Refuse phases that end at a plateau where nothing says what one is."""
+    passing = next((phase.name for phase in phases if phase.ends == "passing_on"), None)
+    if passing is not None and training.patience is None:
+        raise UsageError(
+            f'training.patience: phase "{passing}" ends when its loss on held-out text stops falling, and nothing says '
+            "after how many validations. Set training.patience, and evaluation.every."
+        )
 
 
 def _choices(annotation: Any) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from stackwise_core.engine.phases.plan_checks import (
     check_adapters,
     check_division,
     check_masks,
+    check_patience,
     check_phases,
     check_stacks_named,
     check_steps_divide,
@@ -132,6 +133,7 @@ def make_plan(setup: Setup) -> Plan:
     phases = mode.plan(setup.spec, training.budget)
     check_phases(phases, setup.spec, whose)
     check_division(phases, setup.spec, training, whose)
+    check_patience(phases, training)
     phases = resolve_adapters(phases, setup.config.adapter, setup.spec, setup.implementations.formats)
     check_adapters(phases, setup.implementations.formats.adapters, setup.spec)
     routes = resolve_routes(mode.routes(setup.spec), setup.spec, setup.noise, whose)

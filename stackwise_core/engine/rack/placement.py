@@ -38,6 +38,8 @@ class Arrangement:
     path: tuple[int, ...] = ()
     active: frozenset[int] = frozenset()
     start: Start = "random"
+    copied: Mapping[int, int | None] = MappingProxyType({})
+    """The stack that each begins as a copy of, if ``start`` says so."""
     adapters: Mapping[int, Collection[str]] = MappingProxyType({})
     streamed: frozenset[int] = frozenset()
 
@@ -69,7 +71,9 @@ class Placement:
         """
         streamed = phase.path if offload is not None else phase.frozen_prefix if streams else ()
         self._phase, self._offload = phase, offload
-        self._bring(Arrangement(phase.path, phase.trains, phase.start, phase.trains_adapters, frozenset(streamed)))
+        copied = {stack: phase.copied(stack) for stack in phase.path} if phase.start == "copy" else {}
+        adapters = phase.trains_adapters
+        self._bring(Arrangement(phase.path, phase.trains, phase.start, copied, adapters, frozenset(streamed)))
         for index in phase.path:
             if index not in streamed:
                 self._unfreeze(index, phase)
@@ -110,7 +114,6 @@ class Placement:
         path: Sequence[int],
         *,
         active: Collection[int],
-        start: Start = "random",
         adapters: Mapping[int, Collection[str]] = MappingProxyType({}),
         streamed: Collection[int] = (),
     ) -> None:
@@ -118,12 +121,13 @@ class Placement:
 
         Args:
             active: stacks to prepare for training; the others are frozen.
-            start: how those begin that are new.
             adapters: names of those that a stack has in any case, fresh ones if need be.
             streamed: stacks of the path that aren't kept in memory, but read each time they are visited.
         """
         self._phase, self._offload = None, None
-        self._bring(Arrangement(tuple(path), frozenset(active), start, adapters, frozenset(streamed)))
+        self._bring(
+            Arrangement(tuple(path), frozenset(active), adapters=adapters, streamed=frozenset(streamed)),
+        )
 
     def _bring(self, arranged: Arrangement) -> None:
         self._arranged, path, streamed = arranged, arranged.path, arranged.streamed
@@ -145,7 +149,8 @@ class Placement:
             self._residents.pop(index, None)  # before the next one takes its room
             arranged, entry = self._arranged, weights_entry(index)
             trained = self._offload.read(entry) if self._offload is not None and entry in self._offload else {}
-            beginning = Beginning(arranged.path, arranged.start)
+            below = arranged.path[: arranged.path.index(index)]
+            beginning = Beginning(arranged.start, arranged.copied.get(index), below)
             self._residents[index] = self.loader.load(index, role, names, beginning, trained)
             if self._phase is not None and index in self._phase.path and index in arranged.streamed:
                 self._unfreeze(index, self._phase)

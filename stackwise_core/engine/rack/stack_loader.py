@@ -26,9 +26,11 @@ Start = Literal["random", "copy", "zero_output"]
 class Beginning:
     """How a stack without masters begins."""
 
-    path: tuple[int, ...] = ()
-    """The path in use; a copy is of the neighbour on it."""
     start: Start = "random"
+    copied: int | None = None
+    """The stack that a copy is of."""
+    below: tuple[int, ...] = ()
+    """The stacks of the path below it, from the tokens upwards."""
 
 
 @define
@@ -165,15 +167,15 @@ class StackLoader:
         """Return a stack from its master, or a new one."""
         if self.masters.has_stack(index):
             return stack_of(self.spec, index, self.masters.read_stack(index))
-        path, start = beginning.path, beginning.start
-        place = path.index(index)
+        start = beginning.start
         if start == "copy":
-            neighbour = path[place - 1] if place else path[1]
-            return stack_of(self.spec, index, self.masters.read_stack(neighbour))
+            assert beginning.copied is not None
+            return stack_of(self.spec, index, self.masters.read_stack(beginning.copied))
         stack = new_stack(self.spec, index, self.seed)
         if start == "zero_output":
             silence(stack)
-        if place and self.masters.has_stack(path[place - 1]):
+        trained = next((below for below in reversed(beginning.below) if self.masters.has_stack(below)), None)
+        if trained is not None:
             # A new stack is nearly the identity, so that the norm which reads the one below reads it as well.
-            stack.norm.load_state_dict({"weight": self.masters.read_stack(path[place - 1])["norm.weight"]})
+            stack.norm.load_state_dict({"weight": self.masters.read_stack(trained)["norm.weight"]})
         return stack

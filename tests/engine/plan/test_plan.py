@@ -369,8 +369,8 @@ def test_a_schedule_that_breaks_its_contract_is_refused(tmp_path):
         (Phase(name="x", path=(0, 1), trains={1}, adapts={0}, adapters=((0, "mine"),)), "names adapters"),
         (Phase(name="x", path=(0,), trains={0}, begins=-1), "begins before the first step"),
         (Phase(name="x", path=(0,), trains={0}, lr=-0.5), "negative learning rate"),
-        (Phase(name="x", path=(0,), trains={0}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
-        (Phase(name="x", path=(0, 1), trains={1}, start="copy"), "starts stack 0 as a copy, and nothing beside it"),
+        (Phase(name="x", path=(0,), trains={0}, start="copy"), "starts stack 0 as a copy of nothing"),
+        (Phase(name="x", path=(0, 1), trains={1}, start="copy"), "starts stack 0 as a copy of stack 1, which wasn't"),
         (Phase(name="x", path=(0,), trains={0}, masks="foo"), "has masks = 'foo', expected 'fixed' or 'resampled'"),
         (Phase(name="x", path=(0,), trains={0}, weighting="foo"), "expected 'nelbo' or 'mean' or None"),
         ("no phase", "no list of phases"),
@@ -385,16 +385,20 @@ def test_a_plan_that_makes_no_sense_is_the_mode_s_fault(tmp_path, phase, message
 
 
 def test_a_copy_needs_a_neighbour_of_its_size(tmp_path):
-    """What was trained before, and lies beside it in the path, with as many blocks."""
+    """It was trained before, lies beside the new one in the path or is named, and has as many blocks."""
     spec = set_up(*tiny_config(tmp_path)).spec
     first = Phase(name="first", path=(0,), trains={0}, embedding=True, head=True)
     copy = Phase(name="x", path=(0, 1), trains={1}, start="copy")
     check_phases([first, copy], spec, "mine")
     check_phases([copy], evolve(spec, given={0}), "mine")
     check_phases([evolve(copy, path=(1, 2))], evolve(spec, given={2}), "mine")
+    several = Phase(name="y", path=(0, 1, 2), trains={1, 2}, start="copy")
+    with pytest.raises(StackwiseError, match="stack 2 as a copy of stack 1, which wasn't trained before"):
+        check_phases([first, several], spec, "mine")
+    check_phases([first, evolve(several, copies=((1, 0), (2, 0)))], spec, "mine")
     with pytest.raises(StackwiseError, match="another number of blocks"):
         check_phases([first, copy], evolve(spec, blocks=(2, 1, 1)), "mine")
-    with pytest.raises(StackwiseError, match="stack 2 as a copy, and nothing beside it was trained before"):
+    with pytest.raises(StackwiseError, match="stack 2 as a copy of nothing"):
         check_phases([first, evolve(copy, path=(2,), trains={2})], spec, "mine")
 
 

@@ -26,7 +26,7 @@ def equal(one, other) -> bool:
 def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
     """Appended it is the stack below it in the path, prepended the one above, and its weights are its own."""
     held = placement(masters=trained(*set(path) - {new}))
-    held.bring(path, active={new}, start="copy")
+    held.place(Phase(name="copy", path=path, trains={new}, start="copy"))
     assert equal(held.stack(new).state_dict(), held.loader.masters.read_stack(neighbour))
     with torch.no_grad():
         held.stack(new).norm.weight.add_(1)
@@ -37,7 +37,7 @@ def test_a_copy_is_its_neighbour_to_the_bit(path, new, neighbour):
 def test_a_stack_of_zero_output_changes_nothing_at_first(path):
     """Hidden states leave it as they came, to the bit, though its other weights are random."""
     held = placement(masters=trained(0 if path == (0, 1) else 2))
-    held.bring(path, active={1}, start="zero_output")
+    held.place(Phase(name="silent", path=path, trains={1}, start="zero_output"))
     hidden = torch.randn(2, 12, 32)
     forward = Forward(held, window=4)
     assert torch.equal(forward.through(1, hidden, forward.context(torch.ones(2, 12))), hidden)
@@ -54,7 +54,7 @@ def test_start_is_for_new_stacks_only():
     masters = trained(0, 1)
     held = placement(masters=masters)
     for start in ("copy", "zero_output"):
-        held.bring((0, 1), active={1}, start=start)
+        held.place(Phase(name=start, path=(0, 1), trains={1}, start=start))
         assert equal(held.stack(1).state_dict(), masters[1])
         held.bring((0,), active=())
 

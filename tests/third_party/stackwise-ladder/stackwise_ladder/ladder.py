@@ -12,7 +12,7 @@ class Ladder(TrainerMode):
         first, second, there = [], [], sorted(rack.given)
         for stack, (share, after) in zip(stacks, shares, strict=True):
             once = budget.share(share * (1 - again), after * (1 - again))
-            first.append(joining_phase(stack, there, rack, budget, "zero_output", once))
+            first.append(joining_phase([stack], there, rack, budget, "zero_output", once))
             second.append(
                 Phase(
                     name=f"stack {stack} again",
