@@ -148,9 +148,7 @@ def gap_text(row: Row) -> str:
     return f"{mean} ({min(row.gaps):+.1f} to {max(row.gaps):+.1f})" if len(row.gaps) > 1 else mean
 
 
-def tables(
-    by_corpus: Mapping[str, Sequence[Row]], baselines: Mapping[str, Mapping[str, float]], plot: str
-) -> str:
+def tables(by_corpus: Mapping[str, Sequence[Row]], baselines: Mapping[str, Mapping[str, float]], plot: str) -> str:
     """All tables, and the plot of this file name above them."""
     parts = [
         f"![gap to end-to-end training, by regime, with its share of the memory of training in brackets]({plot})",

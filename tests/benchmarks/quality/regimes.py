@@ -54,7 +54,11 @@ BASELINE = "end_to_end"
 COPIES = {"start": "copy", "shares": [4.0, 3.0, 2.0, 1.0]}
 """New stacks begin as copies of their neighbours, and the first have more of the budget."""
 
-GROWN = {"use": "fused", "fusion": "trainable"}
+GROWN = {"use": "progressive", "trunk": "trains", "start": "copy"}
+"""Existing stacks train along with those that join."""
+
+RUN_COURSE = {"training.course": "run"}
+"""One learning-rate schedule over all phases, and moments that go on."""
 
 PRACTICAL = {
     "precision.trunk": {"use": "nf4"},
@@ -83,7 +87,32 @@ REGIMES = {
         "progressive, prepending copies, 4:3:2:1", {"use": "progressive", "building": "prepend", **COPIES}
     ),
     "fused_frozen": Regime("fused, frozen trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "frozen", **COPIES}),
-    "fused_trainable": Regime("fused, trainable trunk, copies, 4:3:2:1", {**GROWN, **COPIES}),
+    "fused_trainable": Regime(
+        "fused, trainable trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "trainable", **COPIES}
+    ),
+    "hierarchical": Regime(
+        "fused, hierarchical, copies", {"use": "fused", "fusion": "hierarchical", "start": "copy"}, RUN_COURSE
+    ),
+    **{
+        f"late_{share}": Regime(
+            f"one stack for {share} % of the steps, then all, copies",
+            {**GROWN, "growth": "all", "shares": [share, 100 - share]},
+        )
+        for share in (25, 50, 75)
+    },
+    **{
+        f"late_{share}_run": Regime(
+            f"one stack for {share} % of the steps, then all, copies, one course",
+            {**GROWN, "growth": "all", "shares": [share, 100 - share]},
+            RUN_COURSE,
+        )
+        for share in (25, 50, 75)
+    },
+    "doubling_run": Regime(
+        "1, 2, then 4 stacks, copies, 1:1:2, one course",
+        {**GROWN, "growth": "double", "shares": [1.0, 1.0, 2.0]},
+        RUN_COURSE,
+    ),
     "banded": Regime("banded, widened by 10 %, 2 cycles", {"use": "banded", "cycles": 2, "widen": 0.1}),
     "practical": Regime(
         "progressive, copies, 4:3:2:1, nf4 trunk with adapters that train",
@@ -95,9 +124,7 @@ REGIMES = {
 """By the name that ``--regimes`` takes; the order is the tables'."""
 
 
-def configuration(
-    regime: Regime, corpus: Path, tokens_directory: Path, changes: Mapping[str, Any]
-) -> dict[str, Any]:
+def configuration(regime: Regime, corpus: Path, tokens_directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration of a run in this regime.
 
     Args:
