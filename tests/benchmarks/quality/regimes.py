@@ -60,6 +60,8 @@ GROWN = {"use": "progressive", "trunk": "trains", "start": "copy"}
 RUN_COURSE = {"training.course": "run"}
 """One learning-rate schedule over all phases, and moments that go on."""
 
+HIERARCHICAL = {"use": "fused", "fusion": "hierarchical", "start": "copy"}
+
 PRACTICAL = {
     "precision.trunk": {"use": "nf4"},
     "adapter.trunk": {"use": "lora", "rank": 8},
@@ -83,6 +85,11 @@ REGIMES = {
         )
         for share in (10, 20, 40)
     },
+    "finale_40_run": Regime(
+        "progressive, copies, 4:3:2:1, finale of 40 %, one course",
+        {"use": "progressive", "finale": 0.4, **COPIES},
+        RUN_COURSE,
+    ),
     "progressive_prepend": Regime(
         "progressive, prepending copies, 4:3:2:1", {"use": "progressive", "building": "prepend", **COPIES}
     ),
@@ -90,9 +97,13 @@ REGIMES = {
     "fused_trainable": Regime(
         "fused, trainable trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "trainable", **COPIES}
     ),
-    "hierarchical": Regime(
-        "fused, hierarchical, copies", {"use": "fused", "fusion": "hierarchical", "start": "copy"}, RUN_COURSE
+    "fused_trainable_run": Regime(
+        "fused, trainable trunk, copies, 4:3:2:1, one course",
+        {"use": "fused", "fusion": "trainable", **COPIES},
+        RUN_COURSE,
     ),
+    "hierarchical": Regime("fused, hierarchical, copies", HIERARCHICAL),
+    "hierarchical_run": Regime("fused, hierarchical, copies, one course", HIERARCHICAL, RUN_COURSE),
     **{
         f"late_{share}": Regime(
             f"one stack for {share} % of the steps, then all, copies",
@@ -106,7 +117,7 @@ REGIMES = {
             {**GROWN, "growth": "all", "shares": [share, 100 - share]},
             RUN_COURSE,
         )
-        for share in (25, 50, 75)
+        for share in (10, 25, 50, 75)
     },
     "doubling_run": Regime(
         "1, 2, then 4 stacks, copies, 1:1:2, one course",
