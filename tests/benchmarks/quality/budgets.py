@@ -1,4 +1,4 @@
-"""Steps a stack at which a regime's planned cost equals the baseline's."""
+"""Steps a stack at which a regime's planned FLOPs equal the baseline's."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def plan_with(setup: Setup, steps_per_stack: int) -> Plan:
     return make_plan(evolve(setup, config=evolve(setup.config, training=training)))
 
 
-def total(plan: Plan, budget: str) -> float:
-    """Return the cost of all phases, in ``"tokens"`` or ``"flops"``."""
-    return sum(getattr(phase, budget) for phase in plan.phases)
+def flops_of(plan: Plan) -> float:
+    """Return the floating-point operations of all phases, with those that a streamed step does twice."""
+    return sum(phase.flops for phase in plan.phases)
 
 
-def matching_steps(setup: Setup, budget: str, target: float) -> int:
-    """Steps a stack with which the regime's tokens or FLOPs are nearest to the target."""
-    return nearest(lambda steps: total(plan_with(setup, steps), budget), target, LEAST_STEPS)
+def matching_steps(setup: Setup, target: float) -> int:
+    """Steps a stack with which the regime's FLOPs are nearest to the target."""
+    return nearest(lambda steps: flops_of(plan_with(setup, steps)), target, LEAST_STEPS)

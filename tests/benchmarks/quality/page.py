@@ -12,7 +12,7 @@ from stackwise_core.cli.quantities import duration
 from stackwise_core.errors import UsageError
 from stackwise_core.system.files import publish_text
 from tests.benchmarks.quality.corpora import SOURCES
-from tests.benchmarks.quality.regimes import BASE, BASELINE, BUDGETS, REGIMES
+from tests.benchmarks.quality.regimes import BASE, BASELINE, REGIMES
 from tests.benchmarks.quality.table import Row
 
 MODULE = "python -m tests.benchmarks.quality"
@@ -20,7 +20,7 @@ MODULE = "python -m tests.benchmarks.quality"
 SKELETON = """# Quality by trainer mode
 
 Does training stack by stack reach the quality of end-to-end training? Each regime trains the same rack on the same
-text, at the tokens and at the FLOPs of end-to-end training, and is measured by its validation NELBO.
+text with the FLOPs of end-to-end training, and is measured by its validation NELBO.
 
 <!-- setting: begin -->
 <!-- setting: end -->
@@ -78,7 +78,7 @@ def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int]
     paragraphs = [
         f"{rack['stacks']} stacks of {rack['blocks_per_stack']} blocks, d_model {rack['d_model']}, bytes, sequences of "
         f"{data['seq_len']}, batches of {training['batch_size']}. End-to-end training takes {steps} steps; the other "
-        "regimes take as many as need the same tokens, or the same FLOPs, by the plan. "
+        "regimes take as many as need the same FLOPs, by the plan. "
         f"Machine: {'; '.join(sorted(machines))}."
     ]
     errors = [run["standard_error"] for run in runs if run["standard_error"] is not None]
@@ -88,8 +88,8 @@ def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int]
             "sequences and masks. With one seed all regimes are measured on the same ones, so it hardly enters the "
             "gaps."
         )
-    if len({run["sources"] for run in runs}) > 1:
-        paragraphs.append("**The results are of more than one version of the code.**")
+    if len({run["curves"] for run in runs}) > 1:
+        paragraphs.append("**The results are of versions of the code that train differently.**")
     return "\n\n".join([f"```sh\n{commands(seeds, flags)}\n```", *map(wrapped, paragraphs)])
 
 
@@ -111,7 +111,7 @@ def wrapped(text: str) -> str:
 def table(rows: Sequence[Row], baselines: Mapping[str, float]) -> str:
     """A corpus under a budget."""
     lines = [
-        "| regime | NELBO, nats/byte | gap | training state | peak memory | FLOPs | tokens | time |",
+        "| regime | NELBO, nats/byte | gap | memory of training | peak memory | FLOPs | tokens | time |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     whole = next((statistics.mean(row.nelbo) for row in rows if row.regime == BASELINE), None)
@@ -148,40 +148,34 @@ def gap_text(row: Row) -> str:
     return f"{mean} ({min(row.gaps):+.1f} to {max(row.gaps):+.1f})" if len(row.gaps) > 1 else mean
 
 
-def tables(
-    by_corpus: Mapping[str, Mapping[str, Sequence[Row]]], baselines: Mapping[str, Mapping[str, float]], plot: str
-) -> str:
+def tables(by_corpus: Mapping[str, Sequence[Row]], baselines: Mapping[str, Mapping[str, float]], plot: str) -> str:
     """All tables, and the plot of this file name above them."""
     parts = [
-        f"![gap to end-to-end training, by regime, with the share of its training state in brackets]({plot})",
+        f"![gap to end-to-end training, by regime, with its share of the memory of training in brackets]({plot})",
         wrapped(
             "NELBO: mean ± standard deviation over the seeds. Gap: to end-to-end training with the same seed, mean "
-            "(and range). Training state, FLOPs and tokens: shares of end-to-end training's, by the plan; training "
-            "state is the most that weights, gradients and optimizer take in a phase. Peak memory: of the whole "
-            "process, torch and all. Time: of the training phases."
+            "(and range). Memory of training, FLOPs and tokens: shares of end-to-end training's, by the plan. Memory "
+            "of training: the most that weights, gradients, optimizer state and activations take at once. FLOPs: with "
+            "the second forward pass of streamed stacks. Peak memory: of the whole process as it ran. Time: of the "
+            "training phases."
+        ),
+        wrapped(
+            "All regimes but end-to-end training are planned with one stack in memory at a time. They ran in memory, "
+            "which ends with the same bits, but for those that say that they ran streamed."
         ),
     ]
-    for corpus, by_budget in by_corpus.items():
-        for budget, rows in by_budget.items():
-            parts += [f"### {SOURCES[corpus].title}, {BUDGETS[budget]}", table(rows, baselines[corpus])]
+    for corpus, rows in by_corpus.items():
+        parts += [f"### {SOURCES[corpus].title}", table(rows, baselines[corpus])]
     return "\n\n".join(parts)
 
 
-def regimes_text(by_corpus: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
+def regimes_text(by_corpus: Mapping[str, Sequence[Row]]) -> str:
     """Describe each regime, and the length of its training."""
-    lines = [
-        "| regime | trainer_mode | other keys | corpus | steps a stack: " + ", ".join(BUDGETS.values()) + " |",
-        "| --- | --- | --- | --- | ---: |",
-    ]
-    for corpus, by_budget in by_corpus.items():
-        steps: dict[str, dict[str, int]] = {}
-        for budget, rows in by_budget.items():
-            for row in rows:
-                steps.setdefault(row.regime, {})[budget] = row.steps_per_stack
-        for name, by in steps.items():
-            regime = REGIMES[name]
+    lines = ["| regime | trainer_mode | other keys | corpus | steps a stack |", "| --- | --- | --- | --- | ---: |"]
+    for corpus, rows in by_corpus.items():
+        for row in rows:
+            regime = REGIMES[row.regime]
             mode = ", ".join(f"{key} = {json.dumps(value)}" for key, value in regime.trainer_mode.items())
             changes = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in regime.changes.items())
-            counts = ", ".join(str(by.get(budget, "")) for budget in BUDGETS)
-            lines.append(f"| {regime.title} | `{{ {mode} }}` | {changes} | {corpus} | {counts} |")
+            lines.append(f"| {regime.title} | `{{ {mode} }}` | {changes} | {corpus} | {row.steps_per_stack} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The plot: each regime's gap to end-to-end training, with the share of its training state in brackets."""
+"""The plot: each regime's gap to end-to-end training, with its share of the memory of training in brackets."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ except ImportError:
     raise SystemExit("The plot needs matplotlib: pip install 'matplotlib>=3.8'. Nothing was run.") from None
 
 from stackwise_core.system.files import publish
-from tests.benchmarks.quality.regimes import BASELINE, BUDGETS, REGIMES
+from tests.benchmarks.quality.regimes import BASELINE, REGIMES
 from tests.benchmarks.quality.table import Row
 
 matplotlib.use("svg")
@@ -20,43 +20,40 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 
 GOAL = {"state": 0.5, "gap": 2.0}
-"""The project's goal: half the training state, and 2 % of the NELBO."""
+"""The project's goal: half the memory of training, and 2 % of the NELBO."""
 COLOURS = {True: "C0", False: "C1"}
-"""By whether a regime's training state is within the goal."""
+"""By whether a regime's memory is within the goal."""
 
 
-def draw(tables: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
-    """Write an SVG with a panel a corpus: a line a regime, its gap at each budget, and the range over seeds.
+def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Write an SVG with a panel a corpus: a point a regime, its gap, and the range over seeds.
 
     Args:
-        tables: rows by the corpus's title and the budget.
+        tables: rows by the corpus's title.
     """
-    shown = {row.regime for by_budget in tables.values() for rows in by_budget.values() for row in rows}
+    shown = {row.regime for rows in tables.values() for row in rows}
     regimes = [name for name in reversed(REGIMES) if name in shown and name != BASELINE]
-    size = (5.0 * len(tables) + 4.5, 0.42 * len(regimes) + 1.8)
+    size = (5.0 * len(tables) + 4.5, 0.38 * len(regimes) + 1.8)
     figure, panels = pyplot.subplots(1, len(tables), figsize=size, squeeze=False, sharey=True, layout="constrained")
     states: dict[str, float] = {}
-    for panel, (title, by_budget) in zip(panels[0], tables.items(), strict=True):
+    for panel, (title, rows) in zip(panels[0], tables.items(), strict=True):
         panel.axvspan(-100, GOAL["gap"], color="0.93", zorder=0)
         panel.axvline(0, color="0.5", linewidth=0.8)
         gaps = [0.0, GOAL["gap"]]
-        for budget, rows in by_budget.items():
-            for row in rows:
-                if row.gap is None or row.regime == BASELINE:
-                    continue
-                states[row.regime] = row.state
-                gaps += row.gaps
-                colour = COLOURS[row.state <= GOAL["state"]]
-                panel.errorbar(
-                    row.gap,
-                    regimes.index(row.regime) + (0.14 if budget == "tokens" else -0.14),
-                    xerr=[[row.gap - min(row.gaps)], [max(row.gaps) - row.gap]],
-                    marker="o",
-                    color=colour,
-                    markerfacecolor=colour if budget == "flops" else "white",
-                    capsize=3,
-                )
-        panel.set_xlim(min(gaps) - 2, max(gaps) + 2)
+        for row in rows:
+            if row.gap is None or row.regime == BASELINE:
+                continue
+            states[row.regime] = row.state
+            gaps += row.gaps
+            panel.errorbar(
+                row.gap,
+                regimes.index(row.regime),
+                xerr=[[row.gap - min(row.gaps)], [max(row.gaps) - row.gap]],
+                marker="o",
+                color=COLOURS[row.state <= GOAL["state"]],
+                capsize=3,
+            )
+        panel.set_xlim(min(gaps) - 1, max(gaps) + 1)
         panel.xaxis.set_major_formatter("{x:+g} %")
         panel.set_title(title)
         panel.set_xlabel("gap to end to end's NELBO; further left is better")
@@ -70,15 +67,9 @@ def draw(tables: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
 
 
 def legend() -> list[Line2D]:
-    """Budgets by face, training state by colour, and the goal."""
+    """Memory by colour, and the goal."""
     lines = [
-        Line2D([], [], marker="o", color="0.3", markerfacecolor=face, linestyle="", label=BUDGETS[budget])
-        for budget, face in (("tokens", "white"), ("flops", "0.3"))
-    ]
-    lines += [
-        Line2D(
-            [], [], marker="o", color=COLOURS[within], linestyle="", label=f"training state {sign} {GOAL['state']:g}"
-        )
+        Line2D([], [], marker="o", color=COLOURS[within], linestyle="", label=f"memory {sign} {GOAL['state']:g}")
         for within, sign in ((True, "up to"), (False, "above"))
     ]
     goal = f"goal: gap of {GOAL['gap']:g} % at most"

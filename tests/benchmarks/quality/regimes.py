@@ -1,6 +1,7 @@
 """The regimes: the rack and training that they share, and their differences."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ BASE: dict[str, dict[str, Any]] = {
 QUICK = {"evaluation.sequences": 32}
 """Changes for a trial of the whole benchmark."""
 
-BUDGETS = {"tokens": "equal tokens", "flops": "equal FLOPs"}
-"""The quantity that a regime and the baseline share, by the name of the plan's quantity."""
+STREAMED = {"training.residency": "stream", "training.offload": "disk"}
+"""Changes with which a regime is planned: one stack at a time in memory."""
 
 
 @frozen
@@ -32,6 +33,20 @@ class Regime:
     trainer_mode: dict[str, Any]
     changes: dict[str, Any] = Factory(dict)
     """Other keys that differ from BASE, as ``"training.block_lr": 2e-3``."""
+    in_memory: bool = False
+    """Whether all of what a phase trains is in memory. If not, the regime is counted as streamed."""
+    streams: bool = False
+    """Whether the run itself is streamed; without, it runs in memory, where it ends with the same bits sooner."""
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """Keys that differ from BASE where its costs are planned."""
+        return self.changes if self.in_memory else {**self.changes, **STREAMED}
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Keys that differ from BASE where it runs."""
+        return {**self.changes, **STREAMED} if self.streams else {**self.changes, "training.residency": "memory"}
 
 
 BASELINE = "end_to_end"
@@ -39,30 +54,41 @@ BASELINE = "end_to_end"
 COPIES = {"start": "copy", "shares": [4.0, 3.0, 2.0, 1.0]}
 """New stacks begin as copies of their neighbours, and the first have more of the budget."""
 
+GROWN = {"use": "progressive", "trunk": "trains", "start": "copy"}
+"""Existing stacks train along with those that join."""
+
+RUN_COURSE = {"training.course": "run"}
+"""One learning-rate schedule over all phases, and moments that go on."""
+
+HIERARCHICAL = {"use": "fused", "fusion": "hierarchical", "start": "copy"}
+
+PRACTICAL = {
+    "precision.trunk": {"use": "nf4"},
+    "adapter.trunk": {"use": "lora", "rank": 8},
+}
+"""A quantised trunk whose adapters train along with each new stack."""
+
 REGIMES = {
-    BASELINE: Regime("end to end", {"use": "end_to_end"}),
-    "end_to_end_checkpointed": Regime(
-        "end to end, activation checkpointing", {"use": "end_to_end"}, {"training.activation_checkpointing": True}
-    ),
+    BASELINE: Regime("end to end", {"use": "end_to_end"}, in_memory=True),
+    "end_to_end_streamed": Regime("end to end, streamed", {"use": "end_to_end"}),
     "end_to_end_stackwise": Regime(
-        "end to end, one stack at a time, 2 cycles", {"use": "end_to_end", "scope": "stackwise", "cycles": 2}
+        "end to end, one stack at a time, 2 cycles",
+        {"use": "end_to_end", "scope": "stackwise", "cycles": 2},
+        in_memory=True,
     ),
     "blockwise": Regime("blockwise", {"use": "blockwise"}),
-    "layerwise_copies": Regime(
-        "layerwise, copies",
-        {"use": "layerwise", "start": "copy"},
-        {"rack.stacks": 2, "rack.blocks_per_stack": 2},
-    ),
     "blockwise_copies": Regime("blockwise, copies, 4:3:2:1", {"use": "blockwise", **COPIES}),
-    "blockwise_copies_steeper": Regime(
-        "blockwise, copies, 8:4:2:1", {"use": "blockwise", "start": "copy", "shares": [8.0, 4.0, 2.0, 1.0]}
-    ),
-    "progressive_finale": Regime(
-        "progressive, copies, 4:3:2:1, finale of 20 %", {"use": "progressive", "finale": 0.2, **COPIES}
-    ),
-    "progressive_finale_stackwise": Regime(
-        "progressive, copies, 4:3:2:1, finale of 20 % one stack at a time",
-        {"use": "progressive", "finale": 0.2, "finale_scope": "stackwise", **COPIES},
+    **{
+        f"finale_{share}": Regime(
+            f"progressive, copies, 4:3:2:1, finale of {share} %",
+            {"use": "progressive", "finale": share / 100, **COPIES},
+        )
+        for share in (10, 20, 40)
+    },
+    "finale_40_run": Regime(
+        "progressive, copies, 4:3:2:1, finale of 40 %, one course",
+        {"use": "progressive", "finale": 0.4, **COPIES},
+        RUN_COURSE,
     ),
     "progressive_prepend": Regime(
         "progressive, prepending copies, 4:3:2:1", {"use": "progressive", "building": "prepend", **COPIES}
@@ -71,24 +97,54 @@ REGIMES = {
     "fused_trainable": Regime(
         "fused, trainable trunk, copies, 4:3:2:1", {"use": "fused", "fusion": "trainable", **COPIES}
     ),
+    "fused_trainable_run": Regime(
+        "fused, trainable trunk, copies, 4:3:2:1, one course",
+        {"use": "fused", "fusion": "trainable", **COPIES},
+        RUN_COURSE,
+    ),
+    "hierarchical": Regime("fused, hierarchical, copies", HIERARCHICAL),
+    "hierarchical_run": Regime("fused, hierarchical, copies, one course", HIERARCHICAL, RUN_COURSE),
+    **{
+        f"late_{share}": Regime(
+            f"one stack for {share} % of the steps, then all, copies",
+            {**GROWN, "growth": "all", "shares": [share, 100 - share]},
+        )
+        for share in (25, 50, 75)
+    },
+    **{
+        f"late_{share}_run": Regime(
+            f"one stack for {share} % of the steps, then all, copies, one course",
+            {**GROWN, "growth": "all", "shares": [share, 100 - share]},
+            RUN_COURSE,
+        )
+        for share in (10, 25, 50, 75)
+    },
+    "doubling_run": Regime(
+        "1, 2, then 4 stacks, copies, 1:1:2, one course",
+        {**GROWN, "growth": "double", "shares": [1.0, 1.0, 2.0]},
+        RUN_COURSE,
+    ),
     "banded": Regime("banded, widened by 10 %, 2 cycles", {"use": "banded", "cycles": 2, "widen": 0.1}),
+    "practical": Regime(
+        "progressive, copies, 4:3:2:1, nf4 trunk with adapters that train",
+        {"use": "progressive", "trunk": "adapters", **COPIES},
+        PRACTICAL,
+    ),
     "one_stack": Regime("control: a rack of one stack, end to end", {"use": "end_to_end"}, {"rack.stacks": 1}),
 }
 """By the name that ``--regimes`` takes; the order is the tables'."""
 
 
-def configuration(
-    regime: Regime, corpus: Path, tokens_directory: Path, changes: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The regime's whole configuration.
+def configuration(regime: Regime, corpus: Path, tokens_directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration of a run in this regime.
 
     Args:
-        changes: further keys by their dotted names, which win over the regime's own.
+        changes: keys that differ from BASE, by their dotted names.
     """
     data = copy.deepcopy(BASE)
     data["data"] |= {"corpus": str(corpus), "tokens_directory": str(tokens_directory)}
     data["trainer_mode"] = dict(regime.trainer_mode)
-    for key, value in {**regime.changes, **(changes or {})}.items():
+    for key, value in changes.items():
         *tables, last = key.split(".")
         table = data
         for name in tables:

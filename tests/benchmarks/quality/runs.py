@@ -14,11 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from stackwise_core.cli.quantities import duration
-from tests.benchmarks.quality.regimes import BUDGETS, REGIMES
+from tests.benchmarks.quality.regimes import REGIMES
 from tests.benchmarks.quality.results import append_result
 from tests.benchmarks.quality.trials import Trial
 
 ROOT = Path(__file__).parents[3]
+ABOUT = ("key", "corpus", "regime", "seed", "steps_per_stack", "flops", "tokens", "state_bytes")
+"""Fields of a trial that its result has, too."""
 
 
 def run_alone(trial: Trial, threads: int, work: Path, running: set[subprocess.Popen[str]]) -> dict[str, Any]:
@@ -79,8 +81,8 @@ def run_all(trials: Sequence[Trial], path: Path, *, threads: int, jobs: int, con
                         console.print(f"{where}: [red]failed[/red]; {left}\n", highlight=False)
                         console.print(error.stderr.strip(), markup=False, highlight=False)
                         continue
-                    about = {name: getattr(trial, name) for name in ("key", "corpus", "regime", "seed")}
-                    append_result(path, about | {"steps_per_stack": trial.steps_per_stack, "jobs": jobs} | result)
+                    about = {name: getattr(trial, name) for name in ABOUT}
+                    append_result(path, about | {"jobs": jobs} | result)
                     took, bound = duration(result["seconds"]), result["nats_per_byte"]
                     console.print(f"{where}: {bound:.4f} nats/byte in {took}; {left}", highlight=False)
         finally:
@@ -92,5 +94,4 @@ def run_all(trials: Sequence[Trial], path: Path, *, threads: int, jobs: int, con
 
 def named(trial: Trial) -> str:
     """Describe a trial for people."""
-    budgets = " and ".join(BUDGETS[budget] for budget in trial.budgets)
-    return f"{trial.corpus}, {REGIMES[trial.regime].title}, {budgets}, seed {trial.seed}"
+    return f"{trial.corpus}, {REGIMES[trial.regime].title}, seed {trial.seed}"

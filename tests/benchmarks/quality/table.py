@@ -12,7 +12,7 @@ from tests.benchmarks.quality.trials import Trial
 
 @frozen
 class Row:
-    """A regime on a corpus under a budget, over its seeds."""
+    """A regime on a corpus, over its seeds."""
 
     regime: str
     nelbo: tuple[float, ...]
@@ -20,7 +20,7 @@ class Row:
     gaps: tuple[float, ...]
     """By how much of the baseline's NELBO it is worse, in per cent, each seed against the baseline's own."""
     state: float
-    """Training state as a share of the baseline's."""
+    """Bytes in memory at once, as a share of the baseline's."""
     flops: float
     """As a share of the baseline's, as are ``tokens``."""
     tokens: float
@@ -35,11 +35,11 @@ class Row:
         return statistics.mean(self.gaps) if self.gaps else None
 
 
-def rows(trials: Iterable[Trial], results: dict[str, dict[str, Any]], corpus: str, budget: str) -> list[Row]:
+def rows(trials: Iterable[Trial], results: dict[str, dict[str, Any]], corpus: str) -> list[Row]:
     """The rows of a table, of the runs that have a result, in the order of the trials."""
     found: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
-        if trial.corpus == corpus and budget in trial.budgets and trial.key in results:
+        if trial.corpus == corpus and trial.key in results:
             found.setdefault(trial.regime, []).append(results[trial.key])
     baseline = found.get(BASELINE, [])
     return [row(regime, runs, baseline) for regime, runs in found.items()]

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from cattrs import unstructure
 
-import stackwise_core
 from stackwise_core.config.load import structure
 from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.phases.setup import select_device, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.registry import Registry
-from tests.benchmarks.quality.budgets import total
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def run_trial(config: dict[str, Any]) -> dict[str, Any]:
@@ -34,15 +34,10 @@ def run_trial(config: dict[str, Any]) -> dict[str, Any]:
         "standard_error": None if whole.standard_error is None else whole.standard_error * tokens_per_byte,
         "likelihoods": unstructure(result.likelihoods),
         "phases": unstructure(result.phases),
-        "tokens": total(plan, "tokens"),
-        "flops": total(plan, "flops"),
         "seconds": sum(phase.seconds for phase in result.phases),
         "peak_bytes": max(phase.peak_bytes for phase in result.phases),
-        "state_bytes": max(
-            phase.memory.weights + phase.memory.gradients + phase.memory.optimizer for phase in plan.phases
-        ),
         "machine": machine(setup.config.run.device),
-        "sources": sources(),
+        "curves": curves(),
     }
 
 
@@ -65,13 +60,11 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def sources() -> str:
-    """A hash of the code that trains and measures, so that a page can tell whether its results are of one version."""
-    root = Path(stackwise_core.__file__).parent
+def curves() -> str:
+    """A hash of the golden runs, so that a page can tell whether its results are of code that trains alike."""
     digest = hashlib.blake2b(digest_size=8)
-    for package in ("data", "inference", "rack", "training"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted(GOLDEN.glob("*.json")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
