@@ -18,7 +18,7 @@ def keys(tmp_path, **changes):
         "changes": {"cache_backend.use": "memory"},
     }
     bench = Bench(**settings | changes)
-    return [trial.key for trial in bench.trials("blockwise", "kjv", {"tokens": bench.targets("kjv")["tokens"]})]
+    return [trial.key for trial in bench.trials("blockwise", "kjv", bench.target("kjv"))]
 
 
 def test_a_run_is_found_again_wherever_its_files_are(tmp_path):
