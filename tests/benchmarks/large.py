@@ -125,7 +125,7 @@ def row(name: str, taken: dict, peak: float) -> str:
     rate = planned["flops"] / planned["steps"] / seconds
     return (
         f"| {name} | {taken['parameters'] / 1e6:,.0f}M | {taken['state'] / 1e9:.2f} GB | {measured / 1e9:.2f} GB | "
-        f"{planned['memory']['total'] / 1e9:.2f} GB | {taken['state'] / measured:.1f} | {planned['offload']} | "
+        f"{planned['memory']['total'] / 1e9:.2f} GB | {taken['state'] / measured:.1f} | {planned['offload'] or '-'} | "
         f"{statistics.median(taken['moved'][1:]) / 1e9:.2f} | {seconds:.1f} | {taken['tokens'] / seconds:,.0f} | "
         f"{rate / peak:.2f} |"
     )
@@ -186,9 +186,10 @@ def main() -> None:
         device = torch.cuda.get_device_name()
     else:
         rows, more = on_the_processor(options.tokens or 4096)
-        device = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     peak = peak_rate("cuda" if cuda else "cpu") / 1e12
-    head = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+    head = f"| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 1)}"
     PAGE.write_text(PROSE.format(steps=STEPS, device=device, peak=peak, head=head, rows="\n".join(rows), more=more))
     print(f"wrote {PAGE}")
 

@@ -90,6 +90,12 @@ REGIMES = {
         {"use": "progressive", "finale": 0.4, **COPIES},
         RUN_COURSE,
     ),
+    "finale_40_run_streamed": Regime(
+        "the same, as a streamed run",
+        {"use": "progressive", "finale": 0.4, **COPIES},
+        RUN_COURSE,
+        streams=True,
+    ),
     "progressive_prepend": Regime(
         "progressive, prepending copies, 4:3:2:1", {"use": "progressive", "building": "prepend", **COPIES}
     ),
