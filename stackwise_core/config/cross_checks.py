@@ -108,6 +108,23 @@ def _every_time_step_has_a_fraction(config: Config) -> str | None:
     return f"expected steps from 0 to time_steps - 1 = {steps - 1}, found {outside[0]}" if outside else None
 
 
+@_cross_check("training.boundary_dtype", "training.residency")
+def _rounded_boundaries_are_streamed(config: Config) -> str | None:
+    if config.training.boundary_dtype == "fp32" or config.training.residency == "stream":
+        return None
+    return (
+        'boundary_dtype = "bf16" rounds what streamed stacks see, and what is streamed would depend on the memory that '
+        'is free: set residency = "stream"'
+    )
+
+
+@_cross_check("rack.blocks_per_stack", "trainer_mode.target_stacks")
+def _divided_blocks_are_all(config: Config) -> str | None:
+    if config.rack.blocks_per_stack != "auto" or getattr(config.trainer_mode.options, "target_stacks", None) is None:
+        return None
+    return '"auto" divides all blocks of the rack, and target_stacks adds some: leave target_stacks out'
+
+
 @_cross_check("training.patience", "evaluation.every")
 def _patience_counts_validations(config: Config) -> str | None:
     if config.training.patience is None or config.evaluation.every is not None:

@@ -169,26 +169,29 @@ def _only_with_a_source(instance: "RackConfig", attribute: Any, value: str) -> N
         raise ValueError("says what is taken of init_from, and there is none: set init_from, or leave init out")
 
 
+STACKS = 4
+"""Stacks of a rack that doesn't say how many it has."""
+MOST_STACKS = 10_000
+
+
 def _blocks_of_stacks(instance: "RackConfig", attribute: Any, value: int | tuple[int, ...] | str) -> None:
     for blocks in value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ():
         counted(1, 10_000)(instance, attribute, blocks)
-    if value == () or (isinstance(value, tuple) and instance.stacks not in (None, len(value))):
+    if isinstance(value, tuple) and not 0 < len(value) <= MOST_STACKS:
+        raise ValueError(f"expected numbers for 1 to {MOST_STACKS} stacks")
+    if isinstance(value, tuple) and instance.stacks not in (None, len(value)):
         raise ValueError("expected a number for each stack, and as many as stacks says")
     if value == "auto" and instance.stacks is not None:
         raise ValueError('"auto" decides how many stacks there are: leave stacks out, and set blocks')
 
 
 def _blocks_to_divide(instance: "RackConfig", attribute: Any, value: int | None) -> None:
-    counted(1, 100_000)(instance, attribute, value)
+    counted(1, MOST_STACKS)(instance, attribute, value)
     divided = instance.blocks_per_stack == "auto"
     if value is not None and not divided:
         raise ValueError('says what blocks_per_stack = "auto" divides: set that, or leave blocks out')
     if value is None and divided and instance.init_from is None:
         raise ValueError('blocks_per_stack = "auto" needs the number of blocks to divide')
-
-
-STACKS = 4
-"""Stacks of a rack that doesn't say how many it has."""
 
 
 @frozen
@@ -198,7 +201,7 @@ class RackConfig:
     stacks: int | None = option(
         None,
         "How many stacks. Left out: as many as blocks_per_stack lists, or 4.",
-        check=counted(1, 10_000),
+        check=counted(1, MOST_STACKS),
     )
     blocks_per_stack: int | tuple[int, ...] | Literal["auto"] = option(
         2,
@@ -252,7 +255,8 @@ class RackConfig:
     def __attrs_post_init__(self) -> None:
         if self.stacks is None and self.blocks_per_stack != "auto":
             sizes = self.blocks_per_stack
-            object.__setattr__(self, "stacks", len(sizes) if isinstance(sizes, tuple) else STACKS)
+            count = len(sizes) if isinstance(sizes, tuple) else STACKS
+            object.__setattr__(self, "stacks", count if 0 < count <= MOST_STACKS else None)
 
     def divided(self, blocks: tuple[int, ...]) -> "RackConfig":
         """Return the same with stacks of these numbers of blocks."""

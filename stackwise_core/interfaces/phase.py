@@ -65,8 +65,8 @@ class Phase:
     boundaries: Literal["cache", "window"] = "cache"
     """Place of boundaries: the cache backend, or always memory, one window at a time."""
     ends: Literal["early", "passing_on", "late"] = "early"
-    """What ``training.patience`` does at a plateau of its loss on held-out text: end the phase; end it and pass on what
-    is left of its budget to the next phase; or nothing."""
+    """Effect of ``training.patience`` at a plateau of its loss on held-out text. early: the phase ends. passing_on: it
+    ends, and the next phase gets what is left of its budget. late: none."""
     least: float = 0.0
     """Share of its steps that the phase takes before any plateau ends it."""
 

@@ -138,6 +138,8 @@ def _pass_on(phase: Phase, following: Phase) -> None:
             if each.planned_tokens is not None:
                 each.planned_tokens = round(each.planned_tokens * (1 + steps / each.planned_steps))
             each.planned_steps += steps
+    if phase.passed_on:  # what was planned of them is past
+        phase.planned_rates = following.planned_rates = Curve()
 
 
 def _read_metrics(files: RunFiles, phases: list[Phase], curves: bool) -> list[Likelihood]:

@@ -1,4 +1,4 @@
-"""What trains on which machine, from 1B to 70B weights, by the plan.
+"""Racks of 1B to 70B weights, and the machines that they train on, by the plan.
 
     .venv/bin/python -m tests.benchmarks.memory_table [--check]
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+STREAMED = ["training.residency=stream", "training.offload=disk"]
 CASES = [
     ["precision.active=bf16"],
     ["precision.active=fp32"],
@@ -23,6 +24,18 @@ CASES = [
     ["rack.stacks=8", "trainer_mode.shares=[]"],
     ["trainer_mode=end_to_end", "rack.stacks=8"],
     ["cache_backend=memory", "training.steps_per_stack=205"],
+    *(["trainer_mode=end_to_end", *STREAMED, *changes] for changes in ([], ["training.batch_size=64"])),
+    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512"],
+    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "training.clip=stack"],
+    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "training.offload=memory"],
+    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "optimizer=adamw_8bit"],
+    [
+        "trainer_mode={use='progressive',trunk='adapters',finale=0.5}",
+        *STREAMED,
+        "rack.d_model=512",
+        "precision.trunk=nf4",
+        "adapter.trunk=lora",
+    ],
 ]
 
 

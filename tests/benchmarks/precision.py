@@ -81,7 +81,7 @@ def bytes_a_weight(held: Precision) -> tuple[float, float]:
 @torch.no_grad()
 def output_error(held: Precision, source: Engine) -> float:
     """Of stack 1's output on a batch of validation text, over the norm of what the stack adds in fp32."""
-    setup, directory = source._setup, source._directory
+    setup, directory = source.setup, source.files
     forward = setup.forward(directory)
     forward.placement.load_written_ends()
     forward.placement.bring((0,), active=(0,))
@@ -185,7 +185,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         source, _, _ = run(directory, "run.name=source", "rack.stacks=2")
-        grown = ["run.name=grown", "rack.stacks=3", f"rack.init_from={source._directory.path}"]
+        grown = ["run.name=grown", "rack.stacks=3", f"rack.init_from={source.files.path}"]
         for name, choice in PRECISIONS.items():
             if f"NELBO, {name}" not in results:
                 keep(f"NELBO, {name}", run(directory, *grown, f"precision.trunk={choice}")[1:])

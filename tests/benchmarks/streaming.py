@@ -1,4 +1,4 @@
-"""What a streamed step costs: its time against a step with activation checkpointing in memory.
+"""Time of a streamed step against one with activation checkpointing in memory.
 
     .venv/bin/python -m tests.benchmarks.streaming [--rounds 3] [--threads N]
 

@@ -31,7 +31,8 @@ def timed_steps(config: str, directory: Path, *, cold: bool = False, threads: in
     Returns:
         ``seconds`` and ``moved`` (bytes read and written by the offload) of each step, ``host_peak`` of the whole
         process, ``device_peak`` (None on a CPU), ``state`` (bytes of what trains: weights, gradients, moments),
-        ``parameters``, ``tokens`` a step, ``planned`` (the phase in plan.json) and ``result``.
+        ``parameters``, ``tokens`` a step, ``planned`` (the phase in plan.json), the first and last ``losses``, the
+        ``likelihood`` at the end, ``phase_peak``, and the ``device``'s name.
     """
     file = directory / "run.toml"
     file.write_text(config)

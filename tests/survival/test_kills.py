@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "training.offload": "disk",
             "training.steps_per_stack": 3,
         },
-        "kills": {"streamed step": 4, "streamed update": 4, "checkpoint": 4, "phase change": 1},
+        "kills": {"streamed step": 5, "streamed update": 6, "checkpoint": 5, "phase change": 1},
     },
     "grown, streamed, one course": {
         "changes": {
@@ -80,7 +80,27 @@ RUNS: dict[str, dict[str, Any]] = {
             "training.steps_per_stack": 5,
             "rack.stacks": 2,
         },
-        "kills": {"streamed update": 2, "checkpoint": 3, "phase change": 3},
+        "kills": {"streamed update": 4, "checkpoint": 4, "phase change": 3},
+    },
+    "all join at a plateau, streamed, clipped by stack": {
+        "changes": {
+            "trainer_mode": {
+                "use": "progressive",
+                "trunk": "trains",
+                "growth": "all",
+                "start": "copy",
+                "joins": "plateau",
+            },
+            "training.residency": "stream",
+            "training.offload": "disk",
+            "training.course": "run",
+            "training.clip": "stack",
+            "training.patience": 1,
+            "training.embedding_lr": 10.0,
+            "training.steps_per_stack": 4,
+            "evaluation": {"every": 1, "draws": 1, "sequences": 4},
+        },
+        "kills": {"streamed step": 8, "checkpoint": 6, "phase change": 2},
     },
     "banded, own ends": {
         "changes": {
@@ -126,7 +146,12 @@ def test_runs_that_are_killed_again_and_again_end_with_the_same_bits(tmp_path):
             run_directory = RunDirectory(directory)
             assert not any(run_directory.manifest.problem(name) for name in run_directory.manifest)
             assert not run_directory.checkpoints()
-    check_kinds([life for run in came_to.values() for life in run["lives"] if life["reached"]])
+    reached = {name: [life for life in run["lives"] if life["reached"]] for name, run in came_to.items()}
+    check_kinds([life for lives in reached.values() for life in lives])
+    streamed = [life for name, lives in reached.items() if "streamed" in name for life in lives]
+    assert sum(life["status"] == -signal.SIGKILL for life in streamed) >= 30
+    plateau = came_to["all join at a plateau, streamed, clipped by stack"]["undisturbed"]
+    assert json.loads((Path(plateau) / "progress.json").read_text())["phases"][0]["passed_on"] > 0
 
 
 def check_kinds(lives: list[dict[str, Any]]) -> None:

@@ -328,7 +328,8 @@ def _steps(axes: Axes, runs: Sequence[Run], width: int, *, planned: bool = False
     """
     longest = max(max(run.steps, 1) for run in runs)
     if planned:
-        longest = max(longest, *(_planned_begins(run)[-1] + (run.phases[-1].planned_steps or 0) for run in runs))
+        ends = (_planned_begins(run)[-1] + (run.phases[-1].planned_steps or 0) for run in runs if run.phases)
+        longest = max(longest, *ends)
     axes.set_xlim(-0.005 * longest, 1.005 * longest)
     axes.xaxis.set_major_locator(_few(integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else _short(value)))

@@ -120,6 +120,8 @@ def _progress(phase: Phase) -> str:
     if phase.done and not phase.stopped_early:
         return wording.whole(phase.steps)
     planned = wording.whole(phase.planned_steps)
+    if phase.passed_on:
+        return f"{wording.whole(phase.steps)}, {wording.whole(phase.passed_on)} passed on"
     return f"{wording.whole(phase.steps)} of {planned}{', early stop' if phase.stopped_early else ''}"
 
 

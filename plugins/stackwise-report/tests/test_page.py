@@ -225,7 +225,7 @@ def test_a_run_that_broke_off_before_its_first_step_has_a_page(page_of, run):
     assert not {"gaps"} & set(found.ids)
 
 
-def test_the_planned_learning_rate_is_drawn_to_the_end_of_the_plan(run):
+def test_the_planned_learning_rate_is_drawn_to_the_end_of_the_plan(run, tmp_path):
     """Of an unfinished run, too, whose axis is as long as its plan; without a plan only what was measured is drawn."""
     (run / "finished.json").unlink()
     progress = json.loads((run / "progress.json").read_text())
@@ -239,9 +239,25 @@ def test_the_planned_learning_rate_is_drawn_to_the_end_of_the_plan(run):
     drawn = plots.learning_rate([shown], "rate")
     assert drawn.said == "Dashed: planned."
     assert drawn.svg.count("stroke-dasharray") >= 3
+    (tmp_path / "empty").mkdir()
+    assert plots.learning_rate(read_runs([run, tmp_path / "empty"]), "rate").said == "Dashed: planned."
     for phase in shown.phases:
         phase.planned_rates = Curve()
     assert plots.learning_rate([shown], "rate").said == ""
+
+
+def test_steps_that_were_passed_on_are_said(page_of, changed):
+    """With the phase that left them; what was planned of the rate is past, and isn't drawn."""
+
+    def passes_on(finished):
+        finished["phases"][0] |= {"steps": 2, "stopped_early": True, "passed_on": 4}
+        finished["phases"][1] |= {"steps": 10}
+
+    directory = changed("finished.json", passes_on)
+    assert "2, 4 passed on" in page_of(directory).text
+    (shown,) = read_runs([directory])
+    assert [phase.planned_steps for phase in shown.phases] == [2, 10, 6]
+    assert [len(phase.planned_rates) > 0 for phase in shown.phases] == [False, False, True]
 
 
 def test_runs_stand_side_by_side(page_of, finished, banded, causal):

@@ -145,8 +145,8 @@ def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) ->
     for stack in phase.live_path:
         total += state * _trains(phase, stack, on_stacks, spec)
     passes, width = training.gradient_accumulation, 4 if training.boundary_dtype == "fp32" else 2
-    boundary = width * spec.d_model * largest_batch(setup) * spec.seq_len * passes
-    return round(total) + (len(phase.live_path) + 1) * boundary
+    numbers = spec.d_model * largest_batch(setup) * spec.seq_len * passes
+    return round(total) + (len(phase.live_path) * width + 4) * numbers  # the gradients that go down are in fp32
 
 
 def step_activations(

@@ -137,13 +137,14 @@ class FinishedRun:
 
     @property
     def bytes(self) -> float:
-        """Bytes that all its stacks occupy in memory together, without adapters."""
+        """Bytes that all stacks occupy in memory together, with ends of their own if they have some, without adapters."""
         spec, formats = self.parts.spec, self.parts.formats
         widths = (
             4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight
             for stack in range(spec.stacks)
         )
-        return sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
+        own = 4 * spec.stacks * (spec.embedding_parameters + spec.head_parameters) if spec.ends == "per_stack" else 0
+        return own + sum(spec.stack_parameters(stack) * width for stack, width in enumerate(widths))
 
     def text(
         self, corpus: str | None, progress: Progress | None = None, text_field: str | None = None

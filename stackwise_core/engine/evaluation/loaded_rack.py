@@ -45,15 +45,19 @@ class LoadedRack(nn.Module):
             don't fit together.
 
     Attributes:
-        ends: embedding and head, by the stack whose own they are where each has its own.
+        ends: embedding and head, by the stack whose own they are where each has its own; none where these are
+            streamed.
         stacks: by number; none where they are streamed.
     """
 
     def __init__(self, run: FinishedRun, *, stream: bool | None = None) -> None:
         super().__init__()
         self.run = evolve(run, streams=run.bytes > run.parts.memory_budget if stream is None else stream)
-        run.forward.placement.keep_all_ends()
-        self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in run.forward.placement.all_ends()})
+        if not self.run.streams:
+            run.forward.placement.keep_all_ends()
+        shared = run.parts.spec.ends == "shared" or not self.run.streams
+        all_ends = run.forward.placement.all_ends() if shared else ()
+        self.ends = nn.ModuleDict({str(owner or 0): ends for owner, ends in all_ends})
         self.stacks = nn.ModuleDict()
         self._bring()
 

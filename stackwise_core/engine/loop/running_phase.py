@@ -169,7 +169,7 @@ class RunningPhase:
         held_out = self.validation.loss(self.forward, self.planned.phase.path)
         self.listener(Validated(self.planned, self.state.step, held_out))
         reached = self.state.plateau.reached(held_out)
-        return reached and self.state.step >= self.planned.phase.least * self.planned.steps
+        return reached and self.state.step >= self.planned.least_steps
 
     def _save(self) -> None:
         """Write a checkpoint; its weights are those of the last good step."""
@@ -250,9 +250,12 @@ class RunningPhase:
             found = (first_not_finite(self.forward, planned.phase.path, batch) for batch in draws)
             ends = next((f": {each}" for each in found if each), ends)
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
+        changed = "No weight was changed by it."
+        if self.training.clip == "stack" and math.isfinite(loss) and self.step.scaler is None:
+            changed = 'With training.clip = "stack", the stacks above that one were changed by it, and no others.'
         raise StackwiseError(
             f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
-            f"{samples}, ...: {reason}{ends}{in_a_row} No weight was changed by it. A lower training.block_lr or a "
+            f"{samples}, ...: {reason}{ends}{in_a_row} {changed} A lower training.block_lr or a "
             "longer training.warmup may help, in a run that begins with it (--fresh)."
         )
 

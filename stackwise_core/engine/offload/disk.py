@@ -40,11 +40,14 @@ READ_AT_ONCE = 64 << 20
 class _Slot:
     """A buffer that entries are read into, as large as the largest so far."""
 
+    pinned: bool = False
+    """Whether it is page-locked, so that a device can copy from it at full speed."""
     bytes: np.ndarray = field(factory=lambda: np.empty(0, np.uint8))
 
     def room(self, size: int) -> np.ndarray:
         if len(self.bytes) < size + ALIGNED:
-            self.bytes = np.empty(size + ALIGNED, np.uint8)
+            self.bytes = np.empty(0, np.uint8)  # before the next one takes its room
+            self.bytes = torch.empty(size + ALIGNED, dtype=torch.uint8, pin_memory=self.pinned).numpy()
         first = -self.bytes.ctypes.data % ALIGNED
         return self.bytes[first : first + size]
 
@@ -77,10 +80,11 @@ class Disk(Offload):
 
     Args:
         directory: for what changes between checkpoints.
+        pinned: whether a CUDA device reads what it gives.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, pinned: bool = False) -> None:
+        self._directory, self._pinned = directory, pinned
         shutil.rmtree(directory, ignore_errors=True)  # what a killed process left
         directory.mkdir(parents=True)
         self._saved: dict[str, Path] = {}
@@ -90,7 +94,7 @@ class Disk(Offload):
         self._writer = ThreadPoolExecutor(1, "stackwise-write")
         self._writing: _Writing | None = None
         self._ahead: _Ahead | None = None
-        self._slots = [_Slot() for _ in range(SLOTS)]
+        self._slots = [_Slot(pinned) for _ in range(SLOTS)]
         """Those that no entry is read ahead into, the one that was used last at the end."""
 
     def __contains__(self, entry: str) -> bool:
@@ -196,7 +200,7 @@ class Disk(Offload):
         self._writer.shutdown()
         self._saved.clear()
         self._written.clear()
-        self._slots = [_Slot() for _ in range(SLOTS)]
+        self._slots = [_Slot(self._pinned) for _ in range(SLOTS)]
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

@@ -57,6 +57,12 @@ def resolve_adapters(phases: Sequence[Phase], config: AdapterConfig, spec: RackS
             'trainer_mode.start = "copy", or have rack.init_from bring all stacks.'
         )
     if config.stack is not None and config.attach == "freeze":
+        passing = next((each.phase.name for each in resolving if each.phase.ends == "passing_on"), None)
+        if passing is not None:
+            raise UsageError(
+                f'adapter.attach = "freeze" gives each stack\'s adapter a part of its budget, and phase "{passing}" '
+                'passes on what it leaves at a plateau. Use trainer_mode.joins = "share", or another adapter.attach.'
+            )
         resolving = [
             each for place in range(len(resolving)) for each in _with_time_of_its_own(resolving, place, config)
         ]

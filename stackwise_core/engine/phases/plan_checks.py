@@ -22,6 +22,7 @@ from stackwise_core.interfaces.objective import Objective
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import BandRoute, Route
+from stackwise_core.words import shown
 
 
 def check_stacks_named(config: Config, spec: RackSpec) -> None:
@@ -137,8 +138,8 @@ def check_phases(phases: list[Phase], spec: RackSpec, mode: str) -> None:
             raise wrong(phase, "has no budget: epochs must be above 0, steps and masks_per_sample 1 or more")
         if phase.begins < 0 or phase.lr < 0:
             raise wrong(phase, "begins before the first step, or has a negative learning rate")
-        if not 0 <= phase.least <= 1:
-            raise wrong(phase, f"takes at least {phase.least} of its steps, outside of [0, 1]")
+        if not isinstance(phase.least, int | float) or not 0 <= phase.least <= 1:
+            raise wrong(phase, f"has the least share {shown(phase.least)} of its steps, expected one in [0, 1]")
         if phase.ends == "passing_on" and phase is phases[-1]:
             raise wrong(phase, "is the last one, and passes what is left of its budget on")
         if spec.ends == "per_stack" and (phase.embedding or phase.head) and len(phase.path) > 1:

@@ -30,24 +30,31 @@ def set_up_divided(config: Config, registry: Registry, progress: Progress | None
     """
     count = config.rack.blocks or sum(read_source(str(config.rack.init_from), registry).blocks)
     whole = set_up(evolve(config, rack=config.rack.divided((1,) * count)), registry, progress)
-    found: list[tuple[Setup, Plan]] = []
-    refused: UsageError | None = None
+    found: dict[tuple[int, ...], tuple[Setup, Plan]] = {}
+    refused: dict[tuple[int, ...], UsageError] = {}
     for blocks in divisions(count):
         try:
             setup = recut(whole, blocks, registry)
-            found.append((setup, make_plan(setup)))
+            if setup.spec.blocks not in found:  # a mode may divide them its own way
+                found[setup.spec.blocks] = setup, make_plan(setup)
         except UsageError as error:
-            refused = error
+            refused[blocks] = error
     if not found:
-        assert refused is not None
-        raise refused
-    held = [each for each in found if needed(each[1]) <= whole.memory_budget]
-    if not held:
-        return min(found, key=lambda each: needed(each[1]))
-    fastest = max(speed(*each) for each in held)
-    setup, plan = next(each for each in held if speed(*each) >= AS_FAST * fastest)
-    said = f"{_shown(setup.spec.blocks)}, the fastest of {len(held)} that the memory budget holds"
-    return setup, evolve(plan, notes=(*plan.notes, f'rack.blocks_per_stack = "auto": stacks of {said}.'))
+        blocks, reason = next(iter(refused.items()))
+        raise UsageError(
+            f'rack.blocks_per_stack = "auto": there are {len(refused)} ways to divide the {count} blocks, and none can '
+            f"be planned. As {_shown(blocks)}: {reason}"
+        ) from reason
+    held = [each for each in found.values() if needed(each[1]) <= whole.memory_budget]
+    if held:
+        fastest = max(speed(*each) for each in held)
+        setup, plan = next(each for each in held if speed(*each) >= AS_FAST * fastest)
+        why = f"the fastest of {len(held)} divisions that the memory budget holds"
+    else:
+        setup, plan = min(found.values(), key=lambda each: needed(each[1]))
+        why = "the division that needs least memory; the memory budget holds none"
+    said = f'rack.blocks_per_stack = "auto": {_shown(setup.spec.blocks)}, {why}.'
+    return setup, evolve(plan, notes=(*plan.notes, said))
 
 
 def divisions(count: int) -> list[tuple[int, ...]]:
@@ -75,6 +82,8 @@ def speed(setup: Setup, plan: Plan) -> float:
 
 
 def _shown(blocks: tuple[int, ...]) -> str:
-    each = sorted(set(blocks), reverse=True)
-    counts = [f"{blocks.count(size)} of {size}" for size in each]
-    return f"{' and '.join(counts)} {'block' if blocks[-1] == 1 and len(each) == 1 else 'blocks'}"
+    """Return ``stacks of 3, 3, 2 blocks``, or ``2 stacks of 4 blocks``."""
+    if len(set(blocks)) == 1:
+        stacks, size = len(blocks), blocks[0]
+        return f"{stacks} {'stack' if stacks == 1 else 'stacks'} of {size} {'block' if size == 1 else 'blocks'}"
+    return f"stacks of {', '.join(map(str, blocks))} blocks"

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from attrs import evolve
 
 from stackwise_core.engine.draws.order import Order
-from stackwise_core.engine.phases.phase_steps import first_step
+from stackwise_core.engine.phases.phase_steps import first_step, phase_steps
 from stackwise_core.engine.plan.phase_plan import PhasePlan
+from stackwise_core.interfaces.phase import Phase
 from stackwise_core.run_files.progress_file import PhaseResult
+
+
+def longest(phases: Sequence[Phase], order: Order) -> list[Phase]:
+    """Return phases with the most steps that each may have: its own, and what those before it may pass on."""
+    found, left = [], 0
+    for phase in phases:
+        steps = phase_steps(phase, order)
+        found.append(evolve(phase, steps=steps + left, begins=first_step(phase, order)) if left else phase)
+        left = steps + left - math.ceil(phase.least * steps) if phase.ends == "passing_on" else 0
+    return found
 
 
 def with_passed_on(
@@ -41,6 +53,7 @@ def _longer(planned: PhasePlan, before: PhasePlan, left: int, order: Order, cour
         steps=steps,
         tokens=round(planned.tokens * steps / planned.steps),
         schedule=(first - left, total) if course == "run" else (first, steps),
+        rates=(),
         step_flops=planned.step_flops * steps / planned.steps,
         flops=planned.flops * steps / planned.steps,
         seconds=planned.seconds * steps / planned.steps,

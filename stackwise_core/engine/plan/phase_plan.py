@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from attrs import evolve, frozen
@@ -39,6 +40,8 @@ class PhasePlan:
 
     phase: Phase
     steps: int
+    least_steps: int
+    """Steps that it takes before any plateau ends it: a share of its own, whatever others pass on to it."""
     tokens: int
     """Tokens that training steps pass, in all."""
     trainable_parameters: int
@@ -112,6 +115,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
     return PhasePlan(
         phase=phase,
         steps=steps,
+        least_steps=math.ceil(phase.least * steps),
         tokens=tokens,
         trainable_parameters=trainable,
         frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,

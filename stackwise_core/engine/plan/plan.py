@@ -12,7 +12,7 @@ from attrs import asdict, evolve, frozen
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.phases.adapting import resolve_adapters
 from stackwise_core.engine.phases.learning_rate import rate_points
-from stackwise_core.engine.phases.phase_steps import largest_window
+from stackwise_core.engine.phases.phase_steps import largest_window, sample_order
 from stackwise_core.engine.phases.plan_checks import (
     check_adapters,
     check_division,
@@ -26,6 +26,7 @@ from stackwise_core.engine.phases.plan_checks import (
 )
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.notes import notes
+from stackwise_core.engine.plan.passing_on import longest
 from stackwise_core.engine.plan.phase_plan import PhasePlan, price
 from stackwise_core.engine.plan.residency import streams_trunk
 from stackwise_core.engine.plan.speed import Speed, measure_speed, phase_seconds
@@ -159,6 +160,12 @@ def make_plan(setup: Setup) -> Plan:
     if not objective.options.causal:
         check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
     planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
+    most = longest(resolved, sample_order(setup))
+    if most != resolved:  # boundaries need room for all steps that a phase may get
+        for place, phase in enumerate(most):
+            at_most = price(phase, most[:place], setup)
+            memory = max(planned[place].memory, at_most.memory, key=lambda each: each.total)
+            planned[place] = evolve(planned[place], disk=max(planned[place].disk, at_most.disk), memory=memory)
     if training.course == "run":
         planned = _in_one_course(planned)
     planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]

@@ -8,6 +8,7 @@ from stackwise_core.engine.events.events import StepDone
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.block_sizing import AS_FAST, divisions, needed, set_up_divided, speed
 from stackwise_core.engine.plan.plan import make_plan
+from stackwise_core.errors import UsageError
 from stackwise_core.options import ByteSize
 from tests.command_line import CONFIG
 from tests.tiny import tiny_config
@@ -48,7 +49,8 @@ def test_the_fastest_that_the_budget_holds_is_taken(tmp_path):
     assert setup.config.rack.stack_blocks == chosen
     assert max(chosen) <= 2
     assert speed(*made[chosen]) >= 0.8 * AS_FAST * max(speed(*made[blocks]) for blocks in made if max(blocks) <= 2)
-    assert plan.notes[-1].startswith('rack.blocks_per_stack = "auto": stacks of ')
+    assert plan.notes[-1].startswith('rack.blocks_per_stack = "auto": ')
+    assert "the fastest of" in plan.notes[-1]
 
 
 @pytest.mark.slow
@@ -57,6 +59,29 @@ def test_a_mode_that_needs_equal_stacks_has_them(tmp_path):
     changes = AUTO | {"rack": AUTO["rack"] | {"blocks": 7}, "trainer_mode": {"use": "blockwise", "start": "copy"}}
     setup, _ = set_up_divided(*tiny_config(tmp_path, changes))
     assert setup.spec.blocks in [(7,), (1,) * 7]
+
+
+def test_without_room_for_any_the_smallest_need_is_taken(tmp_path):
+    """And a note says so; the engine refuses it, or doesn't, as any other plan."""
+    config, registry = tiny_config(tmp_path, AUTO | {"training.memory_budget": "1 MB"})
+    setup, plan = set_up_divided(config, registry)
+    assert setup.spec.blocks == (1,) * 6
+    least = "6 stacks of 1 block, the division that needs least memory; the memory budget holds none."
+    assert plan.notes[-1].endswith(least)
+
+
+def test_what_no_division_allows_is_said_of_all(tmp_path):
+    """With the first of them, which the user never wrote."""
+    mode = {"use": "blockwise", "shares": [1.0] * 4}
+    expected = "4 ways to divide the 6 blocks, and none can be planned. As 1 stack of 6 blocks: .*4 entries"
+    with pytest.raises(UsageError, match=expected):
+        set_up_divided(*tiny_config(tmp_path, AUTO | {"trainer_mode": mode}))
+
+
+def test_a_mode_that_divides_blocks_itself_is_planned_once(tmp_path):
+    """Every division is one stack a block to it."""
+    _, plan = set_up_divided(*tiny_config(tmp_path, AUTO | {"trainer_mode": {"use": "layerwise"}}))
+    assert "6 stacks of 1 block, the fastest of 1 divisions" in plan.notes[-1]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from stackwise_core.errors import UsageError
 from stackwise_core.run_files.reading import read_run
 from tests.interrupted_runs import break_everywhere
 from tests.run_bits import bits
-from tests.tiny import run_tiny
+from tests.tiny import TinyRun, run_tiny
 
 STILL = {
     "trainer_mode": {"use": "progressive", "trunk": "trains", "growth": "all", "start": "copy", "joins": "plateau"},
@@ -45,6 +45,34 @@ def test_a_phase_takes_its_least_share(tmp_path):
     """Whatever its loss does."""
     mode = STILL["trainer_mode"] | {"least": 0.5}
     assert [phase.steps for phase in run_tiny(tmp_path, STILL | {"trainer_mode": mode}).result.phases] == [6, 18]
+
+
+@pytest.mark.slow
+def test_a_least_share_is_of_a_phase_s_own_budget(tmp_path):
+    """What others passed on to it doesn't count."""
+    mode = {"use": "progressive", "trunk": "trains", "start": "copy", "joins": "plateau", "least": 0.5}
+    ran = run_tiny(tmp_path, STILL | {"trainer_mode": mode, "training.steps_per_stack": 12})
+    assert [planned.steps for planned in ran.plan.phases] == [12, 12, 12]
+    assert [phase.steps for phase in ran.result.phases] == [6, 6, 24]
+
+
+def test_the_plan_has_room_for_what_may_be_passed_on(tmp_path):
+    """Boundaries of every step that a phase may get: with several draws a sample they are more than its own."""
+    changes = {"trainer_mode": {"use": "blockwise"}, "rack.stacks": 2, "training.masks_per_sample": 8}
+    changes |= {"cache_backend": {"use": "disk"}, "training.patience": 1, "evaluation.every": 1}
+    own = TinyRun.of(tmp_path, changes).plan.phases[1]
+    passing = changes | {"trainer_mode": {"use": "blockwise", "joins": "plateau", "least": 0.0}}
+    longer = TinyRun.of(tmp_path, passing).plan.phases[1]
+    assert longer.steps == own.steps
+    assert longer.disk == pytest.approx(2 * own.disk, rel=0.1)
+
+
+def test_an_adapter_s_own_phase_can_t_get_what_a_stack_leaves(tmp_path):
+    """It would train for as long as the next stack should."""
+    adapter = {"stack": {"use": "lora", "rank": 2}}
+    changes = {"trainer_mode": {"use": "blockwise", "joins": "plateau"}, "adapter": adapter}
+    with pytest.raises(UsageError, match=r'adapter\.attach = "freeze".*passes on'):
+        run_tiny(tmp_path, STILL | changes)
 
 
 @pytest.mark.slow
