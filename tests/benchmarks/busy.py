@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/benchmarks/busy.py [--rounds 3] [--at-once 3] [--steps 300]
 
-A rack of one stack of stackwise.toml is trained, alone and several times at once, with threads that spin as torch has
+A rack of one stack of blockwise.toml is trained, alone and several times at once, with threads that spin as torch has
 it by default (GOMP_SPINCOUNT=300000, GNU's own default), with threads that sleep at once (OMP_WAIT_POLICY=PASSIVE), and
 with threads that spin for some microseconds and then sleep (what Stackwise sets). Each round
 has all six cases one after another, so that whatever else the machine does weighs on all of them. Tokens a second are
@@ -32,7 +32,7 @@ CRAWLS = 15
 """Where threads spin and cores are short, so many times fewer steps are taken."""
 PROSE = """# A busy machine
 
-A rack of one stack of `stackwise.toml` on {cores} cores, alone and {many} times at once, each process with {cores}
+A rack of one stack of `blockwise.toml` on {cores} cores, alone and {many} times at once, each process with {cores}
 threads. Tokens a second of the slowest process; medians of {rounds} rounds, each of which has all six cases. The
 command: `.venv/bin/python tests/benchmarks/busy.py`.
 
@@ -58,7 +58,14 @@ def train(folder: Path, number: int, steps: int, policy: dict[str, str]) -> subp
     changes = ["rack.stacks=1", "trainer_mode.shares=[]", "cache_backend.use=memory", "evaluation.sequences=2"]
     changes += [f"training.steps_per_stack={steps}", f"run.threads={processors()}", f"run.directory={folder}/{number}"]
     changes += [f"data.tokens_directory={folder}/tokens"]
-    command = [sys.executable, "-m", "stackwise_core.cli", "run", str(ROOT / "stackwise.toml"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "stackwise_core.cli",
+        "run",
+        str(ROOT / "tests/benchmarks/blockwise.toml"),
+        "--json",
+    ]
     command += [word for change in changes for word in ("--set", change)]
     return subprocess.Popen(
         command, env=taken | policy, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder

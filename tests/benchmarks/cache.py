@@ -6,12 +6,12 @@
    one file, and by copying the same rows in memory. Before a cold read the page cache is rid of the files, and asked
    whether it is. As in training, a store is told of a batch while the one before it is read.
 2. Opening a store of a million small entries, warm and cold, and reading its files through.
-3. A step of `stackwise.toml`'s phase 1: the share of reading its boundaries, from keys to fp32.
+3. A step of `blockwise.toml`'s phase 1: the share of reading its boundaries, from keys to fp32.
 4. An epoch of cached boundaries from the disk against the same one from the page cache.
 5. What a cache saves in racks of 2, 4 and 8 stacks (d_model 256, two blocks, 256 tokens, batches of 16, bf16): the last
    stack's phase with cached boundaries, with the trunk run for each window, and end-to-end training, beside the
    FLOPs that `stackwise plan` counts.
-6. A run of `stackwise.toml`: how often a boundary is read, and how many were there when they were asked for.
+6. A run of `blockwise.toml`: how often a boundary is read, and how many were there when they were asked for.
 
 Ratios within a repeat, medians of alternating repeats. Writes docs/benchmarks/cache.md. Takes half an hour on two
 cores, on which nothing else should run, 3 GB of memory and as much disk in the directory for temporary files (TMPDIR),
@@ -201,7 +201,7 @@ def resident_bytes(path: Path) -> int:
 
 
 def backend(name: str) -> CacheBackend:
-    config, registry = load(ROOT / "stackwise.toml", overrides=[f"cache_backend.use={name}"])
+    config, registry = load(ROOT / "tests/benchmarks/blockwise.toml", overrides=[f"cache_backend.use={name}"])
     made = build_implementations(config, registry, torch.device("cpu")).cache
     assert made is not None
     return made
@@ -305,7 +305,7 @@ def measure_opening(directory: Path) -> dict[str, Any]:
 
 def engine_for(directory: Path, *overrides: str, cached: bool = True) -> Engine:
     common = [f"run.directory={directory}", f"data.tokens_directory={directory}/tokens", "run.name=bench"]
-    config, registry = load(ROOT / "stackwise.toml", overrides=[*common, *overrides])
+    config, registry = load(ROOT / "tests/benchmarks/blockwise.toml", overrides=[*common, *overrides])
     # A TOML can't take a table out again, so the cache goes here.
     setup = set_up(config if cached else evolve(config, cache_backend=None), registry)
     return Engine(setup, make_plan(setup), registry, lambda event: None)
@@ -375,7 +375,7 @@ def measure_epochs(directory: Path) -> dict[str, list[float]]:
     """Seconds of epochs, all of whose boundaries are in the store: the default's, and short ones at larger shapes."""
     found = {}
     shapes = {
-        "stackwise.toml": ("training.epochs_per_stack=1",),
+        "blockwise.toml": ("training.epochs_per_stack=1",),
         # Seconds each: the machine's own speed differs by some per cent from one minute to the next.
         "d_model 256": (*REFERENCE, f"training.steps_per_stack={STEPS}", f"training.window={SEQUENCES}"),
     }
@@ -453,7 +453,7 @@ def measure_saving(directory: Path, stacks: int) -> dict[str, Any]:
 
 
 def measure_run(directory: Path) -> list[dict[str, Any]]:
-    """What the metrics of a run of `stackwise.toml` say of each phase."""
+    """What the metrics of a run of `blockwise.toml` say of each phase."""
     engine = engine_for(directory)
     engine.run()
     lines = [json.loads(line) for line in engine.files.metrics.read_text().splitlines()]
@@ -541,7 +541,7 @@ def write(results: Mapping[str, Any]) -> None:
     share, epochs = results["share"], results["epochs"]
     ratios = {
         shape: ratio_line(epochs[f"{shape}, cold"], epochs[f"{shape}, warm"])
-        for shape in ("stackwise.toml", "d_model 256")
+        for shape in ("blockwise.toml", "d_model 256")
     }
     lines = [
         "# What the cache costs and saves",
@@ -567,14 +567,14 @@ def write(results: Mapping[str, Any]) -> None:
         "",
         "## Reading, as a share of training",
         "",
-        f"A step of `stackwise.toml`'s phase 1 takes {1e3 * share['step']:.1f} ms. {share['read']:.2%} of it is",
+        f"A step of `blockwise.toml`'s phase 1 takes {1e3 * share['step']:.1f} ms. {share['read']:.2%} of it is",
         "reading its boundary from the page cache, from keys to fp32; the store's part of that, checksums included, is",
         f"{share['get']:.2%} of the step. Saying which batch comes next takes another {share['prefetch']:.2%}.",
         "",
         "Time of an epoch whose boundaries are all on disk and none in the page cache, over that of the same epoch",
         f"with them there, of {EPOCH_REPEATS} pairs:",
         "",
-        f"- an epoch of `stackwise.toml`: {ratios['stackwise.toml']};",
+        f"- an epoch of `blockwise.toml`: {ratios['blockwise.toml']};",
         f"- {SEQUENCES} sequences at the shapes below: {ratios['d_model 256']}.",
         "",
         "## What it saves",
@@ -592,7 +592,7 @@ def write(results: Mapping[str, Any]) -> None:
         "",
         "## Reads an entry",
         "",
-        "From the metrics of a run of `stackwise.toml`. Windows ask for whole chunks; a hit was in the store already.",
+        "From the metrics of a run of `blockwise.toml`. Windows ask for whole chunks; a hit was in the store already.",
         "",
         *run_lines(results["run"]),
     ]

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/benchmarks/codec.py [--results FILE] [--pretrained DIR] [--seeds N]
 
-1. Training. The first stack of `stackwise.toml`'s rack is trained once a seed; three more are then trained over it, one
+1. Training. The first stack of `blockwise.toml`'s rack is trained once a seed; three more are then trained over it, one
    by one, on boundaries stored in each format. Validation runs the trunk live and rounds nothing, so what the upper
    stacks lost by learning on rounded boundaries is in the bound. Every format sees the same samples, the same masks and
    the same validation. A last run in fp32 has a learning rate 0.1 % higher: what it differs by says nothing, and
@@ -84,7 +84,7 @@ def trained(directory: str, seed: int, *overrides: str) -> Path:
     """A finished run."""
     common = [f"run.directory={directory}", f"data.tokens_directory={directory}/tokens", f"run.seed={seed}"]
     common += ["run.device=cpu", "trainer_mode.shares=[]"]
-    config, registry = load(ROOT / "stackwise.toml", overrides=[*common, *overrides])
+    config, registry = load(ROOT / "tests/benchmarks/blockwise.toml", overrides=[*common, *overrides])
     setup = set_up(config, registry)
     engine = Engine(setup, make_plan(setup), registry, lambda event: None)
     engine.run()

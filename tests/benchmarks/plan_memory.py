@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/benchmarks/plan_memory.py
 
-Each case is a short run of stackwise.toml in a process of its own. Writes docs/benchmarks/plan_memory.md.
+Each case is a short run of blockwise.toml in a process of its own. Writes docs/benchmarks/plan_memory.md.
 """
 
 import json
@@ -43,7 +43,14 @@ def measure(case: list[str], directory: str) -> tuple[int, int]:
     """Planned and measured peak bytes of the phase in which the measured one is highest."""
     overrides = ["training.steps_per_stack=40", f"run.directory={directory}", "evaluation.sequences=2"]
     overrides += [f"data.tokens_directory={directory}/tokens", *case]
-    command = [sys.executable, "-m", "stackwise_core.cli", "run", str(ROOT / "stackwise.toml"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "stackwise_core.cli",
+        "run",
+        str(ROOT / "tests/benchmarks/blockwise.toml"),
+        "--json",
+    ]
     command += [word for override in overrides for word in ("--set", override)]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     plan = json.loads((Path(result["directory"]) / "plan.json").read_text())
@@ -57,7 +64,7 @@ def main() -> None:
     lines = [
         "# The plan's memory estimate",
         "",
-        "Planned and measured peak resident memory of short runs of `stackwise.toml` with one or two keys changed, on",
+        "Planned and measured peak resident memory of short runs of `blockwise.toml` with one or two keys changed, on",
         "a CPU with two threads. The command: `.venv/bin/python tests/benchmarks/plan_memory.py`.",
         "",
         "| changed | planned | measured | planned / measured |",

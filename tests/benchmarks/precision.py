@@ -3,12 +3,12 @@
     .venv/bin/python tests/benchmarks/precision.py [--results FILE]
 
 1. Bytes of a wide stack (d_model 512, two blocks) as saved and as resident, over its weights.
-2. Error of a trained stack's output: stack 1 of `stackwise.toml`'s rack, on validation text, relative to what the stack
+2. Error of a trained stack's output: stack 1 of `blockwise.toml`'s rack, on validation text, relative to what the stack
    adds to the residual stream in fp32.
 3. Time of a training step over three frozen stacks of that width (16 sequences of 256 tokens): `step`, where the trunk
    runs forwards only and a fourth stack trains; `through`, where the gradient passes the trunk down to its input, as it
    does for adapters and prepended stacks. Ratios to bf16 in the same round, medians of several rounds.
-4. NELBO: two stacks of `stackwise.toml`'s rack are trained once; a third one is then trained over them, frozen in each
+4. NELBO: two stacks of `blockwise.toml`'s rack are trained once; a third one is then trained over them, frozen in each
    precision, and the whole is measured so. 600 steps a stack, the same samples and masks for all.
 
 Writes the table in docs/precision.md. Takes about 15 minutes on two cores; nothing else should run during the first
@@ -58,7 +58,9 @@ ROUNDS = 9
 
 
 def precision(choice: str, registry: Registry) -> Precision:
-    config, _ = load(ROOT / "stackwise.toml", overrides=[f"precision.trunk={choice}", "run.device=cpu"])
+    config, _ = load(
+        ROOT / "tests/benchmarks/blockwise.toml", overrides=[f"precision.trunk={choice}", "run.device=cpu"]
+    )
     return build_implementations(config, registry, CPU).formats.trunk
 
 
@@ -157,7 +159,7 @@ def run(directory: str, *overrides: str) -> tuple[Engine, float, float]:
     """A finished run, its NELBO at the last depth, and the standard error."""
     common = [f"run.directory={directory}", f"data.tokens_directory={directory}/tokens", "trainer_mode.shares=[]"]
     common.append("training.steps_per_stack=600")
-    config, registry = load(ROOT / "stackwise.toml", overrides=[*common, "run.device=cpu", *overrides])
+    config, registry = load(ROOT / "tests/benchmarks/blockwise.toml", overrides=[*common, "run.device=cpu", *overrides])
     setup = set_up(config, registry)
     engine = Engine(setup, make_plan(setup), registry, lambda event: None)
     last = engine.run().likelihoods[-1]

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/benchmarks/sampling.py [--run DIR] [--banded DIR]
 
-256 tokens are written without a prompt by the run of stackwise.toml (seq_len 128, so in blocks of 64 under a sliding
+256 tokens are written without a prompt by the run of blockwise.toml (seq_len 128, so in blocks of 64 under a sliding
 window), and by docs/examples/banded.toml. Each step of the sampler is followed by a bare forward pass of the very
 tokens that it read, written by hand: embedding, the stacks of the route, norm, and head everywhere. The CPU time of one
 thread is taken of both. A ratio is that of the medians over a text's steps, and the median of that over several texts.
@@ -35,7 +35,7 @@ NUMS = (1, 8)
 ROUNDS = 3
 PROSE = """# What sampling costs
 
-{tokens} tokens without a prompt, by the run of `stackwise.toml` and by `docs/examples/banded.toml` (both see 128 tokens
+{tokens} tokens without a prompt, by the run of `blockwise.toml` and by `docs/examples/banded.toml` (both see 128 tokens
 at a time, so these are blocks of 64), on a CPU. Each step of the sampler is followed by a bare forward pass of the
 tokens that it read, written by hand: embedding, the route's stacks, norm, and head at every position. Of both the CPU
 time of one thread is taken, so other programs matter little. Medians over the steps of a text, and of that over
@@ -172,7 +172,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        first = asked.run or trained(ROOT / "stackwise.toml", directory)
+        first = asked.run or trained(ROOT / "tests/benchmarks/blockwise.toml", directory)
         banded = asked.banded or trained(ROOT / "docs" / "examples" / "banded.toml", directory)
         racks = {
             name: sw.load_rack(path, device="cpu", stream=False)

@@ -18,10 +18,8 @@ from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
-FIRST_STEP = 140_000_000
-"""Bytes that a process's first optimizer step adds once, whatever the model: libraries, thread pools, kernels."""
-FIRST_STREAMED_STEP = 70_000_000
-"""The same where one stack is in memory at a time, and its heap goes back to the system."""
+FIRST_STEP = 45_000_000
+"""Bytes that a process's first step adds once, whatever the model, beyond those of ``first_step``."""
 AT_WORK, AT_WORK_STREAMED = 1.0, 0.1
 """Blocks' worth of activations that backward passes make and free."""
 IN_HEAP = 1.4
@@ -84,8 +82,7 @@ def phase_memory(
         trainable = trainable_ends(phase, spec)
     optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
-    first_step = FIRST_STREAMED_STEP if offloads else FIRST_STEP
-    process = psutil.Process().memory_info().rss + first_step if on_cpu else 0
+    process = psutil.Process().memory_info().rss + FIRST_STEP if on_cpu else 0
     window = 0
     if phase.frozen_prefix:
         window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry

@@ -137,7 +137,7 @@ class FinishedRun:
 
     @property
     def bytes(self) -> float:
-        """Bytes that all stacks occupy in memory together, with ends of their own if they have some, without adapters."""
+        """Bytes that all stacks occupy in memory together, with ends of their own, if any, but without adapters."""
         spec, formats = self.parts.spec, self.parts.formats
         widths = (
             4 if stack in self.active else formats.precision(stack, "trunk").bytes_per_weight

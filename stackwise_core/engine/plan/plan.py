@@ -25,11 +25,12 @@ from stackwise_core.engine.phases.plan_checks import (
     resolve_routes,
 )
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.first_step import take_first_step
 from stackwise_core.engine.plan.notes import notes
 from stackwise_core.engine.plan.passing_on import longest
 from stackwise_core.engine.plan.phase_plan import PhasePlan, price
 from stackwise_core.engine.plan.residency import streams_trunk
-from stackwise_core.engine.plan.speed import Speed, measure_speed, phase_seconds
+from stackwise_core.engine.plan.speed import Speed, computes_in, measure_speed, phase_seconds
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.weights.shapes import check_shapes
 from stackwise_core.engine.weights.source import Source
@@ -159,6 +160,8 @@ def make_plan(setup: Setup) -> Plan:
     resolved = [resolve_objective(phase, setup.noise, training, objective) for phase in phases]
     if not objective.options.causal:
         check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
+    if setup.device.type == "cpu":  # what it loads is in the process's memory, which prices begin with
+        take_first_step(setup.device, computes_in(setup.implementations.formats.active, setup.device))
     planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
     most = longest(resolved, sample_order(setup))
     if most != resolved:  # boundaries need room for all steps that a phase may get

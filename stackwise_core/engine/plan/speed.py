@@ -46,7 +46,7 @@ def measure_speed(setup: Setup) -> Speed:
     most, spec = LARGEST[setup.device.type], setup.spec
     rows = setup.config.training.batch_size * spec.seq_len
     shape = min(rows, most), min(spec.d_model, most), min(spec.d_ff, most)
-    threads, dtype = torch.get_num_threads(), _computes_in(setup.implementations.formats.active, setup.device)
+    threads, dtype = torch.get_num_threads(), computes_in(setup.implementations.formats.active, setup.device)
     return Speed(_operations(setup.device, dtype, shape, threads), _copied(setup.device, threads))
 
 
@@ -62,7 +62,7 @@ def phase_seconds(planned: PhasePlan, setup: Setup, speed: Speed) -> float:
     return in_steps * planned.flops / planned.step_flops
 
 
-def _computes_in(precision: Precision, device: torch.device) -> torch.dtype:
+def computes_in(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the format of a matrix product under a precision."""
     ones = torch.ones(16, 16, dtype=torch.float32, device=device)
     with torch.no_grad(), precision.autocast(device):

@@ -113,7 +113,7 @@ def make_page(bench: Bench, trials: Sequence[Trial], options: argparse.Namespace
     shown = [trial for trial in trials if trial.key in results]
     corpora = [corpus for corpus in bench.corpora if any(trial.corpus == corpus for trial in shown)]
     by_corpus = {corpus: rows(shown, results, corpus) for corpus in corpora}
-    seeds = {corpus: len({trial.seed for trial in shown if trial.corpus == corpus}) for corpus in corpora}
+    seeds = {corpus: {row.regime: len(row.nelbo) for row in by_corpus[corpus]} for corpus in corpora}
     plot = options.page.with_suffix(".svg")
     sections = {
         "setting": setting([results[trial.key] for trial in shown], options.steps, seeds, flags_of(options)),

@@ -15,6 +15,8 @@ from tests.benchmarks.quality.corpora import SOURCES
 from tests.benchmarks.quality.regimes import BASE, BASELINE, REGIMES
 from tests.benchmarks.quality.table import Row
 
+Seeds = Mapping[str, Mapping[str, int]]
+"""Number of seeds by corpus and regime."""
 MODULE = "python -m tests.benchmarks.quality"
 
 SKELETON = """# Quality by trainer mode
@@ -60,12 +62,12 @@ def with_section(page: str, name: str, text: str, path: Path) -> str:
     return replaced
 
 
-def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int], flags: str) -> str:
+def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Seeds, flags: str) -> str:
     """Describe the runs and the machine.
 
     Args:
         steps: of the baseline.
-        seeds: how many, by corpus.
+        seeds: how many, by corpus and regime.
         flags: what the calls had in common.
     """
     rack, data, training = BASE["rack"], BASE["data"], BASE["training"]
@@ -93,14 +95,16 @@ def setting(runs: Sequence[dict[str, Any]], steps: int, seeds: Mapping[str, int]
     return "\n\n".join([f"```sh\n{commands(seeds, flags)}\n```", *map(wrapped, paragraphs)])
 
 
-def commands(seeds: Mapping[str, int], flags: str) -> str:
-    """Return the commands that make these results. Corpora with the same number of seeds share a call."""
-    calls: dict[int, list[str]] = {}
-    for corpus, count in seeds.items():
-        calls.setdefault(count, []).append(corpus)
-    return "\n".join(
-        f".venv/bin/{MODULE} --corpora {','.join(corpora)} --seeds {count} {flags}" for count, corpora in calls.items()
-    )
+def commands(seeds: Seeds, flags: str) -> str:
+    """Return the commands that make these results: a call for each corpus and number of seeds."""
+    calls = []
+    for corpus, by_regime in seeds.items():
+        for count in sorted(set(by_regime.values())):
+            regimes = [name for name, seeds_of in by_regime.items() if seeds_of >= count]
+            every = [] if len(regimes) == len(REGIMES) else [f"  --regimes {','.join(regimes)}"]
+            words = [f".venv/bin/{MODULE} --corpora {corpus} --seeds {count} {flags}", *every]
+            calls.append(" \\\n".join(words))
+    return "\n".join(calls)
 
 
 def wrapped(text: str) -> str:
