@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+WIDE = ["rack.d_model=512", "training.steps_per_stack=2"]
 STREAMED = ["training.residency=stream", "training.offload=disk"]
 CASES = [
     ["precision.active=bf16"],
@@ -25,14 +26,14 @@ CASES = [
     ["trainer_mode=end_to_end", "rack.stacks=8"],
     ["cache_backend=memory", "training.steps_per_stack=205"],
     *(["trainer_mode=end_to_end", *STREAMED, *changes] for changes in ([], ["training.batch_size=64"])),
-    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512"],
-    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "training.clip=stack"],
-    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "training.offload=memory"],
-    ["trainer_mode=end_to_end", *STREAMED, "rack.d_model=512", "optimizer=adamw_8bit"],
+    ["trainer_mode=end_to_end", *STREAMED, *WIDE],
+    ["trainer_mode=end_to_end", *STREAMED, *WIDE, "training.clip=stack"],
+    ["trainer_mode=end_to_end", *STREAMED, *WIDE, "training.offload=memory"],
+    ["trainer_mode=end_to_end", *STREAMED, *WIDE, "optimizer=adamw_8bit"],
     [
         "trainer_mode={use='progressive',trunk='adapters',finale=0.5}",
         *STREAMED,
-        "rack.d_model=512",
+        *WIDE,
         "precision.trunk=nf4",
         "adapter.trunk=lora",
     ],
@@ -65,7 +66,7 @@ def main() -> None:
         "# The plan's memory estimate",
         "",
         "Planned and measured peak resident memory of short runs of `blockwise.toml` with one or two keys changed, on",
-        "a CPU with two threads. The command: `.venv/bin/python tests/benchmarks/plan_memory.py`.",
+        "a CPU with one or two threads. The command: `.venv/bin/python tests/benchmarks/plan_memory.py`.",
         "",
         "| changed | planned | measured | planned / measured |",
         "| --- | ---: | ---: | ---: |",
