@@ -12,7 +12,7 @@ from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan
 from stackwise_core.errors import UsageError
 from stackwise_core.options import ByteSize
-from stackwise_core.system.machine import Room
+from stackwise_core.system.machine import Room, memory
 from stackwise_core.system.writable import check_writable
 
 FAR = 3
@@ -59,11 +59,18 @@ def check_disk(plan: Plan, directory: Path) -> None:
 
 
 def check_offload(plan: Plan, directory: Path) -> None:
-    """Refuse a plan whose training state waits on a disk that is too full for it.
+    """Refuse a plan whose training state waits in memory, or on a disk, that is too full for it.
 
     Args:
         directory: where the run's directory is made, or the nearest folder above that exists.
     """
+    in_memory = max(plan.phases, key=lambda planned: planned.offloaded if planned.offload == "memory" else 0)
+    if in_memory.offload == "memory" and in_memory.offloaded > (host := memory()).free:
+        raise UsageError(
+            f'Phase "{in_memory.phase.name}" is streamed, and needs {ByteSize(in_memory.offloaded)} of host memory for '
+            f"weights, gradients, moments and boundaries; {ByteSize(host.free)} are free. Use training.offload = "
+            '"disk", or optimizer = "adamw_8bit".'
+        )
     most = max(plan.phases, key=lambda planned: planned.state_on_disk)
     directory = _that_exists(directory)
     free = shutil.disk_usage(directory).free

@@ -13,13 +13,15 @@ from stackwise_core.cli import main
 from stackwise_core.engine.estimates.memory_estimate import Memory
 from stackwise_core.engine.events.events import PhaseStarted
 from stackwise_core.engine.phases.setup import WINDOW, set_up
+from stackwise_core.engine.plan import plan_limits
 from stackwise_core.engine.plan.plan import make_plan
-from stackwise_core.engine.plan.plan_limits import FAR, check_possible
+from stackwise_core.engine.plan.plan_limits import FAR, check_offload, check_possible
 from stackwise_core.engine.rack.placement import Placement
+from stackwise_core.errors import UsageError
 from stackwise_core.system import machine
 from stackwise_core.system.machine import Room
 from tests.command_line import CONFIG
-from tests.tiny import tiny_config
+from tests.tiny import TinyRun, tiny_config
 
 HUGE = {"rack.d_model": 1_000_000}
 
@@ -173,3 +175,20 @@ def test_estimates_are_json(here):
     assert made["speed"]["operations"] > 1e6
     assert made["speed"]["copied"] > 1e6
     assert all(phase["seconds"] > 0 for phase in made["phases"])
+
+
+def test_training_state_that_memory_or_disk_can_t_hold_is_refused(tmp_path, monkeypatch):
+    """Before anything is written, with what it needs, what there is, and the other place."""
+    changes = {"trainer_mode": {"use": "end_to_end"}, "training.residency": "stream"}
+    in_memory = TinyRun.of(tmp_path, changes | {"training.offload": "memory"}).plan
+    check_offload(in_memory, tmp_path)
+    needs = in_memory.phases[0].offloaded
+    monkeypatch.setattr(plan_limits, "memory", lambda: Room(10 * needs, needs - 1))
+    with pytest.raises(UsageError, match=r'of host memory for .* are free\. Use training\.offload = "disk"'):
+        check_offload(in_memory, tmp_path)
+    on_disk = TinyRun.of(tmp_path, changes | {"training.offload": "disk"}).plan
+    check_offload(on_disk, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(plan_limits.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(UsageError, match=r'on disk for .* training\.offload = "memory"'):
+        check_offload(on_disk, tmp_path)
