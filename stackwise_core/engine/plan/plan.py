@@ -160,8 +160,9 @@ def make_plan(setup: Setup) -> Plan:
     resolved = [resolve_objective(phase, setup.noise, training, objective) for phase in phases]
     if not objective.options.causal:
         check_masks(setup.noise, setup.corpus.train, setup.config.run.seed, objective, setup.tokenizer)
+    dtype = computes_in(setup.implementations.formats.active, setup.device)
     if setup.device.type == "cpu":  # what it loads is in the process's memory, which prices begin with
-        take_first_step(setup.device, computes_in(setup.implementations.formats.active, setup.device))
+        take_first_step(setup.device, dtype)
     planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
     most = longest(resolved, sample_order(setup))
     if most != resolved:  # boundaries need room for all steps that a phase may get
@@ -173,7 +174,7 @@ def make_plan(setup: Setup) -> Plan:
         planned = _in_one_course(planned)
     planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]
     said = notes(planned, setup)
-    speed = measure_speed(setup)  # last: what it takes of memory isn't the phases'
+    speed = measure_speed(setup, dtype)  # last: what it takes of memory isn't the phases'
     timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
     plan = Plan(
         spec=setup.spec,

@@ -41,12 +41,16 @@ class Speed:
     """Bytes copied a second."""
 
 
-def measure_speed(setup: Setup) -> Speed:
-    """Measure the device for a tenth of a second or so; once in a process for the same shape, format and threads."""
+def measure_speed(setup: Setup, dtype: torch.dtype) -> Speed:
+    """Measure the device for a tenth of a second or so; once in a process for the same shape, format and threads.
+
+    Args:
+        dtype: that matrix products compute in.
+    """
     most, spec = LARGEST[setup.device.type], setup.spec
     rows = setup.config.training.batch_size * spec.seq_len
     shape = min(rows, most), min(spec.d_model, most), min(spec.d_ff, most)
-    threads, dtype = torch.get_num_threads(), computes_in(setup.implementations.formats.active, setup.device)
+    threads = torch.get_num_threads()
     return Speed(_operations(setup.device, dtype, shape, threads), _copied(setup.device, threads))
 
 

@@ -14,6 +14,7 @@ from stackwise_core.engine.plan.speed import (
     ACTIVATION_PASSES,
     OPTIMIZER_BYTES,
     Speed,
+    computes_in,
     measure_speed,
     phase_seconds,
 )
@@ -65,7 +66,7 @@ def test_products_are_those_of_the_run(tmp_path, monkeypatch, active, dtype):
     monkeypatch.setattr(module, "_operations", lambda *key: asked.append(key) or 1e9)
     wide = {"rack.d_ff": 1 << 20, "precision": {"active": active}, "training.batch_size": 8}
     setup, state = set_up(*tiny_config(tmp_path, wide)), torch.get_rng_state()
-    measured = measure_speed(setup)
+    measured = measure_speed(setup, computes_in(setup.implementations.formats.active, setup.device))
     assert asked == [(torch.device("cpu"), dtype, (256, 32, 1024), torch.get_num_threads())]
     assert measured.operations == 1e9
     assert measured.copied > 1e8
@@ -75,5 +76,5 @@ def test_products_are_those_of_the_run(tmp_path, monkeypatch, active, dtype):
 def test_it_is_measured_once(tmp_path):
     """A second plan has the same numbers."""
     setup = set_up(*tiny_config(tmp_path))
-    assert measure_speed(setup) == measure_speed(setup)
-    assert measure_speed(setup).operations > 1e7
+    assert measure_speed(setup, torch.float32) == measure_speed(setup, torch.float32)
+    assert measure_speed(setup, torch.float32).operations > 1e7
