@@ -453,7 +453,7 @@ def measure_saving(directory: Path, stacks: int) -> dict[str, Any]:
 
 
 def measure_run(directory: Path) -> list[dict[str, Any]]:
-    """What the metrics of a run of `blockwise.toml` say of each phase."""
+    """Return the counts of each phase, from the metrics of a run of `blockwise.toml`."""
     engine = engine_for(directory)
     engine.run()
     lines = [json.loads(line) for line in engine.files.metrics.read_text().splitlines()]

@@ -32,7 +32,7 @@ def test_each_phase_has_its_own_course(tmp_path):
 
 
 def test_one_course_rises_and_falls_once(tmp_path):
-    """What lies between is as high as can be."""
+    """All bars between warm-up and decay are full."""
     bars, _ = parts(tmp_path, **{"training.course": "run"})
     assert bars[0][-5:] == bars[1][:5] == 5 * BARS[-1]
     assert bars[1] == 15 * BARS[-1]

@@ -69,7 +69,7 @@ def test_depth_comes_once_and_late():
 
 
 def test_doubling_on_top_repeats_what_is_there():
-    """As in G_stack, the copies are in the order of their originals, and the top is a copy of the top."""
+    """Copies are in the order of their originals, as in G_stack, and the top is a copy of the top."""
     phases = plan(growth="double", begin_with=2, stacks=5, trunk="trains", start="copy")
     assert [phase.path for phase in phases] == [(0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4)]
     assert [phase.copies for phase in phases] == [(), ((2, 0), (3, 1)), ()]

@@ -226,7 +226,7 @@ def test_a_run_that_broke_off_before_its_first_step_has_a_page(page_of, run):
 
 
 def test_the_planned_learning_rate_is_drawn_to_the_end_of_the_plan(run, tmp_path):
-    """Of an unfinished run, too, whose axis is as long as its plan; without a plan only what was measured is drawn."""
+    """An unfinished run's axis is as long as its plan; without a plan only what was measured is drawn."""
     (run / "finished.json").unlink()
     progress = json.loads((run / "progress.json").read_text())
     (run / "progress.json").write_text(json.dumps(progress | {"phases": progress["phases"][:1]}))

@@ -226,7 +226,7 @@ ONE_STEP = STREAMED | {"training.steps_per_stack": 1, "checkpoint.steps": None}
 
 
 def test_boundaries_in_bf16_are_the_stacks_inputs_rounded(tmp_path, monkeypatch):
-    """As by hand in memory, where the gradient passes the rounding as if it weren't there."""
+    """A run in memory that rounds by hand, and lets the gradient pass, has the same losses and weights."""
     streamed = run_tiny(tmp_path / "stream", ONE_STEP | {"training.boundary_dtype": "bf16"})
     through = Forward.through
 
