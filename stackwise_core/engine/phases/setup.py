@@ -14,7 +14,7 @@ from stackwise_core.config.source_checkpoint import read_source
 from stackwise_core.engine.draws.noise import Noise
 from stackwise_core.engine.draws.sequences import Progress, TokenisedCorpus, tokenise
 from stackwise_core.engine.phases.plan_checks import check_partition
-from stackwise_core.engine.process.allocator import return_freed_memory
+from stackwise_core.engine.process.allocator import reuse_freed_memory
 from stackwise_core.engine.process.memory import device_memory
 from stackwise_core.engine.rack.formats import Formats
 from stackwise_core.engine.rack.forward import Forward
@@ -68,7 +68,7 @@ class RackParts:
 
     def forward(self, masters: Masters) -> Forward:
         """Return the rack as it begins, with nothing in memory but its ends."""
-        return_freed_memory()
+        reuse_freed_memory()
         loader = StackLoader(self.spec, self.formats, masters, self.config.run.seed, self.device)
         return Forward(Placement(loader, self.tokenizer.mask_id), self.window)
 

@@ -1,8 +1,10 @@
-"""Settings of the C library's allocator: freed memory goes back to the system, so a process holds what it uses.
+"""Settings of the C library's allocator: a step reuses what it freed, and what leaves for good goes to the system.
 
-The C library keeps small freed blocks in its heap, and cuts new ones out of it; a large block between them can't leave.
-Blocks above its threshold are mapped by themselves and leave when they are freed, but it raises the threshold to the
-largest that it has seen (up to 32 MiB), so that a phase's peak depends on what was freed before. It stays fixed here.
+Blocks above the allocator's threshold are mapped by themselves, faulted in page by page, and unmapped when they are
+freed. Below it they come from the heap, where a step finds what the step before has freed. By default the threshold
+grows with what was freed, so that a phase's peak depends on what came before; it stays fixed here, at the largest that
+the C library takes. Where memory must go back (a streamed stack leaves, a window or a phase ends), ``trim_heap`` returns
+it.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import ctypes
 from functools import cache
 from typing import Any
 
-MAPPED_FROM = 2 << 20
-"""Bytes of a block that is mapped by itself. With 1 MiB the peak is a little lower and a step takes longer, with 4 MiB
-both are as if nothing were set (docs/log.md)."""
+MAPPED_FROM = 32 << 20
+"""Bytes of a block that is mapped by itself: glibc's largest. With 2 MiB each activation would be mapped and faulted in
+anew in every step, which takes half of its time (docs/log.md)."""
 
 HEAP_KEEPS = 64 << 20
 """Bytes that the heap may keep at its end; by default 128 KiB once the threshold is fixed, which every step would
@@ -33,8 +35,8 @@ def _c_library() -> Any:
 
 
 @cache
-def return_freed_memory() -> None:
-    """Return large blocks to the system when they are freed, from now on; where the C library can (glibc)."""
+def reuse_freed_memory() -> None:
+    """Reuse the memory of freed tensors, and map only the largest by themselves; where the C library can (glibc)."""
     set_option = getattr(_c_library(), "mallopt", None)
     if set_option is not None:
         set_option(M_MMAP_THRESHOLD, MAPPED_FROM)
