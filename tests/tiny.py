@@ -1,6 +1,6 @@
 """Runs small enough for a test: a real engine on a page of real text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ from stackwise_core.config.model import Config
 from stackwise_core.engine.events.events import Event, Listener, RunResult, StepDone
 from stackwise_core.engine.events.stopping import Stopping
 from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.loop.running_phase import RunningPhase
+from stackwise_core.engine.loop.step_batches import StepBatches
 from stackwise_core.engine.phases.setup import Setup, set_up
+from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan, make_plan
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.registry import Registry
@@ -100,6 +103,14 @@ def run_tiny(
         before(ran)
     ran.result = ran.engine.run()
     return ran
+
+
+def backward(engine: Engine, planned: PhasePlan, samples: Sequence[int]) -> tuple[RunningPhase, float]:
+    """Compute the gradients of a step on these samples, from the tokens on; the phase, and the step's loss."""
+    phase, objective = engine.phase(planned, None, lambda event: None), engine.objective(planned)
+    draws = engine.training_drawer(planned).draw(samples, 0)
+    numbers = phase.step.backward(StepBatches.of([draws], 0, objective, phase.step.device), seed=0, factor=1.0)
+    return phase, numbers.loss.item()
 
 
 def telling(listen: Callable[[Event, Path], None]) -> Callable[[Ran], None]:

@@ -15,6 +15,7 @@ from stackwise_core.registry import Registry
 
 ANY_TIME = frozenset(
     {
+        "data.workers",
         "run.log_every",
         "run.threads",
         "training.max_bad_steps",

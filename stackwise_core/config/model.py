@@ -140,6 +140,12 @@ class DataConfig:
         "and pad are the ids to mask and to pad with; they need no token in the file. Left out: those of init_from.",
         check=_ids,
     )
+    workers: int = option(
+        1,
+        "Threads that draw batches ahead of the steps that train on them. 0: each step draws its own. The bits are the "
+        "same with any number.",
+        check=between(0, 64),
+    )
     tokens_directory: str = option(
         "runs/.tokens", "Where tokenised corpora are kept, named by their content's hash.", check=path_text
     )

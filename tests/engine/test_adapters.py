@@ -23,7 +23,7 @@ from stackwise_core.engine.phases.phase_boundaries import boundary_layout
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.errors import UsageError
-from tests.tiny import TEXT, Ran, run_tiny, tiny_config
+from tests.tiny import TEXT, Ran, backward, run_tiny, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -138,8 +138,7 @@ def test_every_adapter_weight_gets_a_gradient(dual):
     """In the finale, in which all of them train at once, and nothing else does."""
     engine, (*_, finale) = dual.engine, dual.plan.phases
     engine.placement.place(finale.phase)
-    draws = engine.training_drawer(finale).draw(range(8), 0)
-    engine.phase(finale, None, lambda event: None).step.backward([draws], 0, seed=0, factor=1.0)
+    backward(engine, finale, range(8))
     trainable = engine.placement.trainable()
     assert {name.split(".")[0] for name, _ in trainable} == {"adapters"}
     assert {(int(name.split(".")[1]), name.split(".")[-2]) for name, _ in trainable} == set(finale.phase.adapters)

@@ -20,13 +20,13 @@ ONE = {"rack.stacks": 1, "training.steps_per_stack": 8}
 def spoil(monkeypatch, bad: Callable[[int], float]) -> list[dict[str, torch.Tensor]]:
     """Multiply each step's losses by a number; gives the weights that each step begins with."""
     weights: list[dict[str, torch.Tensor]] = []
-    losses = TrainingStep.losses
+    weighted_loss = TrainingStep.weighted_loss
 
     def spoilt(step: TrainingStep, *arguments):
         weights.append({name: each.detach().clone() for name, each in step.named})
-        return losses(step, *arguments) * bad(len(weights))
+        return weighted_loss(step, *arguments) * bad(len(weights))
 
-    monkeypatch.setattr(TrainingStep, "losses", spoilt)
+    monkeypatch.setattr(TrainingStep, "weighted_loss", spoilt)
     return weights
 
 

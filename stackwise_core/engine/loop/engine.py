@@ -295,7 +295,16 @@ class Engine:
 
     def draws(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> StepDraws:
         """Return the draws of a phase's steps."""
-        return StepDraws(planned, self.training_drawer(planned), self.order, boundary, listener)
+        return StepDraws(
+            planned=planned,
+            drawer=self.training_drawer(planned),
+            order=self.order,
+            boundary=boundary,
+            objective=self.objective(planned),
+            device=self.setup.device,
+            workers=self.setup.config.data.workers,
+            listener=listener,
+        )
 
     def objective(self, planned: PhasePlan) -> PhaseLoss:
         """Return the loss of a phase."""

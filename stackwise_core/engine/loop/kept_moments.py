@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from stackwise_core.engine.loop.optimizer import unit_of
 from stackwise_core.engine.loop.optimizer_state import Number, optimizer_state
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.interfaces.phase import Phase
@@ -61,12 +62,6 @@ def by_stack(moments: Moments) -> Iterator[tuple[str, Tensor | Number]]:
 
     for name in sorted(moments, key=place):
         yield name, moments[name]
-
-
-def unit_of(name: str) -> int | None:
-    """Return the stack that a parameter belongs to; None for embedding and head."""
-    part, *rest = name.split(".")
-    return int(rest[0]) if part in ("stacks", "adapters") else None
 
 
 class KeptMoments:

@@ -25,13 +25,14 @@ def make_optimizer(
     Raises:
         ContractError: the plugin made something else than an optimizer of these parameters.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int | None], list[nn.Parameter]] = {}
     for name, parameter in named:
         decays = parameter.ndim >= 2 and not name.startswith("adapters.")
-        key = (factor * learning_rate(name, training), training.weight_decay if decays else 0.0)
+        unit = unit_of(name) if training.clip == "stack" else None  # whose gradients are clipped together
+        key = (factor * learning_rate(name, training), training.weight_decay if decays else 0.0, unit)
         groups.setdefault(key, []).append(parameter)
     settings: list[dict[str, Any]] = [
-        {"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
+        {"params": members, "lr": lr, "weight_decay": decay} for (lr, decay, _), members in groups.items()
     ]
     made = optimizer.make(settings)
     if not isinstance(made, torch.optim.Optimizer):
@@ -49,3 +50,9 @@ def learning_rate(name: str, training: TrainingConfig) -> float:
         peak = training.block_lr if part == "stacks" else training.adapter_lr
         return peak * training.stack_lr_multipliers.get(int(rest[0]), 1.0)
     return training.head_lr if part == "lm_head" else training.embedding_lr
+
+
+def unit_of(name: str) -> int | None:
+    """Return the stack that a parameter belongs to; None for embedding and head."""
+    part, *rest = name.split(".")
+    return int(rest[0]) if part in ("stacks", "adapters") else None

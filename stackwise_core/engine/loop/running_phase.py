@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
-from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.evaluation.validation import Plateau, Validation
 from stackwise_core.engine.events.events import (
     BadStep,
@@ -27,12 +28,14 @@ from stackwise_core.engine.loop.checkpoint import Checkpoints
 from stackwise_core.engine.loop.kept_moments import KeptMoments
 from stackwise_core.engine.loop.optimizer import learning_rate
 from stackwise_core.engine.loop.phase_state import PhaseState, boundary_counts
+from stackwise_core.engine.loop.step_batches import StepBatches
 from stackwise_core.engine.loop.step_draws import StepDraws
 from stackwise_core.engine.loop.streamed_step import StreamedStep
 from stackwise_core.engine.loop.training_step import TrainingStep
 from stackwise_core.engine.phases.learning_rate import learning_rate_factor
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import peak_bytes, reset_peak
+from stackwise_core.engine.process.readings import Readings
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.not_finite import first_not_finite
 from stackwise_core.engine.rack.rack import derived_seed
@@ -40,6 +43,18 @@ from stackwise_core.errors import StackwiseError, is_out_of_memory
 
 MOST_OVERFLOWS = 30
 """Steps in a row that a loss scaler may leave out: each halves its scale."""
+
+
+@frozen
+class _Taken:
+    """A step that was taken, and whose numbers are on their way from the device."""
+
+    step: int
+    tokens: int
+    """Tokens of the phase by then."""
+    batches: StepBatches
+    factor: float
+    """Factor of the peak learning rates."""
 
 
 @define
@@ -65,6 +80,8 @@ class RunningPhase:
     _earlier: PhaseState = field(init=False)
     """State of the phase when this process began."""
     _losses: list[float] = field(factory=list, init=False)
+    _readings: Readings[_Taken] = field(factory=Readings, init=False)
+    """Loss, gradient norm, and each parameter's norm of steps that nobody was told of yet."""
     _is_between_steps: bool = field(default=True, init=False)
     """Whether all of this is as it is after so many whole steps, each with the validation that follows it."""
     _began: float = field(factory=time.perf_counter, init=False)
@@ -121,37 +138,45 @@ class RunningPhase:
 
     def _take_steps(self) -> None:
         """Take the steps that are left, with a checkpoint where one is due or was asked for."""
-        for draws, number in self.draws.after(self.state.step):
-            if draws is not None and self._take_step(draws, number) and self._is_plateau():
-                break
-            self._is_between_steps = True
-            due = self.checkpoints is not None and draws is not None and self.checkpoints.is_due(self.state.step)
-            asked = self.stopping.takes_checkpoint()
-            if due or asked or self.stopping.requested:
-                self._save()
-                self.stopping.stop()
-            if asked and self.checkpoints is not None:
-                self.listener(CheckpointWritten(self.planned, self.state.step))
+        with closing(self.draws.after(self.state.step)) as steps:
+            for step in steps:
+                if step is not None:
+                    self._take_step(step)
+                    self._tell(self._readings.arrived())
+                    if self._is_plateau():
+                        break
+                self._is_between_steps = True
+                due = self.checkpoints is not None and step is not None and self.checkpoints.is_due(self.state.step)
+                asked = self.stopping.takes_checkpoint()
+                if due or asked or self.stopping.requested:
+                    self._save()
+                    self.stopping.stop()
+                if asked and self.checkpoints is not None:
+                    self.listener(CheckpointWritten(self.planned, self.state.step))
+        self._tell(self._readings.all())
 
-    def _take_step(self, draws: list[Draws], number: int) -> bool:
-        """Take an optimizer step, and return whether it was a good one: its loss and gradient are finite numbers."""
+    def _take_step(self, batches: StepBatches) -> None:
+        """Take an optimizer step. Nothing of it is read here: its numbers come when the device has them."""
         state, step = self.state, self.step
         seed = derived_seed(self.forward.placement.seed, "step", self.planned.phase.name, state.step)
         first, steps = self.planned.schedule
         factor = learning_rate_factor(first + state.step, steps, self.training)
         self._is_between_steps = step.moves_at_the_end
-        loss, grad_norm = step.backward(draws, number, seed, factor)
+        numbers = step.backward(batches, seed, factor)
         self._is_between_steps = False
         state.step += 1
-        state.tokens += sum(batch.inputs.numel() for batch in draws)
-        if self._is_good(loss, grad_norm):
-            step.update(grad_norm)
-            self._tell(draws, loss, factor, grad_norm)
-            return True
-        where = step.first_bad_gradient
-        step.leave_out()
-        self._tell_of_bad_step(draws, loss, grad_norm, where)
-        return False
+        state.tokens += batches.tokens
+        step.update(numbers)
+        self._readings.add(numbers.together, _Taken(state.step, state.tokens, batches, factor))
+
+    def _tell(self, read: Iterator[tuple[list[float], _Taken]]) -> None:
+        """Tell of steps whose numbers were read, good ones and bad ones."""
+        for (loss, grad_norm, *norms), taken in read:
+            if self._is_good(loss, grad_norm):
+                self._tell_of_good_step(taken, loss, grad_norm)
+            else:
+                bad = (name for name, norm in zip(self.step.names, norms, strict=True) if not math.isfinite(norm))
+                self._tell_of_bad_step(taken, loss, grad_norm, next(bad, None))
 
     def _is_good(self, loss: float, grad_norm: float) -> bool:
         """Return whether a step counts.
@@ -163,8 +188,11 @@ class RunningPhase:
         return math.isfinite(loss + grad_norm) or (overflows and self.state.overflows <= MOST_OVERFLOWS)
 
     def _is_plateau(self) -> bool:
-        """Validate if it is time for that, and return whether the phase ends here."""
+        """Validate if it is time for that after a good step, and return whether the phase ends here."""
         if self.validation is None or not self.validation.is_due(self.state.step):
+            return False
+        self._tell(self._readings.all())
+        if self.state.bad_in_a_row:
             return False
         held_out = self.validation.loss(self.forward, self.planned.phase.path)
         self.listener(Validated(self.planned, self.state.step, held_out))
@@ -173,6 +201,7 @@ class RunningPhase:
 
     def _save(self) -> None:
         """Write a checkpoint; its weights are those of the last good step."""
+        self._tell(self._readings.all())
         if self.checkpoints is not None:
             now = evolve(self.state, seconds=self.seconds, peak_bytes=self.peak_bytes, boundaries=self._boundary_counts)
             self.checkpoints.write(now, self._losses, self.step)
@@ -203,32 +232,31 @@ class RunningPhase:
         """Counts of the boundaries in all of them."""
         return boundary_counts(self.boundary, self._earlier.boundaries)
 
-    def _tell(self, draws: list[Draws], loss: float, factor: float, grad_norm: float) -> None:
-        """Tell of a good step."""
+    def _tell_of_good_step(self, taken: _Taken, loss: float, grad_norm: float) -> None:
+        """Count a good step, and tell of it."""
         state, phase, training = self.state, self.planned.phase, self.training
         state.bad_in_a_row = 0
         self._losses.append(loss)
         mean = state.course.mean
         if state.course.spikes(loss):
             state.spikes += 1
-            self.listener(LossSpike(self.planned, state.step, loss, mean))
-        masked = sum(len(batch.masked) for batch in draws) / sum(batch.scored for batch in draws)
+            self.listener(LossSpike(self.planned, taken.step, loss, mean))
         main_lr = training.block_lr if phase.trains or not phase.adapts else training.adapter_lr
         self.listener(
             StepDone(
                 planned=self.planned,
-                step=state.step,
+                step=taken.step,
                 loss=loss,
-                learning_rate=factor * phase.lr * main_lr,
+                learning_rate=taken.factor * phase.lr * main_lr,
                 grad_norm=grad_norm,
-                tokens_per_second=state.tokens / self.seconds,
+                tokens_per_second=taken.tokens / self.seconds,
                 peak_bytes=self.peak_bytes,
-                masked=None if self.planned.band is None else masked,
-                learning_rates={part: factor * peak for part, peak in self._peaks.items()},
+                masked=None if self.planned.band is None else taken.batches.masked_share,
+                learning_rates={part: taken.factor * peak for part, peak in self._peaks.items()},
             )
         )
 
-    def _tell_of_bad_step(self, draws: list[Draws], loss: float, grad_norm: float, where: str | None) -> None:
+    def _tell_of_bad_step(self, taken: _Taken, loss: float, grad_norm: float, where: str | None) -> None:
         """Count a step whose loss or gradient isn't finite, and tell of it; stop after too many in a row.
 
         Args:
@@ -240,21 +268,22 @@ class RunningPhase:
             reason += f" and the gradient's norm {grad_norm:g}, first in {where or 'their sum'}"
         state.bad += 1
         state.bad_in_a_row += 1
-        self.listener(BadStep(planned, state.step, reason))
+        self.listener(BadStep(planned, taken.step, reason))
         if state.bad_in_a_row <= self.training.max_bad_steps:
             return
-        samples = ", ".join(str(sample) for batch in draws for sample in batch.samples[:4].tolist())
+        draws = [batch.draws for batch in taken.batches.batches]
+        samples = ", ".join(str(sample) for each in draws for sample in each.samples[:4].tolist())
         stacks = ", ".join(map(str, sorted(planned.phase.trains | planned.phase.adapts)))
         ends = "."
         if not math.isfinite(loss):
-            found = (first_not_finite(self.forward, planned.phase.path, batch) for batch in draws)
+            found = (first_not_finite(self.forward, planned.phase.path, each) for each in draws)
             ends = next((f": {each}" for each in found if each), ends)
         in_a_row = "" if state.bad_in_a_row == 1 else f" It is number {state.bad_in_a_row} of bad steps in a row."
         changed = "No weight was changed by it."
         if self.training.clip == "stack" and math.isfinite(loss) and self.step.scaler is None:
             changed = 'With training.clip = "stack", the stacks above that one were changed by it, and no others.'
         raise StackwiseError(
-            f'phase "{planned.phase.name}" (stack {stacks}), step {state.step} of {planned.steps}, batch of sequences '
+            f'phase "{planned.phase.name}" (stack {stacks}), step {taken.step} of {planned.steps}, batch of sequences '
             f"{samples}, ...: {reason}{ends}{in_a_row} {changed} A lower training.block_lr or a "
             "longer training.warmup may help, in a run that begins with it (--fresh)."
         )

@@ -8,7 +8,6 @@ Gradients wait until the norm of all of them is known; then each stack's weights
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
-from stackwise_core.engine.draws.draws import Draws
-from stackwise_core.engine.loop.clipping import clip, norm_of
 from stackwise_core.engine.loop.kept_moments import KeptMoments, moments_by_name, moments_by_place
 from stackwise_core.engine.loop.optimizer import learning_rate, make_optimizer
 from stackwise_core.engine.loop.optimizer_state import (
@@ -31,16 +28,18 @@ from stackwise_core.engine.loop.optimizer_state import (
     load_optimizer_state,
     optimizer_state,
 )
+from stackwise_core.engine.loop.step_batches import BatchOnDevice, StepBatches
 from stackwise_core.engine.loop.training_step import OPTIMIZER, RACK, seed_generators, under
+from stackwise_core.engine.loop.weight_update import StepNumbers, norm_of, update_weights
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.offload.offload import Offload, weights_entry
+from stackwise_core.engine.process.transfer import Transfer
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.placement import load_parameters
 from stackwise_core.engine.rack.rack import derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.engine.runs.tensor_file import DamagedTensors, read_header
 from stackwise_core.errors import StackwiseError
-from stackwise_core.interfaces.objective import Predicted
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.phase import Phase
 
@@ -77,12 +76,16 @@ class StreamedStep:
     _seed: int = field(default=0, init=False)
     _factor: float = field(default=1.0, init=False)
     """Factor of the peak learning rates in this step."""
-    _is_good: bool = field(default=True, init=False)
-    """Whether loss and gradients of this step are finite numbers so far."""
+    _is_good: Tensor = field(init=False)
+    """bool [], whether loss and gradients of this step are finite numbers so far."""
+    _batches: list[BatchOnDevice] = field(factory=list, init=False)
+    """The step's batches."""
+    _transfer: Transfer = field(init=False)
     scaler: None = None
 
     def __attrs_post_init__(self) -> None:
         placement, ends = self.forward.placement, self.forward.placement.trainable_ends()
+        self._transfer = Transfer(self.device)
         self.named = {ENDS: [name for name, _ in ends]} if ends else {}
         self._ends = make_optimizer(self.plugin, ends, self.training, self.phase.lr) if ends else None
         for index in sorted(self._trained):
@@ -112,95 +115,94 @@ class StreamedStep:
         """Whether no weight moves before all gradients are known."""
         return self.training.clip == "all"
 
-    def backward(self, step: Sequence[Draws], number: int, seed: int, factor: float) -> tuple[float, float]:
+    def backward(self, step: StepBatches, seed: int, factor: float) -> StepNumbers:
         """Compute the gradients of a step, stack by stack.
 
         Args:
-            number: of the draws, for the boundary that they start from.
             seed: of what dropout draws.
             factor: of the peak learning rates, when the weights move.
-
-        Returns:
-            The loss in nats a token, and the norm of all gradients together.
         """
         self._norms.clear()
-        self._seed, self._factor, self._is_good = seed, factor, True
-        predicted = [self.objective.predicted(draws) for draws in step]
+        self._seed, self._factor = seed, factor
+        self._batches = [batch.on_device(self._transfer) for batch in step.batches]
         with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied):
-            self._enter(step, number)
+            self._enter(step)
             *below, top = self.phase.live_path
             for index in below:
                 self._up(index, step)
-            loss = self._top(top, step, predicted)
+            loss = self._top(top, step)
             for index in reversed(below):
                 self._down(index, step)
             if self._embedding_trains:
-                self._embedding(step)
+                self._embedding()
         for name, parameter in self.forward.placement.trainable_ends():
             if parameter.grad is not None:
                 self._norms[name] = torch.linalg.vector_norm(parameter.grad)
-        return loss, self._norm(self.names)
+        norms = self._norms_of(self.names)
+        self._batches.clear()
+        return StepNumbers(loss, norm_of(norms, self.device), torch.stack(norms))
 
-    def _norm(self, names: Sequence[str]) -> float:
-        """Return the norm of the gradients of parameters together, as far as they are known."""
-        return norm_of([self._norms[name] for name in names if name in self._norms])
+    def _norms_of(self, names: Sequence[str]) -> list[Tensor]:
+        """Return the norms of the gradients of parameters; 0 where there is none."""
+        zero = torch.zeros((), device=self.device)
+        return [self._norms.get(name, zero) for name in names]
 
-    def _enter(self, step: Sequence[Draws], number: int) -> None:
+    def _enter(self, step: StepBatches) -> None:
         """Keep the input of the lowest stack of each forward pass."""
         first = self.phase.live_path[0]
-        for batch, draws in enumerate(step):
+        for place, (batch, there) in enumerate(zip(step.batches, self._batches, strict=True)):
             if self.boundary is None:
-                hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
+                hidden = self.forward.embed(self.phase.path[0], there.inputs, there.fraction)  # [B, T, D]
             else:
-                hidden = self.boundary.read(draws, number)
-            self._keep(first, batch, hidden.detach())
+                hidden = self.boundary.read(batch.draws, step.number)
+            self._keep(first, place, hidden.detach())
 
-    def _up(self, index: int, step: Sequence[Draws]) -> None:
+    def _up(self, index: int, step: StepBatches) -> None:
         """Pass all of a step through a stack, and keep the input of the one above.
 
         With gradients, though nobody wants them here: without, dropout is off, and kernels of bf16 round otherwise.
         """
         above = self.phase.live_path[self.phase.live_path.index(index) + 1]
         with self._visiting(index, then=above):
-            for batch, draws in enumerate(step):
-                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
-                self._keep(above, batch, self._through(index, batch, entered, draws).detach())
+            for place in range(len(step.batches)):
+                entered = self._input(index, place).requires_grad_(self._passes_down(index))
+                self._keep(above, place, self._through(index, place, entered, step).detach())
 
-    def _top(self, index: int, step: Sequence[Draws], predicted: Sequence[Predicted]) -> float:
-        """Pass all of a step through the highest stack and the head, and back; return the loss."""
-        total, normaliser = 0.0, self.objective.normaliser(predicted)
+    def _top(self, index: int, step: StepBatches) -> Tensor:
+        """Pass all of a step through the highest stack and the head, and back; return the loss, float64 []."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         forward, below = self.forward, self._below(index)
         with self._visiting(index, then=below):
-            for batch, (draws, each) in enumerate(zip(step, predicted, strict=True)):
-                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
-                hidden = self._through(index, batch, entered, draws)
-                masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
-                losses = forward.losses(index, masked, draws.targets.to(forward.device), self.objective.losses)
-                loss = self.objective.weighted_sum(losses, each) / normaliser
+            for place, batch in enumerate(self._batches):
+                entered = self._input(index, place).requires_grad_(self._passes_down(index))
+                hidden = self._through(index, place, entered, step)
+                predicted = hidden.flatten(0, 1).index_select(0, batch.masked)  # [N, D]
+                losses = forward.losses(index, predicted, batch.targets, self.objective.losses)
+                loss = (batch.weights.to(losses) * losses).sum() / step.normaliser
                 loss.backward()
-                total += loss.item()
-                self._pass_down(batch, entered)
-            self._is_good = math.isfinite(total)
+                total += loss.detach()
+                self._pass_down(place, entered)
+            self._is_good = total.isfinite()
             self._done(index)
         return total
 
-    def _down(self, index: int, step: Sequence[Draws]) -> None:
+    def _down(self, index: int, step: StepBatches) -> None:
         """Run a stack again on its kept input, and pass the gradient down."""
         with self._visiting(index, then=self._below(index)):
-            for batch, draws in enumerate(step):
-                entered = self._input(index, batch).requires_grad_(self._passes_down(index))
-                arriving = self.offload.read(f"descent/{batch}")["gradient"].to(self.device)
-                hidden = self._through(index, batch, entered, draws)
+            for place in range(len(step.batches)):
+                entered = self._input(index, place).requires_grad_(self._passes_down(index))
+                arriving = self.offload.read(f"descent/{place}")["gradient"].to(self.device)
+                hidden = self._through(index, place, entered, step)
                 if hidden.requires_grad:
                     hidden.backward(arriving)
-                self._pass_down(batch, entered)
+                self._pass_down(place, entered)
             self._done(index)
 
-    def _embedding(self, step: Sequence[Draws]) -> None:
+    def _embedding(self) -> None:
         """Pass the gradient into the embedding."""
-        for batch, draws in enumerate(step):
-            hidden = self.forward.embed(self.phase.path[0], draws.inputs, draws.fraction)
-            hidden.backward(self.offload.read(f"descent/{batch}")["gradient"].to(self.device))
+        for place, batch in enumerate(self._batches):
+            hidden = self.forward.embed(self.phase.path[0], batch.inputs, batch.fraction)
+            hidden.backward(self.offload.read(f"descent/{place}")["gradient"].to(self.device))
 
     @contextmanager
     def _visiting(self, index: int, then: int | None) -> Iterator[None]:
@@ -210,9 +212,9 @@ class StreamedStep:
                 self.offload.prefetch(weights_entry(then))
             yield
 
-    def _through(self, index: int, batch: int, hidden: Tensor, draws: Draws) -> Tensor:
-        seed_generators(derived_seed(derived_seed(self._seed, batch), index), self.device)
-        return self.forward.through(index, hidden, self.forward.context(draws.segments))
+    def _through(self, index: int, place: int, hidden: Tensor, step: StepBatches) -> Tensor:
+        seed_generators(derived_seed(derived_seed(self._seed, place), index), self.device)
+        return self.forward.through(index, hidden, self.forward.context(step.batches[place].draws.segments))
 
     def _keep(self, index: int, batch: int, hidden: Tensor) -> None:
         dtype = torch.bfloat16 if self.training.boundary_dtype == "bf16" else hidden.dtype
@@ -249,18 +251,16 @@ class StreamedStep:
             return
         gradients = {name: each.grad for name, each in trains if each.grad is not None}
         self._norms |= {name: torch.linalg.vector_norm(each) for name, each in gradients.items()}
-        moved = False
-        if self.moves_at_the_end:
-            self.offload.write(f"gradients/{_unit(index)}", gradients)
+        moves = not self.moves_at_the_end
+        if moves:
+            norm = norm_of(self._norms_of([name for name, _ in trains]), self.device)
+            self._is_good = self._is_good & norm.isfinite()
+            self._move_stack(index, trains, norm)
         else:
-            norm = self._norm([name for name, _ in trains])
-            self._is_good = self._is_good and math.isfinite(norm)
-            if self._is_good:
-                self._move_stack(index, trains, norm)
-                moved = True
+            self.offload.write(f"gradients/{_unit(index)}", gradients)
         changes = placement.changes_of(index)
         has_buffers = any(not isinstance(each, nn.Parameter) for each in changes.values())
-        if moved or has_buffers or weights_entry(index) not in self.offload:
+        if moves or has_buffers or weights_entry(index) not in self.offload:
             self.offload.write(weights_entry(index), changes)
         for _, each in trains:
             each.grad = None
@@ -278,21 +278,24 @@ class StreamedStep:
         """Whether head and embedding are one matrix that trains."""
         return self.forward.placement.spec.tie_embeddings and self._embedding_trains
 
-    def update(self, grad_norm: float) -> None:
-        """Move the weights of one unit after the other by their gradients, and forget these.
+    def update(self, numbers: StepNumbers) -> None:
+        """Move the weights of one unit after the other by their gradients, if the step is a good one, and forget these.
 
-        Args:
-            grad_norm: that they are clipped by; with ``clip = "stack"`` each unit's own.
+        With ``clip = "stack"`` stacks have moved already, and the bound of embedding and head is their own.
         """
+        norm = numbers.grad_norm
         if self.moves_at_the_end:
+            self._is_good = numbers.are_finite
             for index in self._trained:  # from the bottom, whose gradients were written last
-                self._update(index, grad_norm)
+                self._update(index, norm)
+        elif ENDS in self.named:
+            norm = norm_of(self._norms_of(self.named[ENDS]), self.device)
+            self._is_good = self._is_good & norm.isfinite()
         if self._ends is not None:
-            ends = self.forward.placement.trainable_ends()
-            self._move(self._ends, ends, grad_norm if self.moves_at_the_end else self._norm(self.named[ENDS]))
+            self._move(self._ends, self.forward.placement.trainable_ends(), norm)
         self.forget_gradients()
 
-    def _update(self, index: int, grad_norm: float) -> None:
+    def _update(self, index: int, norm: Tensor) -> None:
         """Move the weights of a stack, which needn't be a module for it."""
         unit, device = _unit(index), self.device
         entry = {name: each.to(device) for name, each in self.offload.read(weights_entry(index)).items()}
@@ -301,10 +304,10 @@ class StreamedStep:
         gradients = self.offload.read(f"gradients/{unit}")
         for name, parameter in named:
             parameter.grad = gradients[name].to(device) if name in gradients else None
-        self._move_stack(index, named, grad_norm)
+        self._move_stack(index, named, norm)
         self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
 
-    def _move_stack(self, index: int, named: list[tuple[str, nn.Parameter]], grad_norm: float) -> None:
+    def _move_stack(self, index: int, named: list[tuple[str, nn.Parameter]], norm: Tensor) -> None:
         """Move what trains of a stack by its gradients; its moments are read and written."""
         unit = _unit(index)
         optimizer = make_optimizer(self.plugin, named, self.training, self.phase.lr)
@@ -313,33 +316,23 @@ class StreamedStep:
             check_optimizer_state(self.plugin, optimizer, moments, numbers)
             load_optimizer_state(optimizer, moments, numbers, copy=False)
             del moments
-        self._move(optimizer, named, grad_norm)
+        self._move(optimizer, named, norm)
         tensors, self._numbers[unit] = optimizer_state(optimizer)
         self.offload.write(f"moments/{unit}", tensors)
         optimizer.state.clear()  # torch's optimizers are in circles, which would keep all of it until they are found
         optimizer.param_groups.clear()
 
-    def _move(self, optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], grad_norm: float) -> None:
-        """Clip the gradients of a unit, and take its optimizer's step."""
+    def _move(self, optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Parameter]], norm: Tensor) -> None:
+        """Clip the gradients of a unit, and take its optimizer's step, if the step is a good one so far."""
         peaks = {id(each): self.phase.lr * learning_rate(name, self.training) for name, each in named}
         for group in optimizer.param_groups:
             group["lr"] = self._factor * peaks[id(group["params"][0])]
-        clip((parameter for _, parameter in named), grad_norm, self.training)
-        optimizer.step()
-
-    def leave_out(self) -> None:
-        """Forget the gradients; with ``clip = "stack"`` stacks above the first bad one have moved already."""
-        self.forget_gradients()
+        update_weights(optimizer, optimizer.param_groups, norm, self._is_good, self.training)
 
     def forget_gradients(self) -> None:
         """Free the memory of gradients; those of stacks are written over in the next step."""
         for _, parameter in self.forward.placement.trainable_ends():
             parameter.grad = None
-
-    @property
-    def first_bad_gradient(self) -> str | None:
-        """Name of the first parameter whose gradient isn't finite."""
-        return next((name for name in self.names if not self._norms.get(name, torch.zeros(())).isfinite()), None)
 
     @property
     def moments(self) -> Iterator[tuple[str, Tensor | Number]]:

@@ -5,8 +5,7 @@ Parameters and gradients are those of ``Placement.trainable``; everything is in 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,24 +15,24 @@ from torch.utils.checkpoint import checkpoint
 
 from stackwise_core.config.model import TrainingConfig
 from stackwise_core.engine.boundary.boundary import Boundary
-from stackwise_core.engine.draws.draws import Draws
-from stackwise_core.engine.loop.clipping import clip, norm_of
 from stackwise_core.engine.loop.kept_moments import (
     KeptMoments,
     Moments,
     by_stack,
     moments_by_name,
     moments_by_place,
-    unit_of,
 )
-from stackwise_core.engine.loop.optimizer import make_optimizer
+from stackwise_core.engine.loop.optimizer import make_optimizer, unit_of
 from stackwise_core.engine.loop.optimizer_state import (
     Number,
     check_optimizer_state,
     load_optimizer_state,
     optimizer_state,
 )
+from stackwise_core.engine.loop.step_batches import Batch, StepBatches
+from stackwise_core.engine.loop.weight_update import StepNumbers, norm_of, update_weights
 from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.process.transfer import Transfer
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.rack import AttentionContext, derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
@@ -61,9 +60,9 @@ class TrainingStep:
     peaks: list[float]
     """Peak learning rates of the optimizer's groups."""
     scaler: torch.amp.GradScaler | None
+    _transfer: Transfer = field(init=False)
     _factor: float = field(default=1.0, init=False)
     """Factor of the peak learning rates in this step."""
-    _loss_is_finite: bool = field(default=True, init=False)
     moves_at_the_end: ClassVar[bool] = True
     """Whether no weight moves before all gradients are known."""
 
@@ -86,46 +85,47 @@ class TrainingStep:
         scaler = next((scaler for scaler in scalers if scaler is not None), None)
         return cls(forward, phase, objective, boundary, training, plugin, named, optimizer, peaks, scaler)
 
-    def backward(self, step: Sequence[Draws], number: int, seed: int, factor: float) -> tuple[float, float]:
+    def __attrs_post_init__(self) -> None:
+        self._transfer = Transfer(self.device)
+
+    def backward(self, step: StepBatches, seed: int, factor: float) -> StepNumbers:
         """Add up the gradients of a step's forward passes.
 
         Args:
-            number: of the draws, for the boundary that they start from.
             seed: of what dropout draws.
             factor: of the peak learning rates, when the weights move.
-
-        Returns:
-            The loss in nats a token, and the norm of all gradients together.
         """
         self._factor = factor
-        predicted = [self.objective.predicted(draws) for draws in step]
-        total, normaliser = 0.0, self.objective.normaliser(predicted)
-        with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied and len(step) > 1):
-            for batch, (draws, each) in enumerate(zip(step, predicted, strict=True)):
-                losses = self.losses(draws, number, derived_seed(seed, batch))
-                loss = self.objective.weighted_sum(losses, each) / normaliser
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        tied_apart = self._head_is_tied and len(step.batches) > 1
+        with separate_head(self.forward.placement.ends(self.phase.path[-1]), tied_apart):
+            for place, batch in enumerate(step.batches):
+                loss = self.weighted_loss(batch, step.number, derived_seed(seed, place)) / step.normaliser
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-                total += loss.item()
+                total += loss.detach()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        self._loss_is_finite = math.isfinite(total)
-        return total, _norm(self.named)
+        zero = torch.zeros((), device=self.device)
+        norms = [zero if each.grad is None else torch.linalg.vector_norm(each.grad) for _, each in self.named]
+        return StepNumbers(total, norm_of(norms, self.device), torch.stack(norms))
 
-    def losses(self, draws: Draws, number: int, seed: int) -> Tensor:
-        """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
+    def weighted_loss(self, batch: Batch, number: int, seed: int) -> Tensor:
+        """Compute the weighted sum [] of the losses of a batch's predicted tokens at the end of the phase's path."""
         forward, phase = self.forward, self.phase
+        inputs, fraction, masked, targets, weights = batch.on_device(self._transfer)
         if self.boundary is None:
-            hidden = forward.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
+            hidden = forward.embed(phase.path[0], inputs, fraction)  # [B, T, D]
         else:
-            hidden = self.boundary.read(draws, number)
-        context = forward.context(draws.segments)
+            hidden = self.boundary.read(batch.draws, number)
+        context = forward.context(batch.draws.segments)
         for index in phase.live_path:
             if self.training.activation_checkpointing:
                 hidden = checkpoint(self._through, index, hidden, context, seed, use_reentrant=False)
             else:
                 hidden = self._through(index, hidden, context, seed)
-        masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
-        return forward.losses(phase.path[-1], masked, draws.targets.to(forward.device), self.objective.losses)
+        predicted = hidden.flatten(0, 1).index_select(0, masked)  # [N, D]
+        losses = forward.losses(phase.path[-1], predicted, targets, self.objective.losses)
+        return (weights.to(losses) * losses).sum()
 
     def _through(self, index: int, hidden: Tensor, context: AttentionContext, seed: int) -> Tensor:
         # What dropout draws depends on the step, the pass and the stack alone, not on the order of passes.
@@ -138,54 +138,35 @@ class TrainingStep:
         placement, weight = self.forward.placement, self.forward.placement.ends(self.phase.path[0]).embed_tokens.weight
         return placement.spec.tie_embeddings and self.boundary is None and weight.requires_grad
 
-    def update(self, grad_norm: float) -> None:
-        """Clip the gradients, move the weights by them, and forget them."""
-        if self.training.clip == "stack":
-            for members in self._by_stack().values():
-                clip((parameter for _, parameter in members), _norm(members), self.training)
-        else:
-            clip((parameter for _, parameter in self.named), grad_norm, self.training)
-        self._move()
-        self._end()
-
-    def _move(self) -> None:
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self._factor * peak
-        self.optimizer.step() if self.scaler is None else self.scaler.step(self.optimizer)
-
-    def leave_out(self) -> None:
-        """Forget the gradients.
+    def update(self, numbers: StepNumbers) -> None:
+        """Clip the gradients, move the weights by them if the step is a good one, and forget them.
 
         With ``clip = "stack"`` stacks above the first bad gradient move all the same, as they do where they are
         streamed: it isn't known there yet.
         """
-        if self.training.clip == "stack" and self._loss_is_finite and self.scaler is None:
-            by_stack, moved = self._by_stack(), set[str]()
-            for stack in reversed(self.phase.live_path):
-                members = by_stack.get(stack, [])
-                norm = _norm(members)
-                if not math.isfinite(norm):
-                    break
-                clip((parameter for _, parameter in members), norm, self.training)
-                moved |= {name for name, _ in members}
-            for name, parameter in self.named:
-                if name not in moved:
-                    parameter.grad = None
-            if moved:
-                self._move()
-        self._end()
-
-    def _by_stack(self) -> dict[int | None, list[tuple[str, nn.Parameter]]]:
-        """Return what trains by its stack; None for embedding and head."""
-        members: dict[int | None, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named:
-            members.setdefault(unit_of(name), []).append((name, parameter))
-        return members
-
-    def _end(self) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self._factor * peak
+        if self.training.clip == "all":
+            groups = self.optimizer.param_groups
+            update_weights(self.optimizer, groups, numbers.grad_norm, numbers.are_finite, self.training)
+        else:
+            self._update_by_stack(numbers)
         if self.scaler is not None:
             self.scaler.update()  # from the gradients that there were
         self.forget_gradients()
+
+    def _update_by_stack(self, numbers: StepNumbers) -> None:
+        """Move the weights of each stack by gradients clipped by their own norm, from the highest stack down."""
+        units = [unit_of(name) for name, _ in self.named]
+        named = {id(parameter): unit for (_, parameter), unit in zip(self.named, units, strict=True)}
+        is_good = numbers.loss.isfinite()
+        for unit in (*reversed(self.phase.live_path), None):
+            norms = [norm for norm, of in zip(numbers.norms, units, strict=True) if of == unit]
+            groups = [group for group in self.optimizer.param_groups if named[id(group["params"][0])] == unit]
+            if groups:
+                norm = norm_of(norms, self.device)
+                is_good = numbers.are_finite if self.scaler is not None else is_good & norm.isfinite()
+                update_weights(self.optimizer, groups, norm, is_good, self.training)
 
     def forget_gradients(self) -> None:
         """Free the memory of gradients."""
@@ -200,12 +181,6 @@ class TrainingStep:
     def names(self) -> list[str]:
         """Names of what trains."""
         return [name for name, _ in self.named]
-
-    @property
-    def first_bad_gradient(self) -> str | None:
-        """Name of the first parameter whose gradient isn't finite."""
-        bad = (name for name, each in self.named if each.grad is not None and not each.grad.isfinite().all())
-        return next(bad, None)
 
     @property
     def moments(self) -> Iterator[tuple[str, Tensor | Number]]:
@@ -273,11 +248,6 @@ class TrainingStep:
         elif given is expected is None:
             return
         raise StackwiseError("a checkpoint's loss scaler isn't that of what trains now")
-
-
-def _norm(named: Sequence[tuple[str, nn.Parameter]]) -> float:
-    """Return the norm of the gradients of parameters together."""
-    return norm_of([torch.linalg.vector_norm(each.grad) for _, each in named if each.grad is not None])
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,9 +2,8 @@
 
 Blocks above the allocator's threshold are mapped by themselves, faulted in page by page, and unmapped when they are
 freed. Below it they come from the heap, where a step finds what the step before has freed. By default the threshold
-grows with what was freed, so that a phase's peak depends on what came before; it stays fixed here, at the largest that
-the C library takes. Where memory must go back (a streamed stack leaves, a window or a phase ends), ``trim_heap`` returns
-it.
+grows with what was freed, so that a phase's peak depends on what came before; it stays fixed here, at glibc's largest.
+Where memory must go back (a streamed stack leaves, a window or a phase ends), ``trim_heap`` returns it.
 """
 
 from __future__ import annotations

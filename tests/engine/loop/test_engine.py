@@ -17,6 +17,7 @@ from stackwise_core.engine.events.events import (
     Validated,
 )
 from stackwise_core.engine.loop.engine import Engine
+from stackwise_core.engine.loop.step_batches import StepBatches
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.rack.rack import new_stack
@@ -265,7 +266,8 @@ def test_a_banded_phase_has_just_its_own_stack_in_memory(tmp_path):
             (stack,) = planned.phase.path
             assert boundary is None
             draws = ran.engine.training_drawer(planned).draw(range(4), 0)
-            made.step.backward([draws], 0, seed=0, factor=1.0)
+            batches = StepBatches.of([draws], 0, ran.engine.objective(planned), forward.device)
+            made.step.backward(batches, seed=0, factor=1.0)
             assert [index in forward.placement for index in range(3)] == [index == stack for index in range(3)]
             assert [owner for owner, _ in forward.placement.all_ends()] == [stack]
             for parameter in (
@@ -298,10 +300,10 @@ def visits(tmp_path, changes) -> list[tuple[list[int], list[int], str]]:
     plan = make_plan(setup)
     engine = Engine(setup, plan, registry, lambda event: None)
     return [
-        (draws.samples.tolist(), draws.inputs.tolist(), number)
+        (batch.draws.samples.tolist(), batch.draws.inputs.tolist(), step.number)
         for planned in plan.phases
-        for step, number in engine.draws(planned, None, lambda event: None).after(0)
-        for draws in step
+        for step in engine.draws(planned, None, lambda event: None).after(0)
+        for batch in step.batches
     ]
 
 
@@ -329,8 +331,9 @@ def test_the_bands_of_a_cycle_share_its_samples(tmp_path, budget):
     engine = Engine(setup, plan, registry, lambda event: None)
     by_stack: dict[int, list] = {0: [], 1: [], 2: []}
     for planned in plan.phases:
-        for step, number in engine.draws(planned, None, lambda event: None).after(0):
-            by_stack[planned.phase.path[0]] += [(draws.samples.tolist(), number) for draws in step]
+        for step in engine.draws(planned, None, lambda event: None).after(0):
+            samples = [batch.draws.samples.tolist() for batch in step.batches]
+            by_stack[planned.phase.path[0]] += [(each, step.number) for each in samples]
     alone = visits(tmp_path, budget | {"trainer_mode": {"use": "end_to_end"}, "rack.stacks": 1})
     assert by_stack[0] == by_stack[1] == by_stack[2] == [(samples, number) for samples, _, number in alone]
 

@@ -9,7 +9,7 @@ from stackwise_core.engine.draws.draws import corrupt
 from stackwise_core.engine.loop.adamw import AdamW
 from stackwise_core.engine.loop.optimizer import make_optimizer
 from tests.llama import llama_like
-from tests.tiny import run_tiny
+from tests.tiny import backward, run_tiny
 
 
 def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
@@ -59,15 +59,14 @@ def test_the_causal_loss_and_its_gradient_are_those_of_transformers_llama(tmp_pa
     ran = run_tiny(tmp_path, mode | {"training.steps_per_stack": 4, "training.max_grad_norm": 0.0})
     forward, engine = ran.engine.forward, ran.engine
     forward.placement.place(ran.plan.phases[0].phase)
-    phase = engine.phase(ran.plan.phases[0], None, lambda event: None)
     llama = llama_of(forward, mask_id=256)
-    draws = engine.training_drawer(phase.planned).draw([2, 5], 0)
+    draws = engine.training_drawer(ran.plan.phases[0]).draw([2, 5], 0)
     assert (draws.segments == 1).all()
     ids = draws.inputs
     assert int(ids.max()) < 256
     expected = llama(ids, labels=ids).loss
     expected.backward()
-    loss, _ = phase.step.backward([draws], 0, seed=0, factor=1.0)
+    _, loss = backward(engine, ran.plan.phases[0], [2, 5])
     assert loss == pytest.approx(expected.item(), abs=1e-5)
     theirs = dict(llama.named_parameters())
     for place in range(3):
