@@ -290,8 +290,8 @@ class Engine:
                 place = (place or ("disk" if on_cpu else "memory")) if was_streamed else None
         if place is None:
             return None
-        pinned = self.setup.device.type == "cuda"
-        return HostMemory(pinned=pinned) if place == "memory" else Disk(self.files.offload, pinned=pinned)
+        device = self.setup.device
+        return HostMemory(device) if place == "memory" else Disk(self.files.offload, pinned=device.type == "cuda")
 
     def draws(self, planned: PhasePlan, boundary: Boundary | None, listener: Listener) -> StepDraws:
         """Return the draws of a phase's steps."""

@@ -191,7 +191,7 @@ class StreamedStep:
         with self._visiting(index, then=self._below(index)):
             for place in range(len(step.batches)):
                 entered = self._input(index, place).requires_grad_(self._passes_down(index))
-                arriving = self.offload.read(f"descent/{place}")["gradient"].to(self.device)
+                arriving = self.offload.read_to(f"descent/{place}", self.device)["gradient"]
                 hidden = self._through(index, place, entered, step)
                 if hidden.requires_grad:
                     hidden.backward(arriving)
@@ -202,7 +202,7 @@ class StreamedStep:
         """Pass the gradient into the embedding."""
         for place, batch in enumerate(self._batches):
             hidden = self.forward.embed(self.phase.path[0], batch.inputs, batch.fraction)
-            hidden.backward(self.offload.read(f"descent/{place}")["gradient"].to(self.device))
+            hidden.backward(self.offload.read_to(f"descent/{place}", self.device)["gradient"])
 
     @contextmanager
     def _visiting(self, index: int, then: int | None) -> Iterator[None]:
@@ -222,8 +222,8 @@ class StreamedStep:
 
     def _input(self, index: int, batch: int) -> Tensor:
         """Return the kept input [B, T, D] of a stack, as a tensor of its own."""
-        kept = self.offload.read(f"boundary/{_unit(index)}/{batch}")["hidden"]
-        return kept.to(self.device, torch.float32, copy=True)
+        kept = self.offload.read_to(f"boundary/{_unit(index)}/{batch}", self.device)["hidden"]
+        return kept.to(torch.float32, copy=self.device.type == "cpu")
 
     def _passes_down(self, index: int) -> bool:
         """Return whether something below a stack trains."""
@@ -298,12 +298,12 @@ class StreamedStep:
     def _update(self, index: int, norm: Tensor) -> None:
         """Move the weights of a stack, which needn't be a module for it."""
         unit, device = _unit(index), self.device
-        entry = {name: each.to(device) for name, each in self.offload.read(weights_entry(index)).items()}
+        entry = self.offload.read_to(weights_entry(index), device)
         self.offload.prefetch(f"gradients/{unit}")
         named = [(name, nn.Parameter(entry[_within(name)])) for name in self.named[unit]]
-        gradients = self.offload.read(f"gradients/{unit}")
+        gradients = self.offload.read_to(f"gradients/{unit}", device)
         for name, parameter in named:
-            parameter.grad = gradients[name].to(device) if name in gradients else None
+            parameter.grad = gradients.get(name)
         self._move_stack(index, named, norm)
         self.offload.write(weights_entry(index), entry | {_within(name): each.data for name, each in named})
 
@@ -312,7 +312,7 @@ class StreamedStep:
         unit = _unit(index)
         optimizer = make_optimizer(self.plugin, named, self.training, self.phase.lr)
         if f"moments/{unit}" in self.offload:
-            moments, numbers = self.offload.read(f"moments/{unit}"), self._numbers.get(unit, {})
+            moments, numbers = self.offload.read_to(f"moments/{unit}", self.device), self._numbers.get(unit, {})
             check_optimizer_state(self.plugin, optimizer, moments, numbers)
             load_optimizer_state(optimizer, moments, numbers, copy=False)
             del moments

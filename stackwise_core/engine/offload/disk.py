@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from stackwise_core.engine.offload.offload import DURABLE, Offload
+from stackwise_core.engine.process.transfer import begin_to_host
 from stackwise_core.engine.runs.tensor_file import (
     ALIGNED,
     DamagedTensors,
@@ -43,6 +44,18 @@ class _Slot:
     pinned: bool = False
     """Whether it is page-locked, so that a device can copy from it at full speed."""
     bytes: np.ndarray = field(factory=lambda: np.empty(0, np.uint8))
+    used: torch.cuda.Event | None = None
+    """The event on the device after which nothing is copied from it any more."""
+
+    def free(self) -> None:
+        """Note that what was given of it is no longer wanted, once the device has done what it was given so far."""
+        if self.pinned:
+            self.used = torch.cuda.current_stream().record_event()
+
+    def wait(self) -> None:
+        """Wait until it may be written over."""
+        if self.used is not None:
+            self.used.synchronize()
 
     def room(self, size: int) -> np.ndarray:
         if len(self.bytes) < size + ALIGNED:
@@ -96,6 +109,8 @@ class Disk(Offload):
         self._ahead: _Ahead | None = None
         self._slots = [_Slot(pinned) for _ in range(SLOTS)]
         """Those that no entry is read ahead into, the one that was used last at the end."""
+        self._sent: list[tuple[dict[str, Tensor], torch.cuda.Event]] = []
+        """Tensors that a device copies, and when it has."""
 
     def __contains__(self, entry: str) -> bool:
         return entry in self._written or entry in self._saved
@@ -118,9 +133,18 @@ class Disk(Offload):
         self._slots.append(slot)
         return self._read(entry, slot)
 
+    def read_to(self, entry: str, device: torch.device) -> dict[str, Tensor]:
+        there = self.read(entry)
+        sent = {name: each.to(device, non_blocking=True) for name, each in there.items()}
+        if self._pinned:  # memory that no slot holds must stay until it is copied
+            self._sent = [(each, copied) for each, copied in self._sent if not copied.query()]
+            self._sent.append((there, torch.cuda.current_stream(device).record_event()))
+        return sent
+
     def _next_slot(self) -> _Slot:
         """Take the slot that was used longest ago, once nothing is written from it any more."""
         slot = self._slots.pop(0)
+        slot.free()
         if self._writing is not None and self._writing.slot is slot:
             self._settle()
         return slot
@@ -129,6 +153,7 @@ class Disk(Offload):
         writing = self._writing
         if writing is not None and writing.entry == entry:
             writing.done.result()
+        slot.wait()
         path = self._written.get(entry) or self._saved[entry]
         try:
             with path.open("rb", buffering=0) as file:
@@ -142,7 +167,7 @@ class Disk(Offload):
         return {name: tensor_in(into, each, each.begin - begin) for name, each in stored.items()}
 
     def write(self, entry: str, tensors: Mapping[str, Tensor]) -> None:
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        held, copied = begin_to_host(tensors)
         self._settle()
         path = self._directory / f"{entry.replace('/', '-')}.safetensors"
         self._written[entry] = path
@@ -151,7 +176,7 @@ class Disk(Offload):
         slots = [*self._slots, *([] if self._ahead is None else [self._ahead.slot])]
         used = [slot for slot in slots if any(slot.holds(tensor) for tensor in held.values())]
         assert len(used) <= 1
-        self._writing = _Writing(entry, used[0] if used else None, self._writer.submit(_write, path, held))
+        self._writing = _Writing(entry, used[0] if used else None, self._writer.submit(_write, path, held, copied))
 
     def _settle(self) -> None:
         """Finish what is being written."""
@@ -200,12 +225,21 @@ class Disk(Offload):
         self._writer.shutdown()
         self._saved.clear()
         self._written.clear()
+        if self._pinned:
+            torch.cuda.synchronize()
+        self._sent.clear()
         self._slots = [_Slot(self._pinned) for _ in range(SLOTS)]
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors over a file of the same layout, or into a new one whose room is taken at once."""
+def _write(path: Path, tensors: Mapping[str, Tensor], copied: torch.cuda.Event | None) -> None:
+    """Write tensors over a file of the same layout, or into a new one whose room is taken at once.
+
+    Args:
+        copied: the event after which they are in host memory.
+    """
+    if copied is not None:
+        copied.synchronize()
     header, places = header_of(tensors)
     size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 DURABLE = ("weights", "moments")
@@ -36,6 +37,14 @@ class Offload(ABC):
             OSError: it can't be read, or an earlier entry couldn't be written.
             StackwiseError: it is damaged.
         """
+
+    def read_to(self, entry: str, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors of an entry by name on a device; the host doesn't wait for the copies.
+
+        Raises:
+            OSError, StackwiseError: as ``read``.
+        """
+        return {name: each.to(device, non_blocking=True) for name, each in self.read(entry).items()}
 
     @abstractmethod
     def write(self, entry: str, tensors: Mapping[str, Tensor]) -> None:

@@ -153,7 +153,8 @@ class Placement:
         if resident is None or (resident.role, resident.adapters) != (role, names):
             self._residents.pop(index, None)  # before the next one takes its room
             arranged, entry = self._arranged, weights_entry(index)
-            trained = self._offload.read(entry) if self._offload is not None and entry in self._offload else {}
+            has_changed = self._offload is not None and entry in self._offload
+            trained = self._offload.read_to(entry, self.device) if self._offload is not None and has_changed else {}
             below = arranged.path[: arranged.path.index(index)]
             beginning = Beginning(arranged.start, arranged.copied.get(index), below)
             self._residents[index] = self.loader.load(index, role, names, beginning, trained)

@@ -18,7 +18,7 @@ from stackwise_core.engine.offload.offload import Offload
 @pytest.fixture(params=["disk", "memory"])
 def offload(request, tmp_path):
     """Each place where state can wait."""
-    made = Disk(tmp_path / "offload") if request.param == "disk" else HostMemory(pinned=False)
+    made = Disk(tmp_path / "offload") if request.param == "disk" else HostMemory(torch.device("cpu"))
     yield made
     made.close()
 
@@ -97,10 +97,10 @@ def test_a_write_that_fails_is_told_by_the_next_call(tmp_path, monkeypatch):
     offload = Disk(tmp_path / "offload")
     write: Callable = disk._write
 
-    def failing(path, held):
+    def failing(path, held, copied):
         if "001" in path.name:
             raise OSError(28, os.strerror(28), str(path))
-        write(path, held)
+        write(path, held, copied)
 
     monkeypatch.setattr(disk, "_write", failing)
     for call in (lambda: offload.write("weights/002", tensors(2)), lambda: offload.read("weights/001")):
@@ -129,9 +129,9 @@ def test_what_is_written_from_a_buffer_is_whole_before_the_buffer_is_read_into(t
     offload.read("weights/000")
     write, slow = disk._write, threading.Event()
 
-    def slowly(path, held):
+    def slowly(path, held, copied):
         slow.wait(0.2)
-        write(path, held)
+        write(path, held, copied)
 
     monkeypatch.setattr(disk, "_write", slowly)
     changed = offload.read("weights/001")
