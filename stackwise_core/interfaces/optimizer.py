@@ -15,7 +15,9 @@ class Optimizer(Component):
     """Maker of the optimizer of a phase.
 
     The engine does the rest: learning rates and their schedule, weight decay by group, clipping, bad steps. It sets
-    ``param_groups[i]["lr"]`` before each step.
+    ``param_groups[i]["lr"]`` before each step. An optimizer with ``_step_supports_amp_scaling = True`` (torch's fused
+    ones) gets ``grad_scale`` and ``found_inf`` as ``torch.amp.GradScaler`` sets them; for others the host waits in each
+    step until it knows whether the step counts.
     """
 
     @property
