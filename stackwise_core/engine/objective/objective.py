@@ -57,11 +57,19 @@ class PhaseLoss:
         self._check(losses, "losses()", len(targets))
         return losses
 
-    def weighted_sum(self, losses: Tensor, predicted: Predicted) -> Tensor:
-        """Return the sum over predicted tokens [N] of weight times loss."""
+    def weights(self, predicted: Predicted) -> Tensor:
+        """Return the weights [N] of predicted tokens' losses, on the CPU.
+
+        Raises:
+            ContractError: the objective gave something else.
+        """
         weights = self.objective.weights(predicted)
         self._check(weights, "weights()", len(predicted.targets))
-        return (weights.to(losses) * losses).sum()
+        return weights
+
+    def weighted_sum(self, losses: Tensor, predicted: Predicted) -> Tensor:
+        """Return the sum over predicted tokens [N] of weight times loss."""
+        return (self.weights(predicted).to(losses) * losses).sum()
 
     def normaliser(self, step: Sequence[Predicted]) -> float:
         """Return what the weighted sum of a whole optimizer step is divided by, however many passes it takes."""
