@@ -175,8 +175,8 @@ class StreamedStep:
                 entered = self._input(index, batch).requires_grad_(self._passes_down(index))
                 hidden = self._through(index, batch, entered, draws)
                 masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
-                losses = forward.losses(index, masked, draws.targets.to(forward.device), self.objective.losses)
-                loss = self.objective.weighted_sum(losses, each) / normaliser
+                targets, weights = draws.targets.to(forward.device), self.objective.weights(each).to(forward.device)
+                loss = forward.weighted_loss(index, masked, targets, weights, self.objective.losses) / normaliser
                 loss.backward()
                 total += loss.item()
                 self._pass_down(batch, entered)

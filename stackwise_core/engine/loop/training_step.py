@@ -38,6 +38,7 @@ from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.rack import AttentionContext, derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
+from stackwise_core.interfaces.objective import Predicted
 from stackwise_core.interfaces.optimizer import Optimizer
 from stackwise_core.interfaces.phase import Phase
 
@@ -102,8 +103,7 @@ class TrainingStep:
         total, normaliser = 0.0, self.objective.normaliser(predicted)
         with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied and len(step) > 1):
             for batch, (draws, each) in enumerate(zip(step, predicted, strict=True)):
-                losses = self.losses(draws, number, derived_seed(seed, batch))
-                loss = self.objective.weighted_sum(losses, each) / normaliser
+                loss = self.loss(draws, each, number, derived_seed(seed, batch)) / normaliser
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
                 total += loss.item()
         if self.scaler is not None:
@@ -111,8 +111,8 @@ class TrainingStep:
         self._loss_is_finite = math.isfinite(total)
         return total, _norm(self.named)
 
-    def losses(self, draws: Draws, number: int, seed: int) -> Tensor:
-        """Compute losses [N] of a batch's predicted tokens at the end of the phase's path."""
+    def loss(self, draws: Draws, predicted: Predicted, number: int, seed: int) -> Tensor:
+        """Compute the weighted sum of the losses of a batch's predicted tokens at the end of the phase's path."""
         forward, phase = self.forward, self.phase
         if self.boundary is None:
             hidden = forward.embed(phase.path[0], draws.inputs, draws.fraction)  # [B, T, D]
@@ -125,7 +125,9 @@ class TrainingStep:
             else:
                 hidden = self._through(index, hidden, context, seed)
         masked = hidden.flatten(0, 1).index_select(0, draws.masked.to(forward.device))  # [N, D]
-        return forward.losses(phase.path[-1], masked, draws.targets.to(forward.device), self.objective.losses)
+        weights = self.objective.weights(predicted).to(forward.device)
+        targets = draws.targets.to(forward.device)
+        return forward.weighted_loss(phase.path[-1], masked, targets, weights, self.objective.losses)
 
     def _through(self, index: int, hidden: Tensor, context: AttentionContext, seed: int) -> Tensor:
         # What dropout draws depends on the step, the pass and the stack alone, not on the order of passes.
