@@ -57,6 +57,8 @@ class Objective(Component):
     def losses(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
         """Return the loss of each predicted token [N], differentiable and independent of the others.
 
+        With a large vocabulary it is called for pieces of a pass's tokens, a piece at a time.
+
         Args:
             logits: fp32 or fp64 [N, V], on the device that computes. The mask token's is -inf.
             targets: int64 [N], on the same device.

@@ -14,6 +14,7 @@ from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache
 from stackwise_core.engine.phases.phase_steps import largest_batch, largest_window, predicted_share
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.process.allocator import MAPPED_FROM
+from stackwise_core.engine.rack.head_pieces import piece_rows
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.rack_spec import RackSpec
 
@@ -153,7 +154,7 @@ def step_activations(
 
     A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
     in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
-    The head holds logits, their softmax and their gradient, over the masked tokens.
+    The head holds logits, their softmax and their gradient, over the masked tokens of a piece.
 
     Args:
         one_stack: whether the stacks run one at a time.
@@ -171,7 +172,8 @@ def step_activations(
     else:
         between = 0
     live_blocks = sum(live)
-    logits = round(masked_share * tokens) * spec.vocab_size * 4 * 3
+    rows = min(round(masked_share * tokens), piece_rows(spec.vocab_size, setup.device))
+    logits = rows * spec.vocab_size * 4 * 3
     at_work = AT_WORK_STREAMED if one_stack else AT_WORK
     return round((live_blocks + at_work) * a_block) + between + logits
 

@@ -177,8 +177,8 @@ class StreamedStep:
                 entered = self._input(index, place).requires_grad_(self._passes_down(index))
                 hidden = self._through(index, place, entered, step)
                 predicted = hidden.flatten(0, 1).index_select(0, batch.masked)  # [N, D]
-                losses = forward.losses(index, predicted, batch.targets, self.objective.losses)
-                loss = (batch.weights.to(losses) * losses).sum() / step.normaliser
+                loss = forward.weighted_loss(index, predicted, batch.targets, batch.weights, self.objective.losses)
+                loss = loss / step.normaliser
                 loss.backward()
                 total += loss.detach()
                 self._pass_down(place, entered)

@@ -124,8 +124,7 @@ class TrainingStep:
             else:
                 hidden = self._through(index, hidden, context, seed)
         predicted = hidden.flatten(0, 1).index_select(0, masked)  # [N, D]
-        losses = forward.losses(phase.path[-1], predicted, targets, self.objective.losses)
-        return (weights.to(losses) * losses).sum()
+        return forward.weighted_loss(phase.path[-1], predicted, targets, weights, self.objective.losses)
 
     def _through(self, index: int, hidden: Tensor, context: AttentionContext, seed: int) -> Tensor:
         # What dropout draws depends on the step, the pass and the stack alone, not on the order of passes.

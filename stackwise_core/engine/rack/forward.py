@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.rack.head_pieces import (
+    ROWS_MULTIPLE,
+    TokenLosses,
+    cross_entropies,
+    losses_in_pieces,
+    piece_rows,
+    weighted_loss,
+)
 from stackwise_core.engine.rack.placement import Placement
-from stackwise_core.engine.rack.rack import ROWS_MULTIPLE, AttentionContext
+from stackwise_core.engine.rack.rack import AttentionContext
 from stackwise_core.interfaces.component import ContractError, origin
-
-TokenLosses = Callable[[Tensor, Tensor], Tensor]
-"""Losses [N] from logits [N, V] and targets [N]."""
 
 
 class AtExit(NamedTuple):
@@ -81,14 +86,14 @@ class Forward:
         batches: Iterable[Draws],
         path: Sequence[int],
         read: Collection[int],
-        losses_of: TokenLosses | None = None,
+        losses_of: TokenLosses = cross_entropies,
     ) -> Iterator[AtExit]:
         """Read batches out at each stack of a path that is to be read at, from the tokens on.
 
         Where stacks are streamed, as many batches as a window holds pass one together before the next is read.
 
         Args:
-            losses_of: as ``losses`` has it; None: cross entropies.
+            losses_of: as ``losses`` has it.
         """
         left, first = iter(batches), 0
         while group := self._group(left):
@@ -102,10 +107,7 @@ class Forward:
                         if index in read:
                             predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
                             targets = draws.targets.to(self.device)
-                            if losses_of is None:
-                                losses = self.cross_entropy(index, predicted, targets)
-                            else:
-                                losses = self.losses(index, predicted, targets, losses_of)
+                            losses = self.losses(index, predicted, targets, losses_of)
                             yield AtExit(index, first + number, draws, losses)
             first += len(group)
 
@@ -122,19 +124,58 @@ class Forward:
         return group
 
     def cross_entropy(self, index: int, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Compute cross entropies [N] of targets [N] from hidden states [N, D] at the exit of a stack."""
-        with self.placement.precision(index).autocast(self.device):
-            return self.placement.ends(index).cross_entropy(hidden, targets, self.placement.stack(index).norm)
+        """Compute cross entropies [N], in nats, of targets [N] from hidden states [N, D] at the exit of a stack."""
+        return self.losses(index, hidden, targets, cross_entropies)
 
     def losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
         """Losses [N] of targets [N] from hidden states [N, D] at the exit of a stack.
 
         Args:
-            losses_of: makes them of logits [N, V], where the mask token's is -inf, and targets.
+            losses_of: makes them of logits [n, V], where the mask token's is -inf, and targets [n]. It is called for
+                pieces of rows where the logits of all would be large.
         """
+        rows = self._piece_rows(index)
+        if len(hidden) <= rows:
+            return self._losses(index, hidden, targets, losses_of)
+        ends, (normed, dtype) = self.placement.ends(index), self._entering(index, hidden)
+        return losses_in_pieces(normed, ends.head, targets, losses_of, mask_id=ends.mask_id, rows=rows, dtype=dtype)
+
+    def _losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
+        """Losses [N] of logits that are in memory together."""
         with self.placement.precision(index).autocast(self.device):
             logits = self.placement.ends(index).predictions(hidden, self.placement.stack(index).norm, ROWS_MULTIPLE)
         return losses_of(logits, targets)
+
+    def weighted_loss(
+        self, index: int, hidden: Tensor, targets: Tensor, weights: Tensor, losses_of: TokenLosses
+    ) -> Tensor:
+        """Compute the sum over tokens of weight times loss, from hidden states [N, D] at the exit of a stack.
+
+        Its gradients are those of the sum of ``losses`` times weights. Where the logits of all tokens would be large,
+        they are computed here, piece by piece, and no logits are kept for the backward pass.
+
+        Args:
+            targets: [N], on the device that computes, as are the weights [N].
+            losses_of: as ``losses`` has it.
+        """
+        rows = self._piece_rows(index)
+        if len(hidden) <= rows:
+            losses = self._losses(index, hidden, targets, losses_of)
+            return (weights.to(losses) * losses).sum()
+        ends, (normed, dtype) = self.placement.ends(index), self._entering(index, hidden)
+        return weighted_loss(
+            normed, ends.head, targets, weights, losses_of, mask_id=ends.mask_id, rows=rows, dtype=dtype
+        )
+
+    def _entering(self, index: int, hidden: Tensor) -> tuple[Tensor, torch.dtype]:
+        """Return hidden states [N, D] as the head reads them, and the number format of its products."""
+        with self.placement.precision(index).autocast(self.device):
+            normed, kind = self.placement.stack(index).norm(hidden), self.device.type
+            held = self.placement.ends(index).head.dtype
+            return normed, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else held
+
+    def _piece_rows(self, index: int) -> int:
+        return piece_rows(len(self.placement.ends(index).head), self.device)
 
     def predict(self, path: Sequence[int], inputs: Tensor, segments: Tensor, fraction: Tensor, where: Tensor) -> Tensor:
         """Compute logits [N, V] of possible tokens at flat positions [N] of ids [B, T]; the mask's is -inf."""

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stackwise_core.engine.rack.blocks import Block, RMSNorm, rotary_tables
+from stackwise_core.engine.rack.head_pieces import FEW_ROWS_MULTIPLE, padded, possible
 from stackwise_core.interfaces.rack_spec import RackSpec
 
-ROWS_MULTIPLE = 256
-"""The head's matrix products have a multiple of this many rows in training."""
-FEW_ROWS_MULTIPLE = 32
-"""Multiple that the number of rows is padded to where few tokens are to be predicted."""
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 """The projections of a block that write into the residual stream."""
 
@@ -119,30 +116,20 @@ class Ends(nn.Module):
         hidden: Tensor = self.embed_tokens(inputs)
         return hidden if self.embed_time is None else hidden + self.embed_time(fraction)[:, None]
 
+    @property
+    def head(self) -> Tensor:
+        """Matrix of the LM head, [V, D]."""
+        if self.head_apart is not None:
+            return self.head_apart
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     def logits(self, hidden: Tensor, norm: nn.Module) -> Tensor:
         """Compute logits [..., V] of hidden states [..., D], read out through a stack's exit norm."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        if self.head_apart is not None:
-            weight = self.head_apart
-        return nn.functional.linear(norm(hidden), weight)
+        return nn.functional.linear(norm(hidden), self.head)
 
     def predictions(self, hidden: Tensor, norm: nn.Module, rows_multiple: int = FEW_ROWS_MULTIPLE) -> Tensor:
-        """Compute logits [N, V] of the tokens possible under hidden states [N, D], in fp32 or better.
-
-        The mask token can't be predicted: its logit is removed before the softmax (the SUBS parameterisation of
-        MDLM, arXiv 2406.07524).
-        """
-        # oneDNN keeps a kernel for every shape it has met, and N differs from step to step: a GB in 200 steps.
-        padded = nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % rows_multiple))
-        logits = self.logits(padded, norm)[: len(hidden)]  # [N, V]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        logits[:, self.mask_id] = -torch.inf
-        return logits
-
-    def cross_entropy(self, hidden: Tensor, targets: Tensor, norm: nn.Module) -> Tensor:
-        """Compute cross entropies [N], in nats, of target ids [N] under hidden states [N, D]."""
-        logits = self.predictions(hidden, norm, ROWS_MULTIPLE)
-        return nn.functional.cross_entropy(logits, targets, reduction="none")
+        """Compute logits [N, V] of the tokens possible under hidden states [N, D], in fp32 or better."""
+        return possible(self.logits(padded(hidden, rows_multiple), norm)[: len(hidden)], self.mask_id)
 
 
 @contextmanager

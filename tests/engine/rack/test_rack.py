@@ -5,6 +5,7 @@ import pytest
 import torch
 from attrs import evolve
 
+from stackwise_core.engine.rack.head_pieces import cross_entropies
 from stackwise_core.engine.rack.rack import Ends, Stack, TimeEmbedding, new_ends, new_stack
 from stackwise_core.interfaces.rack_spec import RackSpec
 
@@ -98,7 +99,7 @@ def test_mask_token_is_never_predicted():
     ends, _ = rack_of(SPEC)
     norm = torch.nn.Identity()
     hidden = torch.randn(1, SPEC.d_model)
-    losses = ends.cross_entropy(hidden.expand(SPEC.vocab_size, -1), torch.arange(SPEC.vocab_size), norm)
+    losses = cross_entropies(ends.predictions(hidden, norm).expand(SPEC.vocab_size, -1), torch.arange(SPEC.vocab_size))
     assert losses[MASK].isinf()
     assert float(torch.exp(-losses.detach()).sum()) == pytest.approx(1.0, abs=1e-6)
 
