@@ -18,6 +18,9 @@ from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.run_files.metrics import Metrics
 
+Clock = Callable[[], float]
+"""Seconds: of the clock, or of the processor where others use the machine, too."""
+
 
 class Watched:
     """A phase's draws, which say when so many of its steps are over.
@@ -59,12 +62,19 @@ class EngineSteps:
     """Where the training state of its stacks waits; None: they are in memory."""
     warm_up: int
     steps: int
+    clock: Clock
     _streamed: StreamedStep | None = field(default=None, init=False)
     """The step of a streamed phase, which knows of the moments that wait."""
 
     @classmethod
     def of(
-        cls, engine: Engine, phase: int, warm_up: int, steps: int, boundary_as: Callable[[Boundary], Boundary] | None
+        cls,
+        engine: Engine,
+        phase: int,
+        warm_up: int,
+        steps: int,
+        clock: Clock,
+        boundary_as: Callable[[Boundary], Boundary] | None,
     ) -> EngineSteps:
         """Place the stacks of an engine's phase, and open its boundary.
 
@@ -77,7 +87,7 @@ class EngineSteps:
         boundary = engine.boundaries.open(planned)
         if boundary is not None and boundary_as is not None:
             boundary = boundary_as(boundary)
-        return cls(engine, planned, boundary, offload, warm_up, steps)
+        return cls(engine, planned, boundary, offload, warm_up, steps, clock)
 
     @property
     def flops_a_token(self) -> float:
@@ -132,7 +142,7 @@ class EngineSteps:
 
         def mark() -> None:
             wait_for(self.engine.setup.device)
-            times.append(time.perf_counter())
+            times.append(self.clock())
 
         self.take(mark, mark)
         return (times[1] - times[0]) / self.steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM, PrinterCallback, T
 from transformers import TrainingArguments as Arguments
 
 from stackwise_core.interfaces.rack_spec import RackSpec
-from tests.benchmarks.steps.by_engine import wait_for
+from tests.benchmarks.steps.by_engine import Clock, wait_for
 from tests.benchmarks.steps.by_hand import Batch, Widths
 
 NOT_PREDICTED = -100
@@ -63,27 +62,34 @@ class _MaskedTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    def __init__(self, warm_up: int, steps: int, device: torch.device) -> None:
-        self._at, self._device, self.times = (warm_up, warm_up + steps), device, list[float]()
+    def __init__(self, warm_up: int, steps: int, device: torch.device, clock: Clock) -> None:
+        self._at, self._device, self._clock = (warm_up, warm_up + steps), device, clock
+        self.times = list[float]()
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **named: Any) -> None:
         if state.global_step in self._at:
             wait_for(self._device)
-            self.times.append(time.perf_counter())
+            self.times.append(self._clock())
 
 
 class TrainerSteps:
     """The steps of a model under Trainer."""
 
     def __init__(
-        self, model: EuroBertForMaskedLM, widths: Widths, batches: Sequence[Batch], warm_up: int, steps: int
+        self,
+        model: EuroBertForMaskedLM,
+        widths: Widths,
+        batches: Sequence[Batch],
+        warm_up: int,
+        steps: int,
+        clock: Clock,
     ) -> None:
-        self._model, self._widths, self._warm_up, self._steps = model, widths, warm_up, steps
+        self._model, self._widths, self._warm_up, self._steps, self._clock = model, widths, warm_up, steps, clock
         self._size, self._rows = len(batches[0].inputs), [row for batch in batches for row in _rows(batch)]
 
     def seconds(self) -> float:
         """Take the steps, and return the seconds of one that counts."""
-        watch = _Watch(self._warm_up, self._steps, self._model.device)
+        watch = _Watch(self._warm_up, self._steps, self._model.device, self._clock)
         self._train(self._warm_up + self._steps, watch)
         return (watch.times[1] - watch.times[0]) / self._steps
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from stackwise_core.config.model import RunConfig
 from stackwise_core.engine.loop.engine import Engine
 from tests.benchmarks.cache import Tensors, alone, alternating, engine_for
-from tests.benchmarks.steps.by_engine import EngineSteps, wait_for
+from tests.benchmarks.steps.by_engine import Clock, EngineSteps, wait_for
 from tests.benchmarks.steps.by_hand import BLOCK, Batch, HandWritten, Widths
 from tests.benchmarks.steps.by_trainer import TrainerSteps, eurobert
 from tests.benchmarks.steps.profiles import Profile, profile_of
@@ -40,6 +40,7 @@ class Options:
     rounds: int
     compiles: bool = False
     """Whether steps are measured with compiled blocks, too."""
+    clock: Clock = time.perf_counter
 
 
 @frozen
@@ -100,8 +101,8 @@ class Measured:
 class Ways:
     """The ways of a case, made when they are first asked for."""
 
-    def __init__(self, case: Case, shape: Shape, folder: Path, device: str, *, compiles: bool) -> None:
-        self.case, self.shape, self._folder, self._device, self._compiles = case, shape, folder, device, compiles
+    def __init__(self, case: Case, shape: Shape, folder: Path, options: Options) -> None:
+        self.case, self.shape, self._folder, self._options = case, shape, folder, options
         folder.mkdir(parents=True)
         self._whole, self._parts = write_texts(shape, folder)
         self._count = 0
@@ -109,18 +110,20 @@ class Ways:
     def engine(self, cache: str | None = None, *more: str, text: Path | None = None) -> Engine:
         """Return an engine of the case's run."""
         self._count += 1
-        settings = [*self.shape.settings(text or self._whole, self._device), *self.case.settings, *more]
+        settings = [*self.shape.settings(text or self._whole, self._options.device), *self.case.settings, *more]
         if self.case.window:
             settings.append(f"training.window={self.shape.warm_up * self.shape.batch}")
         if self.case.name == "streamed":
-            settings.append(f"training.offload={'disk' if self._device == 'cpu' else 'memory'}")
+            settings.append(f"training.offload={'disk' if self._options.device == 'cpu' else 'memory'}")
         if cache is not None:
             settings.append(f"cache_backend={{ use = '{cache}' }}")
         return engine_for(self._folder / str(self._count), *settings, cached=cache is not None)
 
     def steps(self, engine: Engine, boundary_as: Callable[..., Any] | None = None) -> EngineSteps:
         """Return the steps of an engine's phase, whose stacks are placed."""
-        return EngineSteps.of(engine, self.case.phase, self.shape.warm_up, self.shape.steps, boundary_as)
+        return EngineSteps.of(
+            engine, self.case.phase, self.shape.warm_up, self.shape.steps, self._options.clock, boundary_as
+        )
 
     def engines(self) -> Iterator[tuple[str, Callable[[], EngineSteps]]]:
         """Yield the engine's ways that are to agree with the loop by hand, each to be made."""
@@ -129,7 +132,7 @@ class Ways:
             yield name, lambda cache=cache: self.steps(self.engine(cache))
         if self.case.caches != (None,):
             yield f"{ENGINE}, on tensors", lambda: self.steps(self.engine("memory"), Tensors)
-        if self._compiles and hasattr(RunConfig(), "compile"):
+        if self._options.compiles and hasattr(RunConfig(), "compile"):
             yield f"{ENGINE}, compiled", lambda: self.steps(self.engine(self.case.caches[0], "run.compile=true"))
 
     def documents(self) -> EngineSteps:
@@ -214,6 +217,7 @@ def seconds_by_hand(
     made: HandWritten,
     batches: Sequence[Batch],
     warm_up: int,
+    clock: Clock,
     begin: Callable[[], None] = lambda: None,
     end: Callable[[], None] = lambda: None,
 ) -> float:
@@ -227,11 +231,11 @@ def seconds_by_hand(
         made.step(batch)
     begin()
     wait_for(made.device)
-    began = time.perf_counter()
+    began = clock()
     for batch in batches[warm_up:]:
         made.step(batch)
     wait_for(made.device)
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     end()
     return seconds / (len(batches) - warm_up)
 
@@ -250,7 +254,7 @@ def measure(case: Case, shape: Shape, folder: Path, options: Options) -> Measure
     Raises:
         NotTheSame: the ways don't compute the same.
     """
-    ways = Ways(case, shape, folder, options.device, compiles=options.compiles)
+    ways = Ways(case, shape, folder, options)
     meter = Meter(case, shape, options)
     for name, make in ways.engines():
         steps = make()
@@ -313,13 +317,15 @@ class Meter:
         """Take Trainer in."""
         hand = self.hand
         assert hand is not None
-        made = TrainerSteps(self._model, hand.widths, self._batches, self.shape.warm_up, self.shape.steps)
+        made = TrainerSteps(
+            self._model, hand.widths, self._batches, self.shape.warm_up, self.shape.steps, self.options.clock
+        )
         self._first[TRAINER] = made.first_loss()
         self.timed[TRAINER] = made.seconds
 
     def by_hand(self) -> None:
         """Take the loop by hand in, and compare what all ways compute with it."""
-        hand, batches, warm_up = self.hand, self._batches, self.shape.warm_up
+        hand, batches, warm_up, clock = self.hand, self._batches, self.shape.warm_up, self.options.clock
         assert hand is not None
         found = [tuple(map(float, hand.step(batch))) for batch in batches]
         self._agree = {name: differences(told, found) for name, told in self._told.items()}
@@ -329,13 +335,13 @@ class Meter:
         bad = {name: each for name, each in self._agree.items() if each[0] > LOSSES_AGREE or each[1] > NORMS_AGREE}
         if bad:
             raise NotTheSame(f"losses and norms differ from those by hand by {bad}")
-        self.timed[HAND] = lambda: seconds_by_hand(hand, batches, warm_up)
+        self.timed[HAND] = lambda: seconds_by_hand(hand, batches, warm_up, clock)
         if self._compiled is not None:
             compiled = self._compiled
-            self.timed[f"{HAND}, compiled"] = lambda: seconds_by_hand(compiled, batches, warm_up)
+            self.timed[f"{HAND}, compiled"] = lambda: seconds_by_hand(compiled, batches, warm_up, clock)
 
         def take(begin: Callable[[], None], end: Callable[[], None]) -> None:
-            seconds_by_hand(hand, batches, warm_up, begin, end)
+            seconds_by_hand(hand, batches, warm_up, clock, begin, end)
 
         self._profiles[HAND] = profile_of(take, self.shape.steps, hand.device)
 

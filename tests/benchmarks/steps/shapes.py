@@ -78,7 +78,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(d_model=64, heads=2, d_ff=192, stacks=2, blocks=1, seq_len=32, batch=128, steps=4),
-    "default": Shape(d_model=128, heads=8, d_ff=384, stacks=3, blocks=1, seq_len=128, batch=16, steps=48),
+    "default": Shape(d_model=128, heads=8, d_ff=384, stacks=3, blocks=1, seq_len=128, batch=16, steps=24),
     "256": Shape(d_model=256, heads=8, d_ff=704, stacks=4, blocks=1, seq_len=256, batch=16, steps=12),
     "1024": Shape(d_model=1024, heads=16, d_ff=2816, stacks=2, blocks=1, seq_len=256, batch=16, steps=4),
     "mid": Shape(
