@@ -98,7 +98,9 @@ def suite(path: Path) -> dict[str, Any] | None:
         counts[kind] += 1
         if kind in ("failed", "errors"):
             message = next(child.get("message") or "" for child in case if child.tag in ("failure", "error"))
-            bad.append({"test": f"{case.get('classname')}::{case.get('name')}", "message": message.splitlines()[:1]})
+            bad.append(
+                {"test": f"{case.get('classname')}::{case.get('name')}", "message": " ".join(message.split())[:160]}
+            )
     return {**counts, "bad": bad}
 
 
@@ -169,8 +171,7 @@ def tests(found: Mapping[str, Any]) -> Iterator[str]:
     if found["bad"]:
         yield ""
         for each in found["bad"][:60]:
-            message = " ".join(each["message"])[:160].replace("`", "'")
-            yield f"- `{each['test']}`: {message}"
+            yield f"- `{each['test']}`: {each['message']}"
         if len(found["bad"]) > 60:
             yield f"- and {len(found['bad']) - 60} more"
 

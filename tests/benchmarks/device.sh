@@ -4,9 +4,9 @@
 #
 #     tests/benchmarks/device.sh [--device cuda|cpu] [--wheels FOLDER] [--out FOLDER] [--minutes 10] [--tiny] [--page]
 #
-# --wheels FOLDER  installs what isn't there from these files, without a network, into an environment beside the results
-#                  that sees torch, transformers and peft of $PYTHON: wheels of Stackwise and of its plugins, and of
-#                  cattrs, tomli, tomlkit, bitsandbytes, lmdb, pytest and what they need.
+# --wheels FOLDER  installs these files beside the results, without a network, for a machine whose python ($PYTHON) has
+#                  torch, transformers and peft: wheels of Stackwise and of its plugins, and of cattrs, tomli, tomlkit,
+#                  bitsandbytes, lmdb, pytest and whatever else they need there.
 # --tiny           takes the smallest shapes, one example and few tests, to try the script itself.
 # --page           writes docs/benchmarks/device.md.
 #
@@ -35,20 +35,22 @@ if [ "$device" = cuda ] && ! "$python" -c 'import sys, torch; sys.exit(not torch
   echo "device.sh: torch finds no CUDA device here. --device cpu tries the script without one." >&2
   exit 3
 fi
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-rm -rf "$out"/*.json "$out"/*.xml "$out"/*.tsv "$out"/*.log "$out/work"
-mkdir -p "$out/work"
-
-if [ -n "$wheels" ]; then
-  "$python" -m venv --system-site-packages --without-pip "$out/environment" || exit 1
-  site=$("$out/environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  # A wheel is a zip file; pip of the machine may be of an interpreter that can't be written to.
-  "$python" -m pip install --quiet --no-index --no-deps --find-links "$wheels" --target "$site" "$wheels"/*.whl || exit 1
-  python=$out/environment/bin/python
+if [ -n "$(ls -A "$out" 2>/dev/null)" ] && [ ! -e "$out/.of-device.sh" ]; then
+  echo "device.sh: $out isn't empty, and has no results of this script: name another folder by --out" >&2
+  exit 2
 fi
-export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
-export PYTHONPATH=$PWD OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+rm -rf "$out"
+mkdir -p "$out/work"
+out=$(cd "$out" && pwd)
+touch "$out/.of-device.sh"
+
+path=$PWD
+if [ -n "$wheels" ]; then
+  "$python" -m pip install --quiet --no-index --no-deps --target "$out/site" "$wheels"/*.whl || exit 1
+  path=$PWD:$out/site
+fi
+export PYTHONPATH=$path CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
+export OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 
 failed=0
 # part NAME PERCENT COMMAND...: runs a part in its share of the time, or in what is left of it.
@@ -70,34 +72,44 @@ part() {
   [ "$status" = 0 ] || failed=1
 }
 
-if [ -n "$tiny" ]; then
-  phases=tiny large=tiny steps=tiny examples=smallest tests=tests/benchmarks/test_by_hand.py rounds=1
-else
-  phases=mid large=70B steps="mid 256 default" examples=$(cd docs/examples && ls -- *.toml | sed 's/\.toml$//')
-  tests="tests/engine tests/survival plugins/stackwise-precision plugins/stackwise-peft plugins/stackwise-bitsandbytes
-         plugins/stackwise-cache"
-  rounds=3
-fi
+steps() {
+  local name=$1 percent=$2
+  shift 2
+  part "engine-$name" "$percent" "$python" -m tests.benchmarks.engine --shapes "$name" --device "$device" \
+    --json "$out/engine-$name.json" "$@"
+}
+
+phases() {
+  part "phases-$1" "$2" "$python" -m tests.benchmarks.phases "$1" --device "$device" --json "$out/phases-$1.json"
+}
 
 # Most of what only a device can tell comes first.
-part "phases-$large" 20 "$python" -m tests.benchmarks.phases "$large" --device "$device" --json "$out/phases-$large.json"
-[ "$phases" = "$large" ] ||
-  part "phases-$phases" 8 "$python" -m tests.benchmarks.phases "$phases" --device "$device" --json "$out/phases-$phases.json"
-for shape in $steps; do
-  part "engine-$shape" 20 "$python" -m tests.benchmarks.engine --shapes "$shape" --device "$device" --rounds "$rounds" \
-    --compile --json "$out/engine-$shape.json"
-done
+if [ -n "$tiny" ]; then
+  phases tiny 30
+  steps tiny 50 --rounds 1
+  examples=smallest tests=tests/benchmarks/test_by_hand.py
+else
+  phases 70B 17
+  steps mid 22 --rounds 2 --compile
+  phases mid 5
+  steps 70B 15 --rounds 1
+  steps 256 6
+  steps default 5
+  examples=$(cd docs/examples && ls -- *.toml | sed 's/\.toml$//')
+  tests="tests/engine tests/survival plugins/stackwise-precision plugins/stackwise-peft plugins/stackwise-bitsandbytes
+         plugins/stackwise-cache"
+fi
 
 if "$python" -m pytest --help 2>/dev/null | grep -q -- '--device'; then
+  workers=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 4")
   # shellcheck disable=SC2086
-  part suite 30 "$python" -m pytest -q -p no:cacheprovider -rfE --tb=line --device "$device" --junitxml "$out/suite.xml" \
-    $("$python" -c 'import xdist' 2>/dev/null && echo -n 4) $tests
+  part suite $((100 * (end - $(date +%s)) / whole - 12)) "$python" -m pytest -q -p no:cacheprovider -rfE --tb=line \
+    --device "$device" --junitxml "$out/suite.xml" $workers $tests
 else
   echo "suite: pytest isn't there, or knows no --device"
 fi
 
-cp -r docs/examples "$out/work/examples"
-mkdir -p "$out/work/docs" && mv "$out/work/examples" "$out/work/docs/examples"
+mkdir -p "$out/work/docs" && cp -r docs/examples "$out/work/docs"
 for name in $examples; do
   left=$((end - $(date +%s)))
   [ "$left" -lt 10 ] && break

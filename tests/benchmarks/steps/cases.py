@@ -18,6 +18,7 @@ from tests.benchmarks.cache import Tensors, alone, alternating, engine_for
 from tests.benchmarks.steps.by_engine import Clock, EngineSteps, wait_for
 from tests.benchmarks.steps.by_hand import BLOCK, Batch, HandWritten, Widths
 from tests.benchmarks.steps.by_trainer import TrainerSteps, eurobert
+from tests.benchmarks.steps.page import DOCUMENTS, ENGINE, HAND, RECOMPUTED, TENSORS, TRAINER
 from tests.benchmarks.steps.profiles import Profile, profile_of
 from tests.benchmarks.steps.shapes import Shape, write_texts
 
@@ -25,7 +26,6 @@ FIRST_STEPS = 4
 """Steps whose losses and norms are compared; later ones differ the more, the longer bf16 has rounded them otherwise."""
 LOSSES_AGREE, NORMS_AGREE = 2e-3, 1e-2
 """Largest differences of losses and of gradients' norms, relative."""
-HAND, ENGINE, TRAINER = "by hand", "engine", "Trainer"
 
 
 class NotTheSame(Exception):
@@ -131,7 +131,7 @@ class Ways:
             name = ENGINE if cache is None else f"{ENGINE}, {cache} tier"
             yield name, lambda cache=cache: self.steps(self.engine(cache))
         if self.case.caches != (None,):
-            yield f"{ENGINE}, on tensors", lambda: self.steps(self.engine("memory"), Tensors)
+            yield TENSORS, lambda: self.steps(self.engine("memory"), Tensors)
         if self._options.compiles and hasattr(RunConfig(), "compile"):
             yield f"{ENGINE}, compiled", lambda: self.steps(self.engine(self.case.caches[0], "run.compile=true"))
 
@@ -156,8 +156,14 @@ def widths_of(engine: Engine) -> Widths:
     )
 
 
-def by_hand(steps: EngineSteps, *, recomputes: bool, compiled: bool = False) -> HandWritten:
-    """Return the loop by hand of a phase, with copies of the weights that it begins with."""
+def by_hand(
+    steps: EngineSteps, *, recomputes: bool, compiled: bool = False, from_tokens: bool | None = None
+) -> HandWritten:
+    """Return the loop by hand of a phase, with copies of the weights that it begins with.
+
+    Args:
+        from_tokens: whether its frozen trunk runs in each step; None: unless its boundaries are stored.
+    """
     placement, phase, engine = steps.engine.placement, steps.planned.phase, steps.engine
 
     def blocks(index: int) -> list[dict[str, Tensor]]:
@@ -168,11 +174,12 @@ def by_hand(steps: EngineSteps, *, recomputes: bool, compiled: bool = False) -> 
 
     with placement.visiting(phase.path[-1]):
         norm = placement.stack(phase.path[-1]).norm.weight.clone()
-    starts_at_tokens = steps.boundary is None or not steps.boundary.is_stored
+    if from_tokens is None:
+        from_tokens = steps.boundary is None or not steps.boundary.is_stored
     made = HandWritten(
         widths_of(engine),
         placement.ends(phase.path[0]).embed_tokens.weight,
-        [block for index in phase.frozen_prefix for block in blocks(index)] if starts_at_tokens else (),
+        [block for index in phase.frozen_prefix for block in blocks(index)] if from_tokens else (),
         [blocks(index) for index in phase.live_path],
         norm,
         embedding_trains=phase.embedding,
@@ -265,7 +272,7 @@ def measure(case: Case, shape: Shape, folder: Path, options: Options) -> Measure
             meter.take_turns()
         del steps
     if case.is_whole:
-        meter.timed["engine, several documents a row"] = ways.documents().seconds
+        meter.timed[DOCUMENTS] = ways.documents().seconds
         meter.trainer()
     meter.by_hand()
     meter.take_turns()
@@ -284,6 +291,8 @@ class Meter:
     """Ways that are in memory: each takes the steps of a round, and returns the seconds of one."""
     _first: dict[str, Any] = field(factory=dict)
     _compiled: HandWritten | None = None
+    _recomputing: HandWritten | None = None
+    """The loop by hand that runs the trunk, beside one whose input is there."""
     _batches: list[Batch] = field(factory=list)
     _told: dict[str, dict[int, tuple[float, float]]] = field(factory=dict)
     _seconds: dict[str, list[float]] = field(factory=dict)
@@ -296,10 +305,15 @@ class Meter:
     def draw(self, steps: EngineSteps) -> None:
         """Draw the batches, and copy the weights that all ways begin with."""
         case, shape = self.case, self.shape
+        if case.window:
+            sizes = [len(window.steps) for window in steps.engine.order.epoch(0)[:3]]
+            assert sizes == [shape.warm_up] * 3, f"windows have {sizes} steps, and {shape.warm_up} don't count"
         self._flops = steps.flops_a_token
         self.hand = by_hand(steps, recomputes=case.recomputes)
         if self.options.compiles:
             self._compiled = by_hand(steps, recomputes=case.recomputes, compiled=True)
+        if case.caches != (None,) and shape.trunk is None:
+            self._recomputing = by_hand(steps, recomputes=case.recomputes, from_tokens=True)
         self._batches = batches_of(steps, shape.taken, with_hidden=case.caches != (None,))
         if case.is_whole:
             self._model = eurobert(steps.engine.setup.spec, hub_weights(steps), steps.engine.setup.device)
@@ -339,6 +353,9 @@ class Meter:
         if self._compiled is not None:
             compiled = self._compiled
             self.timed[f"{HAND}, compiled"] = lambda: seconds_by_hand(compiled, batches, warm_up, clock)
+        if self._recomputing is not None:
+            recomputing, from_tokens = self._recomputing, [each._replace(hidden=None) for each in batches]
+            self.timed[RECOMPUTED] = lambda: seconds_by_hand(recomputing, from_tokens, warm_up, clock)
 
         def take(begin: Callable[[], None], end: Callable[[], None]) -> None:
             seconds_by_hand(hand, batches, warm_up, clock, begin, end)
