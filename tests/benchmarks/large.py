@@ -13,11 +13,11 @@ Writes docs/benchmarks/large.md. Takes 7 minutes on two cores without a device, 
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
+from tests.benchmarks.steps.peaks import matmul_peak
 from tests.benchmarks.timed_steps import ROOT, timed_steps
 from tests.hashes import hashes
 
@@ -105,19 +105,6 @@ def config(directory: str, shape: tuple[int, int], tokens: int, residency: str, 
     )
 
 
-def peak_rate(device: str) -> float:
-    """Return floating-point operations a second of a large product in bf16."""
-    size = 8192 if device == "cuda" else 2048
-    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    rates = []
-    for _ in range(5):
-        began = time.perf_counter()
-        product = one @ other
-        float(product[0, 0])  # waits
-        rates.append(2 * size**3 / (time.perf_counter() - began))
-    return statistics.median(rates)
-
-
 def row(name: str, taken: dict, peak: float) -> str:
     """Return a row of the table."""
     planned, seconds = taken["planned"], statistics.median(taken["seconds"][1:])
@@ -133,7 +120,7 @@ def row(name: str, taken: dict, peak: float) -> str:
 
 def on_a_device(sizes: list[str], tokens: int) -> tuple[list[str], str]:
     """Train each size; return the rows, and what there is to say."""
-    peak, rows, more = peak_rate("cuda"), [], []
+    peak, rows, more = matmul_peak("cuda"), [], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as directory:
             try:
@@ -155,7 +142,7 @@ def on_the_processor(tokens: int) -> tuple[list[str], str]:
     width, stacks = SMALL
     state = 16 * stacks * 24 * width**2  # nearly
     budget = state // 4
-    peak = peak_rate("cpu")
+    peak = matmul_peak("cpu")
     streamed = f'residency = "auto"\nmemory_budget = "{budget // 1_000_000} MB"'
     ways = {"streamed": streamed, "in memory": 'residency = "memory"\nactivation_checkpointing = true'}
     rows, found = [], []
@@ -188,7 +175,7 @@ def main() -> None:
         rows, more = on_the_processor(options.tokens or 4096)
         threads = torch.get_num_threads()
         device = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
-    peak = peak_rate("cuda" if cuda else "cpu") / 1e12
+    peak = matmul_peak("cuda" if cuda else "cpu") / 1e12
     head = f"| {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * (len(COLUMNS) - 1)}"
     PAGE.write_text(PROSE.format(steps=STEPS, device=device, peak=peak, head=head, rows="\n".join(rows), more=more))
     print(f"wrote {PAGE}")
