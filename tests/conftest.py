@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a worker, a clean environment, and distributions that a test makes up."""
+"""Shared by all tests: a clean environment, and distributions that a test makes up."""
 
 import os
 import signal
@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from stackwise_core.cli import pulse
-
-# Two workers on two cores: more threads would only wait for each other. Read when torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Under nohup and the like it would be ignored, which tests of endings take for the user's wish.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -67,7 +67,7 @@ def test_the_scaler_starts_where_the_option_says():
     assert Fp16(Fp16Options("fp16", 256.0)).loss_scaler(CPU).get_scale() == 256.0
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp16_computes_in_fp16_on_a_gpu():
     """``cpu_compute`` is about CPUs."""

@@ -118,7 +118,7 @@ def test_bf16_is_refused_there_too(old_gpu):
     Bf16(Bf16Options()).check(CPU)
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @precisions
 def test_a_gpu_decodes_what_a_cpu_encoded(build):
