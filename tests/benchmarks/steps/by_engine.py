@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -38,17 +39,18 @@ class Watched:
 
     def after(self, done: int) -> Iterator[Any]:
         """Yield what the phase's draws do."""
-        given, step = self._draws.after(done), done
-        while True:
-            began = time.perf_counter()
-            item = next(given, None)
-            self.waited += time.perf_counter() - began
-            if item is None:
-                return
-            yield item
-            if item[0] is not None:
-                step += 1
-                self._over(step)
+        with closing(self._draws.after(done)) as given:
+            step = done
+            while True:
+                began = time.perf_counter()
+                item = next(given, self)
+                self.waited += time.perf_counter() - began
+                if item is self:
+                    return
+                yield item
+                if item is not None:
+                    step += 1
+                    self._over(step)
 
 
 @define
