@@ -1,13 +1,14 @@
 """A CUDA device made of the CPU, for machines that have none: where tensors are counts, and how many bytes they take.
 
-Its tensors say that they are on ``cuda:0``. Each wraps a tensor on the CPU that computes, so that numbers are real; or on
-``meta``, so that a rack of any size can take a step, without numbers. An operation over tensors of both devices is
-refused as CUDA does it, and ``numpy()`` too. What a device alone can show it can't: its kernels, streams and speed.
+Its tensors say that they are on ``cuda:0``. Each wraps a tensor on the CPU that computes, so that numbers are real; or
+one on ``meta``, so that a rack of any size can take a step, without numbers. An operation over tensors of both devices
+is refused as CUDA does it, and ``numpy()`` too. What needs a device it can't show: kernels, streams, speed.
 
-torch has no kernel for CUDA where it was built without; a boxed fallback for the dispatch key gives one for all, in every
-thread. Autograd needs a guard for the device, which is four lines of C++: a compiler must be there (``c++`` or ``CXX``).
+Where torch was built without CUDA it has no kernel for it; a boxed fallback for the dispatch key gives one for all, in
+every thread. Autograd wants a device with streams, which is in stand_in_cuda.cpp: a compiler must be there.
 """
 
+# ruff: noqa: E402 - the device has to be there before torch is
 from __future__ import annotations
 
 import ctypes
@@ -21,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
 
 def _load_device() -> None:
     """Compile and load the device; torch asks once, when it is imported, which one there is."""
@@ -44,8 +46,6 @@ CAPACITY = 64 << 30
 """Bytes that the device says it has."""
 GRAIN = 512
 """Bytes that torch's caching allocator rounds a tensor up to (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
-MATH, FLASH = 0, 1
-"""Kernels of attention as ``_fused_sdp_choice`` numbers them."""
 ANY_DEVICE = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations that take tensors of both devices: copies, and indices, which CUDA copies to the device (and waits)."""
 
@@ -118,6 +118,9 @@ class CudaTensor(torch.Tensor):
     def __repr__(self, **_: object) -> str:
         return f"on {DEVICE}: {self.held}"
 
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
     def pin_memory(self, *_: object) -> torch.Tensor:
         raise RuntimeError("cannot pin a tensor of a CUDA device: only dense CPU tensors can be pinned")
 
@@ -146,8 +149,6 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
         )
-    if name == "_fused_sdp_choice":
-        return FLASH if StandIn.held_on == "meta" and args[0].dtype != torch.float32 and args[3:4] in ([], [None], (None,), ()) else MATH
     if StandIn.held_on == "meta":
         if name == "_local_scalar_dense":
             return 0.0 if args[0].dtype.is_floating_point else 0

@@ -77,11 +77,18 @@ def _row(planned: PhasePlan) -> dict[str, str]:
         "masked": "-" if planned.band is None else band_text(planned.band),
         "masks": masks_text(planned),
         "steps": str(planned.steps),
-        "memory": str(ByteSize(planned.memory.total)),
-        "disk": str(ByteSize(disk)) if (disk := planned.disk + planned.state_on_disk) else "-",
+        **_memory_cells(planned),
+        "disk": str(ByteSize(planned.on_disk)),
         "FLOPs": count(planned.flops),
         "time": rough_duration(planned.seconds),
     }
+
+
+def _memory_cells(planned: PhasePlan) -> dict[str, str]:
+    """Return the cells of memory: one where device and host have the same, else one for each."""
+    if planned.host is None:
+        return {"memory": str(ByteSize(planned.memory.total))}
+    return {"device": str(ByteSize(planned.memory.total)), "host": str(ByteSize(planned.host.total))}
 
 
 def time_text(plan: Plan) -> str:

@@ -29,10 +29,10 @@ class RackRecord:
 
 @frozen(kw_only=True)
 class MemoryRecord:
-    """Estimated memory of a phase, in bytes, at the moment when it needs most."""
+    """Estimated memory of a phase, in bytes, at the moment when it needs most: of the device, or of a CPU all of it."""
 
     process: int
-    """Bytes that the process holds already, and that its first step loads."""
+    """On a CPU, bytes that the process holds already, and that its first step loads; else workspaces of libraries."""
     weights: int
     """Bytes of weights."""
     gradients: int
@@ -43,6 +43,22 @@ class MemoryRecord:
     """Bytes of activations."""
     boundaries: int
     """Bytes of boundaries in memory."""
+    total: int
+    """Their sum."""
+
+
+@frozen(kw_only=True)
+class HostMemoryRecord:
+    """Estimated host memory of a phase, in bytes, beside a device that has its own."""
+
+    process: int
+    """Bytes that the process holds already."""
+    offloaded: int
+    """Bytes of page-locked buffers in which training state waits, or that a disk is read to."""
+    boundaries: int
+    """Bytes of a window of boundaries, and of a cache in memory."""
+    reading: int
+    """Bytes of weights in full precision while they are read, drawn or written."""
     total: int
     """Their sum."""
 
@@ -82,9 +98,13 @@ class PhaseRecord:
     band: tuple[float, float] | None
     """Mask fractions at the two ends of its progress; null where nothing is masked."""
     memory: MemoryRecord
-    """Estimated memory, by part, in bytes."""
+    """Estimated memory of the device, by part, in bytes; on a CPU all memory."""
+    host: HostMemoryRecord | None = None
+    """Estimated host memory, by part, in bytes; null on a CPU."""
     disk: int
     """Most bytes of boundaries on disk."""
+    run_files: int = 0
+    """Most bytes of weights and checkpoints in the run's directory."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
     schedule: tuple[int, int] | None = None

@@ -101,6 +101,7 @@ def _planned(plan: dict[str, Any]) -> Phase:
         weighting=_text(plan["weighting"]) if "weighting" in plan else None,
         planned_memory={part: size for part in MEMORY if (size := memory.get(part)) is not None},
         planned_peak=memory.get("total"),
+        planned_host=whole(table(plan.get("host")).get("total")),
         planned_disk=whole(plan.get("disk")),
         planned_rates=_points(plan.get("rates")),
     )

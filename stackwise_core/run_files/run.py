@@ -45,6 +45,8 @@ class Phase:
     weighting: str | None = None
     planned_memory: dict[str, int] = Factory(dict)
     planned_peak: int | None = None
+    planned_host: int | None = None
+    """Host memory beside a device that has its own."""
     planned_disk: int | None = None
     planned_rates: Curve = Factory(Curve)
     """Learning rate by step of the phase, as planned."""

@@ -11,6 +11,7 @@ RECORDS = {
         "PlanFile",
         "RackRecord",
         "PhaseRecord",
+        "HostMemoryRecord",
         "MemoryRecord",
         "BoundaryRecord",
         "SpeedRecord",

@@ -123,8 +123,8 @@ def used() -> tuple[Any, ...]:
         tuple(rack.evaluate()),
         tuple(rack_at_fp16.evaluate()),
         sample(rack, "In the", length=6, seed=1),
-        rack(ids).float().numpy().tolist(),
-        rack.predict(ids, None, 0.5, torch.from_numpy(np.arange(3))).float().numpy().tolist(),
+        rack(ids).float().cpu().numpy().tolist(),
+        rack.predict(ids, None, 0.5, torch.from_numpy(np.arange(3))).float().cpu().numpy().tolist(),
         next(iter(unmask(rack, text_for(rack, "In", length=3), Sampling(seed=2)))).ids.numpy().tolist(),
     )
 

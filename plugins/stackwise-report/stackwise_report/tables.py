@@ -174,10 +174,12 @@ def bands(run: Run) -> Table | None:
 
 
 def memory(run: Run) -> Table:
-    """Make the table of each phase's peak memory: planned, in parts, and measured."""
+    """Make the table of each phase's peak memory: planned, in parts, and measured; of a device, and of its host."""
+    host = ("host",) if any(phase.planned_host is not None for phase in run.phases) else ()
     rows = [
         (
             phase.name,
+            *(wording.size(phase.planned_host) for _ in host),
             *(wording.size(phase.planned_memory.get(part)) for part in MEMORY),
             wording.size(phase.planned_peak),
             wording.size(phase.peak_bytes),
@@ -185,7 +187,7 @@ def memory(run: Run) -> Table:
         )
         for phase in run.phases
     ]
-    return Table(("phase", *MEMORY, "planned", "measured", "of plan"), rows)
+    return Table(("phase", *host, *MEMORY, "planned", "measured", "of plan"), rows)
 
 
 def boundaries(run: Run) -> Table | None:

@@ -1,11 +1,12 @@
-"""Estimate of the disk space that the boundaries of a phase will need."""
+"""Estimate of the disk space that a phase will need: its boundaries, and the files of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import evolve
 
+from stackwise_core.engine.estimates.parameter_count import trainable_parameters
 from stackwise_core.engine.phases.phase_boundaries import (
     boundary_layout,
     cache_of,
@@ -64,3 +65,32 @@ def store_bytes(phases: Sequence[Phase], setup: Setup) -> int:
     layout = boundary_layout(phases[-1], setup)
     layout = layout if cache_of(phases[-1], setup) is not None else evolve(layout, dtype="bf16")
     return stored_by_draw(phases, setup).total() * layout.bytes_per_entry
+
+
+CHECKPOINTS = 3
+"""Checkpoints of a phase at most: two that are kept, and the one that is being written."""
+
+
+def run_bytes(
+    phase: Phase, before: Sequence[Phase], on_stacks: Mapping[int, int], setup: Setup, offload: str | None
+) -> int:
+    """Estimate the most bytes of the run's own files in a phase: masters, quantised trunks, adapters and checkpoints.
+
+    Args:
+        on_stacks: how many weights of adapters each stack has.
+        offload: where its training state waits, if it does; what is on disk is the checkpoint there.
+    """
+    spec, formats = setup.spec, setup.implementations.formats
+    pairs = spec.stacks if spec.ends == "per_stack" else 1
+    total = 4.0 * pairs * (spec.embedding_parameters + spec.head_parameters)
+    phases = [*before, phase]
+    for stack in spec.given.union(*(each.path for each in phases)):
+        total += 4 * (spec.stack_parameters(stack) + on_stacks.get(stack, 0))
+        trunk = formats.precision(stack, "trunk")
+        if trunk.quantises and any(stack in each.path and stack not in each.trains for each in phases):
+            total += trunk.bytes_per_weight * spec.stack_parameters(stack)
+    if offload != "disk":
+        kept = 2 if offload == "memory" else CHECKPOINTS
+        state = 4 + setup.implementations.optimizer.state_bytes
+        total += kept * state * trainable_parameters(phase, setup)
+    return round(total)

@@ -9,9 +9,18 @@ from attrs import asdict, evolve, frozen
 
 from stackwise_core.engine.draws.order import chunk_size
 from stackwise_core.engine.estimates.parameter_count import ends_parameters, trainable_ends
+from stackwise_core.engine.estimates.pass_estimate import (
+    Pass,
+    at_work_in_a_block,
+    attention_kernel,
+    head_at_work,
+    head_tensors,
+    kept_by_a_block,
+    weight_copies,
+)
 from stackwise_core.engine.offload.disk import SLOTS
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of
-from stackwise_core.engine.phases.phase_steps import largest_batch, largest_window, predicted_share
+from stackwise_core.engine.phases.phase_steps import largest_batch, largest_predicted_share, largest_window
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.process.allocator import MAPPED_FROM
 from stackwise_core.engine.rack.head_pieces import piece_rows
@@ -21,26 +30,31 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 # Measured with tests/benchmarks/plan_memory.py on a CPU; docs/benchmarks/plan_memory.md has the table.
 FIRST_STEP = 45_000_000
 """Bytes that a process's first step adds once, whatever the model, beyond those of ``first_step``."""
-AT_WORK, AT_WORK_STREAMED = 1.0, 0.1
-"""Blocks' worth of activations that backward passes make and free."""
 IN_HEAP = 1.4
 """Peak resident bytes for each byte of a tensor that the C library takes from its heap, where freed memory waits for
 one that fits; larger ones are mapped by themselves."""
 
+CUBLAS = 2 * (8 * 4096 << 10)
+"""Bytes of the workspaces of cuBLAS, of the thread that computes and of autograd's. torch takes them from its own
+allocator, as large as CUBLAS_WORKSPACE_CONFIG=:4096:8 says (aten/cuda/CublasHandlePool.cpp), so that they count in
+``max_memory_allocated``. The context of CUDA doesn't: what is free of a device is counted with it there."""
+
 
 @frozen
 class Memory:
-    """Estimated memory, in bytes, at the moment when a phase needs most: a training step, or a window in the trunk."""
+    """Estimated memory of the device, in bytes, at the moment when a phase needs most: in a training step, or while a
+    window passes the trunk."""
 
     process: int
-    """Bytes that this process holds already (Python, torch, the libraries behind it), and that its first step will
-    load."""
+    """On a CPU, bytes that this process holds already (Python, torch, the libraries behind it), and that its first step
+    will load; on a CUDA device, the workspaces of its libraries."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
     boundaries: int
-    """Bytes held in memory: a window's without a cache or while it is made, all of them with a cache in memory."""
+    """Bytes held in memory: a window's without a cache or while it is made, all of them with a cache in memory. 0 on a
+    CUDA device: host memory holds them."""
 
     @property
     def total(self) -> int:
@@ -79,28 +93,26 @@ def phase_memory(
     state_bytes = setup.implementations.optimizer.state_bytes
     on_cpu = setup.device.type == "cpu"
     if offloads:
-        training = max(_trains(phase, stack, on_stacks, spec) for stack in phase.live_path)
+        training = max(trained_parameters(phase, stack, on_stacks, spec) for stack in phase.live_path)
         trainable = trainable_ends(phase, spec)
     optimizer = round(state_bytes * trainable)
     # Python, torch and the libraries behind them are in this process already.
-    process = psutil.Process().memory_info().rss + FIRST_STEP if on_cpu else 0
+    process = psutil.Process().memory_info().rss + FIRST_STEP if on_cpu else CUBLAS
     window = 0
     if phase.frozen_prefix:
         window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry
     cache = cache_of(phase, setup)
     # What a store has no room for is held until the next window.
     fits = cache is not None and (cache.options.capacity is None or cache.options.capacity >= window)
-    predicted = predicted_share(phase, setup)
-    activations = step_activations(
-        phase, spec, largest_batch(setup) * spec.seq_len, predicted, setup, one_stack=offloads
-    )
+    one = pass_of(phase, largest_batch(setup) * spec.seq_len, largest_predicted_share(phase, setup), setup)
+    moment = largest_moment(phase, spec, one, setup, trainable=trainable, one_stack=offloads)
     step = Memory(
         process=process,
         weights=weights,
-        gradients=4 * trainable,
+        gradients=moment.gradients,
         optimizer=optimizer,
-        activations=activations,
-        boundaries=in_memory + (0 if fits else window),
+        activations=moment.activations,
+        boundaries=in_memory + (0 if fits else window) if on_cpu else 0,
     )
     if offloads:
         # Buffers are what is read ahead and written behind; host memory needs none.
@@ -123,12 +135,12 @@ def phase_memory(
         gradients=0,
         optimizer=optimizer,
         activations=chunk_activations(phase, spec),
-        boundaries=in_memory + window,
+        boundaries=in_memory + window if on_cpu else 0,
     )
     return max(step, filling, key=lambda memory: memory.total)
 
 
-def _trains(phase: Phase, stack: int, on_stacks: Mapping[int, int], spec: RackSpec) -> int:
+def trained_parameters(phase: Phase, stack: int, on_stacks: Mapping[int, int], spec: RackSpec) -> int:
     """Count the weights that train of a stack."""
     trains = spec.stack_parameters(stack) if stack in phase.trains else 0
     return trains + (on_stacks.get(stack, 0) if stack in phase.trains_adapters else 0)
@@ -141,46 +153,93 @@ def offloaded_bytes(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) ->
     state = 4 + gradients + setup.implementations.optimizer.state_bytes
     total = 0.0
     for stack in phase.live_path:
-        total += state * _trains(phase, stack, on_stacks, spec)
+        total += state * trained_parameters(phase, stack, on_stacks, spec)
     passes, width = training.gradient_accumulation, 4 if training.boundary_dtype == "fp32" else 2
     numbers = spec.d_model * largest_batch(setup) * spec.seq_len * passes
     return round(total) + (len(phase.live_path) * width + 4) * numbers  # the gradients that go down are in fp32
 
 
-def step_activations(
-    phase: Phase, spec: RackSpec, tokens: int, masked_share: float, setup: Setup, *, one_stack: bool = False
-) -> int:
-    """Estimate the bytes that one forward and backward pass holds at its peak.
+def pass_of(phase: Phase, tokens: int, predicted_share: float, setup: Setup) -> Pass:
+    """Return the sizes of a forward and backward pass of a phase over so many tokens."""
+    half = setup.implementations.formats.active.bytes_per_weight < 4
+    return Pass(
+        tokens=tokens,
+        predicted=round(predicted_share * tokens),
+        half=half,
+        on_cpu=setup.device.type == "cpu",
+        trains=bool(phase.trains),
+        # A row of one document without padding needs no mask, but which ones those are is known when they are drawn.
+        kernel=attention_kernel(setup.spec, masked=True, half=half),
+        rows=piece_rows(setup.spec.vocab_size, setup.device),
+    )
 
-    A token and block keeps for the backward pass in fp32 two tensors of each norm, q, k, v and attention's output, and
-    in the format that it computes in both norms' results, the output projection's input, and four tensors of SwiGLU.
-    The head holds logits, their softmax and their gradient, over the masked tokens of a piece.
+
+def step_activations(phase: Phase, spec: RackSpec, tokens: int, predicted_share: float, setup: Setup) -> int:
+    """Estimate the bytes of the activations that a forward and backward pass makes."""
+    one = pass_of(phase, tokens, predicted_share, setup)
+    blocks = sum(spec.blocks[stack] for stack in phase.live_path) + 1
+    return blocks * sum(kept_by_a_block(spec, one)) + head_at_work(spec, one, trains=False)
+
+
+@frozen
+class Moment:
+    """A moment of a step: bytes of gradients, and of activations."""
+
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.gradients + self.activations
+
+
+def largest_moment(
+    phase: Phase, spec: RackSpec, one: Pass, setup: Setup, *, trainable: int, one_stack: bool = False
+) -> Moment:
+    """Estimate the moment of a step that needs most: in the head, in a block's backward pass (the last or the first
+    one's), or when all gradients are there.
+
+    Gradients come into being on the way down, while activations go, unless they are those of an earlier forward pass.
 
     Args:
+        trainable: how many weights train that are in memory throughout.
         one_stack: whether the stacks run one at a time.
     """
-    kv, half = 2 * spec.n_kv_heads * spec.head_dim, setup.implementations.formats.active.bytes_per_weight < 4
-    kept = [(4, spec.d_model, 6), (4, kv, 1)]  # bytes of a number, numbers a token, tensors
-    kept += [(2, spec.d_model, 3), (2, spec.d_ff, 4)] if half else [(4, spec.d_model, 2), (4, spec.d_ff, 4)]
-    a_block = sum(count * _held(width * numbers * tokens) for width, numbers, count in kept)
+    heap = IN_HEAP if one.on_cpu else 1.0
+    a_block = sum(_held(each, one) for each in kept_by_a_block(spec, one))
+    at_work = heap * at_work_in_a_block(spec, one)
     live = [spec.blocks[stack] for stack in phase.live_path]
+    stacks = [weight_copies(spec.stack_parameters(stack), one) for stack in phase.live_path if stack in phase.trains]
+    between = heap * 4 * spec.d_model * one.tokens
+    all_blocks = sum(live) * a_block + sum(stacks)
+    a_stack = max(live, default=0) * a_block + max(stacks, default=0)
     if one_stack:  # its input, the gradient that arrives, and the one that leaves
-        between, live = 3 * 4 * spec.d_model * tokens, [max(live)]
+        in_head = in_block = 3 * between + a_stack
     elif setup.config.training.activation_checkpointing:
-        between = 4 * spec.d_model * len(live) * tokens
-        live = [max(live, default=0)]
+        in_head, in_block = len(live) * between, len(live) * between + a_stack
     else:
-        between = 0
-    live_blocks = sum(live)
-    rows = min(round(masked_share * tokens), piece_rows(spec.vocab_size, setup.device))
-    logits = rows * spec.vocab_size * 4 * 3
-    at_work = AT_WORK_STREAMED if one_stack else AT_WORK
-    return round((live_blocks + at_work) * a_block) + between + logits
+        in_head = in_block = all_blocks
+    in_head += head_tensors(spec, one) + head_at_work(spec, one, trains=phase.head)
+    of_head = 4 * spec.vocab_size * spec.d_model if phase.head else 0
+    passes = setup.config.training.gradient_accumulation
+    before = 4 * trainable if passes > 1 or one_stack else 0
+    # A tied matrix has two gradients until the end of the step (separate_head).
+    apart = of_head if (passes > 1 or one_stack) and phase.embedding and spec.tie_embeddings else 0
+    lowest = phase.live_path[0]
+    of_lowest = 4 * spec.stack_parameters(lowest) // spec.blocks[lowest] if lowest in phase.trains else 0
+    moments = (
+        Moment(before + apart, round(in_head)),
+        Moment(max(before + apart, of_head), round(in_block + at_work)),
+        Moment(max(before, 4 * trainable - of_lowest) + apart, round(a_block + at_work)),
+        Moment(4 * trainable + apart, 0),
+    )
+    return max(moments, key=lambda moment: moment.total)
 
 
-def _held(tensor: int) -> float:
-    """Return the bytes that a tensor of so many costs the process."""
-    return tensor if tensor >= MAPPED_FROM else IN_HEAP * tensor
+def _held(tensor: int, one: Pass) -> float:
+    """Return the bytes that a tensor of so many costs: on a CPU, freed memory of the heap waits for one that fits."""
+    return IN_HEAP * tensor if one.on_cpu and tensor < MAPPED_FROM else tensor
 
 
 def chunk_activations(phase: Phase, spec: RackSpec) -> int:

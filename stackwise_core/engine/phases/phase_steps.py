@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from stackwise_core.engine.draws.order import Order
 from stackwise_core.engine.phases.setup import Setup
@@ -57,6 +60,23 @@ def predicted_share(phase: Phase, setup: Setup) -> float:
     """Return the expected share of the tokens that the head is asked for."""
     if setup.implementations.objective.options.causal:
         return 1.0
+    return float(_fractions(phase, setup).mean())
+
+
+def largest_predicted_share(phase: Phase, setup: Setup) -> float:
+    """Return the share of the tokens of the fullest passes: two standard deviations above the expected one.
+
+    A pass's sequences are masked independently of one another.
+    """
+    if setup.implementations.objective.options.causal:
+        return 1.0
+    fractions = _fractions(phase, setup)
+    spread = float(fractions.std(correction=0)) / math.sqrt(largest_batch(setup))
+    return min(1.0, float(fractions.max()), float(fractions.mean()) + 2 * spread)
+
+
+def _fractions(phase: Phase, setup: Setup) -> Tensor:
+    """Return mask fractions at equal steps of a phase's progress."""
     low, high = phase.progress
     places = low + (high - low) * (torch.arange(256, dtype=torch.float64) + 0.5) / 256
-    return float(setup.noise.fraction(places).mean())
+    return setup.noise.fraction(places)

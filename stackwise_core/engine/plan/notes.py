@@ -18,6 +18,7 @@ from stackwise_core.engine.process.memory import device_memory
 from stackwise_core.engine.text.token_stream import Coverage
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.options import ByteSize
+from stackwise_core.system.machine import memory
 
 MOST_NAMES = 10
 """Names that a note has."""
@@ -75,13 +76,25 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     said += settings_out_of_reach(planned, setup)
     if setup.config.training.head == "trains" and any(plan.phase.head for plan in planned[1:]):
         said.append("The head goes on training: what it reads at shallower depths changes with it.")
+    return said + of_the_memory(planned, setup)
+
+
+def of_the_memory(planned: Sequence[PhasePlan], setup: Setup) -> list[str]:
+    """Note what doesn't fit: the peak into the device's memory, or what the host holds into its own."""
+    said = []
     room, peak = device_memory(setup.device), max(plan.memory.total for plan in planned)
     # The peak includes what this process holds, which is no longer free.
-    there = room.free + (psutil.Process().memory_info().rss if setup.device.type == "cpu" else 0)
+    held = psutil.Process().memory_info().rss
+    there = room.free + (held if setup.device.type == "cpu" else 0)
     if peak > there:
         limit = f", by {room.limit}" if room.limit else ""
         said.append(
             f"The peak of {ByteSize(peak)} is more than the {ByteSize(there)} that this process can have{limit}."
+        )
+    host = max((plan.host.total for plan in planned if plan.host is not None), default=0)
+    if host > (there := memory().free + held):
+        said.append(
+            f"The host's part of {ByteSize(host)} is more than the {ByteSize(there)} that this process can have there."
         )
     return said
 

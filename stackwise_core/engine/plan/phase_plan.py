@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
-from stackwise_core.engine.estimates.disk_estimate import held_bytes, store_bytes
+from stackwise_core.engine.estimates.disk_estimate import held_bytes, run_bytes, store_bytes
 from stackwise_core.engine.estimates.flops import boundary_flops, step_flops
+from stackwise_core.engine.estimates.host_estimate import HostMemory, host_memory, reading_ahead, waiting_in_memory
 from stackwise_core.engine.estimates.memory_estimate import Memory, offloaded_bytes, phase_memory
 from stackwise_core.engine.estimates.parameter_count import adapter_sizes, trainable_parameters, used_parameters
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of, made_from_below, same_boundary
@@ -49,8 +50,13 @@ class PhasePlan:
     band: tuple[float, float] | None
     """Mask fractions at the two ends of its progress; None where nothing is masked."""
     memory: Memory
+    """Memory of the device, which is the host's on a CPU."""
+    host: HostMemory | None
+    """Host memory; None on a CPU."""
     disk: int
     """Most bytes of boundaries on disk, those before it that are kept included."""
+    run_files: int
+    """Most bytes of weights and checkpoints in the run's directory."""
     streams: bool
     """Whether only one stack of its trunk is in memory at a time."""
     offload: OffloadTo | None
@@ -78,6 +84,11 @@ class PhasePlan:
     """Time that it will take on this machine, very roughly."""
 
     @property
+    def on_disk(self) -> int:
+        """Most bytes on disk: boundaries, training state that waits there, weights and checkpoints."""
+        return self.disk + self.state_on_disk + self.run_files
+
+    @property
     def state_on_disk(self) -> int:
         """Most bytes of training state on disk: a checkpoint's, and as much that has changed since."""
         return 2 * self.offloaded if self.offload == "disk" else 0
@@ -102,13 +113,16 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=streams) for streams in (False, True)
     )
     streams = bool(phase.frozen_prefix) and streams_trunk(resident, setup)
-    waits = offloaded_bytes(phase, on_stacks, setup)
-    offload = offload_to(phase, streamed if streams else resident, waits, setup)
+    waits, on_cpu = offloaded_bytes(phase, on_stacks, setup), setup.device.type == "cpu"
+    locked = waits if on_cpu else waiting_in_memory(phase, on_stacks, setup)
+    offload = offload_to(phase, streamed if streams else resident, locked, setup)
     one_at_a_time = streamed
     if len(phase.live_path) > 1 and can_be_streamed(phase, setup):
         one_at_a_time = phase_memory(phase, on_stacks, trainable, in_memory, setup, streams=True, offloads=True)
     if offload is not None:
         streams = bool(phase.frozen_prefix)
+    if offload == "disk" and not on_cpu:
+        locked = reading_ahead(phase, on_stacks, setup)
     chosen = one_at_a_time if offload is not None else streamed if streams else resident
     training = step_flops(phase, on_stacks, tokens, setup, offloads=offload is not None)
     cached, recomputed = (boundary_flops(phase, before, on_stacks, setup, cached=cached) for cached in (True, False))
@@ -120,8 +134,10 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         trainable_parameters=trainable,
         frozen_parameters=used_parameters(phase, on_stacks, spec) - trainable,
         band=None if setup.implementations.objective.options.causal else setup.noise.band(phase.progress),
-        memory=chosen if offload != "memory" or setup.device.type != "cpu" else _with(chosen, waits),
+        memory=chosen if offload != "memory" or not on_cpu else _with(chosen, waits),
+        host=None if on_cpu else host_memory(phase, on_stacks, in_memory, setup, locked if offload is not None else 0),
         disk=stored if durable else 0,
+        run_files=run_bytes(phase, before, on_stacks, setup, offload),
         streams=streams,
         offload=offload,
         offloaded=waits if offload is not None else 0,

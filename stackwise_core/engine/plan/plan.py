@@ -42,6 +42,7 @@ from stackwise_core.interfaces.routing import BandRoute
 from stackwise_core.run_files.names import PLAN
 from stackwise_core.run_files.plan_file import (
     BoundaryRecord,
+    HostMemoryRecord,
     MemoryRecord,
     PhaseRecord,
     PlanFile,
@@ -49,7 +50,19 @@ from stackwise_core.run_files.plan_file import (
     SpeedRecord,
 )
 
-ESTIMATES = ("memory", "disk", "streams", "offload", "offloaded", "rates", "flops", "boundary", "seconds")
+ESTIMATES = (
+    "memory",
+    "host",
+    "disk",
+    "run_files",
+    "streams",
+    "offload",
+    "offloaded",
+    "rates",
+    "flops",
+    "boundary",
+    "seconds",
+)
 """Fields of a phase in JSON that are costs, or follow from them: the same phase may have others elsewhere."""
 
 
@@ -113,7 +126,9 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         frozen_parameters=planned.frozen_parameters,
         band=planned.band,
         memory=MemoryRecord(**asdict(planned.memory), total=planned.memory.total),
+        host=None if planned.host is None else HostMemoryRecord(**asdict(planned.host), total=planned.host.total),
         disk=planned.disk,
+        run_files=planned.run_files,
         streams=planned.streams,
         schedule=planned.schedule,
         rates=planned.rates,
@@ -169,7 +184,9 @@ def make_plan(setup: Setup) -> Plan:
         for place, phase in enumerate(most):
             at_most = price(phase, most[:place], setup)
             memory = max(planned[place].memory, at_most.memory, key=lambda each: each.total)
-            planned[place] = evolve(planned[place], disk=max(planned[place].disk, at_most.disk), memory=memory)
+            host = max(planned[place].host, at_most.host, key=lambda each: 0 if each is None else each.total)
+            disk = max(planned[place].disk, at_most.disk)
+            planned[place] = evolve(planned[place], disk=disk, memory=memory, host=host)
     if training.course == "run":
         planned = _in_one_course(planned)
     planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]

@@ -64,10 +64,10 @@ def check_offload(plan: Plan, directory: Path) -> None:
     Args:
         directory: where the run's directory is made, or the nearest folder above that exists.
     """
-    in_memory = max(plan.phases, key=lambda planned: planned.offloaded if planned.offload == "memory" else 0)
-    if in_memory.offload == "memory" and in_memory.offloaded > (host := memory()).free:
+    in_memory = max(plan.phases, key=_waits_in_memory)
+    if (waits := _waits_in_memory(in_memory)) > (host := memory()).free:
         raise UsageError(
-            f'Phase "{in_memory.phase.name}" is streamed, and needs {ByteSize(in_memory.offloaded)} of host memory for '
+            f'Phase "{in_memory.phase.name}" is streamed, and needs {ByteSize(waits)} of host memory for '
             f"weights, gradients, moments and boundaries; {ByteSize(host.free)} are free. Use training.offload = "
             '"disk", or optimizer = "adamw_8bit".'
         )
@@ -114,6 +114,13 @@ def check_possible(plan: Plan, room: Room, directory: Path | None) -> None:
             f"The weights of this rack are {ByteSize(weights)} in full precision, and {directory} has {ByteSize(free)} "
             f"free. A smaller rack or another run.directory is needed. {ALL_THE_SAME}"
         )
+
+
+def _waits_in_memory(planned: PhasePlan) -> int:
+    """Return the bytes of host memory in which training state waits."""
+    if planned.offload != "memory":
+        return 0
+    return planned.offloaded if planned.host is None else planned.host.offloaded
 
 
 def _largest(plan: Plan) -> PhasePlan:

@@ -15,9 +15,6 @@ LOADED_FOR = 32_768
 """Tokens that a stack serves each time it is read, from which on the reading doesn't count: reading and hashing take
 some 3 ns a weight, and computing takes 2 operations a weight and token, which is 300 times as long at 100 GFLOP/s."""
 
-PAGE_LOCKED = 2
-"""Host memory for each byte that waits there: torch rounds page-locked tensors up to powers of two."""
-
 OffloadTo = Literal["memory", "disk"]
 
 
@@ -38,7 +35,7 @@ def offload_to(phase: Phase, in_memory: Memory, host_bytes: int, setup: Setup) -
 
     Args:
         in_memory: what the phase needs if all that trains stays there.
-        host_bytes: of what would wait.
+        host_bytes: of the page-locked buffers of what would wait.
 
     Raises:
         UsageError: a phase is to be streamed, and its precision needs a loss scaler.
@@ -60,7 +57,7 @@ def offload_to(phase: Phase, in_memory: Memory, host_bytes: int, setup: Setup) -
         return asked
     if on_cpu:  # the device's memory is the host's
         return "disk"
-    return "memory" if PAGE_LOCKED * host_bytes <= memory().free else "disk"
+    return "memory" if host_bytes <= memory().free else "disk"
 
 
 def can_be_streamed(phase: Phase, setup: Setup) -> bool:

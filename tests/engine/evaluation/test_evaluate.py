@@ -360,10 +360,10 @@ def test_causal_evaluation_of_a_rack_is_a_loop_over_its_text(tmp_path):
         for sample in range(len(split)):
             rows = split.rows(np.array([sample]))
             length = int(rows.scorable.sum())
-            ids = torch.from_numpy(rows.tokens[0, :length].astype("int64"))
+            ids = torch.from_numpy(rows.tokens[0, :length].astype("int64")).to(forward.device)
             assert (rows.segments[0, :length] == 1).all()
             hidden = forward.placement.ends(0).embed_tokens(ids)[None]
-            context = forward.placement.ends(0).context(torch.ones(1, length))
+            context = forward.placement.ends(0).context(torch.ones(1, length, device=forward.device))
             for index in range(3):
                 hidden = forward.placement.stack(index)(hidden, context)
                 logits = (

@@ -23,9 +23,10 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     draws = corrupt(rows, samples, mask, 256, progress, progress)
 
     hidden = forward.embed(0, draws.inputs, draws.fraction).detach().requires_grad_()
-    losses = forward.cross_entropy(2, hidden.flatten(0, 1).index_select(0, draws.masked), draws.targets)
+    masked, targets = (each.to(forward.device) for each in (draws.masked, draws.targets))
+    losses = forward.cross_entropy(2, hidden.flatten(0, 1).index_select(0, masked), targets)
     losses.sum().backward()
-    gradient = hidden.grad.abs().sum(-1).numpy()
+    gradient = hidden.grad.abs().sum(-1).cpu().numpy()
     assert (gradient[mask] > 0).all()
     assert (gradient[~mask] == 0).all()
 
@@ -41,7 +42,7 @@ def llama_of(forward, mask_id: int) -> LlamaForCausalLM:
     spec = forward.placement.spec
     llama = llama_like(spec, spec.vocab_size - 1)
     embedding = forward.placement.ends(0).embed_tokens.weight
-    keep = torch.arange(spec.vocab_size) != mask_id
+    keep = torch.arange(spec.vocab_size, device=embedding.device) != mask_id
     state = {"model.embed_tokens.weight": embedding[keep], "lm_head.weight": embedding[keep]}
     state["model.norm.weight"] = forward.placement.stack(spec.stacks - 1).norm.weight
     blocks = [block for index in range(spec.stacks) for block in forward.placement.stack(index).layers]
@@ -71,9 +72,8 @@ def test_the_causal_loss_and_its_gradient_are_those_of_transformers_llama(tmp_pa
     theirs = dict(llama.named_parameters())
     for place in range(3):
         for name, parameter in forward.placement.stack(place).layers[0].named_parameters():
-            torch.testing.assert_close(
-                parameter.grad, theirs[f"model.layers.{place}.{name}"].grad, rtol=1e-3, atol=1e-5
-            )
+            expected = theirs[f"model.layers.{place}.{name}"].grad
+            torch.testing.assert_close(parameter.grad.cpu(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_each_part_has_its_own_learning_rate():

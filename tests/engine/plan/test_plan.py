@@ -22,11 +22,27 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.interfaces.routing import BandRoute, Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
 from stackwise_masking.schedules import Linear
-from tests.tiny import run_tiny, tiny_config
+from tests.tiny import run_tiny, telling, tiny_config
 
 
 def plan_of(tmp_path, changes=None):
     return make_plan(set_up(*tiny_config(tmp_path, changes)))
+
+
+@pytest.mark.slow
+def test_the_runs_own_files_are_counted(tmp_path):
+    """Masters of all stacks so far, and as many checkpoints as there can be; on disk with the boundaries."""
+    sizes = []
+
+    def listen(event, directory):
+        files = [each for each in directory.rglob("*.safetensors") if "cache" not in each.relative_to(directory).parts]
+        sizes.append(sum(each.stat().st_size for each in files))
+
+    changes = {"cache_backend": {"use": "disk"}, "checkpoint.steps": 1, "precision.trunk": "nf4"}
+    ran = run_tiny(tmp_path, changes, before=telling(listen))
+    *_, last = ran.plan.phases
+    assert last.on_disk == last.disk + last.run_files
+    assert 0.7 * last.run_files < max(sizes) < 1.2 * last.run_files
 
 
 @pytest.mark.slow
@@ -121,8 +137,8 @@ def test_a_cache_makes_the_plan_cheaper(tmp_path):
 
 def test_memory_counts_what_trains(tmp_path):
     """Gradients and optimizer state are those of one stack, whatever the depth; end to end they are the rack's."""
-    blockwise = plan_of(tmp_path, {"rack.stacks": 6})
-    whole = plan_of(tmp_path, {"rack.stacks": 6, "trainer_mode": {"use": "end_to_end"}})
+    sizes = {"rack.stacks": 6, "training.batch_size": 64}
+    blockwise, whole = plan_of(tmp_path, sizes), plan_of(tmp_path, sizes | {"trainer_mode": {"use": "end_to_end"}})
     assert len({planned.memory.optimizer for planned in blockwise.phases[1:]}) == 1
     # Of the six exit norms only the last has a gradient.
     assert whole.phases[0].memory.optimizer == 8 * (whole.spec.parameters - 5 * whole.spec.d_model)

@@ -145,6 +145,7 @@ def test_an_interrupt_before_the_first_step_leaves_nothing(here):
     assert not (here / "runs" / "small").exists()
 
 
+@pytest.mark.cpu
 def test_the_plan_knows_the_limit_of_a_container(here, container):
     """A limit that the peak is above is in a note, with its name; three times that is refused, and nothing is run."""
     assert not [note for note in sw.plan("small.toml").notes if "can have" in note]
@@ -157,6 +158,7 @@ def test_the_plan_knows_the_limit_of_a_container(here, container):
         sw.run("small.toml")
 
 
+@pytest.mark.cpu
 def test_the_window_knows_it_too(tmp_path, container):
     """As with a memory_budget of nine tenths of what is free under the limit; so does what is streamed."""
     config, registry = tiny_config(tmp_path)

@@ -12,6 +12,7 @@ from stackwise_core.engine.plan import speed as module
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.plan.speed import (
     ACTIVATION_PASSES,
+    LARGEST,
     OPTIMIZER_BYTES,
     Speed,
     computes_in,
@@ -67,7 +68,8 @@ def test_products_are_those_of_the_run(tmp_path, monkeypatch, active, dtype):
     wide = {"rack.d_ff": 1 << 20, "precision": {"active": active}, "training.batch_size": 8}
     setup, state = set_up(*tiny_config(tmp_path, wide)), torch.get_rng_state()
     measured = measure_speed(setup, computes_in(setup.implementations.formats.active, setup.device))
-    assert asked == [(torch.device("cpu"), dtype, (256, 32, 1024), torch.get_num_threads())]
+    most = LARGEST[setup.device.type]
+    assert asked == [(setup.device, dtype, (256, 32, most), torch.get_num_threads())]
     assert measured.operations == 1e9
     assert measured.copied > 1e8
     assert torch.equal(torch.get_rng_state(), state)
