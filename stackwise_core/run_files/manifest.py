@@ -65,19 +65,28 @@ class Manifest:
         """Return what is known of a file: ``bytes``, ``sha256``, and what was said when it was written."""
         return self._content.files[name]
 
-    def write(self, name: str, fill: Callable[[Path], None], **about: Any) -> None:
-        """Let ``fill`` write a file, in place of an older one.
+    def write(self, name: str, fill: Callable[[Path], object], **about: Any) -> None:
+        """Let ``fill`` write a file, in place of an older one. It is read once more to be hashed.
 
         Args:
             name: relative to the directory, with forward slashes.
             about: JSON values to keep with its entry.
         """
+
+        def fill_and_read(beside: Path) -> str:
+            fill(beside)
+            return sha256(beside)
+
+        self.write_hashed(name, fill_and_read, **about)
+
+    def write_hashed(self, name: str, fill: Callable[[Path], str], **about: Any) -> None:
+        """Let ``fill`` write a file, and take the SHA-256 that it returns. Arguments as for ``write``."""
         with self.together():
             assert self._staged is not None
-            beside = self._beside(name)
+            beside, digests = self._beside(name), list[str]()
             _make_folder(beside.parent)
-            publish(beside, fill)
-            self._staged[name] = {"bytes": beside.stat().st_size, "sha256": sha256(beside), **about}
+            publish(beside, lambda path: digests.append(fill(path)))
+            self._staged[name] = {"bytes": beside.stat().st_size, "sha256": digests[0], **about}
             self._dropped.discard(name)
 
     def drop(self, name: str) -> None:

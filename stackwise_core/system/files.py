@@ -48,7 +48,7 @@ def sync_open(descriptor: int, path: Path) -> None:
         os.fsync(descriptor)
 
 
-def publish(path: Path, write: Callable[[Path], None]) -> None:
+def publish(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then put it in place in one step.
 
     Raises:

@@ -384,3 +384,16 @@ def test_a_file_that_was_never_written_is_named(tmp_path):
     """It is an error of its own."""
     with pytest.raises(StackwiseError, match=r"stacks/000: the run hasn't written it\.$"):
         old_files(tmp_path / "run").checked("stacks/000")
+
+
+def test_a_checksum_that_was_made_while_writing_is_taken(tmp_path, monkeypatch):
+    """The file isn't read to make it again."""
+    manifest = Manifest(tmp_path)
+    monkeypatch.setattr("stackwise_core.run_files.manifest.sha256", lambda path: pytest.fail("it was read"))
+
+    def fill(beside):
+        beside.write_text("text")
+        return "5" * 64
+
+    manifest.write_hashed("a", fill)
+    assert manifest.about("a") == {"bytes": 4, "sha256": "5" * 64}

@@ -188,6 +188,7 @@ class Engine:
 
             tell(RunStarted(self.plan, self.files.path, config.run.name, len(done)))
             record.compare_environment(tell)
+            record.bring_ends()  # after the plan is shown, since large ones take their time
             if len(done) == len(self.plan.phases):  # what is left is measured, as a whole
                 metrics.cut_back(measured_until)
             with self.stopping.deferred():

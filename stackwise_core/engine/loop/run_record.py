@@ -56,7 +56,7 @@ class RunRecord:
         self.directory, self._placement = directory, placement
 
     def begin(self) -> tuple[list[PhaseResult], int]:
-        """Initialise the run directory, or load the completed phases of an interrupted run.
+        """Initialise the run directory but for weights, or load the completed phases of an interrupted run.
 
         Returns:
             The phases that are done, and how many bytes of metrics there were then.
@@ -67,7 +67,6 @@ class RunRecord:
             shutil.rmtree(directory.offload, ignore_errors=True)  # a killed process left it
             corpora = [text.corpus.name for text in named_texts(config.data, self._registry)]
             check_same_plan(self._plan, directory, corpora)
-            self._placement.load_written_ends()
             progress = read_record(ProgressFile, directory.read_json(PROGRESS), directory.path / PROGRESS)
             self._update_config()
             self._save_rack(len(progress.phases))
@@ -75,15 +74,26 @@ class RunRecord:
         # What a run without a step left; by its directory, its own copies are what is copied anew.
         directory.clear(keep=named_files(config, self._registry))
         with directory.together():
-            if self._setup.source is not None:
-                self._placement.load_ends(self._setup.source.copy_into(directory, self._setup.spec))
-            self._write_ends(None)
             hashes = contents(config, self._registry)
             write_config(directory, config, own_tokenizer=self._keep_files(), contents=hashes)
             directory.write_json(PLAN, self._plan.to_json())
             directory.write_json(ENVIRONMENT, as_json(environment(config, self._registry, self._setup.device)))
             directory.write_json(PROGRESS, as_json(ProgressFile(phases=(), metrics=0)))
         return [], 0
+
+    def bring_ends(self) -> None:
+        """Load embedding and head as they were written; before the first step, write the rack as it begins.
+
+        Raises:
+            StackwiseError: a file, here or of the source, isn't what was written, or a weight isn't finite.
+        """
+        if has_step(self.directory.path):
+            self._placement.load_written_ends()
+            return
+        with self.directory.together():
+            if self._setup.source is not None:
+                self._placement.load_ends(self._setup.source.copy_into(self.directory, self._setup.spec))
+            self._write_ends(None)
 
     def _keep_files(self) -> bool:
         """Copy what using the finished run takes into its directory; return whether the tokenizer is among it."""

@@ -60,8 +60,6 @@ class Placement:
         self._mask_id = mask_id
         self._ends: dict[int, Ends] = {}
         self._keeps_all_ends = self.spec.ends == "shared"
-        if self._keeps_all_ends:
-            self._ends_of(0)
 
     def place(self, phase: Phase, *, streams: bool = False, offload: Offload | None = None) -> None:
         """Bring every stack of a phase's path to the state that it has there, and freeze all but what trains.
@@ -186,12 +184,17 @@ class Placement:
     def _ends_of(self, owner: int) -> Ends:
         """Return those of an owner, which are read if they aren't in memory, or begin anew."""
         if owner not in self._ends:
-            ends = new_ends(self.spec, self._mask_id, self.seed).to(self.device)
-            written = self.loader.masters.read_ends_of(owner) if self.spec.ends == "per_stack" else None
-            self._ends[owner] = ends.requires_grad_(False)
-            if written is not None:
-                self.load_ends({owner: written})
+            self._begin_ends(owner, {})
         return self._ends[owner]
+
+    def _begin_ends(self, owner: int, given: Mapping[str, Tensor]) -> None:
+        """Bring those of an owner into memory: from what is given, else as they were written, else new."""
+        written = None
+        if self.spec.ends == "per_stack":
+            written = self.loader.masters.read_ends_of(owner)
+            _check_finite(written or {}, owner)
+        ends = new_ends(self.spec, self._mask_id, self.seed, {**(written or {}), **given})
+        self._ends[owner] = ends.to(self.device).requires_grad_(False)
 
     def let_go_of_ends(self, owner: int) -> None:
         """Forget a stack's own embedding and head, which are read again when they are next needed."""
@@ -226,9 +229,11 @@ class Placement:
             OutOfRange: a weight isn't finite.
         """
         for owner, tensors in given.items():
-            for name, tensor in tensors.items():
-                FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
-            self._ends_of(owner or 0).load_state_dict(tensors, strict=False)
+            _check_finite(tensors, owner)
+            if (owner or 0) in self._ends:
+                self._ends[owner or 0].load_state_dict(tensors, strict=False)
+            else:
+                self._begin_ends(owner or 0, tensors)
 
     @property
     def shared_ends(self) -> Ends:
@@ -336,6 +341,12 @@ class Placement:
         own = resident.own if resident.role == "active" else {}
         adapters = {name: each for name, each in resident.adapter_weights.items() if each.requires_grad}
         return {**own, **adapters}
+
+
+def _check_finite(ends: Mapping[str, Tensor], owner: int | None) -> None:
+    """Refuse embedding and head of an owner with a weight that isn't finite."""
+    for name, tensor in ends.items():
+        FINITE.check(tensor, name if owner is None else f"stack {owner}, {name}")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from stackwise_core.engine.rack.blocks import Block, RMSNorm, rotary_tables
 from stackwise_core.engine.rack.head_pieces import FEW_ROWS_MULTIPLE, padded, possible
+from stackwise_core.engine.rack.new_weights import Normal, fill
 from stackwise_core.interfaces.rack_spec import RackSpec
 
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
@@ -77,7 +79,8 @@ class TimeEmbedding(nn.Module):
 class Ends(nn.Module):
     """The token embedding below the stacks and the LM head above them, tied or not; with a time input, its embedding.
 
-    The embedding's parameters are named ``embed_...``, the head's ``lm_head``.
+    The embedding's parameters are named ``embed_...``, the head's ``lm_head``. Both mean nothing until they are
+    written to.
     """
 
     cos: Tensor
@@ -88,9 +91,13 @@ class Ends(nn.Module):
         self.spec, self.mask_id = spec, mask_id
         self.head_apart: Tensor | None = None
         """Stands for a tied head while its gradient is added up apart."""
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model)
+        # Without numbers: whoever makes it fills it, and drawing a large matrix takes seconds.
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.d_model, device="meta").to_empty(device="cpu")
         self.embed_time = None if spec.time_encoding is None else TimeEmbedding(spec)
-        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.lm_head = None
+        if not spec.tie_embeddings:
+            head = nn.Linear(spec.d_model, spec.vocab_size, bias=False, device="meta")
+            self.lm_head = head.to_empty(device="cpu")
         cos, sin = rotary_tables(spec, spec.seq_len, torch.device("cpu"))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -161,16 +168,22 @@ def derived_seed(seed: int, *what: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _generator(seed: int, *what: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derived_seed(seed, *what))
+def new_ends(spec: RackSpec, mask_id: int, seed: int, given: Mapping[str, Tensor] = MappingProxyType({})) -> Ends:
+    """Return embedding and head as they begin: normal with standard deviation ``init_std``.
 
-
-def new_ends(spec: RackSpec, mask_id: int, seed: int) -> Ends:
-    """Return embedding and head as they begin: normal with standard deviation ``init_std``."""
+    Args:
+        given: weights that are known already, by name; they are copied.
+    """
     ends = Ends(spec, mask_id)
-    nn.init.normal_(ends.embed_tokens.weight, std=spec.init_std, generator=_generator(seed, "embed_tokens"))
-    if ends.lm_head is not None:
-        nn.init.normal_(ends.lm_head.weight, std=spec.init_std, generator=_generator(seed, "lm_head"))
+    matrices = [(name, each) for name, each in ends.named_parameters() if not name.startswith("embed_time.")]
+    fill(
+        [
+            Normal(each, spec.init_std, derived_seed(seed, name.removesuffix(".weight")))
+            for name, each in matrices
+            if name not in given
+        ]
+    )
+    ends.load_state_dict(given, strict=False)
     return ends
 
 
@@ -188,15 +201,18 @@ def new_stack(spec: RackSpec, index: int, seed: int) -> Stack:
     stream with 1/sqrt(2 x blocks of the rack) of that (GPT-2, Radford et al. 2019, section 2.3). A block's weights
     depend on its place in the rack, however the rack is cut into stacks.
     """
-    stack = Stack(spec, index)
+    stack = blank_stack(spec, index, torch.device("cpu"))
     first_block = sum(spec.blocks[:index])
     residual_std = spec.init_std / math.sqrt(2 * sum(spec.blocks))
-    for offset, block in enumerate(stack.layers):
-        generator = _generator(seed, "block", first_block + offset)
-        for name, parameter in block.named_parameters():
-            if parameter.ndim == 2:
-                std = residual_std if name.endswith(INTO_RESIDUAL) else spec.init_std
-                nn.init.normal_(parameter, std=std, generator=generator)
+    matrices = []
+    for name, parameter in stack.named_parameters():
+        if parameter.ndim == 1:  # of a norm
+            nn.init.ones_(parameter)
+            continue
+        _, offset, within = name.split(".", 2)
+        std = residual_std if name.endswith(INTO_RESIDUAL) else spec.init_std
+        matrices.append(Normal(parameter, std, derived_seed(seed, "block", first_block + int(offset), within)))
+    fill(matrices)
     return stack
 
 

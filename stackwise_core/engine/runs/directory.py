@@ -23,7 +23,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -54,6 +53,7 @@ from stackwise_core.run_files.names import (
     rack_file,
     stack_file,
 )
+from stackwise_core.system.hashed_file import copy_hashed
 from stackwise_core.system.lacking_calls import LOCK
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}(?<!\.new)(?<!\.tmp)")
@@ -172,17 +172,23 @@ class RunDirectory:
         Raises:
             StackwiseError: it is missing, or isn't what was written.
         """
-        path, entry = source.manifest.checked(name), source.manifest.about(name)
+        path, entry = source.manifest.present(name), source.manifest.about(name)
         about = {key: value for key, value in entry.items() if key not in ("bytes", "sha256")}
-        self.manifest.write(name, lambda beside: _copy(path, beside), **about)
+
+        def fill(beside: Path) -> str:
+            digest = copy_hashed(path, beside)
+            source.manifest.compare(name, digest)
+            return digest
+
+        self.manifest.write_hashed(name, fill, **about)
 
     def copy_in(self, name: str, source: Path, **about: Any) -> None:
         """Copy a file from elsewhere; ``about`` is kept in the manifest."""
-        self.manifest.write(name, lambda beside: _copy(source, beside), **about)
+        self.manifest.write_hashed(name, lambda beside: copy_hashed(source, beside), **about)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], **about: Any) -> None:
         """Write a safetensors file; ``about`` is kept in the manifest."""
-        self.manifest.write(name, lambda beside: write_tensors(tensors, beside), **about)
+        self.manifest.write_hashed(name, lambda beside: write_tensors(tensors, beside), **about)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Read a safetensors file, after checking it.
@@ -281,7 +287,7 @@ class RunDirectory:
                 folder = "/".join(name.split("/")[:3]) + "/"
                 prefixes[name] = f"{prefix}{name.removeprefix(folder).removesuffix('.safetensors')}."
         parts = [(prefix, self.manifest.checked(name)) for name, prefix in prefixes.items()]
-        self.manifest.write(rack_file(number), lambda beside: join_tensor_files(parts, beside))
+        self.manifest.write_hashed(rack_file(number), lambda beside: join_tensor_files(parts, beside))
 
     def drop_weights(self) -> None:
         """Delete ends, stacks and adapters, and the files made of them."""
@@ -310,7 +316,7 @@ class RunDirectory:
         paths = (PurePosixPath(name) for name in self.manifest)
         return sorted(path.stem for path in paths if path.parts[0] == RESUME and path.suffix == ".json")
 
-    def write_checkpoint_entry(self, name: str, entry: str, fill: Callable[[Path], None]) -> None:
+    def write_checkpoint_entry(self, name: str, entry: str, fill: Callable[[Path], object]) -> None:
         """Let ``fill`` write a safetensors file that belongs to a state within a phase."""
         self.manifest.write(checkpoint_entry(name, entry), fill)
 
@@ -430,7 +436,3 @@ def _delete(entry: Path, kept: Collection[Path]) -> None:
         _delete(each, kept)
     if not any(entry.iterdir()):
         entry.rmdir()
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

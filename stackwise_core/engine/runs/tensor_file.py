@@ -21,6 +21,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from stackwise_core.system.hashed_file import hashed_file
+
 LARGEST_HEADER = 100_000_000
 """Bytes; the safetensors library refuses more, too."""
 
@@ -113,21 +115,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, digest.hexdigest()
 
 
-def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> None:
-    """Write a safetensors file that others may read, too.
+def write_tensors(tensors: Mapping[str, Tensor], into: Path) -> str:
+    """Write a safetensors file that others may read, too, and return the SHA-256 of its bytes in hexadecimal.
 
     The safetensors library's own writer leaves a file of a random name when it is killed, and doesn't say that a disk
-    is full.
+    is full. Of tensors on another device, one at a time is held on the CPU.
 
     Raises:
         OSError: it can't be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header, places = header_of(plain)
-    with into.open("wb") as written:
+    header, places = header_of(tensors)
+    with hashed_file(into) as written:
         written.write(header)
         for name in places:
-            written.write(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+            written.write(_bytes_of(tensors[name]))
+        return written.sha256
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_of(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
@@ -177,8 +183,10 @@ def stream_tensors(
             del tensor, converted  # before the next one is read
 
 
-def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> None:
+def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> str:
     """Write the tensors of several safetensors files into one, each under its file's prefix; a block at a time.
+
+    Returns the SHA-256 of its bytes in hexadecimal.
 
     Args:
         parts: files, each after the prefix that its tensors' names get.
@@ -197,12 +205,13 @@ def join_tensor_files(parts: Sequence[tuple[str, Path]], into: Path) -> None:
             begin, end = end, end + each.end - each.begin
             header[prefix + name] = {"dtype": NAMES[each.dtype], "shape": each.shape, "data_offsets": (begin, end)}
             stretches.append((path, each))
-    with into.open("wb") as written:
+    with hashed_file(into) as written:
         written.write(packed_header(header))
         for path, each in stretches:
             with path.open("rb", buffering=0) as file:
                 for at in range(each.begin, each.end, BLOCK):
                     written.write(os.pread(file.fileno(), min(BLOCK, each.end - at), at))
+        return written.sha256
 
 
 def packed_header(header: Mapping[str, object]) -> bytes:

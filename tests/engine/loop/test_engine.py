@@ -27,8 +27,9 @@ from stackwise_core.errors import StackwiseError, UsageError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.routing import Route
 from stackwise_core.interfaces.trainer_mode import TrainerMode
+from stackwise_core.run_files.names import embedding_file
 from stackwise_core.run_files.stored_boundaries import read_records
-from tests.tiny import Ran, run_tiny, tiny_config
+from tests.tiny import Ran, run_tiny, telling, tiny_config
 
 
 def hashes(ran: Ran) -> dict[str, str]:
@@ -164,6 +165,24 @@ def test_a_tied_head_changes_with_the_embedding_and_the_time_with_both(tmp_path,
 
 
 @pytest.mark.slow
+def test_the_plan_is_told_before_weights_are_drawn(tmp_path):
+    """Embedding and head, which may be large, come into memory and onto the disk after the run has started."""
+    found = []
+
+    def look(event, directory):
+        if isinstance(event, RunStarted | PhaseStarted) and len(found) < 2:
+            found.append((len(list(ran[0].engine.placement.all_ends())), (directory / embedding_file(None)).exists()))
+
+    ran = []
+
+    def before(of):
+        ran.append(of)
+        telling(look)(of)
+
+    run_tiny(tmp_path, {"training.epochs_per_stack": 1, "rack.stacks": 1}, before=before)
+    assert found == [(0, False), (1, True)]
+
+
 @pytest.mark.parametrize(
     ("mode", "start"),
     [

@@ -144,6 +144,19 @@ def test_each_stack_may_have_ends_of_its_own():
     assert [owner for owner, _ in held.all_ends()] == [1, 0, 2]
 
 
+def test_what_is_given_is_not_drawn(monkeypatch):
+    """Ends that were written or loaded come into memory without drawing what they take the place of."""
+    monkeypatch.setattr("stackwise_core.engine.rack.rack.fill", lambda wanted: asked.append(len(wanted)))
+    asked = []
+    spec = evolve(SPEC, tie_embeddings=False)
+    weights = {"embed_tokens.weight": torch.rand(40, 32), "lm_head.weight": torch.rand(40, 32)}
+    placement(spec).load_ends({None: weights})
+    placement(spec).load_ends({None: {"embed_tokens.weight": torch.rand(40, 32)}})
+    assert asked == [0, 1]
+    assert placement(spec).ends(0) is not None
+    assert asked == [0, 1, 2]
+
+
 def adapter_weights(held: Placement, index: int, name: str) -> dict[str, torch.Tensor]:
     """A stack's adapter by the names of its tensors."""
     tensors = held.adapter_weights(index)
