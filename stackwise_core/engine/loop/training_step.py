@@ -34,8 +34,9 @@ from stackwise_core.engine.loop.optimizer_state import (
     optimizer_state,
 )
 from stackwise_core.engine.objective.objective import PhaseLoss
+from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.forward import Forward
-from stackwise_core.engine.rack.rack import AttentionContext, derived_seed, separate_head
+from stackwise_core.engine.rack.rack import derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.optimizer import Optimizer
