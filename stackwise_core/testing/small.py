@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.blocks import rotary_tables
-from stackwise_core.engine.rack.rack import AttentionContext, Stack, new_stack
+from stackwise_core.engine.rack.rack import Stack, new_stack
 from stackwise_core.interfaces.rack_spec import RackSpec
 
 
@@ -36,4 +37,4 @@ def hidden_states(seed: int = 0) -> Tensor:
 
 def everything_visible() -> AttentionContext:
     """Return the inputs of attention besides :func:`hidden_states`, with nothing hidden."""
-    return AttentionContext(*rotary_tables(small_rack(), 12, torch.device("cpu")), visible=None)
+    return AttentionContext(*rotary_tables(small_rack(), 12, torch.device("cpu")), documents=None)

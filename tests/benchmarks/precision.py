@@ -29,8 +29,9 @@ from stackwise_core.config.load import load
 from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.phases.setup import build_implementations, set_up
 from stackwise_core.engine.plan.plan import make_plan
+from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.blocks import rotary_tables
-from stackwise_core.engine.rack.rack import AttentionContext, Stack, new_stack
+from stackwise_core.engine.rack.rack import Stack, new_stack
 from stackwise_core.interfaces.precision import Precision
 from stackwise_core.interfaces.rack_spec import RackSpec
 from stackwise_core.registry import Registry
@@ -112,7 +113,7 @@ class Step:
             held.prepare(stack, trainable=False)
         self.top = new_stack(WIDE, 3, seed=0)
         self.optimizer = torch.optim.AdamW(self.top.parameters(), lr=1e-4, fused=True)
-        self.context = AttentionContext(*rotary_tables(WIDE, WIDE.seq_len, CPU), visible=None)
+        self.context = AttentionContext(*rotary_tables(WIDE, WIDE.seq_len, CPU), documents=None)
         self.x = torch.randn(16, WIDE.seq_len, WIDE.d_model, generator=torch.Generator().manual_seed(0))
 
     def _trunk(self, x: torch.Tensor) -> torch.Tensor:

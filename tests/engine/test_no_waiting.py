@@ -91,6 +91,7 @@ def test_nothing_is_copied_to_the_device_blocking(tmp_path, monkeypatch, way, st
     plan = make_plan(setup)
     setup = evolve(setup, device=torch.device("meta"))
     engine = Engine(setup, plan, registry, lambda event: None)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which there is none of
     monkeypatch.setattr(NumberRange, "holds", lambda *_: True)  # looked at once, when a stack is brought
     (planned,) = plan.phases
     offload = OnDevice(setup.device) if streams else None
@@ -98,6 +99,7 @@ def test_nothing_is_copied_to_the_device_blocking(tmp_path, monkeypatch, way, st
     phase = engine.phase(planned, None, lambda event: None, offload=offload)
     draws = [engine.training_drawer(planned).draw(range(at, at + 8), 0) for at in (0, 8)]
     batches = StepBatches.of(draws, 0, engine.objective(planned), torch.device("cpu"))
+    phase.step.backward(batches, seed=0, factor=1.0)  # brings the stacks
     with Watched() as mode:
         numbers = phase.step.backward(batches, seed=0, factor=1.0)
     assert numbers.loss.device.type == "meta"

@@ -12,6 +12,7 @@ from torch import Tensor
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.process.transfer import Transfer, page_locked
+from stackwise_core.engine.rack.attention_context import Documents
 
 
 class BatchOnDevice(NamedTuple):
@@ -31,9 +32,10 @@ class BatchOnDevice(NamedTuple):
 
 @frozen
 class Batch:
-    """The draws of one forward pass, with the weight of each predicted token."""
+    """The draws of one forward pass, with the weight of each predicted token and the documents of its rows."""
 
     draws: Draws
+    documents: Documents
     host: BatchOnDevice
     """Its tensors on the host, page-locked for a CUDA device."""
 
@@ -59,7 +61,9 @@ class StepBatches:
         batches = []
         for each, tokens in zip(draws, predicted, strict=True):
             tensors = each.inputs, each.fraction, each.masked, each.targets, objective.weights(tokens)
-            batches.append(Batch(each, BatchOnDevice(*(page_locked(tensor, device) for tensor in tensors))))
+            host = BatchOnDevice(*(page_locked(tensor, device) for tensor in tensors))
+            documents = Documents.of(each.segments).page_locked(device)
+            batches.append(Batch(each, documents, host))
         return cls(number, tuple(batches), objective.normaliser(predicted))
 
     @property

@@ -34,6 +34,7 @@ from stackwise_core.engine.loop.weight_update import StepNumbers, norm_of, updat
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.offload.offload import Offload, weights_entry
 from stackwise_core.engine.process.transfer import Transfer
+from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.placement import load_parameters
 from stackwise_core.engine.rack.rack import derived_seed, separate_head
@@ -80,6 +81,8 @@ class StreamedStep:
     """bool [], whether loss and gradients of this step are finite numbers so far."""
     _batches: list[BatchOnDevice] = field(factory=list, init=False)
     """The step's batches."""
+    _contexts: list[AttentionContext] = field(factory=list, init=False)
+    """Inputs of attention of each."""
     _transfer: Transfer = field(init=False)
     scaler: None = None
 
@@ -125,14 +128,15 @@ class StreamedStep:
         self._norms.clear()
         self._seed, self._factor = seed, factor
         self._batches = [batch.on_device(self._transfer) for batch in step.batches]
+        self._contexts = [self.forward.context(batch.documents) for batch in step.batches]
         with separate_head(self.forward.placement.ends(self.phase.path[-1]), self._head_is_tied):
             self._enter(step)
             *below, top = self.phase.live_path
             for index in below:
-                self._up(index, step)
-            loss = self._top(top, step)
+                self._up(index)
+            loss = self._top(top, step.normaliser)
             for index in reversed(below):
-                self._down(index, step)
+                self._down(index)
             if self._embedding_trains:
                 self._embedding()
         for name, parameter in self.forward.placement.trainable_ends():
@@ -140,6 +144,7 @@ class StreamedStep:
                 self._norms[name] = torch.linalg.vector_norm(parameter.grad)
         norms = self._norms_of(self.names)
         self._batches.clear()
+        self._contexts.clear()
         return StepNumbers(loss, norm_of(norms, self.device), torch.stack(norms))
 
     def _norms_of(self, names: Sequence[str]) -> list[Tensor]:
@@ -157,28 +162,28 @@ class StreamedStep:
                 hidden = self.boundary.read(batch.draws, step.number)
             self._keep(first, place, hidden.detach())
 
-    def _up(self, index: int, step: StepBatches) -> None:
+    def _up(self, index: int) -> None:
         """Pass all of a step through a stack, and keep the input of the one above.
 
         With gradients, though nobody wants them here: without, dropout is off, and kernels of bf16 round otherwise.
         """
         above = self.phase.live_path[self.phase.live_path.index(index) + 1]
         with self._visiting(index, then=above):
-            for place in range(len(step.batches)):
+            for place in range(len(self._batches)):
                 entered = self._input(index, place).requires_grad_(self._passes_down(index))
-                self._keep(above, place, self._through(index, place, entered, step).detach())
+                self._keep(above, place, self._through(index, place, entered).detach())
 
-    def _top(self, index: int, step: StepBatches) -> Tensor:
+    def _top(self, index: int, normaliser: float) -> Tensor:
         """Pass all of a step through the highest stack and the head, and back; return the loss, float64 []."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         forward, below = self.forward, self._below(index)
         with self._visiting(index, then=below):
             for place, batch in enumerate(self._batches):
                 entered = self._input(index, place).requires_grad_(self._passes_down(index))
-                hidden = self._through(index, place, entered, step)
+                hidden = self._through(index, place, entered)
                 predicted = hidden.flatten(0, 1).index_select(0, batch.masked)  # [N, D]
                 loss = forward.weighted_loss(index, predicted, batch.targets, batch.weights, self.objective.losses)
-                loss = loss / step.normaliser
+                loss = loss / normaliser
                 loss.backward()
                 total += loss.detach()
                 self._pass_down(place, entered)
@@ -186,13 +191,13 @@ class StreamedStep:
             self._done(index)
         return total
 
-    def _down(self, index: int, step: StepBatches) -> None:
+    def _down(self, index: int) -> None:
         """Run a stack again on its kept input, and pass the gradient down."""
         with self._visiting(index, then=self._below(index)):
-            for place in range(len(step.batches)):
+            for place in range(len(self._batches)):
                 entered = self._input(index, place).requires_grad_(self._passes_down(index))
                 arriving = self.offload.read_to(f"descent/{place}", self.device)["gradient"]
-                hidden = self._through(index, place, entered, step)
+                hidden = self._through(index, place, entered)
                 if hidden.requires_grad:
                     hidden.backward(arriving)
                 self._pass_down(place, entered)
@@ -212,9 +217,9 @@ class StreamedStep:
                 self.offload.prefetch(weights_entry(then))
             yield
 
-    def _through(self, index: int, place: int, hidden: Tensor, step: StepBatches) -> Tensor:
+    def _through(self, index: int, place: int, hidden: Tensor) -> Tensor:
         seed_generators(derived_seed(derived_seed(self._seed, place), index), self.device)
-        return self.forward.through(index, hidden, self.forward.context(step.batches[place].draws.segments))
+        return self.forward.through(index, hidden, self._contexts[place])
 
     def _keep(self, index: int, batch: int, hidden: Tensor) -> None:
         dtype = torch.bfloat16 if self.training.boundary_dtype == "bf16" else hidden.dtype

@@ -33,8 +33,9 @@ from stackwise_core.engine.loop.step_batches import Batch, StepBatches
 from stackwise_core.engine.loop.weight_update import StepNumbers, norm_of, update_weights
 from stackwise_core.engine.objective.objective import PhaseLoss
 from stackwise_core.engine.process.transfer import Transfer
+from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.forward import Forward
-from stackwise_core.engine.rack.rack import AttentionContext, derived_seed, separate_head
+from stackwise_core.engine.rack.rack import derived_seed, separate_head
 from stackwise_core.engine.runs.directory import RunDirectory
 from stackwise_core.errors import StackwiseError
 from stackwise_core.interfaces.optimizer import Optimizer
@@ -117,7 +118,7 @@ class TrainingStep:
             hidden = forward.embed(phase.path[0], inputs, fraction)  # [B, T, D]
         else:
             hidden = self.boundary.read(batch.draws, number)
-        context = forward.context(batch.draws.segments)
+        context = forward.context(batch.documents)
         for index in phase.live_path:
             if self.training.activation_checkpointing:
                 hidden = checkpoint(self._through, index, hidden, context, seed, use_reentrant=False)

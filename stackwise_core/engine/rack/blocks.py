@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stackwise_core.engine.rack.attention_context import PackedDocuments
+from stackwise_core.engine.rack.packed_attention import packed_attention
 from stackwise_core.interfaces.rack_spec import RackSpec
 
 
@@ -38,13 +40,13 @@ def rotary_tables(spec: RackSpec, tokens: int, device: torch.device) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + W/2) of a head [B, H, T, W] by its position's angle."""
+    """Turn each pair (i, i + W/2) of a head [B, T, H, W] by its position's angle, from cosines and sines [T, 1, W]."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, through ``scaled_dot_product_attention``."""
+    """Grouped-query attention with rotary positions, over each document of a row by itself."""
 
     def __init__(self, spec: RackSpec) -> None:
         super().__init__()
@@ -55,28 +57,30 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.d_model, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, spec.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
-        """Attend over x [B, T, D]; ``visible`` is bool [B, 1, T, T], or None where every token may be seen."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | None) -> Tensor:
+        """Attend over x [B, T, D], within documents; None where each row is one."""
         batch, tokens, _ = x.shape
-        q = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)  # [B, H, T, W]
-        k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, W]
-        v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim)
+        k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
         # On a CPU torch's attention takes three times as long backwards in bf16 as in fp32 (docs/log.md).
         in_fp32 = q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast("cpu", enabled=False) if in_fp32 else nullcontext():
             if in_fp32:
                 q, k, v = q.float(), k.float(), v.float()
-            cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-            y = F.scaled_dot_product_attention(
-                rotate(q, cos, sin),
-                rotate(k, cos, sin),
-                v,
-                attn_mask=visible,
-                # `visible` already holds the causal order where there is one.
-                is_causal=self.causal and visible is None,
-                enable_gqa=self.kv_heads != self.heads,
-            )
-        return self.o_proj(y.transpose(1, 2).reshape(batch, tokens, self.heads * self.head_dim))
+            cos, sin = cos.to(q.dtype)[:, None], sin.to(q.dtype)[:, None]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            if documents is None:
+                y = F.scaled_dot_product_attention(
+                    q.transpose(1, 2),  # [B, H, T, W]
+                    k.transpose(1, 2),
+                    v.transpose(1, 2),
+                    is_causal=self.causal,
+                    enable_gqa=self.kv_heads != self.heads,
+                ).transpose(1, 2)
+            else:
+                y = packed_attention(q, k, v, documents, causal=self.causal)
+        return self.o_proj(y.reshape(batch, tokens, self.heads * self.head_dim))
 
 
 class SwiGLU(nn.Module):
@@ -102,6 +106,6 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(spec.d_model, eps=spec.norm_eps)
         self.mlp = SwiGLU(spec)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, documents)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stackwise_core.engine.draws.draws import Draws
+from stackwise_core.engine.rack.attention_context import AttentionContext, Documents
 from stackwise_core.engine.rack.head_pieces import (
     ROWS_MULTIPLE,
     TokenLosses,
@@ -19,7 +20,6 @@ from stackwise_core.engine.rack.head_pieces import (
     weighted_loss,
 )
 from stackwise_core.engine.rack.placement import Placement
-from stackwise_core.engine.rack.rack import AttentionContext
 from stackwise_core.interfaces.component import ContractError, origin
 
 
@@ -53,9 +53,13 @@ class Forward:
         """Return hidden states [B, T, D] that enter a stack from input ids [B, T] at mask fractions float64 [B]."""
         return self.placement.ends(index).embed(inputs.to(self.device), fraction.to(self.device))
 
-    def context(self, segments: Tensor) -> AttentionContext:
-        """Compute who sees whom, from segments int [B, T]; the same for every stack."""
-        return self.placement.shared_ends.context(segments.to(self.device))
+    def context(self, documents: Documents | Tensor) -> AttentionContext:
+        """Return the inputs of attention, the same for every stack and pass of a batch.
+
+        Args:
+            documents: those of the batch's rows, or its segments int [B, T] on the CPU, from which they are found.
+        """
+        return self.placement.shared_ends.context(documents)
 
     def through(self, index: int, hidden: Tensor, context: AttentionContext) -> Tensor:
         """Pass hidden states [B, T, D] through a stack; the residual stream is fp32 before and after."""
@@ -98,12 +102,13 @@ class Forward:
         left, first = iter(batches), 0
         while group := self._group(left):
             hidden: list[Tensor] = []  # of each batch, [B, T, D]
+            contexts = [self.context(draws.segments) for draws in group]
             for place, index in enumerate(path):
                 with self.placement.visiting(index):
                     for number, draws in enumerate(group):
                         if place == 0:
                             hidden.append(self.embed(index, draws.inputs, draws.fraction))
-                        hidden[number] = self.through(index, hidden[number], self.context(draws.segments))
+                        hidden[number] = self.through(index, hidden[number], contexts[number])
                         if index in read:
                             predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
                             targets = draws.targets.to(self.device)

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stackwise_core.engine.rack.attention_context import AttentionContext, Documents
 from stackwise_core.engine.rack.blocks import Block, RMSNorm, rotary_tables
 from stackwise_core.engine.rack.head_pieces import FEW_ROWS_MULTIPLE, padded, possible
 from stackwise_core.engine.rack.new_weights import Normal, fill
@@ -19,16 +19,6 @@ from stackwise_core.interfaces.rack_spec import RackSpec
 
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 """The projections of a block that write into the residual stream."""
-
-
-class AttentionContext(NamedTuple):
-    """Inputs of attention besides the hidden states, the same for every block of a batch."""
-
-    cos: Tensor
-    """[T, W]"""
-    sin: Tensor
-    visible: Tensor | None
-    """bool [B, 1, T, T], or None where nothing is hidden but by causal order."""
 
 
 class Stack(nn.Module):
@@ -102,21 +92,16 @@ class Ends(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def context(self, segments: Tensor) -> AttentionContext:
-        """Compute who sees whom, from segments int [B, T] (0: padding and special tokens, else a document of the row).
+    def context(self, documents: Documents | Tensor) -> AttentionContext:
+        """Return the inputs of attention on the device of these tables.
 
-        A token sees the tokens of its own document. A token of segment 0 is seen by none but itself, which keeps its
-        softmax defined.
+        Args:
+            documents: those of the batch's rows, or its segments int [B, T], from which they are found.
         """
-        tokens = segments.shape[1]
-        cos, sin = self.cos[:tokens], self.sin[:tokens]
-        if bool((segments == segments[:, :1]).all()) and bool((segments[:, 0] > 0).all()):
-            return AttentionContext(cos, sin, None)
-        visible = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-        if self.spec.attention == "causal":
-            visible = visible.tril()
-        visible = visible | torch.eye(tokens, dtype=torch.bool, device=segments.device)
-        return AttentionContext(cos, sin, visible[:, None])
+        if isinstance(documents, Tensor):
+            documents = Documents.of(documents)
+        tokens = documents.tokens
+        return AttentionContext(self.cos[:tokens], self.sin[:tokens], documents.on(self.cos.device))
 
     def embed(self, inputs: Tensor, fraction: Tensor) -> Tensor:
         """Return hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""
