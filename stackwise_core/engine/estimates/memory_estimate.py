@@ -168,8 +168,7 @@ def pass_of(phase: Phase, tokens: int, predicted_share: float, setup: Setup) -> 
         half=half,
         on_cpu=setup.device.type == "cpu",
         trains=bool(phase.trains),
-        # A row of one document without padding needs no mask, but which ones those are is known when they are drawn.
-        kernel=attention_kernel(setup.spec, masked=True, half=half),
+        kernel=attention_kernel(setup.spec, masked=False, half=half),  # rows of documents are packed (packed_attention)
         rows=piece_rows(setup.spec.vocab_size, setup.device),
     )
 
