@@ -53,7 +53,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     """Whether names, number formats and bits are equal."""
 
     def raw(tensor: torch.Tensor) -> bytes:
-        return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
     return ours.keys() == theirs.keys() and all(
         ours[name].dtype is theirs[name].dtype and raw(ours[name]) == raw(theirs[name]) for name in ours
