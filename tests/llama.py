@@ -1,14 +1,22 @@
 """transformers' Llama in a rack's shape: the same computation, written by others."""
 
-from transformers import LlamaConfig, LlamaForCausalLM
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
 
 from stackwise_core.interfaces.rack_spec import RackSpec
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 
 def llama_like(spec: RackSpec, vocab_size: int) -> LlamaForCausalLM:
     """A Llama with other weights than the rack's."""
-    return LlamaForCausalLM(
-        LlamaConfig(
+    transformers = pytest.importorskip("transformers")
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=spec.d_model,
             intermediate_size=spec.d_ff,

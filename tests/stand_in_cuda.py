@@ -49,6 +49,10 @@ GRAIN = 512
 ANY_DEVICE = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations that take tensors of both devices: copies, and indices, which CUDA copies to the device (and waits)."""
 
+NOT_DETERMINISTIC = {"bincount", "cumsum", "histc", "median", "put_"}
+"""Operations on floats that CUDA refuses under ``torch.use_deterministic_algorithms(True)``, of those that its
+docstring lists as what throws an error; none of convolutions, of pooling or of padding."""
+
 
 class Allocated:
     """Bytes of the device's storages, now and at most."""
@@ -149,6 +153,9 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
         )
+    of_floats = any(each.dtype.is_floating_point for each in wrapped.values())
+    if name in NOT_DETERMINISTIC and of_floats and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(f"{name} does not have a deterministic implementation on CUDA")
     if StandIn.held_on == "meta":
         if name == "_local_scalar_dense":
             return 0.0 if args[0].dtype.is_floating_point else 0

@@ -64,7 +64,7 @@ SCENARIOS = {
 
 
 def digest(tensor) -> str:
-    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes()).hexdigest()
 
 
 def in_memory(ran: Ran) -> dict[str, str]:

@@ -8,10 +8,11 @@ from stackwise_core.testing.small import everything_visible, frozen_stack, hidde
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+pytestmark = pytest.mark.cuda
+
+
 @pytest.fixture(autouse=True)
-def _needs_a_gpu(precision):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+def _can_compute(precision):
     precision.check(CUDA)
 
 
@@ -25,7 +26,6 @@ def result(precision, stack, device):
     return y.detach().cpu(), torch.autograd.grad(y.square().sum(), x)[0].cpu()
 
 
-@pytest.mark.cuda
 def test_a_gpu_computes_what_a_cpu_computes(precision):
     """A stack that is quantised on the GPU gives the CPU's output and gradient, in training and in evaluation."""
     stack, on_cpu = frozen_stack().to(CUDA), frozen_stack()
@@ -38,7 +38,6 @@ def test_a_gpu_computes_what_a_cpu_computes(precision):
             assert (found - expected).norm() <= 0.02 * expected.norm()
 
 
-@pytest.mark.cuda
 def test_tensors_go_from_gpu_to_cpu_and_back(precision):
     """What a GPU quantised is read on a CPU and on a GPU, with the same tensors."""
     stack = frozen_stack().to(CUDA)

@@ -44,9 +44,8 @@ def levels_of(weight_format, encoded):
 @weights
 def test_fp8_is_torchao_s(weight):
     """Codes, scales and weights are those of torchao's float8 tensor with a scale a row."""
-    from torchao.quantization import Float8Tensor, PerRow
-
-    theirs = Float8Tensor.from_hp(weight, granularity=PerRow())
+    torchao = pytest.importorskip("torchao.quantization")
+    theirs = torchao.Float8Tensor.from_hp(weight, granularity=torchao.PerRow())
     ours = E4m3Rows().encode(weight)
     assert torch.equal(ours["codes_e4m3"], theirs.qdata.view(torch.uint8))
     assert torch.equal(ours["row_scales"], theirs.scale)
@@ -56,9 +55,9 @@ def test_fp8_is_torchao_s(weight):
 @weights
 def test_nvfp4_is_torchao_s(weight):
     """Codes, their order in a byte, scales and weights are those of torchao's NVFP4 tensor with a tensor scale."""
-    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
-
-    theirs = NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=per_tensor_amax_to_scale(weight.abs().max()))
+    torchao = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    scale = torchao.per_tensor_amax_to_scale(weight.abs().max())
+    theirs = torchao.NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=scale)
     weight_format = E2m1Blocks(16)
     ours = weight_format.encode(weight)
     assert torch.equal(ours["codes_e2m1"], theirs.qdata.view(torch.uint8))
@@ -69,8 +68,7 @@ def test_nvfp4_is_torchao_s(weight):
 
 def test_nf4_s_levels_are_bitsandbytes():
     """The levels are bitsandbytes' to the bit, and to 1e-6 QLoRA's quantiles of the normal distribution."""
-    from bitsandbytes.functional import get_4bit_type
-
+    get_4bit_type = pytest.importorskip("bitsandbytes.functional").get_4bit_type
     assert torch.equal(torch.tensor(NF4), get_4bit_type("nf4", device="cpu"))
     outermost = 0.9677083  # QLoRA's, halfway between 1 - 1/32 and 1 - 1/30
     quantile = NormalDist().inv_cdf
@@ -83,8 +81,7 @@ def test_nf4_s_levels_are_bitsandbytes():
 
 def test_nf4_s_codes_are_bitsandbytes():
     """Values that need no scaling get bitsandbytes' codes, which has the first of two in the high half of a byte."""
-    from bitsandbytes.functional import quantize_4bit
-
+    quantize_4bit = pytest.importorskip("bitsandbytes.functional").quantize_4bit
     values = torch.rand(512, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     values[:, 17] = 1.0  # what bitsandbytes divides each block by
     packed, _ = quantize_4bit(values, blocksize=64, quant_type="nf4")

@@ -68,7 +68,6 @@ def test_the_scaler_starts_where_the_option_says():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp16_computes_in_fp16_on_a_gpu():
     """``cpu_compute`` is about CPUs."""
     assert FP16.loss_scaler(CUDA) is not None

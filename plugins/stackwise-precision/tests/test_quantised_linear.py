@@ -154,14 +154,13 @@ def test_a_copy_has_tensors_of_its_own():
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 def test_peft_s_adapters_train_on_it(precision, use_dora):
     """Every weight of an adapter gets a gradient, some steps lower the loss, and the codes stay as they are."""
-    from peft import LoraConfig, inject_adapter_in_model
-
+    peft = pytest.importorskip("peft")
     stack, target = frozen_stack(), hidden_states(seed=9)
     precision.prepare(stack, trainable=False)
     before = {name: tensor.clone() for name, tensor in precision.to_tensors(stack).items()}
     torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], use_dora=use_dora)
-    inject_adapter_in_model(config, stack)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"], use_dora=use_dora)
+    peft.inject_adapter_in_model(config, stack)
     adapters = [parameter.data for parameter in stack.parameters() if parameter.requires_grad]
     assert {each.dtype for each in adapters} == {torch.bfloat16}  # peft's rule: the format of the weight
     stack.float()  # makes masters of the adapters, and leaves codes and norms as they are

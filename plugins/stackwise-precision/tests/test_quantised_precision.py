@@ -119,7 +119,6 @@ def test_bf16_is_refused_there_too(old_gpu):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @precisions
 def test_a_gpu_decodes_what_a_cpu_encoded(build):
     """A file's weights are the same on both, to the bit; encoded on a GPU, they differ by the scales' last bits."""

@@ -44,9 +44,18 @@ def chosen(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -
     p = torch.softmax(exact, dim=-1)
     if top_p < 1:
         p = nucleus(p, top_p)
-    sums = p.cumsum(dim=-1)
+    sums = running_sums(p)
     # (1 - 2^-53) x is below x as floats are rounded, so a token of probability 0 is never reached.
     return torch.searchsorted(sums, uniforms[:, None] * sums[:, -1:], right=True)[:, 0]
+
+
+def running_sums(p: Tensor) -> Tensor:
+    """Return the sum of the numbers [N, V] of a row up to each.
+
+    On a CUDA device torch has no deterministic way for floats, and refuses where that is asked for
+    (``torch.use_deterministic_algorithms``): they are added up on the CPU.
+    """
+    return p.cpu().cumsum(dim=-1).to(p.device)
 
 
 def nucleus(p: Tensor, top_p: float) -> Tensor:
@@ -55,5 +64,5 @@ def nucleus(p: Tensor, top_p: float) -> Tensor:
     This is nucleus sampling (arXiv 1904.09751).
     """
     descending, order = p.sort(dim=-1, descending=True, stable=True)
-    before = descending.cumsum(dim=-1) - descending
+    before = running_sums(descending) - descending
     return torch.zeros_like(p).scatter(-1, order, descending.where(before < top_p, 0))

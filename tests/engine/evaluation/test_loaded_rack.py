@@ -233,7 +233,7 @@ def test_a_precision_or_device_that_is_not_there(runs):
         load_rack(runs["sequential"].directory, device="gpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.cpu
 def test_a_device_that_is_not_there(runs):
     """The message is about what the caller said."""
     with pytest.raises(UnavailableError, match=r'^device = "cuda", but torch'):

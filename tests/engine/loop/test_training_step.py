@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from stackwise_core.builtin.options import AdamWOptions
 from stackwise_core.config.model import TrainingConfig
@@ -37,7 +36,7 @@ def test_unmasked_positions_have_no_part_in_the_loss(tmp_path):
     assert not torch.equal(other.inputs, draws.inputs)
 
 
-def llama_of(forward, mask_id: int) -> LlamaForCausalLM:
+def llama_of(forward, mask_id: int):
     """The rack as transformers' Llama, with a vocabulary that lacks the mask token."""
     spec = forward.placement.spec
     llama = llama_like(spec, spec.vocab_size - 1)

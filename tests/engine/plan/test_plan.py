@@ -570,13 +570,14 @@ def test_boundaries_that_do_not_fit_on_the_disk_are_refused(tmp_path, monkeypatc
         check_disk(plan, tmp_path / "not" / "there" / "yet")
 
 
+def test_auto_takes_the_device_that_there_is(device):
+    """A CUDA device, if torch finds one."""
+    assert select_device("auto").type == select_device(device.type).type == device.type
+
+
+@pytest.mark.cpu
 def test_a_missing_cuda_device_is_unavailable():
     """run.device = "cuda" never falls back to the processor."""
-    import torch
-
-    if torch.cuda.is_available():
-        assert select_device("cuda").type == "cuda"
-        return
     with pytest.raises(StackwiseError, match="finds no CUDA device") as refused:
         select_device("cuda")
     assert refused.value.exit_code == 3
