@@ -68,18 +68,18 @@ def main() -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = (options.shapes or ",".join(ON_A_CPU if device == "cpu" else ON_A_DEVICE)).split(",")
+    clock = time.process_time if options.busy else time.perf_counter
     with own_state(torch.device(device)):
         found: dict[str, Any] = {
-            "machine": machine(device),
+            "machine": machine(device) + ", seconds of the processor" * options.busy,
             "rounds": options.rounds,
             "peaks": {
-                "bf16": matmul_peak(device),
-                "fp32": matmul_peak(device, torch.float32),
-                "copied": copy_peak(device),
+                "bf16": matmul_peak(device, clock=clock),
+                "fp32": matmul_peak(device, torch.float32, clock),
+                "copied": copy_peak(device, clock),
             },
             "shapes": {},
         }
-        clock = time.process_time if options.busy else time.perf_counter
         taking = Options(device, options.rounds, options.compile, clock)
         for name in names:
             shape = SHAPES[name]

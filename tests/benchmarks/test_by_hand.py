@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from stackwise_core.engine.rack.rack import new_ends, new_stack
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -49,8 +50,8 @@ def loss_of(ends, stacks, batch, trains):
     for index, stack in enumerate(stacks):
         with torch.set_grad_enabled(index in trains):
             hidden = stack(hidden, context)
-    losses = ends.cross_entropy(hidden.flatten(0, 1)[batch.masked], batch.targets, stacks[-1].norm)
-    return (batch.weights * losses).sum()
+    logits = ends.predictions(hidden.flatten(0, 1)[batch.masked], stacks[-1].norm)
+    return (batch.weights * cross_entropy(logits, batch.targets, reduction="none")).sum()
 
 
 @pytest.mark.parametrize("recomputes", [False, True])

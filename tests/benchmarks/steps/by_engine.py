@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -20,7 +20,9 @@ from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.run_files.metrics import Metrics
 
 Clock = Callable[[], float]
-"""Seconds: of the clock, or of the processor where others use the machine, too."""
+"""Seconds of the clock, or of the processor where others use the machine, too."""
+
+END = object()
 
 
 class Watched:
@@ -37,15 +39,15 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._draws, name)
 
-    def after(self, done: int) -> Iterator[Any]:
-        """Yield what the phase's draws do."""
+    def after(self, done: int) -> Generator[Any]:
+        """Yield what the phase's draws do: batches of a step, or None while a boundary is made."""
+        step = done
         with closing(self._draws.after(done)) as given:
-            step = done
             while True:
                 began = time.perf_counter()
-                item = next(given, self)
+                item = next(given, END)
                 self.waited += time.perf_counter() - began
-                if item is self:
+                if item is END:
                     return
                 yield item
                 if item is not None:

@@ -41,6 +41,7 @@ class Options:
     compiles: bool = False
     """Whether steps are measured with compiled blocks, too."""
     clock: Clock = time.perf_counter
+    """Seconds of the clock, or of the processor where others use the machine, too."""
 
 
 @frozen
@@ -207,7 +208,7 @@ def batches_of(steps: EngineSteps, count: int, *, with_hidden: bool) -> list[Bat
             draws = drawer.draw(samples, number)
             assert (draws.segments == 1).all(), "a row has more than one document"
             predicted = objective.predicted(draws)
-            weights = (objective.objective.weights(predicted) / objective.normaliser([predicted])).float()
+            weights = (objective.weights(predicted) / objective.normaliser([predicted])).float()
             tensors = (draws.inputs, draws.masked, draws.targets, weights)
             hidden = None
             if with_hidden:
