@@ -236,6 +236,7 @@ class Engine:
                 measured_until = metrics.settle()
                 goes_on = self.setup.config.training.course == "run" and len(phases) < len(self.plan.phases)
                 self.record.write_phase(planned, phases, measured_until, phase.step.moments if goes_on else None)
+                del phase  # and with it the optimizer's state, before the next one takes its room
                 if offload is not None:
                     offload.close()
                 boundaries.phase_done()

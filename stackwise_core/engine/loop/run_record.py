@@ -163,6 +163,7 @@ class RunRecord:
                 kept.drop()
             else:
                 kept.write(moments)
+        placement.were_written(phase.trains)
         self._save_rack(len(phases))
         # So that an uninterrupted run has them from the files too, as a resumed one.
         placement.let_go({stack for stack, _ in phase.adapters})

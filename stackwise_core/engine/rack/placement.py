@@ -57,6 +57,10 @@ class Placement:
         self._phase: Phase | None = None
         self._offload: Offload | None = None
         self._residents: dict[int, Resident] = {}
+        self._written: frozenset[int] = frozenset()
+        """Stacks in memory that are as in their masters' files, and hold no adapters."""
+        self._norms: dict[int, Tensor] = {}
+        """Weights of exit norms as in the files of masters, by stack."""
         self._mask_id = mask_id
         self._ends: dict[int, Ends] = {}
         self._keeps_all_ends = self.spec.ends == "shared"
@@ -134,6 +138,9 @@ class Placement:
         if not self._keeps_all_ends:
             for owner in set(self._ends) - set(path):
                 del self._ends[owner]
+        for index in sorted(self._written & streamed - arranged.active):
+            if self.loader.formats.precision(index, "trunk").quantises:
+                self._bring_one(index)  # its codes are written now, and the masters needn't be read for them
         for index in set(self._residents) - (set(path) - set(streamed)):
             del self._residents[index]
         for index in path:
@@ -142,6 +149,7 @@ class Placement:
             elif index not in arranged.active and not self.loader.masters.has_stack(index):
                 with self.visiting(index):
                     pass  # its masters are written now, and so it can be read again, or copied
+        self._written = frozenset()  # what trains from here on differs
 
     def _bring_one(self, index: int) -> None:
         """Bring a stack of the path into memory, as it is to be."""
@@ -149,13 +157,17 @@ class Placement:
         names = tuple(sorted({*self.loader.masters.adapters(index), *self._arranged.adapters.get(index, ())}))
         resident = self._residents.get(index)
         if resident is None or (resident.role, resident.adapters) != (role, names):
+            masters = None
+            if index in self._written and resident is not None:
+                masters = {name: each.detach() for name, each in resident.own.items()}
             self._residents.pop(index, None)  # before the next one takes its room
+            resident = None
             arranged, entry = self._arranged, weights_entry(index)
             has_changed = self._offload is not None and entry in self._offload
             trained = self._offload.read_to(entry, self.device) if self._offload is not None and has_changed else {}
             below = arranged.path[: arranged.path.index(index)]
-            beginning = Beginning(arranged.start, arranged.copied.get(index), below)
-            self._residents[index] = self.loader.load(index, role, names, beginning, trained)
+            beginning = Beginning(arranged.start, arranged.copied.get(index), below, self._norms)
+            self._residents[index] = self.loader.load(index, role, names, beginning, trained, masters)
             if self._phase is not None and index in self._phase.path and index in arranged.streamed:
                 self._unfreeze(index, self._phase)
 
@@ -172,10 +184,24 @@ class Placement:
             del self._residents[index]
             trim_heap()
 
+    def were_written(self, stacks: Collection[int]) -> None:
+        """Take note that masters of stacks were just written; those still in memory needn't be read for the trunk."""
+        self._forget(stacks)
+        written = [index for index in stacks if index in self._residents and self._residents[index].role == "active"]
+        self._written = frozenset(index for index in written if not self._residents[index].adapters)
+        self._norms |= {index: self._residents[index].own["norm.weight"].detach().clone() for index in written}
+
+    def _forget(self, stacks: Collection[int]) -> None:
+        """Forget that masters of stacks are as they were."""
+        self._written -= set(stacks)
+        for index in stacks:
+            self._norms.pop(index, None)
+
     def let_go(self, stacks: Collection[int]) -> None:
         """Forget stacks, which are read again when they are next needed."""
         for index in stacks:
             self._residents.pop(index, None)
+        self._forget(stacks)
 
     def ends(self, index: int) -> Ends:
         """Return the embedding below a stack and the head above it."""

@@ -31,6 +31,8 @@ class Beginning:
     """The stack that a copy is of."""
     below: tuple[int, ...] = ()
     """The stacks of the path below it, from the tokens upwards."""
+    norms: Mapping[int, Tensor] = MappingProxyType({})
+    """Weights of exit norms as in their masters, by stack, where they are known without reading these."""
 
 
 @define
@@ -69,6 +71,7 @@ class StackLoader:
         adapters: tuple[str, ...],
         beginning: Beginning,
         trained: Mapping[str, Tensor] = MappingProxyType({}),
+        masters: dict[str, Tensor] | None = None,
     ) -> Resident:
         """Bring a stack into memory, prepared for a role, with adapters of these names.
 
@@ -78,6 +81,8 @@ class StackLoader:
             beginning: how it begins if it is new.
             trained: tensors that training has changed since its masters were written, all of a stack that trains, and
                 of adapters; they are copied.
+            masters: its masters, where they are in memory as they were written. They become the stack's own, and leave
+                the dictionary, so that each goes when it was quantised.
 
         Raises:
             StackwiseError: a file is damaged, a weight isn't finite, or the precision can't hold it.
@@ -98,7 +103,11 @@ class StackLoader:
             stack = blank_stack(self.spec, index, self.device)
             precision.from_tensors(stack, prepared)
         else:
-            stack = self._in_full(index, beginning)
+            if masters is None:
+                stack = self._in_full(index, beginning)
+            else:
+                stack = stack_of(self.spec, index, masters)
+                masters.clear()
             if role == "trunk" and not self.masters.has_stack(index):
                 self.masters.write_stack(index, stack.state_dict())
             self._prepare(stack.to(self.device), index, role, beginning)
@@ -177,5 +186,7 @@ class StackLoader:
         trained = next((below for below in reversed(beginning.below) if self.masters.has_stack(below)), None)
         if trained is not None:
             # A new stack is nearly the identity, so that the norm which reads the one below reads it as well.
-            stack.norm.load_state_dict({"weight": self.masters.read_stack(trained)["norm.weight"]})
+            known = beginning.norms.get(trained)
+            weight = self.masters.read_stack(trained)["norm.weight"] if known is None else known
+            stack.norm.load_state_dict({"weight": weight})
         return stack

@@ -57,6 +57,76 @@ def test_a_stack_of_zero_output_changes_nothing_at_first(path):
             assert torch.equal(tensor, random[name])
 
 
+class Watched(Shelf):
+    """Masters that remember which stacks were read."""
+
+    def __init__(self, shelf=()) -> None:
+        super().__init__()
+        self.update(shelf)
+        self.reads: list[int] = []
+
+    def read_stack(self, index):
+        self.reads.append(index)
+        return super().read_stack(index)
+
+
+FIRST = Phase(name="first", path=(0,), trains={0})
+SECOND = Phase(name="second", path=(0, 1), trains={1})
+
+
+def train(held: Placement, index: int) -> None:
+    """Change a stack that trains, and write its masters."""
+    with torch.no_grad():
+        for parameter in held.stack(index).parameters():
+            parameter.add_(0.25)
+    held.loader.masters.write_stack(index, held.master(index))
+
+
+@pytest.mark.parametrize("trunk", [Fp32(None), Bf16(None), Fp8(Fp8Options())], ids=["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_trained_stack_joins_the_trunk_from_memory(trunk, streams):
+    """Where its masters were just written they aren't read, and its bits are those that reading gives."""
+    held = placement(masters=Watched(), trunk=trunk)
+    held.place(FIRST)
+    train(held, 0)
+    held.were_written(FIRST.trains)
+    held.place(SECOND, streams=streams)
+    masters = held.loader.masters
+    reread = placement(masters=Watched(masters), trunk=trunk)
+    reread.bring((0,), active=())
+    with held.visiting(0):
+        assert equal(held.tensors(0), reread.tensors(0))
+    assert masters.reads == ([0] if streams and not trunk.quantises else [])  # which has no codes to be read
+
+
+def test_a_new_stack_takes_the_written_norm_below_it():
+    """From memory, as it stands in the file; also where a precision of the trunk rounds."""
+    held = placement(masters=Watched(), trunk=Bf16(None))
+    held.place(FIRST)
+    train(held, 0)
+    held.were_written(FIRST.trains)
+    held.place(SECOND)
+    assert torch.equal(held.stack(1).norm.weight, held.loader.masters[0]["norm.weight"])
+    assert held.loader.masters.reads == []
+
+
+@pytest.mark.parametrize("between", ["let go", "trained on"])
+def test_masters_that_may_be_others_are_read(between):
+    """Where a stack was let go of since, or another phase began, memory isn't taken for the file."""
+    held = placement(masters=Watched(), trunk=Fp8(Fp8Options()))
+    held.place(FIRST)
+    train(held, 0)
+    held.were_written(FIRST.trains)
+    if between == "let go":
+        held.let_go([0])
+    else:
+        held.place(FIRST)
+    held.loader.masters[0]["norm.weight"].add_(1)
+    held.place(SECOND)
+    assert held.loader.masters.reads
+    assert torch.equal(held.stack(0).norm.weight, held.loader.masters[0]["norm.weight"])
+
+
 def test_start_is_for_new_stacks_only():
     """A stack that was trained comes back as it was, whatever the phase says of new ones."""
     masters = trained(0, 1)
