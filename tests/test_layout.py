@@ -17,6 +17,7 @@ THEMES = {
     "engine/rack/test_streamed_stacks.py": "stacks in memory only while a window of batches passes them",
     "engine/test_adapters.py": "whole runs with adapters and quantised trunks",
     "engine/test_bad_numbers.py": "losses and gradients that aren't finite, from the rack to the metrics",
+    "engine/test_compiled_runs.py": "whole runs whose blocks are compiled",
     "engine/test_no_waiting.py": "what makes the host wait in a training step, counted operator by operator",
     "engine/test_resume.py": "interrupted runs end with the bits of undisturbed ones",
     "engine/test_selective_updates.py": "a phase changes the tensors that its plan names, and no others",

@@ -58,6 +58,12 @@ class RunConfig:
         "run may use, by its affinity and its container's quota. The last bits of a sum can depend on it.",
         check=between(1, 4096),
     )
+    compile: bool | Literal["auto"] = option(
+        "auto",
+        "Whether transformer blocks are compiled by torch.compile, once for each shape. auto: where the run is long "
+        "enough to repay it, by the plan, and a compiler is there. Precisions and adapters that don't support it are "
+        "left as they are.",
+    )
     directory: str = option("runs", "Directory that holds the runs.", check=path_text)
     plugins: tuple[str, ...] = option((), "Python files with hooks of your own, relative to the TOML.", path=())
     log_every: int = option(10, "Optimizer steps between two lines of metrics.jsonl.", check=at_least(1))

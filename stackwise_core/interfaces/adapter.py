@@ -42,6 +42,10 @@ class Adapter(Component):
     rewrites_base: bool = False
     """Whether ``attach`` changes a stack's own weights in memory. They can't train beside such an adapter."""
 
+    compiles: bool = False
+    """Whether ``torch.compile`` captures a block that it is on as one graph; otherwise such blocks are never
+    compiled."""
+
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         for method, reason in (("merge", "unmergeable"), ("export", "unexportable")):

@@ -20,6 +20,9 @@ class Precision(Component):
     quantises: bool = False
     """Whether a frozen stack's weights are codes with scales rather than plain floats."""
 
+    compiles: bool = False
+    """Whether ``torch.compile`` captures a prepared block as one graph; otherwise its blocks are never compiled."""
+
     @property
     @abstractmethod
     def bytes_per_weight(self) -> float:

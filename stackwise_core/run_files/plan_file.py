@@ -117,6 +117,8 @@ class PhaseRecord:
     where all of them are in memory."""
     offloaded: int = 0
     """Bytes that wait there."""
+    compiled: bool = False
+    """Whether blocks run compiled, where precision and adapters can be."""
     flops: float
     """Floating-point operations of its steps and of its boundaries."""
     seconds: float

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stackwise_core.interfaces.adapter import Adapter, SavedAdapter
 from stackwise_core.interfaces.precision import Precision
-from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack, through_graphs
 
 
 def fill(parameters: Sequence[nn.Parameter], seed: int) -> None:
@@ -133,6 +133,17 @@ class AdapterContract:
         parameters, x = adapter.trainable(stack, ["first"]), hidden_states().requires_grad_()
         self.forward(stack, x).square().sum().backward()
         assert all(each.grad is not None and bool(each.grad.any()) for each in [*parameters, x])
+
+    def test_its_blocks_are_graphs_if_it_says_so(self, adapter: Adapter, stack: nn.Module) -> None:
+        """``torch.compile`` captures a block whole that two adapters are on, and the graph computes the same."""
+        if not adapter.compiles:
+            pytest.skip("blocks that it is on are never compiled")
+        for seed, name in enumerate(("first", "second")):
+            self.filled(adapter, stack, name, seed)
+        x = hidden_states().requires_grad_()
+        with nullcontext() if self.precision is None else self.precision.autocast(torch.device("cpu")):
+            found = through_graphs(stack, x)
+        assert self.close(found, self.forward(stack, x))
 
     def test_files_bring_it_back(self, adapter: Adapter, stack: nn.Module, tmp_path: Path) -> None:
         """A stack without adapters gets the same output from the files."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stackwise_core.interfaces.precision import Precision
-from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack
+from stackwise_core.testing.small import everything_visible, frozen_stack, hidden_states, small_rack, through_graphs
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,19 @@ class PrecisionContract:
         (found,) = torch.autograd.grad(output(precision, stack, x).square().sum(), x)
         assert bool(found.isfinite().all())
         assert (found - expected).norm() <= (4 * self.largest_error + 1e-5) * expected.norm()
+
+    def test_its_blocks_are_graphs_if_it_says_so(self, precision: Precision) -> None:
+        """``torch.compile`` captures a prepared block whole, and the graph computes the same."""
+        if not precision.compiles:
+            pytest.skip("its blocks are never compiled")
+        stack, x = frozen_stack(), hidden_states().requires_grad_()
+        precision.prepare(stack, trainable=False)
+        with precision.autocast(CPU):
+            found = through_graphs(stack, x)
+        expected = output(precision, stack, x)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(each.square().sum(), x)[0] for each in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=0.01, atol=0.01)
 
     def test_using_a_frozen_stack_leaves_it(self, precision: Precision) -> None:
         """Forward passes with and without gradients, in evaluation and in training, change none of its tensors."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stackwise_core.engine.rack.attention_context import AttentionContext
 from stackwise_core.engine.rack.blocks import rotary_tables
+from stackwise_core.engine.rack.compiled_blocks import through_block
 from stackwise_core.engine.rack.rack import Stack, new_stack
 from stackwise_core.interfaces.rack_spec import RackSpec
 
@@ -33,6 +34,18 @@ def frozen_stack(seed: int = 0, spec: RackSpec | None = None) -> Stack:
 def hidden_states(seed: int = 0) -> Tensor:
     """Return hidden states [3, 12, 64] in fp32, as they enter :func:`frozen_stack`."""
     return torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def through_graphs(stack: nn.Module, x: Tensor) -> Tensor:
+    """Compute hidden states at a stack's exit, each block captured by ``torch.compile`` as one graph, but not compiled.
+
+    Raises:
+        torch._dynamo.exc.Unsupported: a block can't be captured whole.
+    """
+    torch._dynamo.reset()
+    captured = torch.compile(through_block, fullgraph=True, dynamic=False, backend="eager")
+    passed: Tensor = stack(x, everything_visible(), through=lambda block, x, context: captured(block, x, *context))
+    return passed
 
 
 def everything_visible() -> AttentionContext:

@@ -102,6 +102,21 @@ class TestBound(AdapterContract):
         return Bound(None)
 
 
+class Breaks(Right):
+    """Says that its blocks are graphs, and asks a tensor for its number on the way."""
+
+    compiles = True
+
+    def attach(self, stack, name, index, count):
+        super().attach(stack, name, index, count)
+
+        def ask(module, inputs):
+            return (inputs[0] * inputs[0].sum().item() ** 0,)
+
+        for mlp in self.layers(stack):
+            mlp.register_forward_pre_hook(ask)
+
+
 class FreshNoise(Right):
     def attach(self, stack, name, index, count):
         super().attach(stack, name, index, count)
@@ -216,6 +231,7 @@ class MergeLeavesIt(Right):
 
 
 WRONG = {
+    Breaks: "test_its_blocks_are_graphs_if_it_says_so",
     FreshNoise: "test_attaching_leaves_the_output",
     OnlyTheLatest: "test_attaching_leaves_the_output",
     Idle: "test_an_adapter_is_in_the_path",

@@ -134,7 +134,23 @@ class Overflows(Right):
         return torch.amp.GradScaler(device.type, init_scale=float("inf"))
 
 
+class Breaks(Right):
+    """Says that its blocks are graphs, and asks a tensor for its number on the way."""
+
+    compiles = True
+
+    def prepare(self, stack, *, trainable):
+        super().prepare(stack, trainable=trainable)
+
+        def ask(module, inputs):
+            return inputs[0] * inputs[0].sum().item() ** 0, *inputs[1:]
+
+        for block in stack.layers:
+            block.register_forward_pre_hook(ask)
+
+
 WRONG = {
+    Breaks: "test_its_blocks_are_graphs_if_it_says_so",
     Coarse: "test_a_frozen_stack_computes_the_same",
     Detached: "test_a_frozen_stack_passes_gradients_down",
     Repacks: "test_using_a_frozen_stack_leaves_it",

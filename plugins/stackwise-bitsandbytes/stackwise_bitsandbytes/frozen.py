@@ -18,6 +18,7 @@ class FrozenPrecision(Precision):
 
     trainable = False
     quantises = True
+    compiles = True
     name: str
     """Name in the TOML."""
     marks_stack_as: str

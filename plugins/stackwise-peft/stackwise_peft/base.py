@@ -36,6 +36,7 @@ def asking_for_gradients_as_before(stack: nn.Module) -> Iterator[None]:
 class PeftAdapter(Adapter):
     """Adapters of one of peft's types. All that a stack has are active; a new one is frozen until it is to train."""
 
+    compiles = True
     layer_type: type[BaseTunerLayer]
     """The base class of peft's layers of this type."""
 

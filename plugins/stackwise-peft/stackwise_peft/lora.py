@@ -190,6 +190,7 @@ class Dora(Lora):
     """magnitude (W + s B A) / |W + s B A|, by row (arXiv 2402.09353)."""
 
     use_dora = True
+    compiles = False  # peft asks a weight for the name of its class's module, which torch can't capture
 
     def _inject(self, stack: nn.Module, name: str, config: PeftConfig) -> None:
         super()._inject(stack, name, config)

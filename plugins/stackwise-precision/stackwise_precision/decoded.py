@@ -8,6 +8,7 @@ from stackwise_core.engine.rack.quantised_precision import QuantisedPrecision
 class DecodedPrecision(QuantisedPrecision):
     """A quantised precision with the option ``compute``."""
 
+    compiles = True
     without_bf16 = 'compute = "fp32"'
 
     @property

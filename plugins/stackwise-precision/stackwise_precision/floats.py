@@ -25,6 +25,7 @@ class Fp32(Precision):
     """fp32 weights and arithmetic."""
 
     bytes_per_weight = 4.0
+    compiles = True
 
     def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
         """Leave the fp32 masters as they are."""
@@ -37,6 +38,7 @@ class Bf16(Precision):
     """bfloat16 matrix products; a stack that trains keeps fp32 masters, a frozen one is held in bf16."""
 
     bytes_per_weight = 2.0
+    compiles = True
 
     def check(self, device: torch.device) -> None:
         require_bf16(device, "fp16 or fp32")
@@ -57,6 +59,7 @@ class Fp16(Precision):
     """
 
     bytes_per_weight = 2.0
+    compiles = True
 
     def prepare(self, stack: nn.Module, *, trainable: bool) -> None:
         device = next(stack.parameters()).device

@@ -44,7 +44,7 @@ from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.passing_on import with_passed_on
 from stackwise_core.engine.plan.phase_plan import PhasePlan
-from stackwise_core.engine.plan.plan import Plan
+from stackwise_core.engine.plan.plan import Plan, as_begun
 from stackwise_core.engine.plan.plan_limits import (
     check_disk,
     check_memory,
@@ -176,6 +176,7 @@ class Engine:
     def _run(self) -> RunResult:
         config, record, trackers = self.setup.config, self.record, self.setup.implementations.trackers
         done, measured_until = record.begin()
+        self._compile()
         with (
             Metrics(self.files.metrics) as metrics,
             Recorder(self.plan, config, self.files.path, metrics, trackers) as recorder,
@@ -202,6 +203,12 @@ class Engine:
             metrics.settle()
             record.finish(phases, active, evaluated=True, keeps=keeps)
         return result
+
+    def _compile(self) -> None:
+        """Have blocks compiled as was decided when the run began."""
+        self.plan = as_begun(self.plan, self.files)
+        self.placement.compiles = any(planned.compiles for planned in self.plan.phases)
+        self.forward.compiled_batch = self.setup.config.training.batch_size
 
     def _train(
         self, done: list[PhaseResult], measured_until: int, metrics: Metrics, tell: Listener

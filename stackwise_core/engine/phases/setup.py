@@ -16,6 +16,7 @@ from stackwise_core.engine.draws.sequences import Progress, TokenisedCorpus, tok
 from stackwise_core.engine.phases.plan_checks import check_partition
 from stackwise_core.engine.process.allocator import reuse_freed_memory
 from stackwise_core.engine.process.memory import device_memory
+from stackwise_core.engine.rack.compiled_blocks import missing_for_compiling
 from stackwise_core.engine.rack.formats import Formats
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.masters import Masters
@@ -156,6 +157,8 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
         UsageError: the tokenizer can't serve, the trainer mode can't partition the rack, or a precision can't hold it.
     """
     device = select_device(config.run.device)
+    if config.run.compile is True and (missing := missing_for_compiling(device)):
+        raise UnavailableError(f'run.compile = true, and {missing}. Install it, or take "auto" or false.')
     implementations = build_implementations(config, registry, device)
     tokenizer = load_tokenizer(
         config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids

@@ -80,6 +80,8 @@ class PhasePlan:
     rates: tuple[tuple[int, float], ...] = ()
     """Learning rate of the stacks, or of adapters where these train alone, at steps of the phase (from 0) between which
     it is a line."""
+    compiles: bool = False
+    """Whether blocks run compiled, where precision and adapters can be."""
     seconds: float = 0.0
     """Time that it will take on this machine, very roughly."""
 

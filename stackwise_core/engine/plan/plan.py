@@ -25,6 +25,7 @@ from stackwise_core.engine.phases.plan_checks import (
     resolve_routes,
 )
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.compiling import with_compiling, with_recorded_compiling
 from stackwise_core.engine.plan.first_step import take_first_step
 from stackwise_core.engine.plan.notes import notes
 from stackwise_core.engine.plan.passing_on import longest
@@ -58,6 +59,7 @@ ESTIMATES = (
     "streams",
     "offload",
     "offloaded",
+    "compiled",
     "rates",
     "flops",
     "boundary",
@@ -134,6 +136,7 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         rates=planned.rates,
         offload=planned.offload,
         offloaded=planned.offloaded,
+        compiled=planned.compiles,
         flops=planned.flops,
         seconds=planned.seconds,
         boundary=None if planned.boundary is None else BoundaryRecord(**asdict(planned.boundary)),
@@ -192,7 +195,9 @@ def make_plan(setup: Setup) -> Plan:
     planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]
     said = notes(planned, setup)
     speed = measure_speed(setup, dtype)  # last: what it takes of memory isn't the phases'
-    timed = [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned]
+    timed, on_compiling = with_compiling(
+        [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned], setup
+    )
     plan = Plan(
         spec=setup.spec,
         phases=tuple(timed),
@@ -204,7 +209,7 @@ def make_plan(setup: Setup) -> Plan:
         or streams_trunk(planned[-1].memory, setup),
         tokenizer=setup.tokenizer.fingerprint.hex(),
         corpus=setup.corpus.fingerprint,
-        notes=(*_source_notes(setup), *said),
+        notes=(*_source_notes(setup), *said, *on_compiling),
         speed=speed,
     )
     try:
@@ -212,6 +217,16 @@ def make_plan(setup: Setup) -> Plan:
     except (StackwiseError, TypeError, ValueError) as error:
         raise ContractError(whose, f"plan() gave phases that can't be written: {error}") from error
     return plan
+
+
+def as_begun(plan: Plan, directory: RunDirectory) -> Plan:
+    """Return the plan of a run with what was decided when it began, and would change its numbers.
+
+    Raises:
+        StackwiseError: its plan is damaged.
+    """
+    before = PlanFile.from_json(directory.read_json(PLAN), directory.path / PLAN)
+    return evolve(plan, phases=with_recorded_compiling(plan.phases, before))
 
 
 def _as_read(plan: Plan, file: Path) -> PlanFile:

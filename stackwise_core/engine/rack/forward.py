@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.rack.attention_context import AttentionContext, Documents
+from stackwise_core.engine.rack.compiled_blocks import through_compiled
 from stackwise_core.engine.rack.head_pieces import (
     ROWS_MULTIPLE,
     TokenLosses,
@@ -20,6 +22,7 @@ from stackwise_core.engine.rack.head_pieces import (
     weighted_loss,
 )
 from stackwise_core.engine.rack.placement import Placement
+from stackwise_core.engine.rack.rack import ThroughBlock
 from stackwise_core.interfaces.component import ContractError, origin
 
 
@@ -43,6 +46,10 @@ class Forward:
 
     def __init__(self, placement: Placement, window: int) -> None:
         self.placement, self._window = placement, window
+        self._is_eager = False
+        self.compiled_batch = 0
+        """Sequences of a training batch that passes compiled blocks, if the placement has any. Others are too few to be
+        worth a graph of their own. Without gradients, boundaries pass compiled blocks, and nothing else does."""
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +75,7 @@ class Forward:
             stack.train(torch.is_grad_enabled())  # dropout is for training steps, which alone keep a graph
         with self.placement.precision(index).autocast(self.device):
             try:
-                passed: Tensor = stack(hidden, context)
+                passed: Tensor = stack(hidden, context, through=self._through_block(index, hidden))
             except RuntimeError as error:
                 if "memory" in str(error) or "CUDA error" in str(error):
                     raise
@@ -76,6 +83,23 @@ class Forward:
         if passed.shape != hidden.shape or passed.dtype != hidden.dtype:
             raise self._not_a_stack(index, hidden, f"gave {passed.dtype} {list(passed.shape)}")
         return passed
+
+    def _through_block(self, index: int, hidden: Tensor) -> ThroughBlock | None:
+        """Return the function that passes hidden states [B, T, D] through a stack's blocks; None: they do."""
+        if self._is_eager or not self.placement.is_compiled(index):
+            return None
+        if torch.is_grad_enabled() and len(hidden) != self.compiled_batch:
+            return None
+        return through_compiled
+
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Compile nothing while this lasts."""
+        before, self._is_eager = self._is_eager, True
+        try:
+            yield
+        finally:
+            self._is_eager = before
 
     def _not_a_stack(self, index: int, hidden: Tensor, what: str) -> ContractError:
         """Return the error for a stack that no longer takes hidden states to hidden states."""
@@ -108,7 +132,8 @@ class Forward:
                     for number, draws in enumerate(group):
                         if place == 0:
                             hidden.append(self.embed(index, draws.inputs, draws.fraction))
-                        hidden[number] = self.through(index, hidden[number], contexts[number])
+                        with self.eagerly():  # batches of any size come here
+                            hidden[number] = self.through(index, hidden[number], contexts[number])
                         if index in read:
                             predicted = hidden[number].flatten(0, 1).index_select(0, draws.masked.to(self.device))
                             targets = draws.targets.to(self.device)
@@ -211,7 +236,8 @@ class Forward:
         hidden, context = self.embed(path[0], inputs, fraction), self.context(segments)
         for index in path:
             with self.placement.visiting(index):
-                hidden = self.through(index, hidden, context)
+                with self.eagerly():
+                    hidden = self.through(index, hidden, context)
                 if index == path[-1]:
                     with self.placement.precision(index).autocast(self.device):
                         return read(index, hidden)

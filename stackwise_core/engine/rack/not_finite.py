@@ -57,7 +57,8 @@ def first_not_finite(forward: Forward, path: Sequence[int], draws: Draws) -> str
         with forward.placement.visiting(index):
             if found := _first(_weights(forward.placement, index, path)):
                 return found
-            hidden = forward.through(index, hidden, forward.context(draws.segments))
+            with forward.eagerly():
+                hidden = forward.through(index, hidden, forward.context(draws.segments))
             leaving = f"what leaves stack {index}, whose weights are all finite,"
             if found := _first([(leaving, hidden)]):
                 return found + _of_fp16(forward, index)

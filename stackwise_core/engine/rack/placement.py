@@ -54,6 +54,8 @@ class Placement:
     def __init__(self, loader: StackLoader, mask_id: int) -> None:
         self.loader, self.spec, self.seed, self.device = loader, loader.spec, loader.seed, loader.device
         self._arranged = Arrangement()
+        self.compiles = False
+        """Whether blocks run compiled, where precision and adapters can be."""
         self._phase: Phase | None = None
         self._offload: Offload | None = None
         self._residents: dict[int, Resident] = {}
@@ -295,14 +297,26 @@ class Placement:
         """Return the precision that a stack of the path in use is at."""
         return self.loader.formats.precision(index, "active" if index in self._arranged.active else "trunk")
 
+    def is_compiled(self, index: int) -> bool:
+        """Return whether the blocks of a stack of the path in use run compiled."""
+        return self._can_be_compiled(index, self._residents[index].adapters)
+
+    def _can_be_compiled(self, index: int, adapters: Iterable[str]) -> bool:
+        of_adapters = (self.loader.formats.adapters[name].compiles for name in adapters)
+        return self.compiles and self.precision(index).compiles and all(of_adapters)
+
     def fingerprint(self, index: int) -> str:
-        """Compute a hash of all that decides a frozen stack's output but software: masters, adapters, precision.
+        """Compute a hash of all that decides a frozen stack's output but software.
+
+        That is its masters, adapters and precision, and whether its blocks run compiled.
 
         It is taken of the files' checksums, so that the stack needn't be read.
         """
         precision = self.precision(index)
         adapters = {name: self.loader.formats.adapters[name].described for name in self.loader.masters.adapters(index)}
         said = [self.spec.blocks[index], self.loader.masters.checksums(index), precision.described, adapters]
+        if self._can_be_compiled(index, adapters):
+            said.append("compiled")
         return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def master(self, index: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -21,6 +21,10 @@ INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 """The projections of a block that write into the residual stream."""
 
 
+ThroughBlock = Callable[[nn.Module, Tensor, AttentionContext], Tensor]
+"""Function that passes hidden states [B, T, D] through a block."""
+
+
 class Stack(nn.Module):
     """Consecutive blocks, and the exit norm through which the head reads them."""
 
@@ -29,10 +33,14 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.blocks[index]))
         self.norm = RMSNorm(spec.d_model, eps=spec.norm_eps)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Pass hidden states [B, T, D] through the blocks; the exit norm belongs to the head."""
+    def forward(self, x: Tensor, context: AttentionContext, *, through: ThroughBlock | None = None) -> Tensor:
+        """Pass hidden states [B, T, D] through the blocks; the exit norm belongs to the head.
+
+        Args:
+            through: passes them through one block; None: the block itself does.
+        """
         for block in self.layers:
-            x = block(x, *context)
+            x = block(x, *context) if through is None else through(block, x, context)
         return x
 
 
