@@ -6,12 +6,10 @@ from torch.nn.functional import cross_entropy, linear
 
 from stackwise_core.engine.events.events import Validated
 from stackwise_core.engine.objective.mask_diffusion import MaskDiffusion
-from stackwise_core.engine.phases.setup import set_up
-from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.rack import head_pieces
 from stackwise_core.engine.rack.head_pieces import ROWS_MULTIPLE, losses_in_pieces, piece_rows, weighted_loss
 from stackwise_core.interfaces.component import ContractError
-from tests.tiny import run_tiny, tiny_config
+from tests.tiny import run_tiny
 
 VOCAB, WIDTH, TOKENS, MASK = 37, 16, 2 * ROWS_MULTIPLE + 83, 36
 PARTS = {"mask_id": MASK, "rows": ROWS_MULTIPLE}
@@ -219,15 +217,3 @@ def test_an_objective_s_mistake_is_named(tmp_path, small_pieces, monkeypatch):
     small_pieces()
     with pytest.raises(ContractError, match=r"losses\(\) gave a tensor \[32, 258\], expected one number for each"):
         run_tiny(tmp_path, JOINT)
-
-
-def test_the_plan_counts_the_logits_of_a_piece(tmp_path, monkeypatch):
-    """Three tensors in fp32, of a piece's rows where the predicted tokens are more."""
-
-    def activations(numbers):
-        monkeypatch.setitem(head_pieces.PIECE_NUMBERS, "cpu", numbers)
-        config, registry = tiny_config(tmp_path, JOINT | {"rack.vocab_size": 1000, "training.batch_size": 32})
-        return make_plan(set_up(config, registry)).phases[0].memory.activations
-
-    predicted = round(0.525 * 32 * 32)  # the mask fractions are 15 to 90 %
-    assert activations(10**9) - activations(1) == (predicted - ROWS_MULTIPLE) * 1000 * 4 * 3
