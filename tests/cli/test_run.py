@@ -54,6 +54,15 @@ def test_a_run_prints_plan_progress_and_results(here):
         assert re.search(pattern, result.output, re.MULTILINE), (pattern, result.output)
 
 
+def test_compiled_blocks_without_a_compiler_are_an_error(here, monkeypatch):
+    """Before any work starts; nothing is written, and the exit code is that of what isn't there."""
+    monkeypatch.setattr("stackwise_core.engine.phases.setup.missing_for_compiling", lambda device: "there is no g++")
+    result = CliRunner().invoke(main, ["run", "small.toml", "--set", "run.compile=true"])
+    assert result.exit_code == 3
+    assert "run.compile = true, and there is no g++" in result.stderr
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_second_run_of_one_name_gets_a_directory_of_its_own(here):
     """Nothing that a run wrote is ever overwritten; the second one says why it isn't where it was asked to be."""

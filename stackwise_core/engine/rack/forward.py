@@ -73,9 +73,10 @@ class Forward:
         stack = self.placement.stack(index)
         if stack.training != torch.is_grad_enabled():
             stack.train(torch.is_grad_enabled())  # dropout is for training steps, which alone keep a graph
+        through = self._through_block(index, hidden)
         with self.placement.precision(index).autocast(self.device):
             try:
-                passed: Tensor = stack(hidden, context, through=self._through_block(index, hidden))
+                passed: Tensor = stack(hidden, context) if through is None else stack(hidden, context, through=through)
             except RuntimeError as error:
                 if "memory" in str(error) or "CUDA error" in str(error):
                     raise
