@@ -1,7 +1,7 @@
 """Normal random numbers for new weights, drawn by several threads; however many these are, the bits are the same.
 
-A tensor is drawn in slices. Each has a generator of its own, NumPy's Philox, whose key is the tensor's seed and the
-slice's number, so that it makes no difference who draws which slice, and when.
+A tensor is drawn in slices. Each has a generator of its own, whose seed follows from the tensor's and the slice's number,
+so that it makes no difference who draws which slice, and when.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLICE = 1 << 20
-"""Numbers of a slice."""
+SLICE = 1 << 24
+"""Numbers of a slice: few enough for several threads, and so many that no two slices of a rack have the same seed, of
+which torch's generator keeps 32 bits."""
 
 
 class Normal(NamedTuple):
@@ -31,10 +32,9 @@ class Normal(NamedTuple):
 def fill(wanted: Sequence[Normal]) -> None:
     """Fill contiguous tensors in fp32 on the CPU, by as many threads as torch computes with."""
     slices = [
-        (flat[begin : begin + SLICE], each, begin // SLICE)
+        (part, each, number)
         for each in wanted
-        for flat in [each.tensor.detach().view(-1).numpy()]
-        for begin in range(0, flat.size, SLICE)
+        for number, part in enumerate(each.tensor.detach().view(-1).split(SLICE))
     ]
     threads = min(torch.get_num_threads(), len(slices))
     if threads == 1:
@@ -45,8 +45,7 @@ def fill(wanted: Sequence[Normal]) -> None:
             list(pool.map(lambda part: _draw(*part), slices))
 
 
-def _draw(into: np.ndarray, wanted: Normal, number: int) -> None:
-    """Draw a slice; NumPy lets other threads compute meanwhile."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([wanted.seed, number], np.uint64)))
-    generator.standard_normal(dtype=np.float32, out=into)
-    into *= wanted.std
+def _draw(into: Tensor, wanted: Normal, number: int) -> None:
+    """Draw a slice; torch lets other threads compute meanwhile."""
+    (seed,) = np.random.SeedSequence([wanted.seed, number]).generate_state(1)
+    into.normal_(std=wanted.std, generator=torch.Generator().manual_seed(int(seed)))
