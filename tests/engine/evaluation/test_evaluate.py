@@ -191,6 +191,9 @@ class JointRack:
     def visiting(self, index):
         return nullcontext()
 
+    def eagerly(self):
+        return nullcontext()
+
     def _group(self, batches):
         return list(islice(batches, 2))
 

@@ -663,7 +663,9 @@ def test_any_plan_is_executed(tmp_path):
 
     def backwards(ran: Ran) -> None:
         implementations = evolve(ran.setup.implementations, mode=Backwards(None))
-        ran.plan = ran.engine.plan = make_plan(evolve(ran.setup, implementations=implementations))
+        ran.plan = ran.engine.plan = ran.engine.record._plan = make_plan(
+            evolve(ran.setup, implementations=implementations)
+        )
 
     ran = run_tiny(tmp_path, {"precision": {"active": {"use": "bf16"}}}, before=backwards)
     losses = losses_by_phase(ran)
@@ -690,7 +692,9 @@ def test_a_rack_that_is_trained_in_part_is_evaluated_in_part(tmp_path):
 
     def just_the_first(ran: Ran) -> None:
         implementations = evolve(ran.setup.implementations, mode=JustTheFirst(None))
-        ran.plan = ran.engine.plan = make_plan(evolve(ran.setup, implementations=implementations))
+        ran.plan = ran.engine.plan = ran.engine.record._plan = make_plan(
+            evolve(ran.setup, implementations=implementations)
+        )
 
     ran = run_tiny(tmp_path, before=just_the_first)
     assert [likelihood.depth for likelihood in ran.result.likelihoods] == [1]
