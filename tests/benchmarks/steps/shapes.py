@@ -116,8 +116,8 @@ ON_A_DEVICE = ("default", "256", "mid", "70B")
 
 def write_texts(shape: Shape, folder: Path) -> tuple[Path, Path]:
     """Write as much text as a shape's steps take, as one document and as many of a third of a sequence each."""
-    # Whole windows: a chunk with fewer sequences could be dealt to any of them. What ends a document has room, too.
-    length = (shape.taken + shape.warm_up) * shape.batch * shape.seq_len - 8
+    # Whole windows, a byte a token: a chunk with fewer sequences could be dealt to any of them.
+    length = (shape.taken + shape.warm_up) * shape.batch * shape.seq_len
     text = np.random.default_rng(0).choice(LETTERS, length).tobytes().decode()
     whole, parts = folder / "whole.txt", folder / "parts.jsonl"
     whole.write_text(text)
