@@ -206,7 +206,8 @@ class Engine:
 
     def _compile(self) -> None:
         """Have blocks compiled as was decided when the run began."""
-        self.plan = as_begun(self.plan, self.files)
+        if self._resumes:
+            self.plan = as_begun(self.plan, self.files)
         self.placement.compiles = any(planned.compiles for planned in self.plan.phases)
         self.forward.compiled_batch = self.setup.config.training.batch_size
 
