@@ -14,7 +14,7 @@ from stackwise_core.engine.draws.order import chunk_size
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.interfaces.cache_backend import Layout
 
-FORMAT = 2
+FORMAT = 3
 
 
 def provenance(

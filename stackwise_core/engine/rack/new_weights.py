@@ -1,7 +1,7 @@
 """Normal random numbers for new weights, drawn by several threads; however many these are, the bits are the same.
 
-A tensor is drawn in slices. Each has a generator of its own, whose seed follows from the tensor's and the slice's number,
-so that it makes no difference who draws which slice, and when.
+A tensor is drawn in slices. Each has a generator of its own, whose seed follows from the tensor's and the slice's
+number, so that it makes no difference who draws which slice, and when.
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ def test_a_prepended_stack_learns_below_frozen_ones(tmp_path, index):
     losses, epoch = losses_by_phase(ran), ran.engine.order.steps_per_epoch()
     assert list(losses) == ["stack 1", "stack 0"]
     first, last = losses["stack 0"][:epoch], losses["stack 0"][-epoch:]  # every sample once, under its one mask
-    assert sum(last) / epoch < sum(first) / epoch - 0.04
+    assert sum(last) / epoch < sum(first) / epoch - 0.03
     # Each phase's draws have the mask fraction of its stack's place.
     drawn = [ran.engine.training_drawer(planned).draw([0], 0).fraction.item() for planned in ran.plan.phases]
     assert drawn == pytest.approx([0.15, 0.9] if index == "build" else [0.9, 0.15])
