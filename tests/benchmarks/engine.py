@@ -16,7 +16,7 @@ compared first. Ways take turns in rounds in one process; in a round the first t
 Where two ways don't fit the memory together (70B), one comes after the other.
 
 Takes some ten minutes on two cores, on which nothing else should run; where others do, --busy with one thread counts
-the processor's seconds. FILE has what was measured after each phase.
+the processor's seconds. FILE and the page have what was measured after each phase.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def main() -> None:
     with own_state(torch.device(device)):
         found: dict[str, Any] = {
             "machine": machine(device) + ", seconds of the processor" * options.busy,
+            "command": " ".join([".venv/bin/python -m tests.benchmarks.engine", *sys.argv[1:]]),
             "rounds": options.rounds,
             "peaks": {
                 "bf16": matmul_peak(device, clock=clock),
@@ -92,14 +94,18 @@ def main() -> None:
                 release(device)
                 if options.json is not None:
                     options.json.write_text(json.dumps(found, indent=1))
+                if options.page is not None:
+                    options.page.write_text(page(found))
     failed = [f"{name}, {case}" for name, each in found["shapes"].items() for case in each["cases"] if "failed" in each]
     print("\n".join(lines(found)))
-    if options.page is not None:
-        command = " ".join([".venv/bin/python -m tests.benchmarks.engine", *sys.argv[1:]])
-        prose = PROSE.format(rounds=options.rounds, machine=found["machine"], command=command)
-        options.page.write_text("\n".join([prose, *lines(found)]) + "\n")
     if failed:
         raise SystemExit(f"not measured: {'; '.join(failed)}")
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the page of what was measured so far."""
+    prose = PROSE.format(rounds=found["rounds"], machine=found["machine"], command=found["command"])
+    return "\n".join([prose, *lines(found)]) + "\n"
 
 
 def measured(name: str, case: str, folder: Path, options: Options) -> dict[str, Any]:
