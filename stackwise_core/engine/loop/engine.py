@@ -42,6 +42,7 @@ from stackwise_core.engine.offload.host_memory import HostMemory
 from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.device_room import cache_room
 from stackwise_core.engine.plan.passing_on import with_passed_on
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan
@@ -136,6 +137,7 @@ class Engine:
         cache = self.setup.implementations.cache
         if cache is None:
             return None
+        cache.device_room = cache_room(self.plan.phases, self.setup)
         before = Kept.of(self.files.path).written_in
         if directory is not None and before is not None and not before.exists():  # the run was moved
             take_over(directory, str(before), str(self.files.path))

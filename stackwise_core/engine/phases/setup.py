@@ -236,9 +236,12 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
     build = partial(_build, registry, device=device)
     optimizer: Optimizer = build("optimizer", config.optimizer)
     optimizer.check(device)
+    cache: CacheBackend | None = None if config.cache_backend is None else build("cache_backend", config.cache_backend)
+    if cache is not None:
+        cache.device = device
     return Implementations(
         formats=build_formats(config, registry, device),
-        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
+        cache=cache,
         mode=build("trainer_mode", config.trainer_mode),
         optimizer=optimizer,
         objective=build("objective", config.objective),

@@ -12,6 +12,7 @@ from stackwise_core.engine.draws.sequences import TokenisedCorpus
 from stackwise_core.engine.estimates.disk_estimate import boundary_bytes
 from stackwise_core.engine.phases.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.device_room import where_the_cache_is
 from stackwise_core.engine.plan.out_of_reach import settings_out_of_reach
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import device_memory
@@ -68,6 +69,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: each epoch visits them in turn, so that most are evicted and computed again."
                 )
+    said += where_the_cache_is(planned, setup)
     said += _of_streaming(planned)
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])
