@@ -409,6 +409,13 @@ class TrainingConfig:
         "memory_budget.",
         check=at_least(1),
     )
+    chunk_tokens: int | None = option(
+        None,
+        "Tokens that pass through the trunk at once: whole sequences, at least one. A part of a boundary's name and of "
+        "the order of samples, since a window has whole chunks. Left out: 4096 on a CPU; on a GPU 65,536, halved until "
+        "a window and 4 GiB hold it.",
+        check=at_least(1),
+    )
     memory_budget: ByteSize | None = option(
         None,
         'Largest planned memory, such as "8 GB"; a larger plan is refused. The plan is an estimate, good to some '

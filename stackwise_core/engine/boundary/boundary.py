@@ -22,7 +22,7 @@ from torch import Tensor
 from stackwise_core.engine.boundary.codec import decode, encode
 from stackwise_core.engine.boundary.stores import Stores
 from stackwise_core.engine.draws.draws import Drawer, Draws
-from stackwise_core.engine.draws.order import Order, chunk_size
+from stackwise_core.engine.draws.order import Order
 from stackwise_core.engine.process.allocator import trim_heap
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.not_finite import first_not_finite
@@ -207,7 +207,7 @@ class Boundary:
     def _part(self, chunk: int, number: int, first: int) -> _Part:
         samples = self._order.chunk(chunk)
         # The last chunk is filled up, so that an activation's bits don't depend on how many there are beside it.
-        draws = self._drawer.draw(np.resize(samples, chunk_size(self.layout.tokens)), number)
+        draws = self._drawer.draw(np.resize(samples, self._order.chunk_size), number)
         return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
@@ -370,7 +370,7 @@ class Boundary:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
                 if not lost:
                     raise self._broken(store, "get() missed entries that it wasn't asked for") from missing
-                for chunk in sorted({int(draws.samples[place]) // chunk_size(self.layout.tokens) for place in lost}):
+                for chunk in sorted({int(draws.samples[place]) // self._order.chunk_size for place in lost}):
                     found |= self._again(chunk, number)
                 self._refuse_others([keys[place] for place in lost], found)
                 continue

@@ -37,7 +37,7 @@ BF16_DISK = {"cache_backend": {"use": "disk", "shard_entries": 16}}
 def _several_chunks():
     """Chunks of 16 sequences, so that a hundred of them make seven."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 512)
+        patch.setattr("stackwise_core.engine.phases.setup.CHUNK_TOKENS", dict.fromkeys(("cpu", "cuda"), 512))
         yield
 
 
@@ -210,10 +210,10 @@ def training_drawer(ran: Ran, phase: int) -> Drawer:
     return ran.engine.training_drawer(ran.plan.phases[phase])
 
 
-def name_of(ran: Ran, trunk=(0, 1), layout=None, settings=None) -> str:
+def name_of(ran: Ran, trunk=(0, 1), layout=None, settings=None, chunk=16) -> str:
     """The namespace of a boundary above some of a run's stacks."""
     layout, settings = layout or layout_of(ran), settings or ran.engine.boundaries.settings
-    return namespace(provenance(ran.engine.placement, trunk, layout, settings))
+    return namespace(provenance(ran.engine.placement, trunk, layout, chunk, settings))
 
 
 def names(ran: Ran):
@@ -224,6 +224,7 @@ def names(ran: Ran):
     yield "fewer stacks", name_of(ran, (0,))
     yield "other order", name_of(ran, (1, 0))
     yield "stored format", name_of(ran, layout=evolve(layout, dtype="bf16"))
+    yield "chunk", name_of(ran, chunk=32)
     yield "sequence length", name_of(ran, layout=evolve(layout, tokens=64))
     for fractions in ((0.5, 1.0), (0.6, 1.0)):
         forward.placement.spec = evolve(ran.setup.spec, time_encoding="learned", time_fractions=fractions)
