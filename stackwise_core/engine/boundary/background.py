@@ -1,10 +1,9 @@
-"""One thread that works beside the main one, in order, on a stream of its own where the device has streams."""
+"""Work beside the main thread, in order: in one thread, on a stream of its own where the device has streams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ Result = TypeVar("Result")
 
 @frozen
 class Job(Generic[Result]):
-    """Work that was given to the thread."""
+    """Work that was submitted."""
 
     _future: Future[tuple[Result, torch.cuda.Event | None]]
 
@@ -36,29 +35,35 @@ class Job(Generic[Result]):
 
 
 class Background:
-    """Thread for the calls of stores: they come one at a time, in the order in which the work is submitted.
+    """Place for the calls of stores: they come one at a time, in the order in which the work is submitted.
 
-    The thread begins with the first work and ends with ``stop``, which nothing outlives.
+    Its thread begins with the first work and ends with ``stop``, which nothing outlives.
 
     Args:
         device: that computes.
+        has_thread: whether the work has a thread; if not, it is done when it is submitted.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, has_thread: bool) -> None:
+        self._device, self._has_thread = device, has_thread
         self._thread: ThreadPoolExecutor | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def submit(self, work: Callable[[], Result], *, reads_host: bool = False) -> Job[Result]:
-        """Have the thread do some work, after what the current stream has to compute so far.
+        """Have some work done, after what the current stream has to compute so far.
 
         Args:
             reads_host: whether it reads host memory that a copy of that stream fills; the thread waits for it then.
         """
+        if not self._has_thread:
+            return Job(_done(work))
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="stackwise-boundary")
             self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        before = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
+        before = None
+        if self._stream is not None:
+            before = torch.cuda.Event(blocking=reads_host)
+            before.record(torch.cuda.current_stream(self._device))
         return Job(self._thread.submit(self._do, work, before, reads_host))
 
     @torch.no_grad()
@@ -70,12 +75,9 @@ class Background:
         self._stream.wait_event(before)
         if reads_host:
             before.synchronize()
-        with self._on_stream():
+        with torch.cuda.stream(self._stream):
             found = work()
             return found, self._stream.record_event()
-
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def wait(self) -> None:
         """Wait until all work is done, whatever it raised: the caller may use the stores itself then."""
@@ -90,3 +92,14 @@ class Background:
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._thread, self._stream = None, None
+
+
+@torch.no_grad()
+def _done(work: Callable[[], Result]) -> Future[tuple[Result, torch.cuda.Event | None]]:
+    """Do some work now, and keep what it raises for whoever asks for its result."""
+    future = Future[tuple[Result, torch.cuda.Event | None]]()
+    try:
+        future.set_result((work(), None))
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -107,7 +107,8 @@ class ReadAhead:
             return False
         entries.copy_(host, non_blocking=True)
         if self._device.type == "cuda":
-            slot.sent = torch.cuda.current_stream(self._device).record_event()
+            slot.sent = torch.cuda.Event(blocking=True)
+            slot.sent.record()
         return True
 
     def take(self, draws: Draws) -> Tensor | None:

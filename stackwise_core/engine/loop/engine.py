@@ -42,7 +42,7 @@ from stackwise_core.engine.offload.host_memory import HostMemory
 from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
-from stackwise_core.engine.plan.device_room import cache_room
+from stackwise_core.engine.plan.device_room import cache_room, device_room
 from stackwise_core.engine.plan.passing_on import with_passed_on
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan
@@ -125,7 +125,10 @@ class Engine:
             if not self._resumes:
                 self._leave_nothing_without_work()
             raise
-        self.boundaries = RunBoundaries(setup, registry, self.forward, self.order, self.stores, self.training_drawer)
+        room = device_room(plan.phases, setup)
+        self.boundaries = RunBoundaries(
+            setup, registry, self.forward, self.order, self.stores, self.training_drawer, room
+        )
         self.record = RunRecord(setup, plan, registry, self.files, self.placement)
 
     def _open_stores(self, directory: Path | None) -> Stores | None:

@@ -28,6 +28,7 @@ class RunBoundaries:
     Args:
         stores: where they are kept beyond their window; None: nowhere.
         drawer: of the draws that a phase trains on.
+        device_room: bytes of the device's own memory that a window may have there.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class RunBoundaries:
         order: Order,
         stores: Stores | None,
         drawer: Callable[[PhasePlan], Drawer],
+        device_room: int = 0,
     ) -> None:
         self._setup, self._registry, self._forward, self._order = setup, registry, forward, order
-        self._stores, self._drawer = stores, drawer
+        self._stores, self._drawer, self._device_room = stores, drawer, device_room
         self._kept: list[Boundary] = []
         self._current: Boundary | None = None
 
@@ -118,6 +120,7 @@ class RunBoundaries:
             below,
             keep_below=self._keeps_for_good and self._keep > 1,
             provenance=made_of,
+            device_room=self._device_room,
         )
 
     @property
