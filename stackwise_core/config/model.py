@@ -413,7 +413,7 @@ class TrainingConfig:
         None,
         "Tokens that pass through the trunk at once: whole sequences, at least one. A part of a boundary's name and of "
         "the order of samples, since a window has whole chunks. Left out: 4096 on a CPU; on a GPU 65,536, halved until "
-        "a window and 4 GiB hold it.",
+        "it divides the window and its activations take at most 4 GiB.",
         check=at_least(1),
     )
     memory_budget: ByteSize | None = option(

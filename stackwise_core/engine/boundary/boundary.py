@@ -389,7 +389,9 @@ class Boundary:
         if self._stores is not None and not self._stores.may_grow(self._store, by):
             self._refused += len(missing)
             return
-        made = entries[part.rows][missing]
+        made = entries[part.rows]
+        if len(missing) < len(made):
+            made = made.index_select(0, torch.tensor(missing, dtype=torch.int64, device=made.device))
         if made.device.type == "cuda" and not self._store.reads_to_device:
             made = torch.empty(made.shape, dtype=made.dtype, pin_memory=True).copy_(made)
         self._store.put([part.keys[place] for place in missing], made)

@@ -230,15 +230,15 @@ def resolved_window(config: Config) -> int:
 def resolved_chunk(config: Config, window: int, device: torch.device) -> int:
     """Return ``training.chunk_tokens``, or its default where it was left out.
 
-    It decides the order of samples, and a boundary's bits. So it is a power of two that follows from the device's kind
-    and from shapes alone; no larger than a window, which has whole chunks.
+    It decides the order of samples, and a boundary's bits. So it follows from the device's kind and from sizes alone. A
+    window, which has whole chunks, is divided by it.
     """
     if config.training.chunk_tokens is not None:
         return config.training.chunk_tokens
     shape = rack_shape(config)
     a_token = chunk_bytes_a_token(shape["d_model"], shape["d_ff"])
     tokens, least = CHUNK_TOKENS[device.type], CHUNK_TOKENS["cpu"]
-    while tokens > least and (tokens > window * config.data.seq_len or tokens * a_token > CHUNK_ACTIVATIONS):
+    while tokens > least and (tokens * a_token > CHUNK_ACTIVATIONS or window % max(1, tokens // config.data.seq_len)):
         tokens //= 2
     return tokens
 

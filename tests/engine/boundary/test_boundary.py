@@ -476,6 +476,28 @@ def test_a_run_beside_a_thread_has_the_bits_and_counts_of_one_without(tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_device_with_memory_of_its_own_has_the_same_bits_wherever_the_cache_is(tmp_path, device):
+    """All of it there, a part of it, none; a window there or not; on disk. (With --device cuda, or stand-in.)"""
+    if device.type == "cpu":
+        pytest.skip("a CPU has no memory of its own")
+    entry = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
+    memory = {"use": "memory", "dtype": "bf16"}
+    caches = [memory, memory | {"device_memory": 40 * entry}, memory | {"device_memory": 0}, BF16_DISK["cache_backend"]]
+
+    def losses(number: int, cache: dict, room: bool) -> list[float]:
+        budget = {"training.window": 64, "training.residency": "memory"}
+
+        def without_room(ran: Ran) -> None:
+            ran.engine.boundaries._device_room = 0
+
+        changes = budget | {"cache_backend": cache, "training.memory_budget": "1 GB"}
+        return run_tiny(tmp_path / f"{number} {room}", changes, None if room else without_room).losses
+
+    found = [losses(number, cache, room) for number, cache in enumerate(caches) for room in (True, False)]
+    assert all(each == found[0] for each in found[1:])
+
+
+@pytest.mark.slow
 def test_only_the_boundaries_in_use_are_kept_by_default(tmp_path):
     """While a boundary is made from the one below there are two, once it is whole it alone, and after the run none."""
     held: dict[str, list[int]] = {}
