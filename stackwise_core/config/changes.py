@@ -18,6 +18,7 @@ ANY_TIME = frozenset(
         "data.workers",
         "run.log_every",
         "run.threads",
+        "training.boundaries",
         "training.max_bad_steps",
         "training.memory_budget",
         "training.offload",

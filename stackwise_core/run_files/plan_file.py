@@ -77,6 +77,10 @@ class BoundaryRecord:
     """Floating-point operations of making it once a draw."""
     recomputed: float
     """Floating-point operations of making it for every window anew."""
+    cached_seconds: float | None = None
+    """Estimated time of the first way, with what is stored and read, in seconds; null where that wasn't measured."""
+    recomputed_seconds: float | None = None
+    """Estimated time of the second way."""
 
 
 @frozen(kw_only=True)
@@ -117,6 +121,8 @@ class PhaseRecord:
     where all of them are in memory."""
     offloaded: int = 0
     """Bytes that wait there."""
+    recomputed: bool = False
+    """Whether its boundary is made anew for every window, though a cache could keep it."""
     flops: float
     """Floating-point operations of its steps and of its boundaries."""
     seconds: float

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from attrs import evolve
 from cattrs import unstructure
 
 from stackwise_core.engine.boundary.boundary import Boundary
@@ -100,6 +101,7 @@ class Engine:
         *,
         beyond_machine: bool = False,
     ) -> None:
+        setup = evolve(setup, recomputed=plan.recomputed)
         self.setup, self.plan, self.listener, self.stopping = setup, plan, listener, stopping or Stopping()
         run = setup.config.run
         check_memory(plan, setup.config.training.memory_budget)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 
 from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.rack_shape import rack_shape
@@ -114,6 +114,8 @@ class Setup(Parts):
     corpus: TokenisedCorpus
     source: Source | None
     """The rack that ``rack.init_from`` names, cut as this one is."""
+    recomputed: frozenset[str] = frozenset()
+    """Names of phases whose boundaries are computed anew for each window, though a cache could keep them."""
 
 
 def set_up(config: Config, registry: Registry, progress: Progress | None = None) -> Setup:
@@ -154,8 +156,8 @@ def recut(setup: Setup, blocks: tuple[int, ...], registry: Registry) -> Setup:
     spec = mode.partition(rack_spec(config, setup.spec.vocab_size, setup.noise.steps))
     check_partition(spec, origin(mode))
     _check_formats(setup.formats, spec)
-    fields = {name: each for name, each in asdict(setup, recurse=False).items() if name not in ("corpus", "source")}
-    parts, source = _with_source(Parts(**{**fields, "config": config, "spec": spec}), registry)
+    parts = Parts(**{each.name: getattr(setup, each.name) for each in fields(Parts)})
+    parts, source = _with_source(evolve(parts, config=config, spec=spec), registry)
     return Setup(**asdict(parts, recurse=False), corpus=setup.corpus, source=source)
 
 

@@ -29,7 +29,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     """List the notes for the user before starting."""
     training, cache = setup.config.training, setup.implementations.cache
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
-    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
+    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache" and not plan.recomputed]
     said = []
     unused = training.epochs_per_stack != fields(TrainingConfig).epochs_per_stack.default
     if training.steps_per_stack is not None and unused:
@@ -41,7 +41,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append(
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
         )
-    if cache is not None and not cached:
+    if cache is not None and not cached and not any(plan.recomputed for plan in planned):
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
     live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
     if cache is not None and live:
