@@ -44,12 +44,14 @@ def print_prices(console: Console, plan: Plan) -> None:
         (
             planned.phase.name,
             "streamed" if planned.streams else "in memory",
-            "made anew" if plan.cache is None or planned.phase.boundaries == "window" else plan.cache,
+            "made anew" if made_anew(plan, planned) else str(plan.cache),
             str(ByteSize(prices.streamed)),
             str(ByteSize(prices.resident)),
             str(ByteSize(prices.bytes)),
             count(prices.cached),
             count(prices.recomputed),
+            _time(prices.cached_seconds),
+            _time(prices.recomputed_seconds),
         )
         for planned in plan.phases
         if (prices := planned.boundary) is not None
@@ -62,8 +64,17 @@ def print_prices(console: Console, plan: Plan) -> None:
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew")
+    costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew", "time cached", "time anew")
     print_table(console, ("phase", "trunk", "boundary", *costs), abridged(rows), left=3)
+
+
+def made_anew(plan: Plan, planned: PhasePlan) -> bool:
+    """Return whether a phase's boundary is computed for each window, and not kept."""
+    return plan.cache is None or planned.phase.boundaries == "window" or planned.recomputed
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else rough_duration(seconds)
 
 
 def _row(planned: PhasePlan) -> dict[str, str]:

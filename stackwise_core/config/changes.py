@@ -18,6 +18,7 @@ ANY_TIME = frozenset(
         "data.workers",
         "run.log_every",
         "run.threads",
+        "training.boundaries",
         "training.max_bad_steps",
         "training.memory_budget",
         "training.offload",
@@ -92,10 +93,11 @@ def is_text(key: str) -> bool:
 def with_choices_of(before: Config, now: Config) -> Config:
     """Return a configuration with what it leaves to the run, as another one chose it when it began.
 
-    That is ``training.window``, and the division of ``rack.blocks`` into stacks.
+    That is ``training.window``, ``training.chunk_tokens``, and the division of ``rack.blocks`` into stacks.
     """
-    if now.training.window is None:
-        now = evolve(now, training=evolve(now.training, window=before.training.window))
+    left_out = [name for name in ("window", "chunk_tokens") if getattr(now.training, name) is None]
+    chosen = {name: getattr(before.training, name) for name in left_out}
+    now = evolve(now, training=evolve(now.training, **chosen))
     if now.rack.blocks_per_stack == "auto" and now.rack.blocks in (None, sum(before.rack.stack_blocks)):
         now = evolve(now, rack=now.rack.divided(before.rack.stack_blocks))
     return now

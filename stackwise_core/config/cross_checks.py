@@ -49,6 +49,13 @@ def _a_step_fits_its_window(config: Config) -> str | None:
     return f"expected at least batch_size x gradient_accumulation = {sequences}, found {training.window}"
 
 
+@_cross_check("training.boundaries", "cache_backend")
+def _a_cache_is_there_to_be_used(config: Config) -> str | None:
+    if config.training.boundaries != "cache" or config.cache_backend is not None:
+        return None
+    return 'boundaries = "cache" needs a cache: add a table [cache_backend], such as use = "disk"'
+
+
 @_cross_check("training.head", "rack.tie_embeddings")
 def _a_head_that_trains_is_untied(config: Config) -> str | None:
     if config.training.head == "frozen" or not config.rack.tie_embeddings:

@@ -415,6 +415,19 @@ class TrainingConfig:
         "memory_budget.",
         check=at_least(1),
     )
+    chunk_tokens: int | None = option(
+        None,
+        "Tokens that pass through the trunk at once: whole sequences, at least one. A part of a boundary's name and of "
+        "the order of samples, since a window has whole chunks. Left out: 4096 on a CPU; on a GPU 65,536, halved until "
+        "it divides the window and its activations take at most 4 GiB.",
+        check=at_least(1),
+    )
+    boundaries: Literal["auto", "cache", "recompute"] = option(
+        "auto",
+        "Place of boundaries that a cache_backend could keep. cache: there. recompute: they are computed anew for each "
+        "window. auto: recompute in phases where that is faster, clearly and by a second at least, by the measured "
+        'rates of backend and device; never with keep = "rack" or a directory of their own. The bits are the same.',
+    )
     memory_budget: ByteSize | None = option(
         None,
         'Largest planned memory, such as "8 GB"; a larger plan is refused. The plan is an estimate, good to some '

@@ -139,7 +139,16 @@ class MissingEntries(KeyError):
 
 
 class ActivationStore(ABC):
-    """Activations of one namespace by key. One writer, many readers."""
+    """Activations of one namespace by key. One writer, many readers.
+
+    Within a process its methods are called one at a time, and not always by the same thread: the engine reads a batch
+    ahead, and writes behind, in a thread of its own. So a store needs no lock, and must not be bound to the thread that
+    opened it.
+    """
+
+    reads_to_device: bool = False
+    """Whether ``read_into`` had better be given entries on the device that computes. If not, the engine gives it host
+    memory, page-locked where the device is a CUDA device, and copies from there."""
 
     @abstractmethod
     def put(self, keys: Sequence[Key], entries: "Tensor") -> None:
@@ -155,6 +164,17 @@ class ActivationStore(ABC):
         Raises:
             MissingEntries: an entry was never put, was evicted, or fails its checksum.
         """
+
+    def read_into(self, keys: Sequence[Key], entries: "Tensor") -> None:
+        """Fill entries [n, tokens, row] of the layout's dtype, on any device, with what ``get`` gives for these keys.
+
+        A store that overrides it saves a copy. Where the entries are on a CUDA device the copy may still be under way,
+        in the order of the current stream.
+
+        Raises:
+            MissingEntries: as ``get``. The entries may be filled in part then.
+        """
+        entries.copy_(self.get(keys))
 
     @abstractmethod
     def contains(self, keys: Sequence[Key]) -> list[bool]:
@@ -206,6 +226,15 @@ class CacheBackend(Component):
     """Whether entries stay on disk after the process ends. The plan then counts them as disk, not as memory."""
     shrinks: bool = True
     """Whether discarding entries frees their space. If not, the plan counts them until the store is deleted."""
+
+    device: "torch.device | None" = None
+    """Device that computes with the entries; the engine sets it when the backend is made."""
+    device_room: int = 0
+    """Bytes of that device's memory that the plan leaves for entries; the engine sets it before ``open``."""
+
+    def bytes_on_device(self, size: int) -> int:
+        """Return how many of so many bytes of entries its stores keep in the device's memory, for the plan."""
+        return 0
 
     def buffer_bytes(self, layout: Layout) -> int:
         """Return the bytes of entries that a store holds in memory until they are written, for the plan."""

@@ -77,6 +77,10 @@ class BoundaryRecord:
     """Floating-point operations of making it once a draw."""
     recomputed: float
     """Floating-point operations of making it for every window anew."""
+    cached_seconds: float | None = None
+    """Estimated time of the first way, with what is stored and read, in seconds; null where that wasn't measured."""
+    recomputed_seconds: float | None = None
+    """Estimated time of the second way."""
 
 
 @frozen(kw_only=True)
@@ -119,6 +123,8 @@ class PhaseRecord:
     """Bytes that wait there."""
     compiled: bool = False
     """Whether blocks run compiled, where precision and adapters can be."""
+    recomputed: bool = False
+    """Whether its boundary is made anew for every window, though a cache could keep it."""
     flops: float
     """Floating-point operations of its steps and of its boundaries."""
     seconds: float

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -125,6 +126,37 @@ class CacheBackendContract:
         """``get`` answers in the order that it was asked in, and as often."""
         store.put(keys_of(*range(6)), entries_of(layout, *range(6)))
         assert torch.equal(store.get(keys_of(5, 0, 3, 0, 0)), entries_of(layout, 5, 0, 3, 0, 0))
+
+    def test_read_into_fills_what_get_gives(self, store: ActivationStore, layout: Layout) -> None:
+        """``read_into`` fills the entries that it is given, of any strides, as ``get`` does, and touches no others."""
+        store.put(keys_of(*range(6)), entries_of(layout, *range(6)))
+        store.flush()
+        store.put(keys_of(6), entries_of(layout, 6))
+        slot = entries_of(layout, *range(20, 26))
+        reads = store.stats().reads
+        store.read_into(keys_of(5, 0, 6, 0), slot[1:5])
+        assert torch.equal(slot, entries_of(layout, 20, 5, 0, 6, 0, 25))
+        assert store.stats().reads == reads + 4
+        strided = entries_of(layout, 30, 31).transpose(1, 2).contiguous().transpose(1, 2)
+        store.read_into(keys_of(4, 6), strided)
+        assert torch.equal(strided, entries_of(layout, 4, 6))
+        with pytest.raises(MissingEntries) as caught:
+            store.read_into(keys_of(7, 1, 8), slot[:3])
+        assert set(caught.value.keys) == set(keys_of(7, 8))
+
+    def test_calls_may_come_from_any_thread(self, store: ActivationStore, layout: Layout) -> None:
+        """What one thread has put another one reads, adds to and makes durable, one call at a time."""
+
+        def elsewhere() -> Tensor:
+            store.put(keys_of(2), entries_of(layout, 2))
+            store.prefetch(keys_of(0, 1))
+            store.flush()
+            return store.get(keys_of(1, 2))
+
+        store.put(keys_of(0, 1), entries_of(layout, 0, 1))
+        with ThreadPoolExecutor(1) as thread:
+            assert torch.equal(thread.submit(elsewhere).result(), entries_of(layout, 1, 2))
+        assert torch.equal(store.get(keys_of(2, 0)), entries_of(layout, 2, 0))
 
     def test_no_keys_are_no_entries(self, store: ActivationStore, layout: Layout) -> None:
         """An empty question has an empty answer."""

@@ -79,7 +79,7 @@ def test_a_case_that_failed_is_named():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_a_shapes_windows_are_whole(shape):
     """A round's steps are whole windows of those before it, which hold whole chunks of sequences."""
-    from stackwise_core.engine.draws.order import chunk_size
+    from stackwise_core.engine.phases.setup import CHUNK_TOKENS
 
     assert shape.steps == 2 * shape.warm_up
-    assert shape.warm_up * shape.batch % chunk_size(shape.seq_len) == 0
+    assert shape.warm_up * shape.batch % max(1, CHUNK_TOKENS["cpu"] // shape.seq_len) == 0

@@ -35,6 +35,7 @@ LORA = {"use": "lora"}
     [
         ({"training": {"window": 15}}, "training.window"),
         ({"training": {"head": "trains"}}, "training.head"),
+        ({"training": {"boundaries": "cache"}}, "training.boundaries"),
         ({"data": {"special_ids": {"eos": 7}}}, "data.special_ids"),
         ({"data": {"special_ids": {"eos": -1}, "tokenizer": "t.json"}}, "data.special_ids"),
         ({"data": {"special_ids": {"mask": 3, "pad": 3}, "tokenizer": "t.json"}}, "data.special_ids"),

@@ -252,7 +252,7 @@ def test_a_boundary_s_name_is_about_its_adapters(dual, tmp_path):
     forward.placement.bring((0,), active=())
 
     def name() -> str:
-        return namespace(provenance(forward.placement, (0,), layout, engine.boundaries.settings))
+        return namespace(provenance(forward.placement, (0,), layout, 16, engine.boundaries.settings))
 
     whole = name()
     weight = forward.placement.stack(0).layers[0].mlp.down_proj.lora_A["trunk"].weight

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from attrs import evolve
 
+from stackwise_core.config.changes import with_choices_of
 from stackwise_core.engine.evaluation.finished import FinishedRun
 from stackwise_core.engine.loop.engine import Engine
 from stackwise_core.engine.loop.training_step import TrainingStep
-from stackwise_core.engine.phases.setup import WINDOW, set_up
+from stackwise_core.engine.phases.setup import WINDOW, resolved_chunk, set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.engine.plan.plan_limits import check_memory
 from stackwise_core.engine.rack.forward import Forward
@@ -147,8 +149,11 @@ def test_left_to_itself_a_trunk_is_streamed_where_a_window_repays_the_reading(tm
     """Or where the budget doesn't hold it; what is asked for outright is done."""
     # The corpus has 100 sequences of 32 tokens, and so has its largest window.
     monkeypatch.setattr("stackwise_core.engine.plan.residency.LOADED_FOR", 100 * 32)
-    monkeypatch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 16 * 32)
-    auto = {"training.residency": "auto", "rack": {"stacks": 8, "d_model": 256, "n_heads": 2}}
+    auto = {
+        "training.residency": "auto",
+        "training.chunk_tokens": 16 * 32,
+        "rack": {"stacks": 8, "d_model": 256, "n_heads": 2},
+    }
 
     def streams(changes) -> bool:
         return plan_of(tmp_path, auto | changes).phases[-1].streams
@@ -194,10 +199,29 @@ def test_the_window_is_halved_until_the_budget_holds_it(tmp_path):
     assert window(1, **{"training.window": 300}) == 300
 
 
-def test_the_window_that_was_chosen_is_in_the_run_s_configuration(tmp_path):
-    """So that a run that goes on has the same, however much memory is free then."""
+def test_a_chunk_is_as_large_as_the_device_needs(tmp_path):
+    """4096 tokens, or on a GPU 65,536: fewer that divide a window, or of a wide rack; what is set stands."""
+
+    def chunk(device, window=1024, **changes):
+        config, _ = tiny_config(tmp_path, {"data.seq_len": 1024, **changes})
+        return resolved_chunk(config, window, torch.device(device))
+
+    assert (chunk("cpu"), chunk("cuda")) == (4096, 65_536)
+    assert (chunk("cuda", 96), chunk("cuda", 16), chunk("cuda", 1), chunk("cpu", 1)) == (32_768, 16_384, 4096, 4096)
+    wide = {"rack": {"stacks": 2, "d_model": 8192, "n_heads": 64, "d_ff": 28_672}}
+    assert (chunk("cuda", **wide), chunk("cpu", **wide)) == (8192, 4096)
+    assert {chunk(device, **{"training.chunk_tokens": 100}) for device in ("cpu", "cuda")} == {100}
+
+
+def test_sizes_that_were_chosen_are_in_the_run_s_configuration(tmp_path):
+    """So that a run that goes on has the same window and chunks, however much memory is free then, on any device."""
     ran = run_tiny(tmp_path, {"training.memory_budget": "8 GB", "training.epochs_per_stack": 1})
-    assert f"window = {WINDOW}" in (ran.directory / "config.toml").read_text()
+    config = (ran.directory / "config.toml").read_text()
+    assert f"window = {WINDOW}" in config
+    assert "chunk_tokens = 4096" in config
+    asked, _ = tiny_config(tmp_path)
+    here = evolve(ran.setup.config, training=evolve(ran.setup.config.training, chunk_tokens=8192))
+    assert with_choices_of(here, asked).training.chunk_tokens == 8192
 
 
 def test_a_plan_beyond_the_budget_is_refused(tmp_path):

@@ -24,7 +24,6 @@ from attrs import asdict, define
 
 from stackwise_core.engine.boundary.boundary import Boundary
 from stackwise_core.engine.boundary.codec import decode, encode
-from stackwise_core.engine.draws import order
 from stackwise_core.engine.draws.draws import Draws
 from stackwise_core.engine.events.events import Event, PhaseDone, PhaseStarted
 from stackwise_core.engine.plan.plan import Plan
@@ -36,8 +35,6 @@ from tests.tiny import TinyRun
 
 WRONG = 77
 """Exit code of a life that has read a wrong activation."""
-CHUNK_TOKENS = 512
-"""Chunks of 16 sequences of 32 tokens, so that a hundred of them make seven."""
 
 PUT, READ, LATE = b"p", b"r", b"l"
 
@@ -139,7 +136,7 @@ def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: C
 @torch.no_grad()
 def recomputed(boundary: Boundary, draws: Draws, number: int) -> torch.Tensor:
     """What ``Boundary.read`` should give: whole chunks, from the tokens, rounded after each stack."""
-    forward, layout, size = boundary._forward, boundary.layout, order.chunk_size(boundary.layout.tokens)
+    forward, layout, size = boundary._forward, boundary.layout, boundary._order.chunk_size
     made = boundary.__dict__.setdefault("made_by_the_test", {})
     for chunk in {int(sample) // size for sample in draws.samples}:
         if (chunk, number) in made:
@@ -169,7 +166,6 @@ def plant(run: TinyRun, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    order.CHUNK_TOKENS = CHUNK_TOKENS
     with own_state():
         """Here rather than in each life, since torch imports a thousand modules for it."""
     print(json.dumps({name: survive(request) for name, request in json.loads(sys.argv[1]).items()}))

@@ -26,7 +26,7 @@ from stackwise_core.run_files.stored_boundaries import read_records
 from stackwise_core.testing.damage import Harm, cut, delete, flip, replace
 from tests.interrupted_runs import Broken
 from tests.run_bits import bits
-from tests.survival.killed_while_caching import CHUNK_TOKENS, WRONG
+from tests.survival.killed_while_caching import WRONG
 from tests.tiny import Ran, run_tiny, telling, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,12 @@ ROOT = Path(__file__).parents[2]
 ENTRY = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
 BOUNDARIES = 200  # of a phase: two masks of a hundred sequences
 
-SHORT = {"training.epochs_per_stack": 2, "training.batch_size": 16, "evaluation": {"draws": 1, "sequences": 4}}
+SHORT = {
+    "training.epochs_per_stack": 2,
+    "training.batch_size": 16,
+    "training.chunk_tokens": 16 * 32,  # so that a hundred sequences make seven chunks
+    "evaluation": {"draws": 1, "sequences": 4},
+}
 SMALL_WINDOWS = SHORT | {
     "rack.stacks": 4,
     "training.window": 32,
@@ -49,14 +54,6 @@ KILLED: dict[str, dict[str, Any]] = {
     "wrong entries": {"cache": DISK, "ways": ["instant"], "kills": 1, "plant": True},
 }
 """Runs and how they are to be killed, in each of their three phases that have boundaries."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _several_chunks():
-    """Chunks of 16 sequences, so that a hundred of them make seven."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", CHUNK_TOKENS)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -298,13 +295,10 @@ ON_A_SMALL_DISK = """
 import json, sys
 from pathlib import Path
 
-from stackwise_core.engine.draws import order
 from stackwise_core.engine.events.events import StepDone
 from tests.tiny import run_tiny, telling
-from tests.survival.killed_while_caching import CHUNK_TOKENS
 
 disk, directory, changes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-order.CHUNK_TOKENS = CHUNK_TOKENS
 
 
 def fill_up(event, _):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import threading
 import time
 from contextlib import nullcontext, suppress
 
@@ -234,11 +235,32 @@ def gone_meanwhile(self):
     RightStore.write(self)
 
 
+def into_the_first_rows(self, keys, entries):
+    """It fills the memory that entries begin with, whatever their strides."""
+    found = RightStore.get(self, keys)
+    torch.as_strided(entries, entries.shape, found.stride()).copy_(found)
+
+
+def of_one_thread(self, keys):
+    assert threading.current_thread() is self.thread, "another thread's"
+    return RightStore.get(self, keys)
+
+
+def opened_in_a_thread(self, directory, layout, capacity):
+    self.thread = threading.current_thread()
+    RightStore.__init__(self, directory, layout, capacity)
+
+
 WRONG = {
     "always fp32": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).float())),
     "rounded": ("test_gives_what_was_put", wrong(get=lambda self, keys: RightStore.get(self, keys).half().float())),
     "sorted": ("test_rows_are_in_the_keys_order", wrong(get=lambda self, keys: RightStore.get(self, sorted(keys)))),
     "once each": ("test_rows_are_in_the_keys_order", wrong(get=lambda self, keys: RightStore.get(self, list({*keys})))),
+    "ignores strides": ("test_read_into_fills_what_get_gives", wrong(read_into=into_the_first_rows)),
+    "bound to a thread": (
+        "test_calls_may_come_from_any_thread",
+        wrong(__init__=opened_in_a_thread, get=of_one_thread),
+    ),
     "no empty answer": (
         "test_no_keys_are_no_entries",
         wrong(get=lambda self, keys: torch.stack([self.entries[key] for key in keys])),

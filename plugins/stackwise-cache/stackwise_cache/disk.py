@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 import xxhash
 from attrs import evolve
 from torch import Tensor
 
 from stackwise_cache.open_files import OpenFiles
 from stackwise_cache.options import DiskOptions
-from stackwise_cache.rows import as_bytes, unfilled
+from stackwise_cache.rows import as_bytes, rows_of
 from stackwise_cache.shard import DamagedShard, Shard
 from stackwise_core.interfaces.cache_backend import (
     ActivationStore,
@@ -199,12 +200,19 @@ class DiskStore(ActivationStore):
         return self._shard_bytes + len(self._waiting) * self._layout.bytes_per_entry
 
     def get(self, keys: Sequence[Key]) -> Tensor:
-        entries, rows = unfilled(len(keys), self._layout)
+        entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
+        self.read_into(keys, entries)
+        return entries
+
+    def read_into(self, keys: Sequence[Key], entries: Tensor) -> None:
+        rows = rows_of(entries)
+        if rows is None:
+            super().read_into(keys, entries)
+            return
         missing = [key for key, row in zip(keys, rows, strict=True) if not self._read(key, row)]
         if missing:
             raise MissingEntries(missing)
         self._stats.reads += len(keys)
-        return entries
 
     def _read(self, key: Key, into: np.ndarray) -> bool:
         """Read an entry's bytes; whether it is there and is what was written."""

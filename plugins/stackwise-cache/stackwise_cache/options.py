@@ -3,12 +3,16 @@
 from attrs import frozen
 
 from stackwise_core.interfaces.cache_backend import CacheOptions
-from stackwise_core.options import at_least, option
+from stackwise_core.options import ByteSize, at_least, option
 
 
 @frozen
 class MemoryOptions(CacheOptions):
-    """Options of the memory backend: those of every backend."""
+    device_memory: ByteSize | None = option(
+        None,
+        "Most bytes of boundaries in a GPU's own memory; the others are in page-locked host memory. 0: none. Left out: "
+        "what the plan leaves of the GPU's memory. On a CPU all are in its memory.",
+    )
 
 
 @frozen

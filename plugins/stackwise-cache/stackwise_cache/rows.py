@@ -4,15 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stackwise_core.interfaces.cache_backend import Layout
-
 
 def as_bytes(entries: Tensor) -> np.ndarray:
     """Return entries [n, tokens, row], on any device, as uint8 [n, bytes]; without a copy if they are contiguous."""
     return entries.detach().cpu().contiguous().view(torch.uint8).flatten(1).numpy()
 
 
-def unfilled(count: int, layout: Layout) -> tuple[Tensor, np.ndarray]:
-    """Return entries [count, tokens, row] to be filled, and the same memory as uint8 [count, bytes]."""
-    entries = torch.empty((count, *layout.shape), dtype=layout.torch_dtype)
-    return entries, entries.view(torch.uint8).view(count, layout.bytes_per_entry).numpy()
+def rows_of(entries: Tensor) -> np.ndarray | None:
+    """Return the memory of entries [n, tokens, row] as uint8 [n, bytes]; None unless contiguous, and on the CPU."""
+    if entries.device.type != "cpu" or not entries.is_contiguous():
+        return None
+    return entries.detach().flatten(1).view(torch.uint8).numpy()

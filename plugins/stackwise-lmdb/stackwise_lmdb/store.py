@@ -146,7 +146,14 @@ class LmdbStore(ActivationStore):
 
     def get(self, keys: Sequence[Key]) -> Tensor:
         entries = torch.empty((len(keys), *self._layout.shape), dtype=self._layout.torch_dtype)
-        rows = entries.view(torch.uint8).flatten(1).numpy()
+        self.read_into(keys, entries)
+        return entries
+
+    def read_into(self, keys: Sequence[Key], entries: Tensor) -> None:
+        if entries.device.type != "cpu" or not entries.is_contiguous():
+            super().read_into(keys, entries)
+            return
+        rows = entries.detach().flatten(1).view(torch.uint8).numpy()
         written = [(row, key) for row, key in enumerate(keys) if key not in self._waiting]
 
         def fill(reader: Reader) -> dict[Key, bool]:
@@ -170,7 +177,6 @@ class LmdbStore(ActivationStore):
                 _unpacked(key, self._waiting[key], rows[row])
             self._use(key)
         self._stats.reads += len(keys)
-        return entries
 
     def contains(self, keys: Sequence[Key]) -> list[bool]:
         there = self._there(keys)

@@ -6,12 +6,15 @@ draw. So what was computed under other weights, masks or settings can't be found
 A window is filled stack by stack: each stack of the trunk is visited once, and all of the window's chunks pass it.
 Between two stacks a boundary is rounded to the store's number format, which is also how it is held meanwhile: its bits
 are the same whether it came from the store, from the boundary below, or from the tokens.
+
+Where a GPU computes, a thread reads what the boundary below has, puts what chunks have become, and reads batches a step
+ahead, all while the main thread computes. Stores are called by one of the two at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,10 +22,12 @@ import xxhash
 from attrs import define
 from torch import Tensor
 
+from stackwise_core.engine.boundary.background import Background, Job
 from stackwise_core.engine.boundary.codec import decode, encode
+from stackwise_core.engine.boundary.read_ahead import ReadAhead
 from stackwise_core.engine.boundary.stores import Stores
 from stackwise_core.engine.draws.draws import Drawer, Draws
-from stackwise_core.engine.draws.order import Order, chunk_size
+from stackwise_core.engine.draws.order import Order
 from stackwise_core.engine.process.allocator import trim_heap
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.rack.not_finite import first_not_finite
@@ -65,7 +70,7 @@ class BoundaryCounts:
     """Number that were read for training steps."""
 
 
-@define
+@define(eq=False)
 class _Part:
     """A chunk on its way through the trunk."""
 
@@ -77,6 +82,13 @@ class _Part:
     """Place of its entries among those of all the chunks that go with it."""
     behind: int = 0
     """Number of the trunk's stacks that it has passed before the first pass."""
+    from_below: Job[bool] | None = None
+    """Reading of its entries from the boundary below, if that has them; whether it did."""
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether it can pass the next stack; False where the boundary below had lost an entry of it."""
+        return self.from_below is None or self.from_below.result()
 
 
 class Boundary:
@@ -89,6 +101,8 @@ class Boundary:
         below: the boundary of the phase before, where its trunk is the lower part of this one.
         keep_below: whether the one below stays when this one is whole.
         provenance: all that its bits depend on but the draws; two boundaries of the same are the same.
+        device_room: bytes of the device's own memory that a window may have there.
+        beside: whether stores are read and written in a thread beside the main one; None: where a GPU computes.
     """
 
     def __init__(
@@ -103,6 +117,8 @@ class Boundary:
         below: Boundary | None = None,
         keep_below: bool = False,
         provenance: Mapping[str, object] | None = None,
+        device_room: int = 0,
+        beside: bool | None = None,
     ) -> None:
         self.trunk, self._forward, self._drawer, self._order = trunk, forward, drawer, order
         self._store, self.layout, self._stores = store, layout, stores
@@ -117,6 +133,11 @@ class Boundary:
         self._refused = 0
         """Number of entries that weren't put, since the store is another run's."""
         self.counts = BoundaryCounts()
+        self._device_room = device_room
+        # On a CPU a thread has nothing to give: it takes the cores that compute (docs/benchmarks/cache.md).
+        self._beside = forward.device.type == "cuda" if beside is None else beside
+        self._background = Background(forward.device, has_thread=self._beside)
+        self._ahead: ReadAhead | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -133,8 +154,8 @@ class Boundary:
 
         Gives how many times a chunk has passed a stack, and how many times one will; nothing where all is there.
         """
+        self._stop_reading()
         self._held.clear()
-        self._announced.clear()
         parts, whole, lost = list[_Part](), list[int](), self._lost
         coming: set[Key] = set()
         for chunk in window:
@@ -147,9 +168,10 @@ class Boundary:
         if not parts:
             return
         entries = self._room(parts)
-        yield from self._pass_trunk(parts, entries)
-        for part in parts:
-            self._keep(part, entries)
+        try:
+            yield from self._pass_trunk(parts, entries, keeps=True)
+        finally:
+            self._background.stop()
         for part in parts:  # once all are put, since a later one may drive out an earlier one
             self._hold(part, entries)
         if self._lost != lost:
@@ -207,37 +229,66 @@ class Boundary:
     def _part(self, chunk: int, number: int, first: int) -> _Part:
         samples = self._order.chunk(chunk)
         # The last chunk is filled up, so that an activation's bits don't depend on how many there are beside it.
-        draws = self._drawer.draw(np.resize(samples, chunk_size(self.layout.tokens)), number)
+        draws = self._drawer.draw(np.resize(samples, self._order.chunk_size), number)
         return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
-        """Return entries [n, T, row], not filled yet, of some chunks."""
-        return torch.empty((parts[-1].rows.stop, *self.layout.shape), dtype=self.layout.torch_dtype)
+        """Return entries [n, T, row], not filled yet, of some chunks; on the device where there is room for them."""
+        shape, dtype, device = (parts[-1].rows.stop, *self.layout.shape), self.layout.torch_dtype, self._forward.device
+        if device.type == "cpu":
+            return torch.empty(shape, dtype=dtype)
+        if parts[-1].rows.stop * self.layout.bytes_per_entry <= self._device_room:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
-    @torch.no_grad()
-    def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor) -> Iterator[tuple[int, int]]:
-        """Fill entries [n, T, row], stack by stack."""
-        forward, layout = self._forward, self.layout
+    def _pass_trunk(self, parts: Sequence[_Part], entries: Tensor, *, keeps: bool = False) -> Iterator[tuple[int, int]]:
+        """Fill entries [n, T, row], stack by stack.
+
+        Args:
+            keeps: whether what is done goes into the store, which has all of it in the end.
+        """
         for part in parts:
             self._take_from_below(part, entries)
-        done, total = 0, sum(len(self.trunk) - part.behind for part in parts)
-        for place, index in enumerate(self.trunk):
-            arriving = [part for part in parts if part.behind <= place]
-            if not arriving:
-                continue
-            with forward.placement.visiting(index):
-                for part in arriving:
-                    if place:
-                        hidden = decode(entries[part.rows].to(forward.device), layout)
-                        if len(part.keys) < len(part.draws.samples):
-                            hidden = hidden[torch.arange(len(part.draws.samples)) % len(part.keys)]
-                    else:
-                        hidden = forward.embed(index, part.draws.inputs, part.draws.fraction)
-                    hidden = forward.through(index, hidden, forward.context(part.draws.segments))
-                    entries[part.rows] = self._encoded(hidden, place, part)[: len(part.keys)]
-                    done += 1
-                    yield done, total
-        self.counts.computed += len(entries)
+        putting: list[Job[None]] = []
+        done, left = 0, list(parts)
+        while left:
+            total = done + sum(len(self.trunk) - part.behind for part in left)
+            for place, index in enumerate(self.trunk):
+                arriving = [part for part in left if part.behind <= place]
+                if not arriving:
+                    continue
+                with self._forward.placement.visiting(index):
+                    for part in arriving:
+                        if not part.has_arrived:
+                            continue
+                        self._pass(part, place, entries)
+                        if place == len(self.trunk) - 1:
+                            left.remove(part)
+                            self.counts.computed += len(part.keys)
+                            if keeps:
+                                work = partial(self._keep, part, entries)
+                                putting.append(self._background.submit(work, reads_host=entries.device.type == "cpu"))
+                        for job in putting:
+                            job.raise_error()
+                        done += 1
+                        yield done, total
+            for part in left:  # the boundary below had lost them: from the tokens on
+                part.behind, part.from_below = 0, None
+        for job in putting:
+            job.result()
+
+    @torch.no_grad()
+    def _pass(self, part: _Part, place: int, entries: Tensor) -> None:
+        """Pass a chunk through a stack of the trunk."""
+        forward, index = self._forward, self.trunk[place]
+        if place:
+            hidden = decode(entries[part.rows].to(forward.device, non_blocking=True), self.layout)
+            if len(part.keys) < len(part.draws.samples):
+                hidden = hidden[torch.arange(len(part.draws.samples)) % len(part.keys)]
+        else:
+            hidden = forward.embed(index, part.draws.inputs, part.draws.fraction)
+        hidden = forward.through(index, hidden, forward.context(part.draws.segments))
+        entries[part.rows].copy_(self._encoded(hidden, place, part)[: len(part.keys)], non_blocking=True)
 
     def _encoded(self, hidden: Tensor, place: int, part: _Part) -> Tensor:
         """Return entries [n, T, row] of what leaves a stack of the trunk.
@@ -252,11 +303,11 @@ class Boundary:
             raise StackwiseError(found or str(error)) from error
 
     def _take_from_below(self, part: _Part, entries: Tensor) -> None:
-        """Begin with the boundary below, where it has all of a chunk."""
-        below = None if self._below is None else self._below.take(part.keys)
-        if below is not None and self._below is not None:
-            entries[part.rows] = below
-            part.behind = len(self._below.trunk)
+        """Begin with the boundary below, where it has all of a chunk; it is read before anything is put."""
+        below = self._below
+        if below is not None and below.has(part.keys):
+            part.from_below = self._background.submit(partial(below.take, part.keys, entries[part.rows]))
+            part.behind = len(below.trunk)
 
     def _contains(self, keys: list[Key]) -> list[bool]:
         """Return which keys have an entry in the store; none if there is no store."""
@@ -286,11 +337,34 @@ class Boundary:
     def _broken(self, store: ActivationStore, said: str) -> ContractError:
         return ContractError(store if self._stores is None else self._stores.backend, said)
 
-    def take(self, keys: list[Key]) -> Tensor | None:
-        """Return entries [n, T, row] of these keys, if the store has all of them."""
-        with suppress(MissingEntries):
-            return None if self._store is None else self._get(self._store, keys)
-        return None
+    def _read_into(self, store: ActivationStore, keys: list[Key], entries: Tensor) -> None:
+        """Fill entries [n, T, row] from a store.
+
+        Raises:
+            MissingEntries, ContractError: as ``_get``.
+        """
+        if entries.device.type == "cuda" and not store.reads_to_device:
+            host = torch.empty(entries.shape, dtype=entries.dtype, pin_memory=True)
+            self._read_into(store, keys, host)
+            entries.copy_(host, non_blocking=True)
+        elif type(store).read_into is ActivationStore.read_into:
+            entries.copy_(self._get(store, keys))
+        else:
+            store.read_into(keys, entries)
+
+    def has(self, keys: list[Key]) -> bool:
+        """Return whether the store has entries of all of these keys."""
+        return self._store is not None and all(self._contains(keys))
+
+    def take(self, keys: list[Key], entries: Tensor) -> bool:
+        """Fill entries [n, T, row] of these keys, and return whether the store has all of them."""
+        if self._store is None:
+            return False
+        try:
+            self._read_into(self._store, keys, entries)
+        except MissingEntries:
+            return False
+        return True
 
     def give_up(self, keys: list[Key]) -> None:
         """Discard entries that the boundary above was made of.
@@ -315,7 +389,12 @@ class Boundary:
         if self._stores is not None and not self._stores.may_grow(self._store, by):
             self._refused += len(missing)
             return
-        self._store.put([part.keys[place] for place in missing], entries[part.rows][missing])
+        made = entries[part.rows]
+        if len(missing) < len(made):
+            made = made.index_select(0, torch.tensor(missing, dtype=torch.int64, device=made.device))
+        if made.device.type == "cuda" and not self._store.reads_to_device:
+            made = torch.empty(made.shape, dtype=made.dtype, pin_memory=True).copy_(made)
+        self._store.put([part.keys[place] for place in missing], made)
         if self._below is not None and not self._keep_below:
             self._below.give_up(part.keys)
         if self._stores is not None:
@@ -335,6 +414,12 @@ class Boundary:
             StackwiseError: the draws aren't those that the boundary was made under. A boundary that saw fewer masks
                 would give away what the loss asks for.
         """
+        if self._beside:
+            hidden = self._reading.take(draws)
+            if hidden is not None:
+                self.counts.read += 0 if self._store is None else len(draws.samples)
+                return hidden
+            self._background.wait()
         keys = next((keys for ahead, keys in self._announced if ahead is draws), None) or self._keys(draws)
         self._announced = [each for each in self._announced if each[0] is not draws]
         if self._store is None:
@@ -346,9 +431,43 @@ class Boundary:
 
     def prefetch(self, draws: Draws) -> None:
         """Announce the batch that comes next."""
-        if self._store is not None:
+        if self._beside:
+            self._reading.announce(draws)
+        elif self._store is not None:
             self._announced.append((draws, self._keys(draws)))
             self._store.prefetch(self._announced[-1][1])
+
+    @property
+    def _reading(self) -> ReadAhead:
+        """Batches that are read ahead; from the memory of the device, where the store or the window is there."""
+        if self._ahead is None:
+            held = next(iter(self._held.values()), None)
+            on_device = held is not None and held.device.type != "cpu"
+            to_device = on_device if self._store is None else self._store.reads_to_device
+            device = self._forward.device
+            self._ahead = ReadAhead(self.layout, device, self._fill, self._background, to_device=to_device)
+        return self._ahead
+
+    def _fill(self, draws: Draws, entries: Tensor) -> bool:
+        """Fill entries [n, T, row] of a batch, and return whether all of them are in one place."""
+        keys = self._keys(draws)
+        held = [key in self._held for key in keys]
+        if self._store is None:
+            if all(held):
+                torch.stack([self._held[key] for key in keys], out=entries)
+            return all(held)
+        if any(held):
+            return False
+        self._store.prefetch(keys)
+        return self.take(keys, entries)
+
+    def _stop_reading(self) -> None:
+        """Forget what was announced, and end the thread that reads it."""
+        self._announced.clear()
+        if self._ahead is not None:
+            self._ahead.forget()
+            self._ahead = None
+        self._background.stop()
 
     def _keys(self, draws: Draws) -> list[Key]:
         return draw_keys(draws, with_time=self._forward.placement.spec.time_encoding is not None)
@@ -370,7 +489,7 @@ class Boundary:
                 lost = [place for place, key in enumerate(keys) if key in missing.keys]
                 if not lost:
                     raise self._broken(store, "get() missed entries that it wasn't asked for") from missing
-                for chunk in sorted({int(draws.samples[place]) // chunk_size(self.layout.tokens) for place in lost}):
+                for chunk in sorted({int(draws.samples[place]) // self._order.chunk_size for place in lost}):
                     found |= self._again(chunk, number)
                 self._refuse_others([keys[place] for place in lost], found)
                 continue
@@ -378,7 +497,7 @@ class Boundary:
             if len(wanted) == len(keys):
                 return entries
             found.update(zip(wanted, entries, strict=True))
-        return torch.stack([found[key] for key in keys])
+        return torch.stack([found[key].to(self._forward.device) for key in keys])
 
     def _again(self, chunk: int, number: int) -> dict[Key, Tensor]:
         """Compute a whole chunk again, and keep it; hold it too, since others of it may have been lost."""
@@ -393,6 +512,7 @@ class Boundary:
 
     def drop_below(self) -> None:
         """Release the boundary below, and delete it unless it is to be kept: this one is whole."""
+        self._background.wait()
         if self._below is not None and self._keep_below:
             self._below.rest()
         elif self._below is not None:
@@ -401,6 +521,7 @@ class Boundary:
 
     def rest(self) -> None:
         """Make durable what was put, as the phase is over, or that of the boundary above; nobody reads for now."""
+        self._stop_reading()
         if self._store is not None:
             self._store.flush()
         if self._below is not None:
@@ -409,6 +530,7 @@ class Boundary:
 
     def drop(self) -> None:
         """Delete this boundary, unless it belongs to another run."""
+        self._stop_reading()
         self._held.clear()
         if self._store is None:
             return
@@ -420,12 +542,14 @@ class Boundary:
 
     def close(self) -> None:
         """Leave what is stored where it is, and stop using it."""
+        self._stop_reading()
         self._held.clear()
         if self._store is not None:
             self._store.close()
 
     def passed_on(self, drawer: Drawer) -> Boundary:
         """Return the same boundary for another phase, which has the store from now on."""
+        self._stop_reading()
         store, self._store = self._store, None
         passed_on = Boundary(
             self.trunk,
@@ -437,6 +561,8 @@ class Boundary:
             self._stores,
             keep_below=self._keep_below,
             provenance=self.provenance,
+            device_room=self._device_room,
+            beside=self._beside,
         )
         passed_on._equal = self._equal
         return passed_on
@@ -444,6 +570,7 @@ class Boundary:
     @property
     def losses(self) -> CacheStats:
         """Counts of entries that the run's stores have ``evicted`` or found ``damaged`` in this phase."""
+        self._background.wait()
         return CacheStats() if self._stores is None else self._stores.losses
 
     def _all_stats(self) -> CacheStats:

@@ -10,7 +10,6 @@ import torch
 from attrs import asdict
 from torch import Tensor
 
-from stackwise_core.engine.draws.order import chunk_size
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.interfaces.cache_backend import Layout
 
@@ -18,11 +17,12 @@ FORMAT = 3
 
 
 def provenance(
-    placement: Placement, trunk: Sequence[int], layout: Layout, settings: Mapping[str, object]
+    placement: Placement, trunk: Sequence[int], layout: Layout, chunk: int, settings: Mapping[str, object]
 ) -> dict[str, object]:
     """Return all that decides the bits of a boundary but the draw, as JSON values.
 
     Args:
+        chunk: samples that pass the trunk together.
         settings: what else decides them: tokenizer, precisions and their options, versions, device.
     """
     spec = placement.spec
@@ -30,7 +30,7 @@ def provenance(
     return {
         "format": FORMAT,
         "layout": asdict(layout),
-        "chunk": chunk_size(layout.tokens),
+        "chunk": chunk,
         "heads": [spec.n_heads, spec.n_kv_heads, spec.attention, spec.rope_theta, spec.norm_eps],
         "time": [spec.time_encoding, *spec.time_fractions],
         **settings,

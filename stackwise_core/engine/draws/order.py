@@ -1,7 +1,8 @@
 """The order in which an epoch visits its samples: windows of shuffled chunks, batches within a window.
 
 A chunk is a run of consecutive samples. Boundaries are always computed a whole chunk at a time, since the last bit of a
-matrix product can depend on the rows beside it; so a chunk's size depends on nothing but seq_len.
+matrix product can depend on the rows beside it. So a chunk's size is a setting of the run, and a part of a boundary's
+name; it doesn't depend on batch size, order or window.
 """
 
 from __future__ import annotations
@@ -12,13 +13,6 @@ import numpy as np
 from attrs import frozen
 
 from stackwise_core.engine.draws.draws import Stream, generator
-
-CHUNK_TOKENS = 4096
-
-
-def chunk_size(seq_len: int) -> int:
-    """Return the number of samples of a chunk."""
-    return max(1, CHUNK_TOKENS // seq_len)
 
 
 @frozen
@@ -40,20 +34,27 @@ class Order:
     batch_size: int
     accumulation: int
     seed: int
+    chunk_tokens: int
+    """Tokens of a chunk; of longer samples it has one."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of samples of a chunk."""
+        return max(1, self.chunk_tokens // self.seq_len)
 
     @property
     def _chunks_per_window(self) -> int:
-        return math.ceil(self.window / chunk_size(self.seq_len))
+        return math.ceil(self.window / self.chunk_size)
 
     def chunk(self, number: int) -> range:
         """Return the samples of a chunk."""
-        size = chunk_size(self.seq_len)
+        size = self.chunk_size
         return range(number * size, min((number + 1) * size, self.samples))
 
     @property
     def chunks(self) -> int:
         """Number of chunks of the split."""
-        return math.ceil(self.samples / chunk_size(self.seq_len))
+        return math.ceil(self.samples / self.chunk_size)
 
     def epoch(self, number: int) -> list[Window]:
         """Return an epoch: chunks are dealt to windows at random, and each window's samples are shuffled."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import psutil
 from attrs import asdict, evolve, frozen
 
-from stackwise_core.engine.draws.order import chunk_size
 from stackwise_core.engine.estimates.parameter_count import ends_parameters, trainable_ends
 from stackwise_core.engine.estimates.pass_estimate import (
     Pass,
@@ -20,8 +19,13 @@ from stackwise_core.engine.estimates.pass_estimate import (
 )
 from stackwise_core.engine.offload.disk import SLOTS
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of
-from stackwise_core.engine.phases.phase_steps import largest_batch, largest_predicted_share, largest_window
-from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.phases.phase_steps import (
+    largest_batch,
+    largest_predicted_share,
+    largest_window,
+    sample_order,
+)
+from stackwise_core.engine.phases.setup import Setup, chunk_bytes_a_token
 from stackwise_core.engine.process.allocator import MAPPED_FROM
 from stackwise_core.engine.rack.head_pieces import piece_rows
 from stackwise_core.interfaces.phase import Phase
@@ -134,7 +138,7 @@ def phase_memory(
         weights=weights + (reading if streams else 0),
         gradients=0,
         optimizer=optimizer,
-        activations=chunk_activations(phase, spec),
+        activations=chunk_activations(phase, setup),
         boundaries=in_memory + window if on_cpu else 0,
     )
     return max(step, filling, key=lambda memory: memory.total)
@@ -241,8 +245,9 @@ def _held(tensor: int, one: Pass) -> float:
     return IN_HEAP * tensor if one.on_cpu and tensor < MAPPED_FROM else tensor
 
 
-def chunk_activations(phase: Phase, spec: RackSpec) -> int:
+def chunk_activations(phase: Phase, setup: Setup) -> int:
     """Estimate the bytes that a chunk holds at its peak on its way through the trunk."""
     if not phase.frozen_prefix:
         return 0
-    return chunk_size(spec.seq_len) * spec.seq_len * 4 * (3 * spec.d_ff + 2 * spec.d_model)
+    spec = setup.spec
+    return sample_order(setup).chunk_size * spec.seq_len * chunk_bytes_a_token(spec.d_model, spec.d_ff)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from attrs import evolve
 from cattrs import unstructure
 
 from stackwise_core.engine.boundary.boundary import Boundary
@@ -42,6 +43,7 @@ from stackwise_core.engine.offload.host_memory import HostMemory
 from stackwise_core.engine.offload.offload import Offload
 from stackwise_core.engine.phases.phase_steps import sample_order
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.device_room import cache_room, device_room
 from stackwise_core.engine.plan.passing_on import with_passed_on
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.plan.plan import Plan, as_begun
@@ -99,6 +101,7 @@ class Engine:
         *,
         beyond_machine: bool = False,
     ) -> None:
+        setup = evolve(setup, recomputed=plan.recomputed)
         self.setup, self.plan, self.listener, self.stopping = setup, plan, listener, stopping or Stopping()
         run = setup.config.run
         check_memory(plan, setup.config.training.memory_budget)
@@ -124,7 +127,10 @@ class Engine:
             if not self._resumes:
                 self._leave_nothing_without_work()
             raise
-        self.boundaries = RunBoundaries(setup, registry, self.forward, self.order, self.stores, self.training_drawer)
+        room = device_room(plan.phases, setup)
+        self.boundaries = RunBoundaries(
+            setup, registry, self.forward, self.order, self.stores, self.training_drawer, room
+        )
         self.record = RunRecord(setup, plan, registry, self.files, self.placement)
 
     def _open_stores(self, directory: Path | None) -> Stores | None:
@@ -136,6 +142,7 @@ class Engine:
         cache = self.setup.implementations.cache
         if cache is None:
             return None
+        cache.device_room = cache_room(self.plan.phases, self.setup)
         before = Kept.of(self.files.path).written_in
         if directory is not None and before is not None and not before.exists():  # the run was moved
             take_over(directory, str(before), str(self.files.path))

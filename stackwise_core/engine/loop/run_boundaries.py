@@ -17,6 +17,7 @@ from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.rack.forward import Forward
 from stackwise_core.engine.runs.environment import device_name
 from stackwise_core.engine.runs.software import software
+from stackwise_core.interfaces.cache_backend import Layout
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.registry import Registry
 
@@ -27,6 +28,7 @@ class RunBoundaries:
     Args:
         stores: where they are kept beyond their window; None: nowhere.
         drawer: of the draws that a phase trains on.
+        device_room: bytes of the device's own memory that a window may have there.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class RunBoundaries:
         order: Order,
         stores: Stores | None,
         drawer: Callable[[PhasePlan], Drawer],
+        device_room: int = 0,
     ) -> None:
         self._setup, self._registry, self._forward, self._order = setup, registry, forward, order
-        self._stores, self._drawer = stores, drawer
+        self._stores, self._drawer, self._device_room = stores, drawer, device_room
         self._kept: list[Boundary] = []
         self._current: Boundary | None = None
 
@@ -102,7 +105,7 @@ class RunBoundaries:
             below: the boundary that it can be made from.
         """
         layout, store = boundary_layout(phase, self._setup), None
-        made_of = provenance(self._forward.placement, phase.frozen_prefix, layout, self.settings)
+        made_of = self._provenance(phase.frozen_prefix, layout)
         if cache_of(phase, self._setup) is not None:
             assert self._stores is not None
             store = self._stores.open(phase.name, phase.frozen_prefix, layout, made_of)
@@ -117,6 +120,7 @@ class RunBoundaries:
             below,
             keep_below=self._keeps_for_good and self._keep > 1,
             provenance=made_of,
+            device_room=self._device_room,
         )
 
     @property
@@ -145,8 +149,10 @@ class RunBoundaries:
 
     def _is_current(self, boundary: Boundary) -> bool:
         """Return whether a boundary is made of what its trunk is now; one that an earlier process left may not be."""
-        now = provenance(self._forward.placement, boundary.trunk, boundary.layout, self.settings)
-        return boundary.provenance == now
+        return boundary.provenance == self._provenance(boundary.trunk, boundary.layout)
+
+    def _provenance(self, trunk: tuple[int, ...], layout: Layout) -> dict[str, object]:
+        return provenance(self._forward.placement, trunk, layout, self._order.chunk_size, self.settings)
 
     @property
     def _keep(self) -> float:

@@ -14,12 +14,19 @@ from stackwise_core.interfaces.phase import Phase
 
 def cache_of(phase: Phase, setup: Setup) -> CacheBackend | None:
     """Return the backend that a phase's boundaries go to; None where they are held in memory, a window at a time."""
+    return None if phase.name in setup.recomputed else _could_keep(phase, setup)
+
+
+def _could_keep(phase: Phase, setup: Setup) -> CacheBackend | None:
     return setup.implementations.cache if phase.boundaries == "cache" else None
 
 
 def boundary_layout(phase: Phase, setup: Setup) -> Layout:
-    """Return the shape of a phase's boundaries; those held in a window are in fp32."""
-    cache = cache_of(phase, setup)
+    """Return the shape of a phase's boundaries: in the cache's format where one could keep them, else in fp32.
+
+    Whether it does keep them changes no bit.
+    """
+    cache = _could_keep(phase, setup)
     dtype = "fp32" if cache is None else cache.options.dtype
     return Layout(tokens=setup.config.data.seq_len, d_model=setup.spec.d_model, dtype=dtype)
 
@@ -38,7 +45,7 @@ def follows_from_below(phase: Phase, before: Sequence[Phase], setup: Setup) -> b
     below = before[-1] if before else None
     if below is None or not below.frozen_prefix or not phase.frozen_prefix:
         return False
-    if phase.boundaries != "cache" or below.boundaries != "cache":
+    if phase.boundaries != "cache" or below.boundaries != "cache" or below.name in setup.recomputed:
         return False
     shorter = len(below.frozen_prefix) < len(phase.frozen_prefix)
     same_trunk = phase.frozen_prefix[: len(below.frozen_prefix)] == below.frozen_prefix

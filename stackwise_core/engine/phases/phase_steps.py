@@ -22,6 +22,7 @@ def sample_order(setup: Setup) -> Order:
         batch_size=training.batch_size,
         accumulation=training.gradient_accumulation,
         seed=setup.config.run.seed,
+        chunk_tokens=setup.chunk_tokens,
     )
 
 

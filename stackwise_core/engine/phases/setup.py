@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, fields, frozen
 
 from stackwise_core.config.model import Choice, Config
 from stackwise_core.config.rack_shape import rack_shape
@@ -43,6 +43,10 @@ OF_FREE = 0.9
 """The share of free memory that a run may take."""
 WINDOW = 1024
 """Sequences of a window where there is room for them."""
+CHUNK_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Most tokens of a chunk: as many as a device needs to be at its full speed. A GPU at 4096 waits for the host."""
+CHUNK_ACTIVATIONS = 4 << 30
+"""Most bytes of a larger chunk's activations on its way through the trunk: wide racks need fewer tokens."""
 
 
 @frozen
@@ -88,6 +92,13 @@ class RackParts:
         assert window is not None  # set_up_parts has resolved it
         return window
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens that pass the trunk at once."""
+        tokens = self.config.training.chunk_tokens
+        assert tokens is not None  # set_up_parts has resolved it
+        return tokens
+
 
 @frozen
 class Parts(RackParts):
@@ -104,6 +115,8 @@ class Setup(Parts):
     corpus: TokenisedCorpus
     source: Source | None
     """The rack that ``rack.init_from`` names, cut as this one is."""
+    recomputed: frozenset[str] = frozenset()
+    """Names of phases whose boundaries are computed anew for each window, though a cache could keep them."""
 
 
 def set_up(config: Config, registry: Registry, progress: Progress | None = None) -> Setup:
@@ -144,8 +157,8 @@ def recut(setup: Setup, blocks: tuple[int, ...], registry: Registry) -> Setup:
     spec = mode.partition(rack_spec(config, setup.spec.vocab_size, setup.noise.steps))
     check_partition(spec, origin(mode))
     _check_formats(setup.formats, spec)
-    fields = {name: each for name, each in asdict(setup, recurse=False).items() if name not in ("corpus", "source")}
-    parts, source = _with_source(Parts(**{**fields, "config": config, "spec": spec}), registry)
+    parts = Parts(**{each.name: getattr(setup, each.name) for each in fields(Parts)})
+    parts, source = _with_source(evolve(parts, config=config, spec=spec), registry)
     return Setup(**asdict(parts, recurse=False), corpus=setup.corpus, source=source)
 
 
@@ -164,7 +177,7 @@ def set_up_parts(config: Config, registry: Registry) -> Parts:
         config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
     )
     noise = Noise.of(_build(registry, "mask_schedule", config.mask_schedule, device), config.training)
-    config = _with_window(config)
+    config = _with_sizes(config, device)
     spec = implementations.mode.partition(rack_spec(config, _vocab_size(config, tokenizer), noise.steps))
     check_partition(spec, origin(implementations.mode))
     _check_formats(implementations.formats, spec)
@@ -186,14 +199,16 @@ def set_up_rack(config: Config, registry: Registry, planned: PlannedRack) -> Rac
     tokenizer = load_tokenizer(
         config.data.tokenizer, mask_token=config.data.mask_token, special_ids=config.data.special_ids
     )
-    config = _with_window(config)
+    config = _with_sizes(config, device)
     spec = planned.partition(rack_spec(config, _vocab_size(config, tokenizer), planned.time_fractions))
     _check_formats(formats, spec)
     return RackParts(config, device, formats, tokenizer, spec)
 
 
-def _with_window(config: Config) -> Config:
-    return evolve(config, training=evolve(config.training, window=resolved_window(config)))
+def _with_sizes(config: Config, device: torch.device) -> Config:
+    window = resolved_window(config)
+    config = evolve(config, training=evolve(config.training, window=window))
+    return evolve(config, training=evolve(config.training, chunk_tokens=resolved_chunk(config, window, device)))
 
 
 def _check_formats(formats: Formats, spec: RackSpec) -> None:
@@ -215,6 +230,27 @@ def resolved_window(config: Config) -> int:
     while window > training.batch_size * training.gradient_accumulation and window * sequence > budget / 4:
         window //= 2
     return max(window, training.batch_size * training.gradient_accumulation)
+
+
+def resolved_chunk(config: Config, window: int, device: torch.device) -> int:
+    """Return ``training.chunk_tokens``, or its default where it was left out.
+
+    It decides the order of samples, and a boundary's bits. So it follows from the device's kind and from sizes alone. A
+    window, which has whole chunks, is divided by it.
+    """
+    if config.training.chunk_tokens is not None:
+        return config.training.chunk_tokens
+    shape = rack_shape(config)
+    a_token = chunk_bytes_a_token(shape["d_model"], shape["d_ff"])
+    tokens, least = CHUNK_TOKENS[device.type], CHUNK_TOKENS["cpu"]
+    while tokens > least and (tokens * a_token > CHUNK_ACTIVATIONS or window % max(1, tokens // config.data.seq_len)):
+        tokens //= 2
+    return tokens
+
+
+def chunk_bytes_a_token(d_model: int, d_ff: int) -> int:
+    """Estimate the bytes of activations that a token of a chunk has at its peak on its way through a block."""
+    return 4 * (3 * d_ff + 2 * d_model)
 
 
 def select_device(name: str, asked_by: str = "run.device") -> torch.device:
@@ -239,9 +275,12 @@ def build_implementations(config: Config, registry: Registry, device: torch.devi
     build = partial(_build, registry, device=device)
     optimizer: Optimizer = build("optimizer", config.optimizer)
     optimizer.check(device)
+    cache: CacheBackend | None = None if config.cache_backend is None else build("cache_backend", config.cache_backend)
+    if cache is not None:
+        cache.device = device
     return Implementations(
         formats=build_formats(config, registry, device),
-        cache=None if config.cache_backend is None else build("cache_backend", config.cache_backend),
+        cache=cache,
         mode=build("trainer_mode", config.trainer_mode),
         optimizer=optimizer,
         objective=build("objective", config.objective),

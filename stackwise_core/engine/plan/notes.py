@@ -12,6 +12,7 @@ from stackwise_core.engine.draws.sequences import TokenisedCorpus
 from stackwise_core.engine.estimates.disk_estimate import boundary_bytes
 from stackwise_core.engine.phases.phase_steps import distinct_draws, phase_epochs, sample_order
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.device_room import where_the_cache_is
 from stackwise_core.engine.plan.out_of_reach import settings_out_of_reach
 from stackwise_core.engine.plan.phase_plan import PhasePlan
 from stackwise_core.engine.process.memory import device_memory
@@ -28,7 +29,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
     """List the notes for the user before starting."""
     training, cache = setup.config.training, setup.implementations.cache
     with_trunk = [plan for plan in planned if plan.phase.frozen_prefix]
-    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache"]
+    cached = [plan for plan in with_trunk if plan.phase.boundaries == "cache" and not plan.recomputed]
     said = []
     unused = training.epochs_per_stack != fields(TrainingConfig).epochs_per_stack.default
     if training.steps_per_stack is not None and unused:
@@ -40,7 +41,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
         said.append(
             "masks_per_sample = 1: a stack overfits to the one mask of each sample; 4 do nearly as well as fresh ones."
         )
-    if cache is not None and not cached:
+    if cache is not None and not cached and not any(plan.recomputed for plan in planned):
         said.append("No phase keeps a boundary beyond its window, so nothing is cached.")
     live = [plan.phase.name for plan in planned if adapts_below_what_trains(plan.phase)]
     if cache is not None and live:
@@ -68,6 +69,7 @@ def notes(planned: list[PhasePlan], setup: Setup) -> list[str]:
                     f"cache_backend.capacity = {cache.options.capacity} is less than the {ByteSize(needed)} of "
                     "boundaries: each epoch visits them in turn, so that most are evicted and computed again."
                 )
+    said += where_the_cache_is(planned, setup)
     said += _of_streaming(planned)
     if masked:
         said += unseen([plan.band for plan in planned if plan.band is not None])

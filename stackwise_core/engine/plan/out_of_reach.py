@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stackwise_core.config.model import TrainingConfig
-from stackwise_core.engine.draws.order import Order, chunk_size
+from stackwise_core.engine.draws.order import Order
 from stackwise_core.engine.phases.phase_steps import first_step, largest_window, sample_order
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.plan.phase_plan import PhasePlan
@@ -39,7 +39,7 @@ def _of_steps(order: Order, setup: Setup) -> list[str]:
     if largest_window(setup) * NEARLY > setup.window:
         said.append(
             f"training.window = {setup.window} comes to {largest_window(setup)} sequences: a window holds whole chunks "
-            f"of {_sequences(chunk_size(order.seq_len))}."
+            f"of {_sequences(order.chunk_size)}."
         )
     return said
 

@@ -33,6 +33,10 @@ class Prices:
     """Floating-point operations of making it once a draw, and from the one below where that is there."""
     recomputed: float
     """Floating-point operations of making it for every window anew."""
+    cached_seconds: float | None = None
+    """Time of the first way, with what is stored and read; None where that wasn't worth measuring."""
+    recomputed_seconds: float | None = None
+    """Time of the second way."""
 
 
 @frozen
@@ -77,6 +81,8 @@ class PhasePlan:
     """Costs of its boundary; None where it starts at the tokens."""
     schedule: tuple[int, int]
     """Place of its first step in the learning-rate schedule, and the steps of that."""
+    recomputed: bool = False
+    """Whether its boundary is made anew for every window, though a cache could keep it."""
     rates: tuple[tuple[int, float], ...] = ()
     """Learning rate of the stacks, or of adapters where these train alone, at steps of the phase (from 0) between which
     it is a line."""
@@ -152,6 +158,7 @@ def price(phase: Phase, before: Sequence[Phase], setup: Setup) -> PhasePlan:
         if phase.frozen_prefix
         else None,
         schedule=(0, steps),
+        recomputed=phase.name in setup.recomputed,
     )
 
 

@@ -25,6 +25,7 @@ from stackwise_core.engine.phases.plan_checks import (
     resolve_routes,
 )
 from stackwise_core.engine.phases.setup import Setup
+from stackwise_core.engine.plan.cache_choice import phases_to_recompute, why_recomputed, with_seconds
 from stackwise_core.engine.plan.compiling import with_compiling, with_recorded_compiling
 from stackwise_core.engine.plan.first_step import take_first_step
 from stackwise_core.engine.plan.notes import notes
@@ -52,6 +53,7 @@ from stackwise_core.run_files.plan_file import (
 )
 
 ESTIMATES = (
+    "recomputed",
     "memory",
     "host",
     "disk",
@@ -92,6 +94,11 @@ class Plan:
     """Notes for the user before starting."""
     speed: Speed
     """Speed of this machine, by a short measurement."""
+
+    @property
+    def recomputed(self) -> frozenset[str]:
+        """Names of the phases whose boundaries are computed anew though a cache could keep them."""
+        return frozenset(planned.phase.name for planned in self.phases if planned.recomputed)
 
     @property
     def seconds(self) -> float:
@@ -139,6 +146,7 @@ def _phase_record(planned: PhasePlan) -> PhaseRecord:
         compiled=planned.compiles,
         flops=planned.flops,
         seconds=planned.seconds,
+        recomputed=planned.recomputed,
         boundary=None if planned.boundary is None else BoundaryRecord(**asdict(planned.boundary)),
     )
 
@@ -181,20 +189,22 @@ def make_plan(setup: Setup) -> Plan:
     dtype = computes_in(setup.implementations.formats.active, setup.device)
     if setup.device.type == "cpu":  # what it loads is in the process's memory, which prices begin with
         take_first_step(setup.device, dtype)
-    planned = [price(phase, resolved[:place], setup) for place, phase in enumerate(resolved)]
-    most = longest(resolved, sample_order(setup))
-    if most != resolved:  # boundaries need room for all steps that a phase may get
-        for place, phase in enumerate(most):
-            at_most = price(phase, most[:place], setup)
-            memory = max(planned[place].memory, at_most.memory, key=lambda each: each.total)
-            host = max(planned[place].host, at_most.host, key=lambda each: 0 if each is None else each.total)
-            disk = max(planned[place].disk, at_most.disk)
-            planned[place] = evolve(planned[place], disk=disk, memory=memory, host=host)
+    planned = _priced(resolved, setup)
+    speed = measure_speed(setup, dtype)  # after that: what it takes of memory isn't the phases'
+
+    def price_at(place: int, recomputed: frozenset[str]) -> PhasePlan:
+        now = evolve(setup, recomputed=recomputed)
+        return price(resolved[place], resolved[:place], now) if recomputed else planned[place]
+
+    recomputed, seconds, store_rates = phases_to_recompute(resolved, setup, speed, price_at)
+    if recomputed:
+        setup = evolve(setup, recomputed=recomputed)
+        planned = _priced(resolved, setup)
+    planned = [with_seconds(each, seconds) for each in planned]
     if training.course == "run":
         planned = _in_one_course(planned)
     planned = [evolve(each, rates=planned_rates(each, training)) for each in planned]
-    said = notes(planned, setup)
-    speed = measure_speed(setup, dtype)  # last: what it takes of memory isn't the phases'
+    said = [*notes(planned, setup), *why_recomputed(planned, store_rates)]
     timed, on_compiling = with_compiling(
         [evolve(each, seconds=phase_seconds(each, setup, speed)) for each in planned], setup
     )
@@ -227,6 +237,20 @@ def as_begun(plan: Plan, directory: RunDirectory) -> Plan:
     """
     before = PlanFile.from_json(directory.read_json(PLAN), directory.path / PLAN)
     return evolve(plan, phases=with_recorded_compiling(plan.phases, before))
+
+
+def _priced(phases: Sequence[Phase], setup: Setup) -> list[PhasePlan]:
+    """Price phases, with room for all steps that others may pass on to them."""
+    planned = [price(phase, phases[:place], setup) for place, phase in enumerate(phases)]
+    most = longest(phases, sample_order(setup))
+    if most != phases:  # boundaries need room for all steps that a phase may get
+        for place, phase in enumerate(most):
+            at_most = price(phase, most[:place], setup)
+            memory = max(planned[place].memory, at_most.memory, key=lambda each: each.total)
+            host = max(planned[place].host, at_most.host, key=lambda each: 0 if each is None else each.total)
+            disk = max(planned[place].disk, at_most.disk)
+            planned[place] = evolve(planned[place], disk=disk, memory=memory, host=host)
+    return planned
 
 
 def _as_read(plan: Plan, file: Path) -> PlanFile:

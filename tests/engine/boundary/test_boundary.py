@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from stackwise_cache.disk import Disk
 from stackwise_cache.memory import Memory
 from stackwise_cache.options import DiskOptions, MemoryOptions
+from stackwise_core.engine.boundary.background import Background
 from stackwise_core.engine.boundary.boundary import Boundary, draw_keys
 from stackwise_core.engine.boundary.namespace import namespace, provenance
 from stackwise_core.engine.draws.draws import Drawer
@@ -37,7 +39,7 @@ BF16_DISK = {"cache_backend": {"use": "disk", "shard_entries": 16}}
 def _several_chunks():
     """Chunks of 16 sequences, so that a hundred of them make seven."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 512)
+        patch.setattr("stackwise_core.engine.phases.setup.CHUNK_TOKENS", dict.fromkeys(("cpu", "cuda"), 512))
         yield
 
 
@@ -210,10 +212,10 @@ def training_drawer(ran: Ran, phase: int) -> Drawer:
     return ran.engine.training_drawer(ran.plan.phases[phase])
 
 
-def name_of(ran: Ran, trunk=(0, 1), layout=None, settings=None) -> str:
+def name_of(ran: Ran, trunk=(0, 1), layout=None, settings=None, chunk=16) -> str:
     """The namespace of a boundary above some of a run's stacks."""
     layout, settings = layout or layout_of(ran), settings or ran.engine.boundaries.settings
-    return namespace(provenance(ran.engine.placement, trunk, layout, settings))
+    return namespace(provenance(ran.engine.placement, trunk, layout, chunk, settings))
 
 
 def names(ran: Ran):
@@ -224,6 +226,7 @@ def names(ran: Ran):
     yield "fewer stacks", name_of(ran, (0,))
     yield "other order", name_of(ran, (1, 0))
     yield "stored format", name_of(ran, layout=evolve(layout, dtype="bf16"))
+    yield "chunk", name_of(ran, chunk=32)
     yield "sequence length", name_of(ran, layout=evolve(layout, tokens=64))
     for fractions in ((0.5, 1.0), (0.6, 1.0)):
         forward.placement.spec = evolve(ran.setup.spec, time_encoding="learned", time_fractions=fractions)
@@ -303,11 +306,13 @@ STORES = {
 }
 
 
-def boundary_over_two_chunks(finished: Ran, directory: Path, store: str) -> tuple[Boundary, Drawer]:
+def boundary_over_two_chunks(
+    finished: Ran, directory: Path, store: str, layout: Layout | None = None, *, beside: bool = False
+) -> tuple[Boundary, Drawer]:
     """The third phase's boundary with its first two chunks made, and what made their draws."""
-    engine, drawer = finished.engine, training_drawer(finished, 2)
-    kept = STORES[store](directory, layout_of(finished))
-    boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout_of(finished))
+    engine, drawer, layout = finished.engine, training_drawer(finished, 2), layout or layout_of(finished)
+    kept = STORES[store](directory, layout)
+    boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout, beside=beside)
     assert list(boundary.fill_window([0, 1], 0)) == [(done, 4) for done in (1, 2, 3, 4)]
     return boundary, drawer
 
@@ -347,6 +352,149 @@ def test_a_batch_is_whole_after_part_of_it_was_lost(finished, tmp_path, store):
     boundary.counts.computed = 0
     assert torch.equal(boundary.read(draws, 0), whole)
     assert boundary.counts.computed == 16
+
+
+def threads() -> list[str]:
+    """Names of the threads that boundaries have."""
+    return [each.name for each in threading.enumerate() if each.name.startswith("stackwise-boundary")]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("store", STORES)
+def test_reading_ahead_gives_the_bits_of_reading(finished, tmp_path, store, dtype):
+    """In any order, announced or not, more of them than there are slots; no thread outlives it, and counts agree."""
+    layout = evolve(layout_of(finished), dtype=dtype)
+    inline, drawer = boundary_over_two_chunks(finished, tmp_path / "inline", store, layout)
+    ahead, _ = boundary_over_two_chunks(finished, tmp_path / "ahead", store, layout, beside=True)
+    batches = [drawer.draw(samples, 0) for samples in ([3, 20, 5], [1, 2], [31, 0, 8], [9, 9, 9], [17, 4, 6])]
+    for draws in batches[1:]:
+        ahead.prefetch(draws)
+        inline.prefetch(draws)
+    given = [(ahead.read(batches[place], 0), inline.read(batches[place], 0)) for place in (0, 1, 4, 3, 2, 0)]
+    for one, other in given:  # compared at the end: what was given is no slot that is filled again
+        assert torch.equal(one, other)
+    assert ahead.counts == inline.counts
+    assert threads()
+    for draws in batches:
+        ahead.prefetch(draws)
+    ahead.rest()
+    assert not threads()
+    assert torch.equal(ahead.read(batches[0], 0), given[0][1])
+    ahead.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_masks_are_refused_and_losses_mended_ahead_as_well(finished, tmp_path, store):
+    """What isn't there for a batch that was announced is found out, and computed again, by the main thread."""
+    boundary, drawer = boundary_over_two_chunks(finished, tmp_path, store, beside=True)
+    draws, leak = drawer.draw([3, 20, 5], 0), drawer.draw([3, 20, 5], 1)
+    whole = boundary.read(draws, 0)
+    boundary.rest()
+    if store != "window":
+        boundary._store.drop()
+        boundary.counts.computed = 0
+        boundary.prefetch(draws)
+        assert torch.equal(boundary.read(draws, 0), whole)
+        assert boundary.counts.computed == 32
+    boundary.prefetch(leak)
+    with pytest.raises(StackwiseError, match="masks aren't those that its boundary was made under"):
+        boundary.read(leak, 0)
+    boundary.close()
+
+
+@pytest.mark.parametrize("method", ["put", "read_into"])
+def test_an_error_of_a_store_arrives_in_the_main_thread(finished, tmp_path, method, monkeypatch):
+    """Whether it comes while entries are put or while they are read ahead; the thread ends."""
+
+    def full(*arguments):
+        raise OSError("the store is at fault")
+
+    engine, drawer, layout = finished.engine, training_drawer(finished, 2), layout_of(finished)
+    kept = STORES["memory"](tmp_path, layout)
+    boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout, beside=True)
+    if method == "put":
+        monkeypatch.setattr(kept, "put", full)
+        with pytest.raises(OSError, match="at fault"):
+            list(boundary.fill_window([0, 1], 0))
+    else:
+        list(boundary.fill_window([0, 1], 0))
+        monkeypatch.setattr(kept, "read_into", full)
+        draws = drawer.draw([3, 20, 5], 0)
+        boundary.prefetch(draws)
+        with pytest.raises(OSError, match="at fault"):
+            boundary.read(draws, 0)
+        boundary.rest()
+    assert not threads()
+
+
+def test_a_fill_that_stops_leaves_no_thread_and_goes_on_later(finished, tmp_path):
+    """A run that is asked to stop leaves the window in its middle; what it has put serves the next attempt."""
+    whole, drawer = boundary_over_two_chunks(finished, tmp_path / "whole", "memory")
+    engine, layout = finished.engine, layout_of(finished)
+    kept = STORES["memory"](tmp_path, layout)
+    boundary = Boundary((0, 1), engine.forward, drawer, engine.order, kept, layout, beside=True)
+    filling = boundary.fill_window([0, 1], 0)
+    assert [next(filling) for _ in range(3)] == [(1, 4), (2, 4), (3, 4)]
+    filling.close()
+    assert not threads()
+    list(boundary.fill_window([0, 1], 0))
+    draws = drawer.draw([3, 20, 5], 0)
+    assert torch.equal(boundary.read(draws, 0), whole.read(draws, 0))
+    boundary.close()
+
+
+def beside(ran: Ran) -> None:
+    """For ``before``: have a run's boundaries read ahead and written behind, as on a GPU."""
+    above = ran.engine.boundaries.above
+
+    def threaded(*arguments, **named):
+        boundary = above(*arguments, **named)
+        boundary._beside = True
+        boundary._background = Background(torch.device("cpu"), has_thread=True)
+        return boundary
+
+    ran.engine.boundaries.above = threaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [None, {"use": "memory"}, {"use": "disk", "shard_entries": 16}, {"use": "lmdb"}])
+@pytest.mark.parametrize("capacity", [None, 80])
+def test_a_run_beside_a_thread_has_the_bits_and_counts_of_one_without(tmp_path, cache, capacity):
+    """With each store, with room for all and for some of it; no thread outlives the run."""
+    entry = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
+    limit = {} if capacity is None else {"capacity": capacity * entry}
+    changes = {"cache_backend": None if cache is None else cache | limit, "training.window": 64}
+    inline = run_tiny(tmp_path / "inline", changes)
+    threaded = run_tiny(tmp_path / "beside", changes, before=beside)
+    assert threaded.losses == inline.losses
+    kinds = ["wanted", "found", "repeated", "computed", "read", *(["evicted"] if capacity is None else [])]
+    for one, other in zip(threaded.result.phases, inline.result.phases, strict=True):
+        for kind in kinds:  # what is read a batch earlier is evicted a batch later
+            assert getattr(one, f"boundaries_{kind}") == getattr(other, f"boundaries_{kind}"), kind
+    assert not threads()
+
+
+@pytest.mark.slow
+def test_a_device_with_memory_of_its_own_has_the_same_bits_wherever_the_cache_is(tmp_path, device):
+    """All of it there, a part of it, none; a window there or not; on disk. (With --device cuda, or stand-in.)"""
+    if device.type == "cpu":
+        pytest.skip("a CPU has no memory of its own")
+    entry = Layout(tokens=32, d_model=32, dtype="bf16").bytes_per_entry
+    memory = {"use": "memory", "dtype": "bf16"}
+    caches = [memory, memory | {"device_memory": 40 * entry}, memory | {"device_memory": 0}, BF16_DISK["cache_backend"]]
+
+    def losses(number: int, cache: dict, room: bool) -> list[float]:
+        budget = {"training.window": 64, "training.residency": "memory"}
+
+        def without_room(ran: Ran) -> None:
+            ran.engine.boundaries._device_room = 0
+
+        changes = budget | {"cache_backend": cache, "training.memory_budget": "1 GB"}
+        return run_tiny(tmp_path / f"{number} {room}", changes, None if room else without_room).losses
+
+    found = [losses(number, cache, room) for number, cache in enumerate(caches) for room in (True, False)]
+    assert all(each == found[0] for each in found[1:])
 
 
 @pytest.mark.slow

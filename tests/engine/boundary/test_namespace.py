@@ -52,6 +52,8 @@ class Below:
     """What a boundary is made of; two that are equal have one store."""
 
     layout: Layout
+    chunk: int = 16
+    """Sequences that pass the trunk together."""
     weights: frozenset[tuple[int, Weight]] = frozenset()
     """Of the trunk's masters, by stack, that are changed."""
     adapter: frozenset[tuple[int, Weight]] = frozenset()
@@ -125,6 +127,7 @@ PRECISIONS = st.sampled_from(["bf16", "fp16", "nvfp4", "fp8"])
 ELEMENTS = st.frozensets(st.integers(0, 8_000), min_size=1, max_size=2)
 BELOW: dict[str, st.SearchStrategy[Any]] = {
     "layout": layouts(),
+    "chunk": st.sampled_from([8, 32]),
     "weights": of_stacks(WEIGHTS),
     "adapter": of_stacks(("lora_A", "lora_B")),
     "embedding": ELEMENTS,
@@ -350,7 +353,9 @@ def name_of(rack: Ran, world: World) -> str:
     """The namespace of the boundary above the trunk."""
     with changed(rack, world.below, world.above):
         others = dict(world.below.settings)
-        return namespace(provenance(rack.engine.placement, TRUNK, world.below.layout, settings_of(rack) | others))
+        return namespace(
+            provenance(rack.engine.placement, TRUNK, world.below.layout, world.below.chunk, settings_of(rack) | others)
+        )
 
 
 NOTHING_SEEN = World(Below(Layout(32, 32, "bf16")), Above(), Drawn(keep=1.0))
@@ -387,6 +392,7 @@ def test_each_change_below_makes_another_store_and_none_above_does(rack, table, 
 
 ONE_OF_EACH: dict[str, dict[str, Any]] = {
     "below": {
+        "chunk": 8,
         "layout": Layout(32, 32, "fp32"),
         "weights": frozenset({(0, Weight(WEIGHTS[0], 5))}),
         "adapter": frozenset({(1, Weight("lora_B", 0))}),

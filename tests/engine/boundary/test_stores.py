@@ -31,7 +31,7 @@ SHORT = {"training.epochs_per_stack": 2, "training.batch_size": 16, "evaluation"
 def _several_chunks():
     """Chunks of 16 sequences, so that a hundred of them make seven."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 512)
+        patch.setattr("stackwise_core.engine.phases.setup.CHUNK_TOKENS", dict.fromkeys(("cpu", "cuda"), 512))
         yield
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from stackwise_core.engine.draws.order import Order, chunk_size
+from stackwise_core.engine.draws.order import Order
 
-ORDER = Order(samples=1000, seq_len=256, window=128, batch_size=12, accumulation=2, seed=1)
+ORDER = Order(samples=1000, seq_len=256, window=128, batch_size=12, accumulation=2, seed=1, chunk_tokens=4096)
 
 
 def visited(order: Order, epoch: int) -> list[int]:
@@ -51,11 +51,12 @@ def test_steps_are_counted_as_they_come():
     assert max(sizes) == 12
 
 
-def test_chunks_depend_on_the_sequence_length_alone():
+def test_chunks_depend_on_their_tokens_and_the_sequence_length_alone():
     """A boundary's bits can't change with the batch size."""
     assert ORDER.chunk(0) == evolve(ORDER, batch_size=5, window=7, accumulation=1).chunk(0)
-    assert chunk_size(256) == 16
-    assert chunk_size(100_000) == 1
+    assert ORDER.chunk_size == 16
+    assert evolve(ORDER, seq_len=100_000).chunk_size == 1
+    assert evolve(ORDER, chunk_tokens=65_536).chunk(1) == range(256, 512)
     assert np.concatenate([ORDER.chunk(c) for c in range(ORDER.chunks)]).tolist() == list(range(1000))
 
 

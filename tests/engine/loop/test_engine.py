@@ -794,7 +794,7 @@ def test_equal_draws_leave_the_boundary_below_whole(tmp_path):
         ran.engine.listener = listen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 8 * 32)
+        patch.setattr("stackwise_core.engine.phases.setup.CHUNK_TOKENS", dict.fromkeys(("cpu", "cuda"), 8 * 32))
         ran = run_tiny(
             tmp_path,
             {

@@ -49,10 +49,10 @@ def test_accumulation_beyond_the_text_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(("batch_size", "cut_short"), [(96, True), (52, False), (8, False)])
-def test_steps_that_windows_cut_short_are_said(tmp_path, monkeypatch, batch_size, cut_short):
+def test_steps_that_windows_cut_short_are_said(tmp_path, batch_size, cut_short):
     """The average is that of the steps that the engine takes; an epoch's last short step alone is no news."""
-    monkeypatch.setattr("stackwise_core.engine.draws.order.CHUNK_TOKENS", 64)  # eight sequences
-    setup, plan = planned(tmp_path, {"training.batch_size": batch_size, "training.window": 104, "data.seq_len": 8})
+    chunks = {"training.window": 104, "training.chunk_tokens": 64, "data.seq_len": 8}  # of eight sequences
+    setup, plan = planned(tmp_path, {"training.batch_size": batch_size, **chunks})
     sizes = step_sizes(setup)
     assert sizes[:2] == ([96, 8] if cut_short else [batch_size] * 2)
     said = [note for note in plan.notes if "on average" in note]
@@ -61,9 +61,9 @@ def test_steps_that_windows_cut_short_are_said(tmp_path, monkeypatch, batch_size
 
 
 def test_a_window_of_less_than_a_chunk_is_said(tmp_path):
-    """Chunks of 4096 tokens are never divided; windows of whole chunks are what they say."""
+    """Chunks are never divided; windows of whole chunks are what they say."""
     about = "training.window = "
-    setup, plan = planned(tmp_path, {"training.window": 8, "data.seq_len": 16})
+    setup, plan = planned(tmp_path, {"training.window": 8, "training.chunk_tokens": 4096, "data.seq_len": 16})
     (said,) = (note for note in plan.notes if about in note)
     whole = len(setup.corpus.train)
     assert said == f"training.window = 8 comes to {whole} sequences: a window holds whole chunks of 256 sequences."
