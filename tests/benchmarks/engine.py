@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -73,7 +74,7 @@ def main() -> None:
     with own_state(torch.device(device)):
         found: dict[str, Any] = {
             "machine": machine(device) + ", seconds of the processor" * options.busy,
-            "command": " ".join([".venv/bin/python -m tests.benchmarks.engine", *sys.argv[1:]]),
+            "command": f".venv/bin/python -m tests.benchmarks.engine {shlex.join(sys.argv[1:])}",
             "rounds": options.rounds,
             "peaks": {
                 "bf16": matmul_peak(device, clock=clock),
