@@ -12,15 +12,20 @@ from stackwise_core.engine.estimates.parameter_count import ends_parameters, tra
 from stackwise_core.engine.estimates.pass_estimate import (
     Pass,
     at_work_in_a_block,
-    attention_kernel,
     head_at_work,
     head_tensors,
     kept_by_a_block,
+    kept_by_kernels,
     weight_copies,
 )
 from stackwise_core.engine.offload.disk import SLOTS
 from stackwise_core.engine.phases.phase_boundaries import boundary_layout, cache_of
-from stackwise_core.engine.phases.phase_steps import largest_batch, largest_predicted_share, largest_window
+from stackwise_core.engine.phases.phase_steps import (
+    largest_batch,
+    largest_predicted_share,
+    largest_window,
+    predicted_spread,
+)
 from stackwise_core.engine.phases.setup import Setup
 from stackwise_core.engine.process.allocator import MAPPED_FROM
 from stackwise_core.engine.rack.head_pieces import piece_rows
@@ -106,12 +111,13 @@ def phase_memory(
     fits = cache is not None and (cache.options.capacity is None or cache.options.capacity >= window)
     one = pass_of(phase, largest_batch(setup) * spec.seq_len, largest_predicted_share(phase, setup), setup)
     moment = largest_moment(phase, spec, one, setup, trainable=trainable, one_stack=offloads)
+    kernels = kept_by_kernels(spec, one)
     step = Memory(
         process=process,
         weights=weights,
         gradients=moment.gradients,
         optimizer=optimizer,
-        activations=moment.activations,
+        activations=moment.activations + kernels,
         boundaries=in_memory + (0 if fits else window) if on_cpu else 0,
     )
     if offloads:
@@ -134,7 +140,7 @@ def phase_memory(
         weights=weights + (reading if streams else 0),
         gradients=0,
         optimizer=optimizer,
-        activations=chunk_activations(phase, spec),
+        activations=chunk_activations(phase, spec) + kernels,
         boundaries=in_memory + window if on_cpu else 0,
     )
     return max(step, filling, key=lambda memory: memory.total)
@@ -165,11 +171,9 @@ def pass_of(phase: Phase, tokens: int, predicted_share: float, setup: Setup) -> 
     return Pass(
         tokens=tokens,
         predicted=round(predicted_share * tokens),
+        spread=round(predicted_spread(phase, setup) * tokens),
         half=half,
         on_cpu=setup.device.type == "cpu",
-        trains=bool(phase.trains),
-        # A row of one document without padding needs no mask, but which ones those are is known when they are drawn.
-        kernel=attention_kernel(setup.spec, masked=True, half=half),
         rows=piece_rows(setup.spec.vocab_size, setup.device),
     )
 

@@ -45,7 +45,9 @@ def hashes(ran: Ran) -> dict[str, str]:
         elif ran.engine.files.has_stack(index):
             state = ran.engine.files.read_stack(index)
         tensors |= {f"stacks.{index}.{name}": tensor for name, tensor in state.items()}
-    return {name: hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    return {
+        name: hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()
+    }
 
 
 def named_by(phase: Phase, ran: Ran) -> set[str]:
