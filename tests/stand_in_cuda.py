@@ -1,8 +1,8 @@
 """A CUDA device made of the CPU, for machines that have none: where tensors are counts, and how many bytes they take.
 
-Its tensors say that they are on ``cuda:0``. Each wraps a tensor on the CPU that computes, so that numbers are real; or
-one on ``meta``, so that a rack of any size can take a step, without numbers. An operation over tensors of both devices
-is refused as CUDA does it, and ``numpy()`` too. What needs a device it can't show: kernels, streams, speed.
+Its tensors say that they are on ``cuda:0``. Each wraps a tensor on the CPU that computes, so that numbers are real. An
+operation over tensors of both devices is refused as CUDA does it, and so is ``numpy()``, and what isn't deterministic
+there where that is asked for. What needs a device it can't show: kernels, streams, speed.
 
 Where torch was built without CUDA it has no kernel for it; a boxed fallback for the dispatch key gives one for all, in
 every thread. Autograd wants a device with streams, which is in stand_in_cuda.cpp: a compiler must be there.
@@ -40,6 +40,8 @@ _load_device()
 import torch
 import torch._inductor.config  # reads what there is in torch.cuda, which must be its own then
 from torch.utils._pytree import tree_map
+
+from tests.stand_in_attention import KERNELS
 
 DEVICE = torch.device("cuda", 0)
 CAPACITY = 64 << 30
@@ -79,9 +81,8 @@ class Allocated:
 
 
 class StandIn:
-    """The device: what holds its tensors, and their bytes."""
+    """The device: its kernels, and the bytes of its tensors."""
 
-    held_on = "cpu"
     kernels: torch.library.Library
     allocated = Allocated()
 
@@ -122,6 +123,15 @@ class CudaTensor(torch.Tensor):
     def __repr__(self, **_: object) -> str:
         return f"on {DEVICE}: {self.held}"
 
+    @property
+    def data(self) -> Any:
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: CudaTensor) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.held = value.held
+
     def tolist(self) -> Any:
         return self.held.tolist()
 
@@ -145,7 +155,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             if each.dim() and each.device.type == "cpu":
                 elsewhere.append(each)
         if isinstance(each, torch.device) and each.type == "cuda":
-            return torch.device(StandIn.held_on)
+            return torch.device("cpu")
         return each
 
     plain = tree_map(held, (args, {key: each for key, each in kwargs.items() if key != "pin_memory"}))
@@ -156,23 +166,14 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     of_floats = any(each.dtype.is_floating_point for each in wrapped.values())
     if name in NOT_DETERMINISTIC and of_floats and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError(f"{name} does not have a deterministic implementation on CUDA")
-    if StandIn.held_on == "meta":
-        if name == "_local_scalar_dense":
-            return 0.0 if args[0].dtype.is_floating_point else 0
-        if name in ("copy_", "_copy_from"):
-            return args[0]
-        if name == "is_pinned":
-            return False
-    result = func(*plain[0], **plain[1])
+    result = KERNELS.get(name, func)(*plain[0], **plain[1])
 
     def wrap(each: Any) -> Any:
         if not isinstance(each, torch.Tensor):
             return each
         if id(each) in wrapped:
             return wrapped[id(each)]
-        if to_cpu:
-            return each if each.device.type == "cpu" else torch.zeros(each.shape, dtype=each.dtype)
-        return CudaTensor(each)
+        return each if to_cpu else CudaTensor(each)
 
     return tree_map(wrap, result)
 
@@ -188,6 +189,9 @@ class _Stream:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def record_event(self, *_: object) -> _Stream:
+        return _Stream()
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         return lambda *_, **__: True if name == "query" else None
@@ -247,13 +251,8 @@ def _instead() -> dict[str, Any]:
     }
 
 
-def use(held_on: str = "cpu") -> None:
-    """Have a CUDA device from now on, in this process.
-
-    Args:
-        held_on: ``cpu``, or ``meta`` for no numbers: copies to the CPU are zeros.
-    """
-    StandIn.held_on = held_on
+def use() -> None:
+    """Have a CUDA device from now on, in this process."""
     StandIn.kernels = torch.library.Library("_", "IMPL")
     StandIn.kernels.fallback(lambda func, *args, **kwargs: compute(func, args, kwargs), "CUDA")
     torch._C._cuda_getCurrentRawStream = lambda _: 0

@@ -266,7 +266,7 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
     loss, step, gradients = seen[0]
     objective = ran.engine.objective(ran.plan.phases[2])
     masters, formats = Below(ran.engine.files, 2), ran.setup.implementations.formats
-    placed = Placement(StackLoader(ran.setup.spec, formats, masters, 3, torch.device("cpu")), mask_id=256)
+    placed = Placement(StackLoader(ran.setup.spec, formats, masters, 3, ran.setup.device), mask_id=256)
     fresh = Forward(placed, window=8)
     placed.load_written_ends()
     placed.place(ran.plan.phases[2].phase)
@@ -276,7 +276,7 @@ def test_streaming_gives_the_same_gradients_as_a_hand_written_loop(tmp_path):
         hidden = placed.stack(index)(hidden, fresh.context(draws.segments))
     masked = hidden.flatten(0, 1)[draws.masked]
     predicted = objective.predicted(draws)
-    losses = fresh.losses(2, masked, draws.targets, objective.losses)
+    losses = fresh.losses(2, masked, draws.targets.to(fresh.device), objective.losses)
     again = objective.weighted_sum(losses, predicted) / objective.normaliser([predicted])
     again.backward()
     assert loss == pytest.approx(again.item(), rel=1e-6)

@@ -11,10 +11,10 @@ from stackwise_core.engine.estimates.parameter_count import ends_parameters, tra
 from stackwise_core.engine.estimates.pass_estimate import (
     Pass,
     at_work_in_a_block,
-    attention_kernel,
     head_at_work,
     head_tensors,
     kept_by_a_block,
+    kept_by_kernels,
     weight_copies,
 )
 from stackwise_core.engine.offload.disk import SLOTS
@@ -23,6 +23,7 @@ from stackwise_core.engine.phases.phase_steps import (
     largest_batch,
     largest_predicted_share,
     largest_window,
+    predicted_spread,
     sample_order,
 )
 from stackwise_core.engine.phases.setup import Setup, chunk_bytes_a_token
@@ -110,12 +111,13 @@ def phase_memory(
     fits = cache is not None and (cache.options.capacity is None or cache.options.capacity >= window)
     one = pass_of(phase, largest_batch(setup) * spec.seq_len, largest_predicted_share(phase, setup), setup)
     moment = largest_moment(phase, spec, one, setup, trainable=trainable, one_stack=offloads)
+    kernels = kept_by_kernels(spec, one)
     step = Memory(
         process=process,
         weights=weights,
         gradients=moment.gradients,
         optimizer=optimizer,
-        activations=moment.activations,
+        activations=moment.activations + kernels,
         boundaries=in_memory + (0 if fits else window) if on_cpu else 0,
     )
     if offloads:
@@ -138,7 +140,7 @@ def phase_memory(
         weights=weights + (reading if streams else 0),
         gradients=0,
         optimizer=optimizer,
-        activations=chunk_activations(phase, setup),
+        activations=chunk_activations(phase, setup) + kernels,
         boundaries=in_memory + window if on_cpu else 0,
     )
     return max(step, filling, key=lambda memory: memory.total)
@@ -169,10 +171,9 @@ def pass_of(phase: Phase, tokens: int, predicted_share: float, setup: Setup) -> 
     return Pass(
         tokens=tokens,
         predicted=round(predicted_share * tokens),
+        spread=round(predicted_spread(phase, setup) * tokens),
         half=half,
         on_cpu=setup.device.type == "cpu",
-        trains=bool(phase.trains),
-        kernel=attention_kernel(setup.spec, masked=False, half=half),  # rows of documents are packed (packed_attention)
         rows=piece_rows(setup.spec.vocab_size, setup.device),
     )
 

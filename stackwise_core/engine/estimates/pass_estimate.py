@@ -5,15 +5,15 @@ Sizes are bytes, a token's unless it says otherwise. D is d_model, F d_ff, K the
 
 from __future__ import annotations
 
-from typing import Literal
-
 from attrs import frozen
 
+from stackwise_core.engine.rack.head_pieces import ROWS_MULTIPLE
 from stackwise_core.interfaces.rack_spec import RackSpec
 
-Kernel = Literal["fused", "fused with a bias", "math"]
-"""How attention is computed on a CUDA device: in one kernel, in one that adds a bias, or in several that hold the
-weights of each head and pair of tokens."""
+KEPT_BY_A_KERNEL = 4
+"""Logits' worth of memory, in fp32, that oneDNN keeps for a number of rows: scratch of the head's three products. By
+runs of 5, 40 and 120 steps of docs/benchmarks/plan_memory.md's case of 64 sequences (537, 615 and 646 MB), which takes
+536 MB after 120 where oneDNN and torch keep 8 kernels (ONEDNN_PRIMITIVE_CACHE_CAPACITY, LRU_CACHE_CAPACITY)."""
 
 
 @frozen
@@ -26,11 +26,10 @@ class Pass:
     half: bool
     """Whether matrix products are in a format of two bytes."""
     on_cpu: bool
-    trains: bool = True
-    """Whether the blocks' own weights train."""
-    kernel: Kernel = "fused"
     compiled: bool = False
     """Whether blocks are compiled, so that what is cheap to compute isn't kept."""
+    spread: int = 0
+    """Standard deviation of the tokens that the head is asked for."""
     rows: int | None = None
     """Tokens whose logits are in memory together; None: all that are predicted."""
 
@@ -45,23 +44,6 @@ class Pass:
         return self.predicted if self.rows is None else min(self.rows, self.predicted)
 
 
-def attention_kernel(spec: RackSpec, *, masked: bool, half: bool) -> Kernel:
-    """Return how torch's ``scaled_dot_product_attention`` computes on a CUDA device.
-
-    Flash attention takes no mask and no fp32; the kernel that takes them takes no grouped queries
-    (aten/native/transformers/cuda/sdp_utils.cpp: check_for_attn_mask, check_tensor_dtype and
-    check_batch_size_and_num_heads_dense).
-
-    Args:
-        masked: whether it has a mask: rows of several documents, or padding.
-    """
-    if half and not masked:
-        return "fused"
-    if spec.n_kv_heads != spec.n_heads:
-        return "math"
-    return "fused with a bias" if masked else "fused"
-
-
 def kept_by_a_block(spec: RackSpec, one: Pass) -> list[int]:
     """Return the sizes of the tensors that a block keeps for its backward pass, for all tokens of the pass."""
     d, k, f = spec.d_model, spec.n_kv_heads * spec.head_dim, spec.d_ff
@@ -74,13 +56,9 @@ def kept_by_a_block(spec: RackSpec, one: Pass) -> list[int]:
     if one.on_cpu:
         kept += [4 * d, 4 * d, 4 * d, 4 * d, 4 * k, 4 * k]  # norms before their weights; attention in fp32
         kept += [2 * d] if one.half else []  # what the output projection reads
-    elif one.kernel == "math":
-        kept += [4 * d] * 3 + [one.width * d]  # q, and k and v for each head, in fp32; what the projection reads
-        kept += [4 * spec.n_heads * spec.seq_len]  # weights of attention
     else:
-        kept += [one.width * d, one.width * k, one.width * k, one.width * d, 4 * spec.n_heads]
-        if one.kernel == "fused with a bias":
-            kept += [one.width * spec.seq_len]
+        keys = k if one.half else d  # in fp32 the kernel takes keys and values of each head
+        kept += [one.width * d, one.width * keys, one.width * keys, one.width * d, 4 * spec.n_heads]
     return [each * one.tokens for each in kept]
 
 
@@ -94,22 +72,25 @@ def weight_copies(parameters: int, one: Pass) -> int:
 
 
 def at_work_in_a_block(spec: RackSpec, one: Pass) -> int:
-    """Return the most bytes that a block's backward pass makes and frees: gradients of what it kept."""
-    feed_forward = (3 * one.width * spec.d_ff + 2 * 4 * spec.d_model) * one.tokens
-    if one.on_cpu or one.kernel != "math":
-        return feed_forward
-    # The gradient of attention's weights, that times the weights (softmax_backward_cuda_out, SoftMax.cu), and what
-    # leaves softmax. By then the feed-forward layer has given up what it kept, and has the gradients of its weights.
-    attention = 3 * 4 * spec.n_heads * spec.seq_len * one.tokens
-    given_up = 4 * one.width * spec.d_ff * one.tokens
-    weights = 3 * spec.d_model * spec.d_ff * ((4 - weight_copies(1, one)) if one.trains else 0)
-    return max(feed_forward, attention - given_up + weights)
+    """Return the most bytes that a block's backward pass makes and frees: gradients of the feed-forward layer."""
+    return (3 * one.width * spec.d_ff + 2 * 4 * spec.d_model) * one.tokens
 
 
 def head_tensors(spec: RackSpec, one: Pass) -> int:
     """Return the bytes of the head's inputs, and of a copy of its matrix in the format of products."""
     inputs = one.predicted * (4 + one.width) * spec.d_model
     return inputs + (2 * spec.vocab_size * spec.d_model if one.half else 0)
+
+
+def kept_by_kernels(spec: RackSpec, one: Pass) -> int:
+    """Return the bytes that oneDNN keeps with its kernels of the head, one for each number of rows that it has met.
+
+    They are products in bf16 on a CPU. Numbers of rows within a standard deviation count: the others are rare.
+    """
+    if not one.on_cpu or not one.half:
+        return 0
+    met = 1 + min(2 * one.spread, one.logit_rows) / ROWS_MULTIPLE
+    return round(met * KEPT_BY_A_KERNEL * 4 * one.logit_rows * spec.vocab_size)
 
 
 def head_at_work(spec: RackSpec, one: Pass, *, trains: bool) -> int:

@@ -64,16 +64,16 @@ def predicted_share(phase: Phase, setup: Setup) -> float:
     return float(_fractions(phase, setup).mean())
 
 
-def largest_predicted_share(phase: Phase, setup: Setup) -> float:
-    """Return the share of the tokens of the fullest passes: two standard deviations above the expected one.
-
-    A pass's sequences are masked independently of one another.
-    """
+def predicted_spread(phase: Phase, setup: Setup) -> float:
+    """Return the standard deviation of that share among passes, whose sequences are masked independently."""
     if setup.implementations.objective.options.causal:
-        return 1.0
-    fractions = _fractions(phase, setup)
-    spread = float(fractions.std(correction=0)) / math.sqrt(largest_batch(setup))
-    return min(1.0, float(fractions.max()), float(fractions.mean()) + 2 * spread)
+        return 0.0
+    return float(_fractions(phase, setup).std(correction=0)) / math.sqrt(largest_batch(setup))
+
+
+def largest_predicted_share(phase: Phase, setup: Setup) -> float:
+    """Return the share of the tokens of the fullest passes: two standard deviations above the expected one."""
+    return min(1.0, predicted_share(phase, setup) + 2 * predicted_spread(phase, setup))
 
 
 def _fractions(phase: Phase, setup: Setup) -> Tensor:

@@ -1,13 +1,11 @@
-import pytest
 from attrs import evolve
 
 from stackwise_core.engine.estimates.pass_estimate import (
     Pass,
-    at_work_in_a_block,
-    attention_kernel,
     head_at_work,
     head_tensors,
     kept_by_a_block,
+    kept_by_kernels,
     weight_copies,
 )
 from stackwise_core.interfaces.rack_spec import RackSpec
@@ -16,28 +14,14 @@ SPEC = RackSpec(blocks=(2,), vocab_size=5000, seq_len=256, d_model=64, n_heads=4
 PASS = Pass(tokens=1024, predicted=500, half=True, on_cpu=False)
 
 
-@pytest.mark.parametrize(
-    ("masked", "half", "grouped", "kernel"),
-    [
-        (False, True, True, "fused"),
-        (True, True, False, "fused with a bias"),
-        (True, True, True, "math"),
-        (False, False, False, "fused"),
-        (False, False, True, "math"),
-    ],
-)
-def test_grouped_queries_under_a_mask_take_the_slow_kernel(masked, half, grouped, kernel):
-    """Flash attention takes them without a mask in two bytes, and the other fused kernel not at all."""
-    spec = SPEC if grouped else evolve(SPEC, n_kv_heads=4)
-    assert attention_kernel(spec, masked=masked, half=half) == kernel
-
-
-def test_attention_without_a_fused_kernel_keeps_a_number_for_each_pair_of_tokens():
-    """Of each head, in fp32; fused, it keeps its inputs, its output and a number a row."""
-    fused, math = (sum(kept_by_a_block(SPEC, evolve(PASS, kernel=kernel))) for kernel in ("fused", "math"))
-    pairs = 4 * SPEC.n_heads * SPEC.seq_len * PASS.tokens
-    assert pairs < math - fused < pairs + 16 * SPEC.d_model * PASS.tokens
-    assert at_work_in_a_block(SPEC, evolve(PASS, kernel="math")) > at_work_in_a_block(SPEC, PASS)
+def test_attention_in_full_precision_keeps_keys_of_each_head():
+    """Its kernel takes no grouped ones; nothing grows with the square of the tokens."""
+    alone = evolve(SPEC, n_kv_heads=4)
+    for half, shared in ((True, True), (False, False)):
+        grouped, each = (sum(kept_by_a_block(spec, evolve(PASS, half=half))) for spec in (SPEC, alone))
+        assert (grouped < each) == shared
+    longer = evolve(SPEC, seq_len=4 * SPEC.seq_len)
+    assert kept_by_a_block(longer, PASS) == kept_by_a_block(SPEC, PASS)
 
 
 def test_a_compiled_block_keeps_less():
@@ -60,3 +44,12 @@ def test_logits_are_those_of_a_piece():
     assert whole == few == 12 * 500 * SPEC.vocab_size
     assert pieces == 12 * 100 * SPEC.vocab_size
     assert head_at_work(SPEC, evolve(PASS, rows=1), trains=True) > 6 * SPEC.vocab_size * SPEC.d_model
+
+
+def test_a_cpu_keeps_kernels_for_the_numbers_of_rows_that_it_meets():
+    """In two bytes, and more of them the more those numbers differ; a CUDA device has none."""
+    on_cpu = evolve(PASS, on_cpu=True)
+    same, some, more = (kept_by_kernels(SPEC, evolve(on_cpu, spread=spread)) for spread in (0, 64, 128))
+    assert 0 < same < some < more
+    assert kept_by_kernels(SPEC, evolve(PASS, spread=64)) == 0
+    assert kept_by_kernels(SPEC, evolve(on_cpu, half=False, spread=64)) == 0

@@ -146,10 +146,9 @@ def weak(tensor):
     return lambda: None if reference.expired() else reference
 
 
-def test_rows_of_a_piece_are_whole_multiples(monkeypatch):
+def test_rows_of_a_piece_are_whole_multiples(monkeypatch, device):
     """As many as the device's room for logits holds, and never none."""
-    monkeypatch.setitem(head_pieces.PIECE_NUMBERS, "cpu", 1000 * ROWS_MULTIPLE)
-    device = torch.device("cpu")
+    monkeypatch.setitem(head_pieces.PIECE_NUMBERS, device.type, 1000 * ROWS_MULTIPLE)
     assert [piece_rows(size, device) for size in (100, 300, 1000, 1001, 10**6)] == [
         10 * ROWS_MULTIPLE,
         3 * ROWS_MULTIPLE,
@@ -160,11 +159,11 @@ def test_rows_of_a_piece_are_whole_multiples(monkeypatch):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
+def small_pieces(monkeypatch, device):
     """A function that makes the head compute 32 rows at a time."""
 
     def shrink():
-        monkeypatch.setitem(head_pieces.PIECE_NUMBERS, "cpu", 1)
+        monkeypatch.setitem(head_pieces.PIECE_NUMBERS, device.type, 1)
         monkeypatch.setattr(head_pieces, "ROWS_MULTIPLE", 32)
 
     return shrink
