@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,6 +30,9 @@ from stackwise_core.interfaces.adapter import Adapter
 from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
+
+TRIM_AFTER = 32 << 20
+"""Bytes of stacks that leave before the heap is trimmed: each time costs all pages that the next step takes anew."""
 
 
 @frozen
@@ -59,6 +63,8 @@ class Placement:
         self._phase: Phase | None = None
         self._offload: Offload | None = None
         self._residents: dict[int, Resident] = {}
+        self._left = 0
+        """Bytes of streamed stacks that left since the heap was trimmed."""
         self._written: frozenset[int] = frozenset()
         """Stacks in memory that are as in their masters' files, and hold no adapters."""
         self._norms: dict[int, Tensor] = {}
@@ -183,8 +189,12 @@ class Placement:
         try:
             yield
         finally:
-            del self._residents[index]
-            trim_heap()
+            stack = self._residents.pop(index).stack
+            self._left += sum(each.nbytes for each in chain(stack.parameters(), stack.buffers()))
+            del stack
+            if self._left >= TRIM_AFTER:
+                trim_heap()
+                self._left = 0
 
     def were_written(self, stacks: Collection[int]) -> None:
         """Take note that masters of stacks were just written; those still in memory needn't be read for the trunk."""
