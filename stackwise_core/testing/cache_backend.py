@@ -145,7 +145,7 @@ class CacheBackendContract:
         assert set(caught.value.keys) == set(keys_of(7, 8))
 
     def test_calls_may_come_from_any_thread(self, store: ActivationStore, layout: Layout) -> None:
-        """What one thread has put another one reads, adds to and makes durable, one call at a time."""
+        """Another thread reads what one has put, adds to it and makes it durable, one call at a time."""
 
         def elsewhere() -> Tensor:
             store.put(keys_of(2), entries_of(layout, 2))

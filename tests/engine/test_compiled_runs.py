@@ -6,11 +6,13 @@ import pytest
 import torch
 from attrs import evolve
 
+from stackwise_core.engine.events.events import StepDone
 from stackwise_core.engine.rack import compiled_blocks, forward
 from stackwise_core.engine.rack.compiled_blocks import missing_for_compiling, through_block
+from stackwise_core.errors import UnavailableError
 from tests.interrupted_runs import break_everywhere
 from tests.run_bits import bits, same
-from tests.tiny import run_tiny
+from tests.tiny import TinyRun, run_tiny
 
 COMPILED = {"run.compile": True, "training.epochs_per_stack": 1, "rack.stacks": 2}
 
@@ -21,7 +23,8 @@ def captured(monkeypatch):
     torch._dynamo.reset()
     function, rows = torch.compile(through_block, fullgraph=True, dynamic=False, backend="aot_eager"), Counter()
     monkeypatch.setattr(compiled_blocks, "block_function", lambda: function)
-    monkeypatch.setattr("stackwise_core.engine.phases.setup.missing_for_compiling", lambda device: "")
+    for room in ("phases.setup", "loop.engine"):
+        monkeypatch.setattr(f"stackwise_core.engine.{room}.missing_for_compiling", lambda device: "")
     through = forward.through_compiled
 
     def counted(block, hidden, context):
@@ -69,6 +72,24 @@ def test_a_resumed_run_stays_compiled_though_it_would_not_be_now(tmp_path, captu
     directory, _, _ = break_everywhere(tmp_path / "broken", COMPILED)
     assert lives > 2
     assert same(bits(directory), bits(through.directory))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_not_resumed_where_nothing_can_be_compiled(tmp_path, captured, monkeypatch):
+    """Its bits would be others; nothing is lost."""
+
+    def stop(event) -> None:
+        if isinstance(event, StepDone):
+            raise KeyboardInterrupt
+
+    run = TinyRun.of(tmp_path, COMPILED)
+    begun = run.engine(stop)
+    with pytest.raises(KeyboardInterrupt):
+        begun.run()
+    monkeypatch.setattr("stackwise_core.engine.loop.engine.missing_for_compiling", lambda device: "there is none")
+    with pytest.raises(UnavailableError, match="began with compiled blocks, and there is none"):
+        run.engine(lambda event: None, begun.files).run()
+    assert begun.directory.exists()
 
 
 @pytest.mark.slow

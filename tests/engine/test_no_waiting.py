@@ -52,6 +52,7 @@ WAYS = {
     "clipped by stack": {"trainer_mode": {"use": "end_to_end"}, "training.clip": "stack"},
     "several passes": {"trainer_mode": {"use": "end_to_end"}, "training.gradient_accumulation": 2},
     "streamed": {"trainer_mode": {"use": "end_to_end"}, "training.residency": "stream", "training.offload": "memory"},
+    "scaled by fp16": {"trainer_mode": {"use": "end_to_end"}, "precision": {"active": "fp16"}},
     "a time input": {"trainer_mode": {"use": "end_to_end"}, "training.time": "input"},
 }
 

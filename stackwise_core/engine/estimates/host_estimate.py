@@ -36,7 +36,7 @@ class HostMemory:
         return sum(asdict(self).values())
 
 
-def page_locked(size: int) -> int:
+def page_locked_bytes(size: int) -> int:
     """Return what a page-locked tensor of so many bytes takes: torch rounds it up to a power of two.
 
     Source: ``CachingHostAllocatorImpl::allocate`` (ATen/core/CachingHostAllocator.h).
@@ -69,18 +69,18 @@ def waiting_in_memory(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) 
     total = 0
     for stack in phase.live_path:
         for size in _trained_tensors(phase, stack, on_stacks, spec):
-            moments = 2 * page_locked(round(optimizer.state_bytes * size / 2)) if optimizer.state_bytes else 0
-            total += page_locked(4 * size) * (2 if training.clip == "all" else 1) + moments
+            moments = 2 * page_locked_bytes(round(optimizer.state_bytes * size / 2)) if optimizer.state_bytes else 0
+            total += page_locked_bytes(4 * size) * (2 if training.clip == "all" else 1) + moments
     numbers = spec.d_model * largest_batch(setup) * spec.seq_len
-    inputs = len(phase.live_path) * page_locked((4 if training.boundary_dtype == "fp32" else 2) * numbers)
-    return total + training.gradient_accumulation * (inputs + page_locked(4 * numbers))
+    inputs = len(phase.live_path) * page_locked_bytes((4 if training.boundary_dtype == "fp32" else 2) * numbers)
+    return total + training.gradient_accumulation * (inputs + page_locked_bytes(4 * numbers))
 
 
 def reading_ahead(phase: Phase, on_stacks: Mapping[int, int], setup: Setup) -> int:
     """Estimate the bytes of the page-locked buffers that are read to from a disk, one entry ahead."""
     spec = setup.spec
     largest = max(trained_parameters(phase, stack, on_stacks, spec) for stack in phase.live_path)
-    return SLOTS * page_locked(4 * max(largest, spec.d_model * largest_batch(setup) * spec.seq_len))
+    return SLOTS * page_locked_bytes(4 * max(largest, spec.d_model * largest_batch(setup) * spec.seq_len))
 
 
 def _trained_tensors(phase: Phase, stack: int, on_stacks: Mapping[int, int], spec: RackSpec) -> list[int]:

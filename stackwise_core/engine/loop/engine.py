@@ -58,9 +58,10 @@ from stackwise_core.engine.plan.plan_limits import (
 from stackwise_core.engine.process.allocator import trim_heap
 from stackwise_core.engine.process.memory import device_memory
 from stackwise_core.engine.process.threads import computing_threads
+from stackwise_core.engine.rack.compiled_blocks import missing_for_compiling
 from stackwise_core.engine.rack.placement import Placement
 from stackwise_core.engine.runs.directory import RunDirectory
-from stackwise_core.errors import StackwiseError
+from stackwise_core.errors import StackwiseError, UnavailableError
 from stackwise_core.registry import Registry
 from stackwise_core.run_files.kept import Kept
 from stackwise_core.run_files.metrics import Metrics
@@ -212,10 +213,19 @@ class Engine:
         return result
 
     def _compile(self) -> None:
-        """Have blocks compiled as was decided when the run began."""
+        """Have blocks compiled as was decided when the run began.
+
+        Raises:
+            UnavailableError: they were compiled then, and can't be here.
+        """
         if self._resumes:
             self.plan = as_begun(self.plan, self.files)
         self.placement.compiles = any(planned.compiles for planned in self.plan.phases)
+        if self.placement.compiles and (missing := missing_for_compiling(self.setup.device)):
+            raise UnavailableError(
+                f"{self.files.path} began with compiled blocks, and {missing}. Install it, or begin a new run with "
+                "--fresh --set run.compile=false."
+            )
         self.forward.compiled_batch = self.setup.config.training.batch_size
 
     def _train(

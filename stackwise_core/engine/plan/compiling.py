@@ -23,8 +23,10 @@ GRAPH_SECONDS = {"cpu": 18.0, "cuda": 18.0}
 GRAPHS = 4
 """Graphs of a kind of stack: with a gradient to its input, without one, frozen, and documents laid out otherwise."""
 SAVED = {"cpu": 0.1, "cuda": 0.28}
-"""Share of a step's time that compiled blocks save: on a CPU 0.05 at d_model 1024, 0.13 to 0.22 at 256, by
-the same; on an H200 0.28, at d_model 1024."""
+"""Share of a step's time that compiled blocks save: on a CPU 0.06 at d_model 1024, 0.13 at 256 (docs/log.md, by the
+same); on an H200 0.28, at d_model 1024."""
+NARROWEST = {"cpu": 256, "cuda": 1}
+"""d_model from which they save anything: at 128 a compiled step takes 1.02 of an eager one on a CPU."""
 WORTH = 2.0
 """Times that what is saved must be what compiling takes: both are rough."""
 
@@ -44,7 +46,7 @@ class Kind:
 
     @property
     def identity(self) -> tuple[int, ...]:
-        """What tells it from other kinds."""
+        """Identities of its parts, which tell it from other kinds."""
         return id(self.precision), *map(id, self.adapters)
 
 
@@ -60,7 +62,8 @@ def with_compiling(planned: Sequence[PhasePlan], setup: Setup) -> tuple[list[Pha
     kinds = [list(_kinds(planned[: place + 1], setup)) for place in range(len(planned))]
     compiled = {kind.identity for each in kinds for _, kind in each if not kind.eager}
     takes = FIRST_SECONDS[device] + GRAPH_SECONDS[device] * (GRAPHS * len(compiled) - 1)
-    saved = [SAVED[device] * _share(each, setup) * plan.seconds for plan, each in zip(planned, kinds, strict=True)]
+    share = SAVED[device] if setup.spec.d_model >= NARROWEST[device] else 0.0
+    saved = [share * _share(each, setup) * plan.seconds for plan, each in zip(planned, kinds, strict=True)]
     if asked == "auto":
         if sum(saved) < WORTH * takes:
             return list(planned), []

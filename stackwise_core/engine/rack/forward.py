@@ -159,7 +159,7 @@ class Forward:
         return self.losses(index, hidden, targets, cross_entropies)
 
     def losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
-        """Losses [N] of targets [N] from hidden states [N, D] at the exit of a stack.
+        """Compute losses [N] of targets [N] from hidden states [N, D] at the exit of a stack.
 
         Args:
             losses_of: makes them of logits [n, V], where the mask token's is -inf, and targets [n]. It is called for
@@ -172,7 +172,7 @@ class Forward:
         return losses_in_pieces(normed, ends.head, targets, losses_of, mask_id=ends.mask_id, rows=rows, dtype=dtype)
 
     def _losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
-        """Losses [N] of logits that are in memory together."""
+        """Compute losses [N] of logits that are in memory together."""
         with self.placement.precision(index).autocast(self.device):
             logits = self.placement.ends(index).predictions(hidden, self.placement.stack(index).norm, ROWS_MULTIPLE)
         return losses_of(logits, targets)

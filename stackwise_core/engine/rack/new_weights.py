@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 SLICE = 1 << 24
-"""Numbers of a slice: few enough for several threads, and so many that no two slices of a rack have the same seed, of
-which torch's generator keeps 32 bits."""
+"""Numbers of a slice: few enough for several threads, and so many that hardly two slices of a rack have the same seed,
+of which torch's generator keeps 32 bits (4,200 slices of 70B: a chance of 0.2 %)."""
 
 
 class Normal(NamedTuple):

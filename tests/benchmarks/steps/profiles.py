@@ -29,7 +29,7 @@ class Profile:
     others: float
     """Share of all other operators."""
     idle: float
-    """What is left: Python and waiting on a CPU; on a CUDA device the time in which it had nothing to do."""
+    """Share of Python and waiting on a CPU; on a CUDA device, of the time in which it had nothing to do."""
 
 
 def profile_of(take: Callable[[Watch, Watch], object], steps: int, device: torch.device) -> Profile:

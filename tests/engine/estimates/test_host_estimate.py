@@ -3,7 +3,7 @@ import pytest
 
 from stackwise_core.engine.estimates.host_estimate import (
     host_memory,
-    page_locked,
+    page_locked_bytes,
     reading_ahead,
     waiting_in_memory,
 )
@@ -26,7 +26,7 @@ def streamed(tmp_path):
 @pytest.mark.parametrize(("size", "taken"), [(1, 1), (512, 512), (513, 1024), (939_524_096, 1 << 30)])
 def test_a_page_locked_tensor_takes_a_power_of_two(size, taken):
     """As torch's allocator for the host rounds it."""
-    assert page_locked(size) == taken
+    assert page_locked_bytes(size) == taken
 
 
 def test_what_waits_is_rounded_tensor_by_tensor(streamed):
@@ -34,7 +34,7 @@ def test_what_waits_is_rounded_tensor_by_tensor(streamed):
     setup, phase = streamed
     sizes = [tensor.numel() for tensor in new_stack(setup.spec, 0, seed=1).parameters()]
     of_a_batch = 4 * setup.spec.d_model * setup.spec.seq_len * setup.config.training.batch_size
-    expected = 3 * 4 * sum(page_locked(4 * size) for size in sizes) + 2 * (3 + 1) * page_locked(of_a_batch)
+    expected = 3 * 4 * sum(page_locked_bytes(4 * size) for size in sizes) + 2 * (3 + 1) * page_locked_bytes(of_a_batch)
     assert waiting_in_memory(phase, {}, setup) == expected
     assert offloaded_bytes(phase, {}, setup) < expected < 2 * offloaded_bytes(phase, {}, setup)
 
@@ -54,4 +54,4 @@ def test_a_host_holds_the_process_what_waits_the_boundaries_and_a_stack(tmp_path
 def test_a_disk_is_read_into_three_buffers(streamed):
     """Each of them takes the largest entry."""
     setup, phase = streamed
-    assert reading_ahead(phase, {}, setup) == 3 * page_locked(4 * setup.spec.stack_parameters(0))
+    assert reading_ahead(phase, {}, setup) == 3 * page_locked_bytes(4 * setup.spec.stack_parameters(0))

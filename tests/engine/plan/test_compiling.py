@@ -15,8 +15,9 @@ LONG = 1e5
 def planned(tmp_path, monkeypatch):
     """Plan a tiny run, whose phases take as long as is asked for, and decide what is compiled."""
 
-    def planned(asked, seconds, changes=None, missing=""):
+    def planned(asked, seconds, changes=None, missing="", narrowest=1):
         monkeypatch.setattr(compiling, "missing_for_compiling", lambda device: missing)
+        monkeypatch.setattr(compiling, "NARROWEST", {"cpu": narrowest})
         run = TinyRun.of(tmp_path, {"training.epochs_per_stack": 1} | (changes or {}))
         setup = evolve(run.setup, config=evolve(run.setup.config, run=evolve(run.setup.config.run, compile=asked)))
         return with_compiling([evolve(each, seconds=seconds) for each in run.plan.phases], setup)
@@ -34,6 +35,12 @@ def test_blocks_are_compiled_where_that_repays_or_is_asked_for(planned, asked, s
     assert [each.compiles for each in phases] == [compiles] * 3
     assert phases[0].seconds == pytest.approx(seconds * (1 - SAVED["cpu"] * compiles))
     assert bool(notes) is compiles
+
+
+def test_narrow_racks_are_left_eager_however_long_they_train(planned):
+    """Unless it is asked for, and then the plan's time is that of eager blocks."""
+    assert not any(each.compiles for each in planned("auto", LONG, narrowest=256)[0])
+    assert [(each.compiles, each.seconds) for each in planned(True, 1.0, narrowest=256)[0]] == [(True, 1.0)] * 3
 
 
 def test_without_a_compiler_auto_leaves_blocks_and_says_so(planned):

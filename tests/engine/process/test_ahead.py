@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -51,18 +52,25 @@ def test_an_error_arrives_at_its_place():
     assert not workers()
 
 
-def test_closing_ends_the_workers():
+def test_closing_ends_the_workers(monkeypatch):
     """Calls that haven't begun are never made."""
-    gate, begun = threading.Event(), []
+    gate, begun, cancel = threading.Event(), [], Future.cancel
 
     def wait() -> None:
         begun.append(True)
         gate.wait(10)
 
+    def cancelled(future: Future) -> bool:
+        done = cancel(future)
+        canceled.append(done)
+        if len(canceled) == 4:  # of all that were ahead
+            gate.set()
+        return done
+
+    canceled: list[bool] = []
+    monkeypatch.setattr(Future, "cancel", cancelled)
     results = made_ahead([lambda: None, *[wait] * 8], 1, 4)
     next(results)
-    closing = threading.Timer(0.02, gate.set)
-    closing.start()
     results.close()
     assert not workers()
-    assert len(begun) <= 1
+    assert len(begun) == canceled.count(False) <= 1
