@@ -28,10 +28,10 @@ class Job(Generic[Result]):
             torch.cuda.current_stream().wait_event(event)
         return found
 
-    def raise_error(self) -> None:
-        """Raise what the work raised, if it is done; don't wait for it."""
-        if self._future.done():
-            self._future.result()
+    @property
+    def is_done(self) -> bool:
+        """Whether the work is over, or has failed."""
+        return self._future.done()
 
 
 class Background:

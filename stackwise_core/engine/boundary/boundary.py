@@ -13,6 +13,7 @@ ahead, all while the main thread computes. Stores are called by one of the two a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -174,6 +175,7 @@ class Boundary:
             self._background.stop()
         for part in parts:  # once all are put, since a later one may drive out an earlier one
             self._hold(part, entries)
+        del entries
         if self._lost != lost:
             yield from self._hold_driven_out(whole, number)
         trim_heap()
@@ -233,11 +235,14 @@ class Boundary:
         return _Part(draws, self._keys(draws)[: len(samples)], slice(first, first + len(samples)))
 
     def _room(self, parts: Sequence[_Part]) -> Tensor:
-        """Return entries [n, T, row], not filled yet, of some chunks; on the device where there is room for them."""
+        """Return entries [n, T, row], not filled yet, of some chunks; on the device where there is room for them.
+
+        Others that are held may be there.
+        """
         shape, dtype, device = (parts[-1].rows.stop, *self.layout.shape), self.layout.torch_dtype, self._forward.device
         if device.type == "cpu":
             return torch.empty(shape, dtype=dtype)
-        if parts[-1].rows.stop * self.layout.bytes_per_entry <= self._device_room:
+        if not self._held and parts[-1].rows.stop * self.layout.bytes_per_entry <= self._device_room:
             return torch.empty(shape, dtype=dtype, device=device)
         return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
@@ -247,9 +252,8 @@ class Boundary:
         Args:
             keeps: whether what is done goes into the store, which has all of it in the end.
         """
-        for part in parts:
-            self._take_from_below(part, entries)
-        putting: list[Job[None]] = []
+        self._take_from_below(parts, entries)
+        putting = deque[Job[None]]()
         done, left = 0, list(parts)
         while left:
             total = done + sum(len(self.trunk) - part.behind for part in left)
@@ -268,8 +272,8 @@ class Boundary:
                             if keeps:
                                 work = partial(self._keep, part, entries)
                                 putting.append(self._background.submit(work, reads_host=entries.device.type == "cpu"))
-                        for job in putting:
-                            job.raise_error()
+                        while putting and putting[0].is_done:
+                            putting.popleft().result()
                         done += 1
                         yield done, total
             for part in left:  # the boundary below had lost them: from the tokens on
@@ -302,10 +306,12 @@ class Boundary:
             found = first_not_finite(self._forward, self.trunk[: place + 1], part.draws)
             raise StackwiseError(found or str(error)) from error
 
-    def _take_from_below(self, part: _Part, entries: Tensor) -> None:
+    def _take_from_below(self, parts: Sequence[_Part], entries: Tensor) -> None:
         """Begin with the boundary below, where it has all of a chunk; it is read before anything is put."""
         below = self._below
-        if below is not None and below.has(part.keys):
+        if below is None:
+            return
+        for part in [part for part in parts if below.has(part.keys)]:  # all are asked for before any is read
             part.from_below = self._background.submit(partial(below.take, part.keys, entries[part.rows]))
             part.behind = len(below.trunk)
 
@@ -505,7 +511,8 @@ class Boundary:
         entries = self._room([part])
         for _ in self._pass_trunk([part], entries):
             """One chunk is no progress to speak of."""
-        self._keep(part, entries)
+        keep = partial(self._keep, part, entries)
+        self._background.submit(keep, reads_host=entries.device.type == "cpu").result()
         made = dict(zip(part.keys, entries, strict=True))
         self._held |= made
         return made

@@ -53,7 +53,9 @@ def host_memory(phase: Phase, on_stacks: Mapping[int, int], in_memory: int, setu
         waits: bytes of page-locked buffers.
     """
     spec = setup.spec
-    window = largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry if phase.frozen_prefix else 0
+    window = 0
+    if phase.frozen_prefix:
+        window = page_locked_bytes(largest_window(setup) * boundary_layout(phase, setup).bytes_per_entry)
     stacks = [spec.stack_parameters(stack) + on_stacks.get(stack, 0) for stack in phase.path]
     return HostMemory(
         process=psutil.Process().memory_info().rss,

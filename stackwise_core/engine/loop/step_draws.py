@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import chain
 
@@ -105,12 +106,18 @@ class StepDraws:
         return StepBatches.of(draws, number, self.objective, self.device)
 
     @staticmethod
-    def _announced(steps: Iterator[StepBatches], boundary: Boundary) -> Iterator[StepBatches]:
+    def _announced(steps: Generator[StepBatches], boundary: Boundary) -> Iterator[StepBatches]:
         """Yield steps, each once the next one is announced, so that a store can begin to read what that needs."""
-        current = next(steps, None)
-        while current is not None:
-            following = next(steps, None)
-            for batch in () if following is None else following.batches:
-                boundary.prefetch(batch.draws)
-            yield current
-            current = following
+        with closing(steps):
+            current = announced(next(steps, None), boundary)
+            while current is not None:
+                following = announced(next(steps, None), boundary)
+                yield current
+                current = following
+
+
+def announced(step: StepBatches | None, boundary: Boundary) -> StepBatches | None:
+    """Announce the batches of a step, if there is one, to the boundary that they are read from; return the step."""
+    for batch in () if step is None else step.batches:
+        boundary.prefetch(batch.draws)
+    return step

@@ -59,7 +59,11 @@ def update_weights(
         norm: fp32 [], that the gradients are clipped by.
         is_good: bool [], on the device. An optimizer that isn't one of torch's fused ones makes the host wait for it.
     """
-    kept, optimizer.param_groups = optimizer.param_groups, list(groups)
+    chosen = {id(group) for group in groups}
+    others = [each for group in optimizer.param_groups if id(group) not in chosen for each in group["params"]]
+    waiting = [each.grad for each in others]
+    for each in others:
+        each.grad = None  # without which an optimizer leaves a parameter alone
     try:
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             _update_on_device(optimizer, norm, is_good, training.max_grad_norm)
@@ -69,7 +73,8 @@ def update_weights(
                 torch.nn.utils.clip_grads_with_norm_(parameters, training.max_grad_norm, norm)
             optimizer.step()
     finally:
-        optimizer.param_groups = kept
+        for each, gradient in zip(others, waiting, strict=True):
+            each.grad = gradient
 
 
 def _update_on_device(optimizer: Any, norm: Tensor, is_good: Tensor, most: float) -> None:

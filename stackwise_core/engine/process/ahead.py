@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -11,7 +11,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def made_ahead(calls: Iterable[Callable[[], Result]], workers: int, ahead: int) -> Iterator[Result]:
+def made_ahead(calls: Iterable[Callable[[], Result]], workers: int, ahead: int) -> Generator[Result]:
     """Yield the results of calls in their order, ``ahead`` of which are under way or waiting at any time.
 
     Closing the iterator ends the workers: calls that haven't begun are dropped, those that have are waited for.

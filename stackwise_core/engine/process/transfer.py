@@ -23,7 +23,7 @@ class Sent:
 
     def arrived(self) -> tuple[Tensor, ...]:
         """Return the tensors; what the device is given to compute from now on waits for them, the host doesn't."""
-        if self.copied is not None:
+        if self.copied is not None and self.tensors:
             computing = torch.cuda.current_stream(self.tensors[0].device)
             computing.wait_event(self.copied)
             for each in self.tensors:

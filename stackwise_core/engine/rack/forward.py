@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from stackwise_core.engine.rack.attention_context import AttentionContext, Docum
 from stackwise_core.engine.rack.compiled_blocks import through_compiled
 from stackwise_core.engine.rack.head_pieces import (
     ROWS_MULTIPLE,
+    Context,
     TokenLosses,
     cross_entropies,
     losses_in_pieces,
@@ -169,7 +171,8 @@ class Forward:
         if len(hidden) <= rows:
             return self._losses(index, hidden, targets, losses_of)
         ends, (normed, dtype) = self.placement.ends(index), self._entering(index, hidden)
-        return losses_in_pieces(normed, ends.head, targets, losses_of, mask_id=ends.mask_id, rows=rows, dtype=dtype)
+        how: dict[str, Any] = {"mask_id": ends.mask_id, "rows": rows, "dtype": dtype, "context": self._autocast(index)}
+        return losses_in_pieces(normed, ends.head, targets, losses_of, **how)
 
     def _losses(self, index: int, hidden: Tensor, targets: Tensor, losses_of: TokenLosses) -> Tensor:
         """Compute losses [N] of logits that are in memory together."""
@@ -194,9 +197,12 @@ class Forward:
             losses = self._losses(index, hidden, targets, losses_of)
             return (weights.to(losses) * losses).sum()
         ends, (normed, dtype) = self.placement.ends(index), self._entering(index, hidden)
-        return weighted_loss(
-            normed, ends.head, targets, weights, losses_of, mask_id=ends.mask_id, rows=rows, dtype=dtype
-        )
+        how: dict[str, Any] = {"mask_id": ends.mask_id, "rows": rows, "dtype": dtype, "context": self._autocast(index)}
+        return weighted_loss(normed, ends.head, targets, weights, losses_of, **how)
+
+    def _autocast(self, index: int) -> Context:
+        """Return the maker of the context that a stack's precision computes in."""
+        return partial(self.placement.precision(index).autocast, self.device)
 
     def _entering(self, index: int, hidden: Tensor) -> tuple[Tensor, torch.dtype]:
         """Return hidden states [N, D] as the head reads them, and the number format of its products."""

@@ -7,6 +7,7 @@ soon as its logits are there. So the logits of no two pieces are in memory toget
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ PIECE_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits of a piece, at most, by device: 64 MiB and 1 GiB in fp32. On a CPU a step takes the same time with pieces of
 any size (docs/benchmarks/head.md). On a GPU a piece has to be larger: it reads and writes the head's whole gradient,
 which takes as long there as the products of a few hundred rows. That is reckoned, not measured."""
+
+Context = Callable[[], AbstractContextManager[Any]]
+"""Maker of a context."""
 
 TokenLosses = Callable[[Tensor, Tensor], Tensor]
 """Losses [N] from logits [N, V] and targets [N]."""
@@ -68,11 +72,14 @@ def losses_in_pieces(
     mask_id: int,
     rows: int,
     dtype: torch.dtype,
+    context: Context = nullcontext,
 ) -> Tensor:
     """Compute losses [N] a piece of rows at a time. Arguments as for ``weighted_loss``."""
     matrix, every = head.to(dtype), []
     for piece in pieces(len(normed), rows):
-        logits = possible(linear(padded(normed[piece], ROWS_MULTIPLE).to(dtype), matrix), mask_id)  # [n, V]
+        with context():
+            logits = linear(padded(normed[piece], ROWS_MULTIPLE).to(dtype), matrix)
+        logits = possible(logits, mask_id)  # [n, V]
         every.append(losses_of(logits[: len(targets[piece])], targets[piece]))
         del logits  # before those of the next piece
     return torch.cat(every)
@@ -88,6 +95,7 @@ def weighted_loss(
     mask_id: int,
     rows: int,
     dtype: torch.dtype,
+    context: Context = nullcontext,
 ) -> Tensor:
     """Compute the sum of weight times loss over tokens, a piece of rows at a time; its gradients are ready with it.
 
@@ -102,8 +110,9 @@ def weighted_loss(
         losses_of: losses [n] of a piece's logits [n, V], where the mask token's is -inf, and targets [n].
         rows: of a piece.
         dtype: that the products are computed in.
+        context: in which the logits are, a precision's.
     """
-    loss: Tensor = _InPieces.apply(normed, head, targets, weights, losses_of, mask_id, rows, dtype)
+    loss: Tensor = _InPieces.apply(normed, head, targets, weights, losses_of, mask_id, rows, dtype, context)
     return loss
 
 
@@ -121,10 +130,12 @@ class _InPieces(torch.autograd.Function):
         mask_id: int,
         rows: int,
         dtype: torch.dtype,
+        context: Context,
     ) -> Tensor:
         of_hidden, of_head = ctx.needs_input_grad[:2]
         if not of_hidden and not of_head:
-            losses = losses_in_pieces(normed, head, targets, losses_of, mask_id=mask_id, rows=rows, dtype=dtype)
+            how: dict[str, Any] = {"mask_id": mask_id, "rows": rows, "dtype": dtype, "context": context}
+            losses = losses_in_pieces(normed, head, targets, losses_of, **how)
             return (weights.to(losses) * losses).sum()
         matrix = head.to(dtype)  # once, not once a piece
         hidden_gradient = torch.empty_like(normed) if of_hidden else None
@@ -132,7 +143,9 @@ class _InPieces(torch.autograd.Function):
         every = []
         for piece in pieces(len(normed), rows):
             entering = padded(normed[piece], ROWS_MULTIPLE).to(dtype)  # [n, D]
-            logits = possible(linear(entering, matrix), mask_id)  # [n, V]
+            with context():
+                logits = linear(entering, matrix)
+            logits = possible(logits, mask_id)  # [n, V]
             losses, gradient = _with_gradient(logits, targets[piece], weights[piece], losses_of)
             del logits
             gradient[:, mask_id] = 0  # of what was put there
@@ -152,7 +165,7 @@ class _InPieces(torch.autograd.Function):
     def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [None if each is None else each.mul_(arriving) for each in ctx.gradients]
         ctx.gradients = ()  # a parameter without a gradient takes the tensor itself, if nobody else has it
-        return *gradients, None, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None, None
 
 
 def _with_gradient(logits: Tensor, targets: Tensor, weights: Tensor, losses_of: TokenLosses) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from stackwise_core.interfaces.component import ContractError
 from stackwise_core.interfaces.phase import Phase
 from stackwise_core.interfaces.precision import Precision
 
-TRIM_AFTER = 32 << 20
+TRIM_AFTER = 16 << 20
 """Bytes of stacks that leave before the heap is trimmed: each time costs all pages that the next step takes anew."""
 
 

@@ -46,7 +46,7 @@ def test_a_host_holds_the_process_what_waits_the_boundaries_and_a_stack(tmp_path
     host, without_trunk = (host_memory(each, {}, 1000, setup, waits=70) for each in (second, first))
     assert host.process == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert (host.offloaded, without_trunk.boundaries) == (70, 1000)
-    assert host.boundaries == 1000 + largest_window(setup) * 4 * 32 * 32
+    assert host.boundaries == 1000 + page_locked_bytes(largest_window(setup) * 4 * 32 * 32)
     assert host.reading == 4 * max(setup.spec.stack_parameters(1), setup.spec.embedding_parameters)
     assert host.total == host.process + 70 + host.boundaries + host.reading
 
