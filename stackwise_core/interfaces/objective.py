@@ -48,8 +48,8 @@ class Predicted:
 class Objective(Component):
     """Loss of a training step: the sum of ``weights`` times ``losses``, divided by the sum of ``count``.
 
-    Both sums run over all forward passes of the optimizer step. By default each token's loss is its cross entropy, under
-    the phase's weighting. ``weights``, ``count`` and ``corrupt`` are called by worker threads, also while the main thread
+    Both sums run over all forward passes of the optimizer step. By default each token's loss is its cross entropy,
+    under the phase's weighting. Worker threads call ``weights``, ``count`` and ``corrupt``, also while the main thread
     validates: keep nothing between calls.
     """
 
