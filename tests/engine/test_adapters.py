@@ -23,6 +23,7 @@ from stackwise_core.engine.phases.phase_boundaries import boundary_layout
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan.plan import make_plan
 from stackwise_core.errors import UsageError
+from tests.same_numbers import assert_same_numbers
 from tests.tiny import TEXT, Ran, backward, run_tiny, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -95,7 +96,7 @@ def test_peft_loads_a_rack_of_two_adapters_a_stack(dual, without_stackwise):
     for index in path:
         hidden = forward.through(index, hidden, context)
     ours = forward.placement.ends(2).logits(hidden, forward.placement.stack(2).norm)
-    assert torch.equal(theirs, ours)
+    assert_same_numbers(ours, theirs)
 
     # The adapters have a part in it.
     directory = dual.engine.files
@@ -231,7 +232,7 @@ def test_dropout_is_for_training_steps_only(dropping):
     """Boundaries and evaluation are computed without gradients, and so without it."""
     forward = dropping.engine.forward
     forward.placement.bring((0,), active=())
-    hidden, context = torch.randn(2, 32, 32), forward.context(torch.ones(2, 32))
+    hidden, context = torch.randn(2, 32, 32, device=forward.device), forward.context(torch.ones(2, 32))
 
     def twice() -> list[torch.Tensor]:
         return [forward.through(0, hidden, context).detach() for _ in range(2)]

@@ -73,8 +73,8 @@ def test_too_many_in_a_row_stop_the_run_at_its_last_good_checkpoint(tmp_path, mo
     assert "the loss is inf. It is number 3 of bad steps in a row." in message
     run = RunDirectory(tmp_path / "runs" / "tiny")
     _, kept = run.read_checkpoint(run.checkpoints()[-1])
-    assert all(torch.equal(kept[f"rack.{name}"], each) for name, each in weights[4].items())
-    assert not all(torch.equal(kept[f"rack.{name}"], each) for name, each in weights[3].items())
+    assert all(torch.equal(kept[f"rack.{name}"], each.cpu()) for name, each in weights[4].items())
+    assert not all(torch.equal(kept[f"rack.{name}"], each.cpu()) for name, each in weights[3].items())
 
 
 def test_bad_steps_that_are_not_in_a_row_do_not_stop_a_run(tmp_path, monkeypatch):

@@ -211,9 +211,9 @@ def test_a_new_stack_begins_as_asked(tmp_path, mode, start):
             neighbour = stack + 1 if mode == "prepend" else stack - 1
             if start == "copy":
                 master = ran.engine.files.read_stack(neighbour)
-                assert all(torch.equal(state[name], master[name]) for name in master)
+                assert all(torch.equal(state[name].cpu(), master[name]) for name in master)
             else:
-                hidden = torch.randn(2, 32, 32)
+                hidden = torch.randn(2, 32, 32, device=forward.device)
                 context = forward.context(torch.ones(2, 32))
                 assert torch.equal(forward.through(stack, hidden, context), hidden)
             begun.append(stack)
@@ -584,7 +584,7 @@ def test_masters_on_disk_are_the_full_precision_weights(tmp_path):
         held = ran.engine.placement.stack(index).state_dict()
         assert {tensor.dtype for tensor in master.values()} == {torch.float32}
         for name, tensor in master.items():
-            assert torch.equal(held[name], tensor.to(held[name].dtype))
+            assert torch.equal(held[name].cpu(), tensor.to(held[name].dtype))
         assert held["norm.weight"].dtype == (torch.float32 if index == 2 else torch.bfloat16)
 
 
@@ -673,7 +673,7 @@ def test_any_plan_is_executed(tmp_path):
     assert losses["top again"][-1] < losses["top"][0]
     master = load_file(ran.directory / "stacks/002.safetensors")
     held = ran.engine.placement.stack(2).state_dict()
-    assert all(torch.equal(held[name], tensor) for name, tensor in master.items())
+    assert all(torch.equal(held[name].cpu(), tensor) for name, tensor in master.items())
     assert ran.engine.placement.stack(0).state_dict()["norm.weight"].dtype == torch.bfloat16
 
 
