@@ -111,7 +111,9 @@ class Memory(CacheBackend):
         return min(size, self.device_room if self.options.device_memory is None else self.options.device_memory)
 
     def open(self, directory: Path, layout: Layout, capacity: int | None) -> MemoryStore:
-        if layout not in self._pools or not self._pools[layout].bytes:  # the device's share may be another by now
+        pool, device_bytes = self._pools.get(layout), self.bytes_on_device(1 << 62)
+        if pool is None:
             device = torch.device("cpu") if self.device is None else self.device
-            self._pools[layout] = Pool(layout, device, self.bytes_on_device(1 << 62))
-        return MemoryStore(layout, capacity, self._pools[layout])
+            pool = self._pools[layout] = Pool(layout, device, device_bytes)
+        pool.resize(device_bytes)
+        return MemoryStore(layout, capacity, pool)

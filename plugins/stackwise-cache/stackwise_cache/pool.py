@@ -47,6 +47,11 @@ class Pool:
         self._copies: torch.cuda.Event | None = None
         """The last copy to a CUDA device that may still read page-locked rows."""
 
+    def resize(self, device_bytes: int) -> None:
+        """Change the most bytes in the device's memory; what is there stays there."""
+        self._left_on_device += device_bytes - self._device_bytes
+        self._device_bytes = device_bytes
+
     @property
     def bytes(self) -> int:
         """Bytes of all blocks."""
@@ -76,7 +81,7 @@ class Pool:
         size = min(max(self.bytes, SMALLEST_BLOCK), LARGEST_BLOCK)
         row = self._layout.bytes_per_entry
         count = max(1, size // row if most is None else min(size // row, most))
-        on_device = min(count, self._left_on_device // row)
+        on_device = min(count, max(0, self._left_on_device) // row)
         if self._device.type == "cpu" or not on_device:
             pinned = self._device.type == "cuda"
             return _Block(self._empty(count, torch.device("cpu"), pinned=pinned))

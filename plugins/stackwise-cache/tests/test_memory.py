@@ -52,7 +52,21 @@ def test_a_device_keeps_what_the_option_or_the_plan_leaves_it(tmp_path):
         backend = Memory(options)
         backend.device, backend.device_room = torch.device(device), 500
         assert (backend.bytes_on_device(1000), backend.bytes_on_device(100)) == (expected, min(expected, 100))
+        measured = backend.open(tmp_path, LAYOUT, None)
+        measured.close()
         store = backend.open(tmp_path, LAYOUT, None)
         store.put(keys_of(1), entries_of(LAYOUT, 1))
         (pool,) = backend._pools.values()
         assert [each.type for each in pool.devices] == ["meta" if expected >= LAYOUT.bytes_per_entry else "cpu"]
+
+
+def test_a_pool_that_is_there_follows_the_plan(tmp_path):
+    """A store that is measured before the plan is made leaves a pool, which has the device's share afterwards."""
+    backend = Memory(MemoryOptions())
+    backend.device = torch.device("meta")
+    backend.open(tmp_path, LAYOUT, None).close()
+    backend.device_room = 10_000
+    store = backend.open(tmp_path, LAYOUT, None)
+    store.put(keys_of(1), entries_of(LAYOUT, 1))
+    (pool,) = backend._pools.values()
+    assert [each.type for each in pool.devices] == ["meta"]
