@@ -5,8 +5,8 @@
 The last of four stacks (two blocks, d_model 256, 256 tokens, batches of 16, bf16; six steps over one window): steps of
 the same phase on tensors, from the memory and the disk backend, each read inline and by a thread beside; and the time
 in which such a window is made, with entries put inline and by that thread. Ratios within a round, medians of
-alternating rounds, of which the first doesn't count. Prints JSON: the speed of tensors is 1. The clock ``cpu`` counts the
-process's own time, on a machine that others use.
+alternating rounds, of which the first doesn't count. Prints JSON: the speed of tensors is 1. The clock ``cpu`` counts
+the process's own time, on a machine that others use.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Life:
     """Number of times that it began to put boundaries in that phase."""
     reads: int = 0
     """Number of batches that it compared, in any phase."""
+    beside: bool = False
+    """Whether a thread beside the main one calls the stores."""
     late: bool = False
     """Whether the phase was over before the instant had come."""
     status: int = 0
@@ -65,7 +68,8 @@ def survive(request: dict[str, Any]) -> dict[str, Any]:
     killed, lives = directory / "runs" / "tiny-2", list[Life]()
     for phase in [*phases_to_be_killed_in(run.plan, request["kills"]), None]:
         begun = killed if killed.exists() else None
-        lives.append(live(run, begun, Life(phase, rng.choice(request["ways"]) if phase else "none"), rng))
+        way = rng.choice(request["ways"]) if phase else "none"
+        lives.append(live(run, begun, Life(phase, way, beside=request["beside"]), rng))
         if lives[-1].status not in (0, -signal.SIGKILL):
             break
         if request["plant"] and len(lives) == 1:
@@ -126,6 +130,8 @@ def work(run: TinyRun, directory: Path | None, life: Life, changes: int, tell: C
             os._exit(WRONG)
         return hidden
 
+    if life.beside:
+        Boundary.__init__ = partialmethod(Boundary.__init__, beside=True)  # type: ignore[method-assign]
     unwatched_keep, unwatched_read = Boundary._keep, Boundary.read
     Boundary._keep, Boundary.read = keep, read  # type: ignore[method-assign]
     torch.manual_seed(torch.seed())

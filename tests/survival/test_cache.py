@@ -50,6 +50,7 @@ DISK = {"use": "disk", "shard_entries": 6}  # chunks have 16: at most instants a
 KILLED: dict[str, dict[str, Any]] = {
     "disk": {"cache": DISK, "ways": ["instant", "change"], "kills": 5},
     "half the room": {"cache": DISK | {"capacity": BOUNDARIES // 2 * ENTRY}, "ways": ["instant", "change"], "kills": 3},
+    "beside": {"cache": DISK, "ways": ["instant", "change"], "kills": 3, "beside": True},
     "lmdb": {"cache": {"use": "lmdb", "batch_entries": 6}, "ways": ["instant"], "kills": 2},
     "wrong entries": {"cache": DISK, "ways": ["instant"], "kills": 1, "plant": True},
 }
@@ -65,6 +66,7 @@ def survived(tmp_path_factory) -> dict[str, Any]:
             "changes": SMALL_WINDOWS | {"cache_backend": each["cache"]},
             "ways": each["ways"],
             "kills": each["kills"],
+            "beside": each.get("beside", False),
             "plant": each.get("plant", False),
             "seed": seed,
         }
@@ -88,7 +90,7 @@ def test_a_run_that_is_killed_while_boundaries_are_written_ends_with_the_same_bi
     assert last["status"] == 0
     assert {life["status"] for life in killed} == {-signal.SIGKILL}
     within = [life for life in killed if life["puts"] and not life["late"]]
-    assert len(within) >= {"disk": 12, "half the room": 7, "lmdb": 4}[run]
+    assert len(within) >= {"disk": 12, "half the room": 7, "beside": 7, "lmdb": 4}[run]
     assert {life["phase"] for life in within} == {"stack 1", "stack 2", "stack 3"}
     assert {life["way"] for life in within} == set(KILLED[run]["ways"])
     assert sum(life["reads"] for life in killed) > 20

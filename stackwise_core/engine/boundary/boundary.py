@@ -134,7 +134,7 @@ class Boundary:
         """Number of entries that weren't put, since the store is another run's."""
         self.counts = BoundaryCounts()
         self._device_room = device_room
-        # On a CPU a thread has nothing to give: it takes the cores that compute (docs/benchmarks/cache.md).
+        # On a CPU a thread has nothing to give: it takes the cores that compute (docs/log.md).
         self._beside = forward.device.type == "cuda" if beside is None else beside
         self._background = Background(forward.device, has_thread=self._beside)
         self._ahead: ReadAhead | None = None
