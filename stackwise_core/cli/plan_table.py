@@ -40,6 +40,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def print_prices(console: Console, plan: Plan) -> None:
     """Print where each phase's trunk and boundary are, and what both ways of having them cost."""
+    timed = any(each.boundary is not None and each.boundary.cached_seconds is not None for each in plan.phases)
     rows = [
         (
             planned.phase.name,
@@ -50,8 +51,7 @@ def print_prices(console: Console, plan: Plan) -> None:
             str(ByteSize(prices.bytes)),
             count(prices.cached),
             count(prices.recomputed),
-            _time(prices.cached_seconds),
-            _time(prices.recomputed_seconds),
+            *([_time(prices.cached_seconds), _time(prices.recomputed_seconds)] if timed else []),
         )
         for planned in plan.phases
         if (prices := planned.boundary) is not None
@@ -64,7 +64,9 @@ def print_prices(console: Console, plan: Plan) -> None:
         highlight=False,
         soft_wrap=not console.is_terminal,
     )
-    costs = ("streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew", "time cached", "time anew")
+    costs = ["streamed", "in memory", "cached", "FLOPs cached", "FLOPs anew"]
+    if timed:
+        costs += ["time cached", "time anew"]
     print_table(console, ("phase", "trunk", "boundary", *costs), abridged(rows), left=3)
 
 

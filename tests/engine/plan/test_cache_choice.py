@@ -1,6 +1,10 @@
+import io
+
 import pytest
 from attrs import evolve
+from rich.console import Console
 
+from stackwise_core.cli.plan_table import print_prices
 from stackwise_core.engine.events.events import RunStarted, StepDone
 from stackwise_core.engine.phases.setup import set_up
 from stackwise_core.engine.plan import cache_choice
@@ -28,9 +32,17 @@ SLOW_DEVICE, FAST_DEVICE = Speed(1e6, 1e6), Speed(1e15, 1e15)
 SLOW, FAST = StoreRates(1e4, 1e4), StoreRates(1e15, 1e15)
 
 
+def shown(plan: Plan) -> str:
+    """The table of both ways, as ``stackwise plan`` prints it."""
+    console = Console(file=io.StringIO(), width=200)
+    print_prices(console, plan)
+    return console.file.getvalue()
+
+
 def test_both_ways_take_what_can_be_counted_by_hand(tmp_path, monkeypatch):
     """A boundary is written once a draw, and read once an epoch and for the boundary above."""
     plan, _ = plan_at(tmp_path, monkeypatch, SLOW_DEVICE, FAST)
+    assert "time cached" not in shown(plan)
     setup = set_up(*tiny_config(tmp_path, {"cache_backend": {"use": "disk"}, "rack.stacks": 4}))
     phases = [planned.phase for planned in plan.phases]
     samples = len(setup.corpus.train)
@@ -66,6 +78,9 @@ def test_a_slow_store_is_left_alone(tmp_path, monkeypatch):
     (said,) = (note for note in plan.notes if "The cache is off" in note)
     assert said.startswith("The cache is off in stack 1, stack 2, stack 3: computing boundaries anew takes about ")
     assert '(10 kB/s written, 10 kB/s read). The bits are the same; training.boundaries = "cache"' in said
+    table = shown(plan)
+    assert "time cached" in table
+    assert table.count("made anew") == 1 + 3
     record = plan.to_json()["phases"][1]
     assert record["recomputed"] is True
     assert record["boundary"]["cached_seconds"] == plan.phases[1].boundary.cached_seconds
