@@ -1,5 +1,3 @@
-import io
-
 import pytest
 from attrs import evolve
 from rich.console import Console
@@ -32,17 +30,11 @@ SLOW_DEVICE, FAST_DEVICE = Speed(1e6, 1e6), Speed(1e15, 1e15)
 SLOW, FAST = StoreRates(1e4, 1e4), StoreRates(1e15, 1e15)
 
 
-def shown(plan: Plan) -> str:
-    """The table of both ways, as ``stackwise plan`` prints it."""
-    console = Console(file=io.StringIO(), width=200)
-    print_prices(console, plan)
-    return console.file.getvalue()
-
-
-def test_both_ways_take_what_can_be_counted_by_hand(tmp_path, monkeypatch):
+def test_both_ways_take_what_can_be_counted_by_hand(tmp_path, monkeypatch, capsys):
     """A boundary is written once a draw, and read once an epoch and for the boundary above."""
     plan, _ = plan_at(tmp_path, monkeypatch, SLOW_DEVICE, FAST)
-    assert "time cached" not in shown(plan)
+    print_prices(Console(width=200), plan)
+    assert "time cached" not in capsys.readouterr().out
     setup = set_up(*tiny_config(tmp_path, {"cache_backend": {"use": "disk"}, "rack.stacks": 4}))
     phases = [planned.phase for planned in plan.phases]
     samples = len(setup.corpus.train)
@@ -64,7 +56,7 @@ def test_a_margin_and_a_second_are_between_them():
     assert [BoundarySeconds(*seconds).favour_recomputing for seconds, _ in cases] == [each for _, each in cases]
 
 
-def test_a_slow_store_is_left_alone(tmp_path, monkeypatch):
+def test_a_slow_store_is_left_alone(tmp_path, monkeypatch, capsys):
     """The plan shows both prices, says why, needs no disk, and no phase is made from a boundary that isn't kept."""
     monkeypatch.setattr(cache_choice, "SLOWEST", SLOW)
     plan, measured = plan_at(tmp_path, monkeypatch, FAST_DEVICE, SLOW)
@@ -78,7 +70,8 @@ def test_a_slow_store_is_left_alone(tmp_path, monkeypatch):
     (said,) = (note for note in plan.notes if "The cache is off" in note)
     assert said.startswith("The cache is off in stack 1, stack 2, stack 3: computing boundaries anew takes about ")
     assert '(10 kB/s written, 10 kB/s read). The bits are the same; training.boundaries = "cache"' in said
-    table = shown(plan)
+    print_prices(Console(width=200), plan)
+    table = capsys.readouterr().out
     assert "time cached" in table
     assert table.count("made anew") == 1 + 3
     record = plan.to_json()["phases"][1]
