@@ -94,6 +94,7 @@ def test_a_change_that_weights_depend_on_is_refused_with_what_changed(interrupte
 def test_a_change_that_no_weight_depends_on_may_be_accepted(interrupted, file):
     """It is refused without --accept-change. With it the run resumes and records the new value."""
     change = ("--set", "run.log_every=2", "--set", "evaluation.draws=1", "--set", "cache_backend.capacity=1 GB")
+    change += ("--set", "data.workers=0", "--set", "training.boundaries=cache")
     refused = run(file, *change)
     assert refused.exit_code == 2
     assert "--accept-change resumes it" in refused.output
