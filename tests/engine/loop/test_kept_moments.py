@@ -57,7 +57,7 @@ def watched(monkeypatch) -> list[dict]:
 
 
 def _copy(value):
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("residency", ["memory", "stream"])
