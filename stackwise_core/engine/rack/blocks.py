@@ -31,18 +31,20 @@ class RMSNorm(nn.RMSNorm):
 
 
 def rotary_tables(spec: RackSpec, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Compute cosines and sines [T, W] of rotary positions (Su et al. 2021), in Llama's rotate-half layout."""
+    """Compute cosines and sines [T, W] of rotary positions (Su et al. 2021), in Llama's rotate-half layout.
+
+    The sines of a head's lower half are negative, so that ``rotate`` needn't negate.
+    """
     half = torch.arange(0, spec.head_dim, 2, dtype=torch.int64, device=device).to(torch.float32)
     inverse_frequencies = 1.0 / (spec.rope_theta ** (half / spec.head_dim))  # [W/2]
     angles = torch.outer(torch.arange(tokens, device=device, dtype=torch.float32), inverse_frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + W/2) of a head [B, T, H, W] by its position's angle, from cosines and sines [T, 1, W]."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class Attention(nn.Module):
