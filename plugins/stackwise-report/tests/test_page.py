@@ -71,12 +71,13 @@ def test_the_headline_is_that_of_the_files(finished, one):
     """Bound, bits per byte, perplexity, time, peak, steps and tokens."""
     whole, phases = lines(finished, "likelihood")[-1], lines(finished, "phase")
     plan = json.loads((finished / "plan.json").read_text())
+    peak = max(phase["peak_bytes"] for phase in phases)
     for shown in (
         f"Bound (NELBO){whole['nats_per_token']:.4f}nats/token ± {whole['standard_error']:.4f}",
         f"Bits per byte{whole['bits_per_byte']:.4f}",
         f"Perplexity{2.718281828459045 ** whole['nats_per_token']:#.4g}a token, at most",
         f"Time{sum(phase['seconds'] for phase in phases):.1f} s",
-        f"Peak memory{max(phase['peak_bytes'] for phase in phases) / 1e6:.3g} MB",
+        f"Peak memory{peak / 1e6:.3g} MB" if peak < 999.5e6 else f"Peak memory{peak / 1e9:.3g} GB",
         f"Steps{sum(phase['steps'] for phase in phases)}3 phases",
         f"Tokens{sum(phase['tokens'] for phase in plan['phases']) / 1e3:.3g} k",
         f"Parameters{plan['rack']['parameters'] / 1e3:.3g} k",

@@ -215,10 +215,10 @@ def test_planned_passes_of_boundaries_are_those_that_happen(tmp_path, monkeypatc
     passes: dict[int, int] = {}
     take = Boundary._take_from_below
 
-    def counted(boundary, part, entries):
-        take(boundary, part, entries)
+    def counted(boundary, parts, entries):
+        take(boundary, parts, entries)
         depth = len(boundary.trunk)
-        passes[depth] = passes.get(depth, 0) + len(part.keys) * (depth - part.behind)
+        passes[depth] = passes.get(depth, 0) + sum(len(part.keys) * (depth - part.behind) for part in parts)
 
     monkeypatch.setattr(Boundary, "_take_from_below", counted)
     changes = {"trainer_mode.shares": [1, 2, 6, 6], "rack.stacks": 4, "training.masks_per_sample": 4}

@@ -137,12 +137,12 @@ def test_a_full_disk_is_one_error_and_costs_nothing(tmp_path, monkeypatch, kind)
     undisturbed = run_tiny(tmp_path / "undisturbed", STREAMED)
     write, written = disk._write, Counter()
 
-    def full(path: Path, tensors) -> None:
+    def full(path: Path, tensors, copied) -> None:
         if path.name.startswith(kind):
             written[path.name] += 1
             if written[path.name] == 4:  # not in the first step
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, tensors)
+        write(path, tensors, copied)
 
     run = engine(tmp_path / "full", STREAMED, lambda event: None)
     with monkeypatch.context() as patch:

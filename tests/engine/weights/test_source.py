@@ -138,7 +138,7 @@ def test_a_third_mode_trains_what_it_was_given(tmp_path, second):
     fresh = run_tiny(
         tmp_path / "fresh", {"trainer_mode": {"use": "end_to_end"}, "rack.stacks": 4, "training.steps_per_stack": 1}
     )
-    assert third.losses[0] < fresh.losses[0] - 0.5
+    assert third.losses[0] < fresh.losses[0] - 0.4
     for name in ("embedding", *(f"stacks/{stack:03d}" for stack in range(4))):
         before, after = (load_file(ran.directory / f"{name}.safetensors") for ran in (second, third))
         assert not any(torch.equal(before[key], after[key]) for key in before if key != "norm.weight")
