@@ -197,10 +197,11 @@ class _Stream:
         return lambda *_, **__: True if name == "query" else None
 
 
-def _unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
-        kwargs.pop("pin_memory", None)
-        return make(*args, **kwargs)
+def _moved(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function that makes a tensor on the CPU first: torch copies it where no subclass is seen."""
+
+    def made(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        return make(*args, **kwargs) if device is None else make(*args, **kwargs).to(device)
 
     return made
 
@@ -256,5 +257,6 @@ def use() -> None:
     StandIn.kernels = torch.library.Library("_", "IMPL")
     StandIn.kernels.fallback(lambda func, *args, **kwargs: compute(func, args, kwargs), "CUDA")
     torch._C._cuda_getCurrentRawStream = lambda _: 0
+    torch.tensor = _moved(torch.tensor)
     for name, instead in _instead().items():
         setattr(torch.cuda, name, instead)

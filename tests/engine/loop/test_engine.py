@@ -497,6 +497,7 @@ def test_losses_are_those_of_a_hand_written_loop(tmp_path):
     fresh = run_tiny(
         tmp_path / "fresh",
         {
+            "run.device": "cpu",
             "rack.stacks": 1,
             "training.steps_per_stack": 1,
             "training.block_lr": 0.0,
