@@ -15,6 +15,10 @@ from torch import Tensor
 
 from stackwise_core.engine.process.transfer import page_locked
 
+MASKED_UP_TO = 256
+"""Tokens of a row up to which a CPU is faster with a mask, where more than one thread computes: a step over documents
+takes 0.97 to 0.99 of one over single documents through a mask, document by document 1.02 to 1.07. With 1024 tokens it
+is 1.02 and 0.78 (docs/log.md)."""
 SHORTEST = 128
 """Tokens that ``PackedDocuments.longest`` is at least: the tile of a GPU's attention kernels."""
 FLASH_CAPABILITY = (8, 0)
@@ -45,8 +49,9 @@ class AttentionContext(NamedTuple):
     cos: Tensor
     """[T, W]"""
     sin: Tensor
-    documents: PackedDocuments | None
-    """None where nothing is hidden but by causal order: each row is one document."""
+    documents: PackedDocuments | Tensor | None
+    """Documents, or bool [B, 1, T, T], who sees whom; None where nothing is hidden but by causal order: each row is one
+    document."""
 
 
 @frozen(eq=False)
@@ -97,6 +102,19 @@ class Documents:
         tensors = (self.bounds, self.order, self.back)
         bounds, order, back = (None if each is None else page_locked(each, device) for each in tensors)
         return Documents(self.tokens, bounds, order, back, self.longest)
+
+    def mask(self, *, causal: bool) -> Tensor:
+        """Return who sees whom, bool [B, 1, T, T], where rows have several documents."""
+        assert self.bounds is not None
+        lengths = self.bounds.diff()
+        documents = torch.repeat_interleave(
+            torch.arange(len(lengths)), lengths, output_size=int(self.bounds.numpy()[-1])
+        )
+        if self.back is not None:
+            documents = documents[self.back]
+        documents = documents.view(-1, self.tokens)
+        mask = documents[:, :, None] == documents[:, None]
+        return (mask.tril() if causal else mask)[:, None]
 
     def on(self, device: torch.device) -> PackedDocuments | None:
         """Return a copy on a device, made without waiting where the tensors here are page-locked.

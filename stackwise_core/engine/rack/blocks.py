@@ -59,8 +59,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.d_model, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, spec.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | None) -> Tensor:
-        """Attend over x [B, T, D], within documents; None where each row is one."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | Tensor | None) -> Tensor:
+        """Attend over x [B, T, D], within documents or as a mask bool [B, 1, T, T] says; None where each row is one."""
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, self.heads, self.head_dim)
         k = self.k_proj(x).view(batch, tokens, self.kv_heads, self.head_dim)
@@ -72,12 +72,13 @@ class Attention(nn.Module):
                 q, k, v = q.float(), k.float(), v.float()
             cos, sin = cos.to(q.dtype)[:, None], sin.to(q.dtype)[:, None]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            if documents is None:
+            if documents is None or isinstance(documents, Tensor):
                 y = F.scaled_dot_product_attention(
                     q.transpose(1, 2),  # [B, H, T, W]
                     k.transpose(1, 2),
                     v.transpose(1, 2),
-                    is_causal=self.causal,
+                    attn_mask=documents,
+                    is_causal=self.causal and documents is None,  # a mask holds the order, too
                     enable_gqa=self.kv_heads != self.heads,
                 ).transpose(1, 2)
             else:
@@ -108,6 +109,6 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(spec.d_model, eps=spec.norm_eps)
         self.mlp = SwiGLU(spec)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: PackedDocuments | Tensor | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, documents)
         return x + self.mlp(self.post_attention_layernorm(x))

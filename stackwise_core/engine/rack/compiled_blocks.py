@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from stackwise_core.engine.rack.attention_context import AttentionContext
+from stackwise_core.engine.rack.attention_context import AttentionContext, PackedDocuments
 
 MOST_GRAPHS = 64
 """Graphs that there may be of a block: with and without gradients, by kind of weights, by layout of documents. torch
@@ -25,7 +25,7 @@ stops at 8 by itself."""
 
 def through_compiled(block: nn.Module, hidden: Tensor, context: AttentionContext) -> Tensor:
     """Pass hidden states [B, T, D] through a block as a compiled function."""
-    if context.documents is not None:
+    if isinstance(context.documents, PackedDocuments):
         # The number of documents differs from batch to batch.
         torch._dynamo.mark_dynamic(context.documents.bounds, 0)
     with torch._dynamo.config.patch(cache_size_limit=MOST_GRAPHS):

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from stackwise_core.engine.rack.attention_context import AttentionContext, Documents
+from stackwise_core.engine.rack.attention_context import MASKED_UP_TO, AttentionContext, Documents
 from stackwise_core.engine.rack.blocks import Block, RMSNorm, rotary_tables
 from stackwise_core.engine.rack.head_pieces import FEW_ROWS_MULTIPLE, padded, possible
 from stackwise_core.engine.rack.new_weights import Normal, fill
@@ -109,7 +109,10 @@ class Ends(nn.Module):
         if isinstance(documents, Tensor):
             documents = Documents.of(documents)
         tokens = documents.tokens
-        return AttentionContext(self.cos[:tokens], self.sin[:tokens], documents.on(self.cos.device))
+        cos, sin, device = self.cos[:tokens], self.sin[:tokens], self.cos.device
+        if device.type == "cpu" and tokens <= MASKED_UP_TO and documents.bounds is not None:
+            return AttentionContext(cos, sin, documents.mask(causal=self.spec.attention == "causal"))
+        return AttentionContext(cos, sin, documents.on(device))
 
     def embed(self, inputs: Tensor, fraction: Tensor) -> Tensor:
         """Return hidden states [B, T, D] of input ids [B, T] at mask fractions float64 [B]."""

@@ -56,3 +56,16 @@ def test_the_longest_document_is_one_of_few_numbers():
     }
     assert found == {350: 512, 512: 512, 513: 1024, 699: 1024}
     assert Documents.of(np.array([[1, 2]])).longest == SHORTEST
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("segments", [[[1, 1, 2, 0, 0], [0, 0, 0, 0, 0]], [[0, 1, 1, 0, 2], [1, 0, 1, 1, 0]]])
+def test_a_mask_shows_who_sees_whom(segments, causal):
+    """What the packed documents do, row by row, up to the token itself where the order is causal."""
+    documents = Documents.of(np.array(segments))
+    rows, tokens = len(segments), documents.tokens
+    expected = seen_of(documents, rows).reshape(rows, tokens, rows, tokens)
+    expected = np.stack([expected[row, :, row] for row in range(rows)])
+    mask = documents.mask(causal=causal)
+    assert mask.shape == (rows, 1, tokens, tokens)
+    assert np.array_equal(mask[:, 0].numpy(), np.tril(expected) if causal else expected)
