@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--page", type=Path, nargs="?", const=PAGE, metavar="FILE")
     options = parser.parse_args()
+    for asked, known in ((options.shapes, SHAPES), (options.cases, CASES)):
+        if unknown := [name for name in (asked or "").split(",") if name and name not in known]:
+            parser.error(f"{', '.join(unknown)}: unknown; expected some of {', '.join(known)}")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = options.device

@@ -58,7 +58,7 @@ def test_blocks_double_and_what_is_given_back_is_taken_first():
 
 @pytest.mark.usefixtures("_blocks_of_four")
 def test_no_block_is_larger_than_what_may_be_needed():
-    """Of a store with a capacity, which never has more rows."""
+    """A store with a capacity gives rows back, and never has more of them."""
     pool = Pool(LAYOUT, CPU, 0)
     pool.take(2)
     assert pool.bytes == 2 * LAYOUT.bytes_per_entry

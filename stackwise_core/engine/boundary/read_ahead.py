@@ -25,7 +25,7 @@ class _Slot:
     entries: Tensor
     """On the device that computes."""
     host: Tensor | None
-    """In page-locked host memory, for a store that doesn't read to the device."""
+    """Page-locked host memory of the same size, for a store that doesn't read to the device."""
     sent: torch.cuda.Event | None = None
     """The last copy from ``host``."""
     used: torch.cuda.Event | None = None

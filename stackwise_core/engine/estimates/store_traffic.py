@@ -24,7 +24,7 @@ class Traffic:
 
     written: int
     read: int
-    """By its steps, and of the boundary below."""
+    """Bytes that its steps read, and those of the boundary below."""
 
 
 def store_traffic(phase: Phase, before: Sequence[Phase], tokens: int, setup: Setup) -> Traffic:

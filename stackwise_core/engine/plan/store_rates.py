@@ -26,9 +26,9 @@ class StoreRates:
     """Bytes a second."""
 
     written: float
-    """Put and made durable."""
+    """Bytes put a second, until they are durable."""
     read: float
-    """From memory, or from the disk's cache; a cold disk is slower."""
+    """Bytes read a second, from memory or from the disk's cache; a cold disk is slower."""
 
 
 @define(frozen=True)

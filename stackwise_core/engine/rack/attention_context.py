@@ -65,7 +65,7 @@ class Documents:
     tokens: int
     """T."""
     bounds: Tensor | None = None
-    """As in ``PackedDocuments``; None where each row is one document."""
+    """Beginnings of documents, as in ``PackedDocuments``; None where each row is one document."""
     order: Tensor | None = None
     back: Tensor | None = None
     longest: int = 0

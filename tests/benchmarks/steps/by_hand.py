@@ -57,7 +57,7 @@ class Widths:
     rope_theta: float
     mask_id: int
     dtype: torch.dtype
-    """Of matrix products; fp32: no autocast."""
+    """Number format of matrix products; fp32: no autocast."""
     lr: float
     weight_decay: float
     max_grad_norm: float

@@ -20,7 +20,7 @@ class Shape:
     d_ff: int
     stacks: int
     blocks: int
-    """Of a stack."""
+    """Blocks of a stack."""
     seq_len: int
     batch: int
     steps: int

@@ -386,7 +386,7 @@ def test_reading_ahead_gives_the_bits_of_reading(finished, tmp_path, store, dtyp
 
 @pytest.mark.parametrize("store", STORES)
 def test_masks_are_refused_and_losses_mended_ahead_as_well(finished, tmp_path, store):
-    """What isn't there for a batch that was announced is found out, and computed again, by the main thread."""
+    """The main thread finds out what isn't there for a batch that was announced, and computes it again."""
     boundary, drawer = boundary_over_two_chunks(finished, tmp_path, store, beside=True)
     draws, leak = drawer.draw([3, 20, 5], 0), drawer.draw([3, 20, 5], 1)
     whole = boundary.read(draws, 0)

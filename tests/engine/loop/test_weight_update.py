@@ -56,7 +56,7 @@ def test_a_bad_step_changes_nothing(fused):
 
 
 def test_other_groups_of_an_optimizer_stay():
-    """What isn't named neither moves nor counts a step, and all groups are there afterwards."""
+    """Groups that aren't named neither move nor count a step, and all are there afterwards."""
     weights, optimizer = made(fused=True)
     before = weights[1].detach().clone()
     update_weights(optimizer, optimizer.param_groups[:1], norm(weights[:1]), GOOD, TRAINING)

@@ -25,7 +25,7 @@ def with_room(tiny: TinyRun, extra: int, device: str = "cuda", **options):
 
 
 def test_a_window_has_its_room_before_the_cache(tiny):
-    """What weights and activations leave of the budget is room, a window's first; a CPU's memory is one."""
+    """The budget's rest after weights and activations is room, a window's first; a CPU's memory is one."""
     window = window_bytes(tiny.plan.phases, tiny.setup)
     assert window == len(tiny.setup.corpus.train) * 32 * 32 * 4
     for extra, room in ((window + 1000, 1000), (window - 1, 0), (-5, 0)):

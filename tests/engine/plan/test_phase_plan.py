@@ -23,7 +23,7 @@ def priced(tmp_path, changes, device="cuda"):
 
 @pytest.mark.parametrize("offload", ["memory", "disk"])
 def test_a_device_a_host_and_a_disk_hold_a_part_each(tmp_path, offload):
-    """What waits is in page-locked memory, or on the disk and in the buffers that it is read to."""
+    """Host memory holds what waits, page-locked; or the disk does, and buffers that it is read to."""
     planned, setup = priced(tmp_path, STREAMED | {"training.offload": offload, "rack.d_model": 48})
     assert planned.offload == offload
     assert planned.memory.boundaries == 0

@@ -61,7 +61,7 @@ def test_the_longest_document_is_one_of_few_numbers():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("segments", [[[1, 1, 2, 0, 0], [0, 0, 0, 0, 0]], [[0, 1, 1, 0, 2], [1, 0, 1, 1, 0]]])
 def test_a_mask_shows_who_sees_whom(segments, causal):
-    """What the packed documents do, row by row, up to the token itself where the order is causal."""
+    """The mask agrees with the packed documents, row by row, up to the token itself where the order is causal."""
     documents = Documents.of(np.array(segments))
     rows, tokens = len(segments), documents.tokens
     expected = seen_of(documents, rows).reshape(rows, tokens, rows, tokens)
